@@ -1,0 +1,703 @@
+"""TwistNet-18, its ablation variants and the baselines it is compared with.
+
+    from models import build_model, list_models
+    list_models()                                              # name, parameters, venue, source of weights
+    model = build_model('twistnet18', num_classes=47, pretrained=True)
+
+A TwistNet is a ResNet whose later stages carry a Spiral-Twisted Channel Interaction (STCI) branch. With
+h = relu(bn1(conv1(x))) inside a residual block,
+
+    out = relu(bn2(conv2(h)) + sigmoid(gate) * STCI(h) + shortcut(x))                                   (TwistBlock)
+
+    z   = relu(bn(conv1x1(h)))                 c_red channels a head
+    t   = scale * depthwise3x3(z)              starts as (z(p) + z(p + d_k)) / 2 in direction d_k of head k
+    z, t are L2-normalised over the channels of their head
+    p   = (z_i * t_j) for i <= j               c_red (c_red + 1) / 2 products a head
+    STCI(h) = bn(conv1x1(GroupNorm(AIS(concat over heads [z, p]))))                                     (STCI)
+
+    AIS(v) = v * sigmoid(W2 relu(W1 mean_HW(v)))                                                        (AIS)
+
+Source: Lian et al., "TwistNet-2D", arXiv 2602.07262. This is an independent implementation.
+"""
+
+import pickle
+import re
+import sys
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import create_classifier
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import nn
+
+DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1))  # (dy, dx) of 0, 45, 90 and 135 degrees; dy points down
+WEIGHTS_DIR = 'weights'
+
+
+class ModelError(ValueError):
+    """A model name, a keyword or a weights file that cannot be used; the message is one line for the user."""
+
+
+# ---------------------------------------------------------------------------------------------- modules
+
+
+class AIS(nn.Module):
+    """Adaptive Interaction Selection: one weight per channel and image, from the channels' means.
+
+    Args:
+        channels: D, the number of interaction channels. The hidden width is max(D // 4, 16).
+
+    Shape:
+        (B, D, H, W) -> (B, D, H, W)
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = max(channels // 4, 16)
+        self.fc = nn.Sequential(  # entries 2 and 4 carry the names of the published checkpoints
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(channels, hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, channels),
+            nn.Sigmoid(),
+        )
+
+    def weights(self, v: torch.Tensor) -> torch.Tensor:
+        """The selection weights in (0, 1): (B, D, H, W) -> (B, D)."""
+        return self.fc(v)
+
+    def forward(self, v: torch.Tensor) -> torch.Tensor:
+        return v * self.weights(v)[:, :, None, None]
+
+
+class Twist(nn.Module):
+    """Spiral twist: every head blends its channels with their neighbour in the head's direction.
+
+    The depthwise kernels start as 0.5 at the centre and 0.5 at the neighbour of DIRECTIONS[k] for head k.
+
+    Args:
+        num_heads: number of heads; head k takes DIRECTIONS[k].
+        c_red: channels a head.
+        directional: start from the directions; False starts from Kaiming-normal kernels instead.
+
+    Shape:
+        (B, num_heads * c_red, H, W) -> the same
+    """
+
+    def __init__(self, num_heads: int, c_red: int, directional: bool = True):
+        super().__init__()
+        self.num_heads, self.c_red, self.directional = num_heads, c_red, directional
+        width = num_heads * c_red
+        self.dwconv = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.scale = nn.Parameter(torch.ones(1, width, 1, 1))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.scale)
+        if not self.directional:
+            # Fan-out of one head's convolution: the heads share a tensor here for speed, not for statistics.
+            nn.init.normal_(self.dwconv.weight, std=(2 / (9 * self.c_red)) ** 0.5)
+            return
+        nn.init.zeros_(self.dwconv.weight)
+        with torch.no_grad():
+            for kernels, (dy, dx) in zip(self.dwconv.weight.split(self.c_red), DIRECTIONS):  # (c_red, 1, 3, 3)
+                kernels[:, 0, 1, 1] = 0.5
+                kernels[:, 0, 1 + dy, 1 + dx] = 0.5
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.dwconv(z)
+
+
+class STCI(nn.Module):
+    """Multi-head Spiral-Twisted Channel Interaction; the formulas stand at the top of this file.
+
+    The heads are computed together: one 1x1 convolution, one depthwise convolution and one set of products.
+
+    Args:
+        channels: C, width of the feature map h.
+        num_heads: number of directions, 1 to 4.
+        c_red: channels each head reduces h to.
+        use_ais: reweight the interactions per image.
+        use_spiral: displace t; without it t = z.
+        use_products: use the second-order channels; without them the branch keeps z alone.
+        directional: start the twist kernels from their directions (see Twist).
+
+    Shape:
+        (B, C, H, W) -> (B, C, H, W); inside, D = num_heads * (c_red + c_red (c_red + 1) / 2) channels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int = 4,
+        c_red: int = 8,
+        use_ais: bool = True,
+        use_spiral: bool = True,
+        use_products: bool = True,
+        directional: bool = True,
+    ):
+        super().__init__()
+        if not 1 <= num_heads <= len(DIRECTIONS):
+            raise ModelError(f'num_heads must be 1 to {len(DIRECTIONS)}, one direction a head; got {num_heads}')
+        self.num_heads, self.c_red, self.use_products = num_heads, c_red, use_products
+        width = num_heads * c_red
+        dim = num_heads * (c_red + (c_red * (c_red + 1) // 2 if use_products else 0))
+        groups = max(g for g in range(1, 33) if dim % g == 0)
+
+        self.reduce = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.twist = Twist(num_heads, c_red, directional) if use_spiral and use_products else nn.Identity()
+        self.ais = AIS(dim) if use_ais else nn.Identity()
+        self.norm = nn.GroupNorm(groups, dim)
+        self.proj = nn.Sequential(nn.Conv2d(dim, channels, 1, bias=False), nn.BatchNorm2d(channels))
+
+    def reset_parameters(self) -> None:
+        """The initialisation of the branch; must run after any global one, which would undo it."""
+        nn.init.normal_(self.reduce[0].weight, std=(2 / self.c_red) ** 0.5)  # fan-out of one head, as in Twist
+        nn.init.normal_(self.proj[0].weight, std=0.01)
+        if isinstance(self.twist, Twist):
+            self.twist.reset_parameters()
+
+    def interactions(self, h: torch.Tensor) -> torch.Tensor:
+        """First- and second-order channels of every head, before selection: (B, C, H, W) -> (B, D, H, W).
+
+        Head k owns channels k D / num_heads onward: z_1 .. z_c, then p_11, p_12, .., p_cc in row-major order.
+        """
+        z = F.relu(self.reduce(h))  # (B, heads * c_red, H, W)
+        heads = (self.num_heads, self.c_red)
+        t = F.normalize(self.twist(z).unflatten(1, heads), dim=2, eps=1e-6)  # (B, heads, c_red, H, W)
+        z = F.normalize(z.unflatten(1, heads), dim=2, eps=1e-6)
+        if not self.use_products:
+            return z.flatten(1, 2)
+        rows = [z[:, :, i : i + 1] * t[:, :, i:] for i in range(self.c_red)]  # z_i t_j for j = i .. c_red
+        return torch.cat([z, *rows], dim=2).flatten(1, 2)  # (B, D, H, W)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return self.proj(self.norm(self.ais(self.interactions(h))))
+
+
+class BasicBlock(nn.Module):
+    """The residual block of ResNet-18: relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)).
+
+    Shape:
+        (B, in_channels, H, W) -> (B, channels, H / stride, W / stride)
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(h)) + self.downsample(x))
+
+
+class TwistBlock(BasicBlock):
+    """A BasicBlock with a gated STCI branch on h, the tensor between its two convolutions.
+
+    Args:
+        in_channels, channels, stride: as in BasicBlock.
+        gate_init: initial value of the scalar gate before its sigmoid; -2 lets 0.119 of the branch through.
+        stci: keyword arguments of STCI.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, gate_init: float = -2.0, **stci):
+        super().__init__(in_channels, channels, stride)
+        self.stci = STCI(channels, **stci)
+        self.gate = nn.Parameter(torch.tensor(float(gate_init)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(h)) + torch.sigmoid(self.gate) * self.stci(h) + self.downsample(x))
+
+
+class TwistNet(nn.Module):
+    """A ResNet of BasicBlocks whose stages in `twist_stages` are made of TwistBlocks.
+
+    It keeps timm's model contract (forward_features, forward_head, reset_classifier, forward_intermediates, ..)
+    and accepts the state dicts of the authors' code in load_state_dict.
+
+    Args:
+        layers: blocks in stages 1 to 4.
+        num_classes: outputs of the classifier; 0 leaves it out.
+        base_width: width of stage 1; stage s has base_width * 2 ** (s - 1).
+        twist_stages: the stages with STCI, any of 1 to 4.
+        num_heads, c_red, use_ais, use_spiral, use_products, directional: see STCI.
+        gate_init: see TwistBlock.
+        in_chans: input channels.
+        global_pool: timm's name of the pooling before the classifier.
+        drop_rate: dropout before the classifier.
+
+    Shape:
+        (B, in_chans, H, W) -> (B, num_classes); H and W of at least 32 and any multiple of 1.
+    """
+
+    def __init__(
+        self,
+        layers: tuple[int, ...] = (2, 2, 2, 2),
+        num_classes: int = 47,
+        base_width: int = 64,
+        twist_stages: tuple[int, ...] = (3, 4),
+        num_heads: int = 4,
+        c_red: int = 8,
+        use_ais: bool = True,
+        use_spiral: bool = True,
+        gate_init: float = -2.0,
+        use_products: bool = True,
+        directional: bool = True,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        drop_rate: float = 0.0,
+    ):
+        super().__init__()
+        self.num_classes, self.drop_rate, self.grad_checkpointing = num_classes, drop_rate, False
+        stci = dict(
+            num_heads=num_heads,
+            c_red=c_red,
+            use_ais=use_ais,
+            use_spiral=use_spiral,
+            use_products=use_products,
+            directional=directional,
+        )
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_chans, base_width, 7, stride=2, padding=3, bias=False),
+            nn.BatchNorm2d(base_width),
+            nn.ReLU(inplace=True),
+        )
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.feature_info = [dict(num_chs=base_width, reduction=2, module='stem')]
+        in_channels = base_width
+        for stage, depth in enumerate(layers, start=1):
+            channels, blocks = base_width * 2 ** (stage - 1), []
+            for index in range(depth):
+                stride = 2 if stage > 1 and index == 0 else 1
+                if stage in twist_stages:
+                    blocks.append(TwistBlock(in_channels, channels, stride, gate_init, **stci))
+                else:
+                    blocks.append(BasicBlock(in_channels, channels, stride))
+                in_channels = channels
+            self.add_module(f'layer{stage}', nn.Sequential(*blocks))
+            self.feature_info.append(dict(num_chs=channels, reduction=2 ** (stage + 1), module=f'layer{stage}'))
+        self.num_features = self.head_hidden_size = in_channels
+        self.global_pool, self.fc = create_classifier(in_channels, num_classes, pool_type=global_pool)
+        self.init_weights()
+        self.register_load_state_dict_pre_hook(_accept_published_names)
+
+    def init_weights(self) -> None:
+        """Kaiming-normal (fan-out) convolutions, unit norms; then, last, what STCI asks for itself."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+        for module in self.modules():  # a second pass: the first one would destroy these
+            if isinstance(module, STCI):
+                module.reset_parameters()
+
+    @property
+    def stages(self) -> list[nn.Sequential]:
+        return [getattr(self, info['module']) for info in self.feature_info[1:]]
+
+    def gates(self) -> dict[str, float]:
+        """sigmoid(gate) of every TwistBlock by name, e.g. {'layer3.0': 0.119, ..}; it waits for the device."""
+        return {
+            name: torch.sigmoid(block.gate).item()
+            for name, block in self.named_modules()
+            if isinstance(block, TwistBlock)
+        }
+
+    def _run_stage(self, stage: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in_chans, H, W) -> (B, num_features, H / 32, W / 32)."""
+        x = self.maxpool(self.stem(x))
+        for stage in self.stages:
+            x = self._run_stage(stage, x)
+        return x
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """(B, num_features, h, w) -> (B, num_classes), or (B, num_features) with pre_logits."""
+        x = F.dropout(self.global_pool(x), self.drop_rate, self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ):
+        """Feature maps of the stem (index 0) and of stages 1 to 4, as timm defines it.
+
+        Args:
+            x: (B, in_chans, H, W).
+            indices: which maps to return: the last n, a list of indices, or None for all.
+            norm: accepted for timm's signature; there is no final norm to apply.
+            stop_early: stop after the last map asked for.
+            output_fmt: 'NCHW' only.
+            intermediates_only: return the list of maps without the final features.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
+        wanted, last = feature_take_indices(len(self.feature_info), indices)
+        maps = []
+        x = self.stem(x)
+        if 0 in wanted:
+            maps.append(x)
+        x = self.maxpool(x)
+        for index, stage in enumerate(self.stages, start=1):
+            if stop_early and index > last:
+                break
+            x = self._run_stage(stage, x)
+            if index in wanted:
+                maps.append(x)
+        return maps if intermediates_only else (x, maps)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Turn the stages after the last index into identities and, with prune_head, drop the classifier."""
+        wanted, last = feature_take_indices(len(self.feature_info), indices)
+        for info in self.feature_info[last + 1 :]:
+            setattr(self, info['module'], nn.Sequential())
+        if prune_head:
+            self.reset_classifier(0, '')
+        return wanted
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier of num_classes outputs (0: none); global_pool changes the pooling as well."""
+        self.num_classes = num_classes
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Rebuild activations in the backward pass instead of storing them."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """timm's grouping of parameters by depth: the stem, then stages (coarse) or blocks."""
+        return dict(stem=r'^stem', blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)')
+
+
+# ---------------------------------------------------------------------------------------------- registry
+
+# One line a baseline: `timm` is the model that is built, `weights` the tag that pretrained=True loads from the hub.
+# `resolution` marks models whose parameters depend on the image size.
+MODELS: dict[str, dict] = {
+    'resnet18': dict(label='ResNet-18', timm='resnet18', weights='resnet18.a1_in1k', venue='CVPR 2016'),
+    # timm has no weights for its seresnet18; those of the older definition fit all but stage 1's SE layers.
+    'seresnet18': dict(label='SE-ResNet-18', timm='seresnet18', weights='legacy_seresnet18.in1k', venue='CVPR 2018'),
+    'convnextv2_nano': dict(
+        label='ConvNeXtV2-Nano', timm='convnextv2_nano', weights='convnextv2_nano.fcmae_ft_in1k', venue='CVPR 2023'
+    ),
+    'fastvit_sa12': dict(
+        label='FastViT-SA12', timm='fastvit_sa12', weights='fastvit_sa12.apple_in1k', venue='ICCV 2023'
+    ),
+    'efficientformerv2_s2': dict(
+        label='EfficientFormerV2-S2',
+        timm='efficientformerv2_s2',
+        weights='efficientformerv2_s2.snap_dist_in1k',
+        venue='ICCV 2023',
+        resolution=True,
+    ),
+    'repvit_m1_5': dict(
+        label='RepViT-M1.5', timm='repvit_m1_5', weights='repvit_m1_5.dist_300e_in1k', venue='CVPR 2024'
+    ),
+    'convnext_tiny': dict(
+        label='ConvNeXt-Tiny', timm='convnext_tiny', weights='convnext_tiny.fb_in1k', venue='CVPR 2022'
+    ),
+    'swin_tiny': dict(
+        label='Swin-Tiny',
+        timm='swin_tiny_patch4_window7_224',
+        weights='swin_tiny_patch4_window7_224.ms_in1k',
+        venue='ICCV 2021',
+        resolution=True,
+    ),
+    'twistnet18': dict(label='TwistNet-18', twist={}),
+    'twistnet18_no_spiral': dict(label='w/o Spiral Twist', twist=dict(use_spiral=False)),
+    'twistnet18_no_ais': dict(label='w/o AIS', twist=dict(use_ais=False)),
+    'twistnet18_first_order': dict(label='First-order only', twist=dict(twist_stages=())),
+    'twistnet18_no_products': dict(label='w/o Products', twist=dict(use_products=False)),
+    'twistnet18_random_twist': dict(label='Random Twist', twist=dict(directional=False)),
+    'twistnet18_heads1': dict(label='1 Head', twist=dict(num_heads=1)),
+    'twistnet18_heads2': dict(label='2 Heads', twist=dict(num_heads=2)),
+    'twistnet18_stage3': dict(label='Stage 3 only', twist=dict(twist_stages=(3,))),
+    'twistnet18_stage4': dict(label='Stage 4 only', twist=dict(twist_stages=(4,))),
+    'twistnet18_gate_m3': dict(label='Gate -3', twist=dict(gate_init=-3.0)),
+    'twistnet18_gate_m1': dict(label='Gate -1', twist=dict(gate_init=-1.0)),
+    'twistnet18_gate_0': dict(label='Gate 0', twist=dict(gate_init=0.0)),
+    'twistnet18_gate_1': dict(label='Gate 1', twist=dict(gate_init=1.0)),
+}
+
+
+def build_model(
+    name: str, num_classes: int = 47, pretrained: bool | str | Path = False, img_size: int | None = None, **kwargs
+) -> nn.Module:
+    """Build a model of the registry, in training mode.
+
+    Args:
+        name: a key of MODELS.
+        num_classes: outputs of the classifier.
+        pretrained: True for ImageNet weights: timm's for a baseline; for a TwistNet weights/twistnet18_imagenet.pt
+            (in the working directory, then beside this file) or else timm's ResNet-18 for the stem and stages 1
+            and 2. A path loads that file. What was loaded is printed on stderr and kept in `model.pretrained`.
+        img_size: side of the square input in pixels, for baselines whose parameters depend on it (default 224).
+        **kwargs: passed to the constructor: TwistNet's, or timm's of the baseline.
+
+    Raises:
+        ModelError: unknown name or keyword; weights that are missing, unsafe, foreign or cannot be fetched.
+    """
+    if name not in MODELS:
+        raise ModelError(f"unknown model '{name}'; the models are: {', '.join(MODELS)}")
+    entry = MODELS[name]
+    try:
+        if 'twist' in entry:
+            model = TwistNet(num_classes=num_classes, **{**entry['twist'], **kwargs})
+        else:
+            if entry.get('resolution'):
+                kwargs['img_size'] = img_size or 224
+            model = timm.create_model(entry['timm'], num_classes=num_classes, **kwargs)
+    except TypeError as error:  # the constructors' own word for an unknown keyword
+        raise ModelError(f'{name}: {error}') from error
+    model.pretrained = _load_pretrained(model, name, pretrained)
+    return model
+
+
+def count_params(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def list_models(num_classes: int = 47) -> None:
+    """Print every model of the registry with its parameters, venue and the source of its ImageNet weights."""
+    print(f'{"model":26}{"name":22}{"params":>9}  {"venue":11}pretrained')
+    for name, entry in MODELS.items():
+        params = count_params(build_model(name, num_classes)) / 1e6
+        source = 'weights/twistnet18_imagenet.pt' if 'twist' in entry else f'timm: {entry["weights"]}'
+        print(f'{name:26}{entry["label"]:22}{params:8.2f}M  {entry.get("venue", "-"):11}{source}')
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        name: dict(
+            num_classes=1000,
+            input_size=(3, 224, 224),
+            pool_size=(7, 7),
+            crop_pct=0.875,
+            interpolation='bicubic',
+            mean=IMAGENET_DEFAULT_MEAN,
+            std=IMAGENET_DEFAULT_STD,
+            first_conv='stem.0',
+            classifier='fc',
+            license='mit',
+        )
+        for name, entry in MODELS.items()
+        if 'twist' in entry
+    }
+)
+
+
+def _register_with_timm(name: str) -> None:
+    def entrypoint(pretrained: bool = False, **kwargs) -> TwistNet:
+        kwargs = {**MODELS[name]['twist'], **kwargs}
+
+        def make(**arguments) -> TwistNet:  # weights are ours to find, before timm wraps the model for features_only
+            model = TwistNet(**arguments)
+            model.pretrained = _load_pretrained(model, name, pretrained)
+            return model
+
+        return build_model_with_cfg(make, name, pretrained=False, **kwargs)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__doc__ = f'{MODELS[name]["label"]} for timm.create_model.'
+    register_model(entrypoint)
+
+
+for _name, _entry in MODELS.items():
+    if 'twist' in _entry:
+        _register_with_timm(_name)
+
+
+# ---------------------------------------------------------------------------------------------- weights
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint onto the CPU without running any code that it may carry.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModelError: the file is damaged, or holds pickled code and is refused.
+    """
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise
+    except pickle.UnpicklingError as error:
+        if 'Unsupported' in str(error):
+            raise UnsafeCheckpoint(
+                f'{path}: refused, the file holds pickled code, not only tensors; get the weights as a state dict'
+            ) from error
+        raise ModelError(f'{path}: damaged or not a PyTorch checkpoint') from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f'{path}: damaged or not a PyTorch checkpoint') from error
+
+
+class UnsafeCheckpoint(ModelError):
+    """A checkpoint that would run code when loaded."""
+
+
+def _accept_published_names(module: nn.Module, state: dict, prefix: str, *_) -> None:
+    """load_state_dict hook: wrapper prefixes off, and the authors' per-head tensors joined into ours, in place."""
+    for key in [k for k in state if k.startswith(prefix)]:
+        state[prefix + strip_wrappers(key[len(prefix) :])] = state.pop(key)
+    heads: dict[str, dict[int, torch.Tensor]] = {}
+    for key in [k for k in state if k.startswith(prefix) and '.mhstci.' in k]:
+        value, key = state.pop(key), key.replace('.mhstci.', '.stci.')
+        match = re.fullmatch(r'(.*\.stci\.)heads\.(\d+)\.(.*)', key)
+        if not match:
+            state[key] = value
+        elif match[3] not in ('idx_i', 'idx_j'):  # the order of the products, which is fixed
+            heads.setdefault(match[1] + match[3], {})[int(match[2])] = value
+    for key, parts in heads.items():
+        tensors = [parts[k] for k in sorted(parts)]
+        dim = 1 if key.endswith('twist.scale') else 0
+        state[key] = tensors[0] if key.endswith('num_batches_tracked') else torch.cat(tensors, dim)
+
+
+def strip_wrappers(key: str) -> str:
+    """A parameter name without the prefixes that DistributedDataParallel and torch.compile put in front."""
+    return re.sub(r'^(module\.|_orig_mod\.)+', '', key)
+
+
+def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | None:
+    """Where `pretrained` takes the weights of a model from: a file, the tag of a timm model, or None for nowhere.
+
+    For a TwistNet and True: weights/<name>_imagenet.pt, then the full model's, each in the working directory and then
+    beside this file; failing those timm's ResNet-18.
+    """
+    if not pretrained:
+        return None
+    if pretrained is not True:
+        return Path(pretrained)
+    if 'twist' not in MODELS[name]:
+        return MODELS[name]['weights']
+    for stem in dict.fromkeys((name, 'twistnet18')):
+        for folder in (Path(WEIGHTS_DIR), Path(__file__).parent / WEIGHTS_DIR):
+            if (path := folder / f'{stem}_imagenet.pt').is_file():
+                return path
+    return MODELS['resnet18']['weights']
+
+
+def _load_pretrained(model: nn.Module, name: str, pretrained: bool | str | Path) -> str | None:
+    """Load what `pretrained` asks for; returns one sentence that says what was loaded, None for nothing."""
+    source = weights_source(name, pretrained)
+    if source is None:
+        return None
+    if isinstance(source, Path):
+        report = _load_file(model, name, source)
+    else:
+        what, state, partial = f'timm {source}', _fetch_from_timm(source), False
+        if name == 'seresnet18':
+            state, partial = {_modern_seresnet_name(k): v for k, v in state.items()}, True
+        elif 'twist' in MODELS[name]:
+            state, partial = {_trunk_name(k): v for k, v in state.items()}, True
+            state = {k: v for k, v in state.items() if k.startswith(('stem.', 'layer1.', 'layer2.'))}
+            what += ' (stem, layer1, layer2)'
+        report = _load_tensors(model, state, what, name, partial)
+    print(f'{name}: {report}', file=sys.stderr)
+    return report
+
+
+def _fetch_from_timm(tag: str) -> dict[str, torch.Tensor]:
+    try:
+        return timm.create_model(tag, pretrained=True).state_dict()
+    except Exception as error:  # hub, network, disk and cache each have their own families
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f'cannot fetch {tag} from the hub ({reason}); connect to the internet once, '
+            'or fetch the file elsewhere and pass --pretrained PATH'
+        ) from error
+
+
+def _modern_seresnet_name(key: str) -> str:
+    """Names of timm's legacy_seresnet18 -> seresnet18."""
+    return key.removeprefix('layer0.').replace('.se_module.', '.se.').replace('last_linear.', 'fc.')
+
+
+def _trunk_name(key: str) -> str:
+    """Names of timm's resnet18 -> TwistNet."""
+    return re.sub(r'^bn1\.', 'stem.1.', re.sub(r'^conv1\.', 'stem.0.', key))
+
+
+def _load_file(model: nn.Module, name: str, path: Path) -> str:
+    try:
+        checkpoint = read_checkpoint(path)
+    except FileNotFoundError as error:
+        raise ModelError(f'{path}: no such weights file') from error
+    source = checkpoint.get('model') if isinstance(checkpoint, dict) else None
+    state = checkpoint
+    for key in ('state_dict', 'model'):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not any(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ModelError(f'{path}: holds no state dict')
+    state = {strip_wrappers(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    if isinstance(model, TwistNet):
+        _accept_published_names(model, state, '')
+    what = f'{path} ({source})' if isinstance(source, str) else str(path)
+    # The full model's weights given to an ablation variant: what the variant lacks or resizes is left out, and said.
+    return _load_tensors(model, state, what, name, partial='twist' in MODELS[name] and name != 'twistnet18')
+
+
+def _load_tensors(model: nn.Module, state: dict[str, torch.Tensor], what: str, name: str, partial: bool) -> str:
+    """Copy the tensors of `state` whose name and shape fit; the classifier may differ, others only if `partial`.
+
+    Returns one sentence with tensors and share of parameters loaded, and the parts that were left as they were.
+    """
+    own = model.state_dict()
+    classifier = tuple(f'{n}.' for n, m in model.named_modules() if _is_classifier(model, m))
+    fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    odd = [k for k in state if k in own and k not in fits and not k.startswith(classifier)]
+    if odd and not partial:
+        raise ModelError(f'{what}: {odd[0]} is {tuple(state[odd[0]].shape)}, {name} has {tuple(own[odd[0]].shape)}')
+    if not any(not k.startswith(classifier) for k in fits):
+        raise ModelError(f'{what}: none of its {len(state)} tensors fits {name}')
+    model.load_state_dict(fits, strict=False)
+    params = {k for k, _ in model.named_parameters()}
+    share = sum(own[k].numel() for k in params & fits.keys()) / sum(own[k].numel() for k in params)
+    report = f'loaded {len(fits)} of {len(own)} tensors ({share:.0%} of the parameters) from {what}'
+    fresh = _parts(own.keys() - fits.keys())
+    unused = _parts(k for k in state if k not in own)
+    return report + (f'; left as initialised: {fresh}' if fresh else '') + (f'; not used: {unused}' if unused else '')
+
+
+def _is_classifier(model: nn.Module, module: nn.Module) -> bool:
+    heads = model.get_classifier()
+    return any(module is head for head in (heads if isinstance(heads, tuple) else (heads,)))
+
+
+def _parts(keys) -> str:
+    """Tensor names shortened to the layers they belong to: 'layer3.0.stci, fc'."""
+    return ', '.join(sorted({re.match(r'(layer\d+\.\d+\.\w+|[^.]+)', k)[0] for k in keys}))
+
+
+if __name__ == '__main__':
+    list_models()

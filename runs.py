@@ -1,0 +1,149 @@
+"""Run folders: their name, their files and how these are written. No torch: the scripts that only read runs are quick.
+
+RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
+    config.json    options, environment and fingerprint
+    log.jsonl      an object an epoch
+    last.pt        where an interrupted run goes on; deleted when the run is complete
+    best.pt        the weights with the best validation accuracy
+    results.json   written last: its presence means that the run is complete
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+
+RUN_FILES = ('config.json', 'log.jsonl', 'last.pt', 'best.pt', 'results.json')
+
+
+class RunError(RuntimeError):
+    """A run cannot go on or cannot be read; the message is one line that says why and what is left."""
+
+
+def run_name(dataset: str, fold: int, model: str, seed: int) -> str:
+    return f'{dataset}_fold{fold}_{model}_seed{seed}'
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write to a temporary name, flush to disk and move into place: `path` is whole at any moment.
+
+    Raises:
+        RunError: the file cannot be written (a full disk, say); what stood there before is untouched.
+    """
+    temporary = path.with_name(path.name + '.tmp')
+    try:
+        with open(temporary, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(
+            f'{path}: cannot be written ({error.strerror}); what was saved before is intact and the same command '
+            'goes on from there'
+        ) from error
+
+
+def write_json(path: Path, value: dict) -> None:
+    write_atomic(path, (json.dumps(value, indent=2) + '\n').encode())
+
+
+def write_log(path: Path, lines: list[dict]) -> None:
+    write_atomic(path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
+
+
+def read_json(path: Path) -> dict | None:
+    """The object in a JSON file; None where there is no file.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise RunError(f'{path}: damaged ({error}); train.py --force makes this run again') from error
+
+
+def read_log(path: Path) -> list[dict]:
+    """The objects of log.jsonl, an epoch each.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except FileNotFoundError as error:
+        raise RunError(f'{path}: no such log') from error
+    except ValueError as error:
+        raise RunError(f'{path}: damaged ({error})') from error
+
+
+def find_runs(run_dir: Path) -> list[Path]:
+    """The run folders in run_dir, complete or not, by name.
+
+    Raises:
+        RunError: there is no such folder, or no run in it.
+    """
+    folders = sorted(path.parent for path in run_dir.glob('*/config.json'))
+    if not folders:
+        raise RunError(f'{run_dir}: holds no run; train.py --run_dir {run_dir} makes one')
+    return folders
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with '-dirty' where files differ from it; None outside a git checkout."""
+    command = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return result.stdout.strip() or None
+
+
+def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]:
+    """Make a run folder, or check that the one there is of this configuration.
+
+    Args:
+        folder: the run folder.
+        config: what config.json holds; 'fingerprint' decides whether two runs are the same, 'defines' says why not.
+        force: discard what is there.
+
+    Returns:
+        the results if the run is complete, and a note on what changed since it was begun ('' for nothing).
+
+    Raises:
+        RunError: the folder holds a run of another configuration, or cannot be made.
+    """
+    if force:
+        for name in RUN_FILES:
+            (folder / name).unlink(missing_ok=True)
+    old = read_json(folder / 'config.json')
+    if old is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f'{folder}: cannot be made ({error.strerror})') from error
+        write_json(folder / 'config.json', config)
+        return None, ''
+    if old['fingerprint'] != config['fingerprint']:
+        raise RunError(
+            f'{folder} holds a run of another configuration ({_changes(old["defines"], config["defines"])}); '
+            'take another --run_dir, or --force to discard it'
+        )
+    results = read_json(folder / 'results.json')
+    if results is not None or old['environment'] == config['environment']:
+        return results, ''
+    return None, f'begun in another environment ({_changes(old["environment"], config["environment"])})'
+
+
+def _changes(old: dict, new: dict) -> str:
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return ', '.join(f'{key} {old.get(key)} -> {new.get(key)}' for key in keys)

@@ -1,0 +1,673 @@
+"""Train one model on one fold of one data set.
+
+    python train.py                                            # the demo: twistnet18 on procedural textures
+    python train.py --data_dir data/dtd --dataset dtd --model twistnet18 --fold 1 --seed 42 --pretrained
+    torchrun --nproc_per_node=4 train.py --data_dir data/dtd --dataset dtd
+
+The run goes into its folder under --run_dir (see runs.py). An interrupted run goes on with the same command and ends
+in the same bits; a complete one is left alone.
+"""
+
+import argparse
+import io
+import json
+import math
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import timm
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import models
+import runs
+from datasets import DATASETS, SUBSETS, DataError, ImageList, Splits, load_splits
+from models import ModelError, TwistNet
+from runs import RunError
+from transforms import eval_settings, eval_transform, mix, normalize, seed_of, train_transform
+
+DEFAULT = dict(
+    img_size=224,
+    epochs=100,
+    batch_size=32,
+    lr=0.01,
+    min_lr=1e-6,
+    warmup_epochs=5,
+    momentum=0.9,
+    weight_decay=1e-4,
+    label_smoothing=0.1,
+    clip_grad=1.0,
+    mixup=0.8,
+    cutmix=1.0,
+    randaug_n=2,
+    randaug_m=9,
+    crop_scale=[0.08, 1.0],
+    hflip=0.5,
+)
+RECIPES = {
+    'default': DEFAULT,
+    # The paper's later protocol, from scratch (arXiv 2602.07262).
+    'scratch': DEFAULT | dict(lr=0.05, min_lr=1e-5, epochs=200, batch_size=64, warmup_epochs=10, crop_scale=[0.2, 1.0]),
+    # A minute on a laptop. No flip: it would turn the synthetic classes at 45 degrees into those at 135.
+    'demo': DEFAULT
+    | dict(
+        img_size=64, epochs=12, lr=0.05, warmup_epochs=1, mixup=0, cutmix=0, randaug_n=0, crop_scale=[0.5, 1], hflip=0
+    ),
+}
+# Options that say where and how a run is computed, not what it computes: not part of the fingerprint.
+SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe')
+CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
+AMP_DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': torch.float32}
+
+
+# ---------------------------------------------------------------------------------------------- system
+
+
+def setup(device: str, seed: int) -> tuple[torch.device, int, int]:
+    """Join the process group that torchrun announces, if any, and ask for deterministic kernels.
+
+    Returns:
+        the device of this process, its rank and the number of processes.
+    """
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS is deterministic only with this
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+    torch.backends.cudnn.benchmark = False
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise RunError(f'--device {device}: torch finds no CUDA device here')
+    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    if world > 1:
+        if device == 'cuda':
+            device = f'cuda:{os.environ["LOCAL_RANK"]}'
+            torch.cuda.set_device(device)
+        dist.init_process_group('nccl' if device.startswith('cuda') else 'gloo')
+    torch.manual_seed(seed)
+    return torch.device(device), rank, world
+
+
+def resolve_amp(amp: str, device: torch.device) -> str:
+    """'auto' is bf16 where the processor computes it natively, else fp16 on CUDA and off on a CPU."""
+    if amp != 'auto':
+        return amp
+    if device.type == 'cuda':
+        return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
+    features = torch.cpu.get_capabilities()
+    return 'bf16' if any(features.get(name) for name in ('avx512_bf16', 'amx_bf16', 'bf16')) else 'off'
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    return torch.autocast(device.type, dtype=AMP_DTYPES[amp], enabled=amp != 'off')
+
+
+def is_main() -> bool:
+    """True in the process that writes files and talks."""
+    return int(os.environ.get('RANK', 0)) == 0
+
+
+def say(message: str) -> None:
+    """Progress: a line on stderr, from the main process, above the progress bar."""
+    if is_main():
+        tqdm.write(message, file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------- configuration
+
+
+def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device, world: int) -> dict:
+    """What config.json holds: options as resolved, environment, and the fingerprint of what defines the result.
+
+    The fingerprint covers every option that can change a bit of the result, the split and the initial weights; on one
+    machine with one thread count it decides the run.
+    """
+    options = {k: v for k, v in vars(args).items() if k != 'force'}
+    lists = [
+        f'{subset} {splits.classes[label]}/{os.path.basename(path)}'
+        for subset in SUBSETS
+        for path, label in getattr(splits, subset)
+    ]
+    weights = models.weights_source(args.model, args.pretrained)
+    if isinstance(weights, Path):
+        try:
+            weights = runs.digest(weights.read_bytes())
+        except OSError as error:
+            raise ModelError(f'{weights}: cannot read the weights ({error.strerror})') from error
+    defines = {k: v for k, v in options.items() if k not in SYSTEM_OPTIONS}
+    defines |= dict(processes=world, split=runs.digest('\n'.join(lists).encode()), pretrained=weights)
+    environment = dict(
+        python=platform.python_version(),
+        torch=torch.__version__,
+        torchvision=torchvision.__version__,
+        timm=timm.__version__,
+        device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
+        threads=torch.get_num_threads(),
+        commit=runs.git_commit(),
+    )
+    fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
+    return dict(options=options, defines=defines, environment=environment, fingerprint=fingerprint)
+
+
+def check_args(args: argparse.Namespace, n_train: int, world: int) -> None:
+    """Refuse values that no run can have.
+
+    Raises:
+        RunError: with the option and its bounds.
+    """
+    checks = [
+        (args.epochs > args.warmup_epochs >= 0, f'--epochs must be greater than --warmup_epochs {args.warmup_epochs}'),
+        (args.batch_size <= n_train, f'--batch_size must not exceed the {n_train} training images'),
+        (
+            args.batch_size >= 2 * world,
+            f'--batch_size must be at least {2 * world}: BatchNorm needs two images a process',
+        ),
+        (args.batch_size % world == 0, f'--batch_size must be a multiple of the {world} processes'),
+        (args.img_size >= 32, '--img_size must be at least 32'),
+        (args.seed >= 0, '--seed must not be negative'),
+    ]
+    for valid, message in checks:
+        if not valid:
+            raise RunError(f'{message}; it is {getattr(args, message[2:].split()[0])}')
+
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+class TrainBatches:
+    """Batch sampler: the keys (seed, epoch, i) of each batch of an epoch, in an order drawn from (seed, epoch).
+
+    Of every global batch each process takes its share; images that fill no whole batch sit the epoch out.
+    Set `epoch` before iterating.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+        self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length // self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            batch = order[start : start + self.batch_size][self.rank :: self.world]
+            yield [(self.seed, self.epoch, i) for i in batch]
+
+
+class EvalBatches:
+    """Batch sampler: all indices in order, cut into batches that do not depend on the number of processes.
+
+    Process `rank` takes every world-th batch; `slots` are their numbers.
+    """
+
+    def __init__(self, length: int, rank: int = 0, world: int = 1, batch_size: int = 64):
+        self.length, self.batch_size = length, batch_size
+        self.slots = range(rank, math.ceil(length / batch_size), world)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for slot in self.slots:
+            yield list(range(slot * self.batch_size, min((slot + 1) * self.batch_size, self.length)))
+
+
+def make_loader(data: ImageList, batches, num_workers: int, device: torch.device) -> DataLoader:
+    return DataLoader(
+        data,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=device.type == 'cuda',
+        worker_init_fn=_leave_signals_to_parent,
+        # The order of the batches is ours; without a generator the loader would draw from the model's stream.
+        generator=torch.Generator(),
+    )
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+# ---------------------------------------------------------------------------------------------- loop
+
+
+def lr_at(step: int, lr: float, min_lr: float, warmup_steps: int, total_steps: int) -> float:
+    """Learning rate of a step (from 0): linear warm-up to lr, then a cosine that reaches min_lr at the last step."""
+    if step < warmup_steps:
+        return lr * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train_epoch(
+    model: nn.Module,
+    loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+    first_step: int,
+    schedule: Callable[[int], float],
+    batch_loss: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+    clip_grad: float,
+    bar: tqdm,
+) -> float:
+    """One pass over the loader.
+
+    Args:
+        model: the plain module.
+        first_step: number of steps before this epoch.
+        schedule: learning rate by step.
+        batch_loss: loss of (normalised images, labels, step).
+        clip_grad: largest norm of all gradients together; 0 turns clipping off.
+        bar: advanced by one a step.
+
+    Returns:
+        the mean training loss over all processes.
+
+    Raises:
+        RunError: the loss is not finite.
+    """
+    model.train()
+    total, steps = torch.zeros((), dtype=torch.float64, device=device), len(loader)
+    for done, (images, labels) in enumerate(loader, start=1):
+        step = first_step + done - 1
+        for group in optimizer.param_groups:
+            group['lr'] = schedule(step)
+        images, labels = normalize(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
+        loss = batch_loss(images, labels, step)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        if clip_grad > 0:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+        scaler.step(optimizer)
+        scaler.update()
+        total += loss.detach()
+        if done % CHECK_EVERY == 0 or done == steps:
+            mean = total.item() / done
+            if not math.isfinite(mean):
+                raise RunError(
+                    f'the training loss became {mean} within {done} steps of this epoch; the checkpoints of the epochs '
+                    'before are kept; try a lower --lr or --amp off'
+                )
+            bar.set_postfix_str(f'loss {mean:.3f}', refresh=False)
+        bar.update()
+    return reduce_sum(total).item() / steps / world_size()
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: DataLoader, device: torch.device, amp: str, bar: tqdm) -> tuple[float, float]:
+    """Cross-entropy and top-1 accuracy, each image counted once however many processes there are.
+
+    Args:
+        model: the plain module, with the same weights and buffers in every process.
+        loader: over an ImageList by EvalBatches.
+
+    Returns:
+        mean loss in nats, and accuracy in percent, the same in every process.
+    """
+    model.eval()
+    batches = loader.batch_sampler
+    # A slot a batch, filled by one process each: summed in the same order whatever the number of processes.
+    sums = torch.zeros(2, math.ceil(batches.length / batches.batch_size), dtype=torch.float64, device=device)
+    for slot, (images, labels) in zip(batches.slots, loader):
+        images, labels = normalize(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
+        with autocast(device, amp):
+            logits = model(images)
+        sums[0, slot] = F.cross_entropy(logits.float(), labels, reduction='sum')
+        sums[1, slot] = (logits.argmax(1) == labels).sum()
+        bar.update()
+    loss, correct = reduce_sum(sums).sum(1).tolist()
+    return loss / batches.length, 100 * correct / batches.length
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def share_object(value):
+    """The main process's value in every process."""
+    box = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
+def share_weights(model: nn.Module) -> None:
+    """The main process's weights and buffers in every process: BatchNorm statistics are each process's own."""
+    if dist.is_initialized():
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+# ---------------------------------------------------------------------------------------------- a run
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """torch.save, atomically. Raises RunError where the disk is full; what stood there before is untouched."""
+    buffer = io.BytesIO()  # a full disk is then an OSError of ours, not one from inside torch.save
+    torch.save(checkpoint, buffer)
+    runs.write_atomic(path, buffer.getvalue())
+
+
+def read_last(path: Path, fingerprint: str) -> dict | None:
+    """The checkpoint to go on from; None where there is none, or only a damaged one.
+
+    Raises:
+        ModelError: the file holds code. RunError: it belongs to something else.
+    """
+    try:
+        last = models.read_checkpoint(path)
+    except FileNotFoundError:
+        return None
+    except models.UnsafeCheckpoint:
+        raise
+    except ModelError as error:
+        say(f'note: {error}; starting again from epoch 1, which ends in the same bits')
+        return None
+    if not isinstance(last, dict) or last.get('fingerprint') != fingerprint:
+        raise RunError(f'{path} is not of this run; move it away, or --force to start again')
+    return last
+
+
+def begin(args: argparse.Namespace, splits: Splits, device: torch.device, world: int) -> tuple:
+    """The run folder, the fingerprint, the results if the run is complete, and else the checkpoint to go on from."""
+    folder = Path(args.run_dir) / runs.run_name(args.dataset, args.fold, args.model, args.seed)
+    config = describe_run(args, splits, device, world)
+    results = last = None
+    if is_main():
+        results, note = runs.open_run(folder, config, args.force)
+        if note:
+            say(f'note: {folder} was {note}; its last bits may differ from an undisturbed run')
+        if results is None:
+            last = read_last(folder / 'last.pt', config['fingerprint'])
+        else:
+            (folder / 'last.pt').unlink(missing_ok=True)
+            say(f'{folder} is complete; --force would start it again')
+    results, last = share_object((results, last))
+    return folder, config['fingerprint'], results, last
+
+
+def train(args: argparse.Namespace) -> tuple[Path, dict]:
+    """Train and test as the options say; returns the run folder and what its results.json holds."""
+    if args.model not in models.MODELS:
+        raise ModelError(f"unknown model '{args.model}'; the models are: {', '.join(models.MODELS)}")
+    splits = load_splits(args.dataset, args.data_dir, args.fold)
+    device, rank, world = setup(args.device, args.seed)
+    args.amp = resolve_amp(args.amp, device)
+    check_args(args, len(splits.train), world)
+    folder, fingerprint, results, last = begin(args, splits, device, world)
+    if results is not None:
+        return folder, results
+
+    # Model and optimiser, new or as they were.
+    num_classes = len(splits.classes)
+    model = models.build_model(args.model, num_classes, False if last else args.pretrained, args.img_size)
+    run = last['run'] if last else dict(history=[], best_val_acc=-1.0, best_epoch=0, pretrained=model.pretrained)
+    model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), args.lr, momentum=args.momentum, nesterov=True, weight_decay=args.weight_decay
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
+    if last:
+        model.load_state_dict(last['state_dict'])
+        optimizer.load_state_dict(last['optimizer'])
+        scaler.load_state_dict(last['scaler'])
+        say(f'{folder}: going on after epoch {len(run["history"])}')
+    if args.compile:
+        model.compile()  # in place: names in the state dict stay as they are
+    parallel = model
+    if world > 1:
+        parallel = DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
+
+    # Batches.
+    workers = args.num_workers if args.num_workers is not None else (4 if device.type == 'cuda' else 1)
+    augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
+    train_batches = TrainBatches(len(splits.train), args.batch_size, args.seed, rank, world)
+    train_loader = make_loader(ImageList(splits.train, augmentation), train_batches, workers, device)
+    val_loader, test_loader = (
+        make_loader(
+            ImageList(items, eval_transform(args.img_size)), EvalBatches(len(items), rank, world), workers, device
+        )
+        for items in (splits.val, splits.test)
+    )
+
+    # What a step does, by its number.
+    steps = len(train_loader)
+
+    def schedule(step: int) -> float:
+        return lr_at(step, args.lr, args.min_lr, args.warmup_epochs * steps, args.epochs * steps)
+
+    def batch_loss(images: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
+        images, targets = mix(images, labels, num_classes, args.mixup, args.cutmix, ('mix', args.seed, step, rank))
+        with autocast(device, args.amp):
+            return F.cross_entropy(parallel(images), targets, label_smoothing=args.label_smoothing)
+
+    bar = tqdm(
+        total=args.epochs * (steps + len(val_loader)) + 2 * len(test_loader),
+        initial=len(run['history']) * (steps + len(val_loader)),
+        disable=None if is_main() else True,  # None: off where stderr is no terminal
+        dynamic_ncols=True,
+        smoothing=0.05,
+    )
+    for epoch in range(len(run['history']) + 1, args.epochs + 1):
+        bar.set_description(f'{folder.name} epoch {epoch}/{args.epochs}', refresh=False)
+        torch.manual_seed(seed_of('model', args.seed, epoch, rank))  # dropout and the like
+        train_batches.epoch = epoch
+        first_step = (epoch - 1) * steps
+        start = time.perf_counter()
+        train_loss = train_epoch(
+            model, train_loader, optimizer, scaler, device, first_step, schedule, batch_loss, args.clip_grad, bar
+        )
+        train_seconds = time.perf_counter() - start
+        share_weights(model)
+        val_loss, val_acc = evaluate(model, val_loader, device, args.amp, bar)
+        line = dict(
+            epoch=epoch,
+            lr=schedule(epoch * steps - 1),
+            train_loss=train_loss,
+            val_loss=val_loss,
+            val_acc=val_acc,
+            seconds=round(time.perf_counter() - start, 3),
+            images_per_second=round(steps * args.batch_size / train_seconds, 1),
+            gates=model.gates() if isinstance(model, TwistNet) else {},
+        )
+        run['history'].append(line)
+        improved = val_acc >= run['best_val_acc']  # the later on ties
+        if improved:
+            run |= dict(best_val_acc=val_acc, best_epoch=epoch)
+        if is_main():
+            if improved:
+                best = dict(
+                    model=args.model,
+                    num_classes=num_classes,
+                    classes=splits.classes,
+                    epoch=epoch,
+                    val_acc=val_acc,
+                    state_dict={k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
+                    transform=eval_settings(args.img_size),
+                )
+                save_checkpoint(folder / 'best.pt', best)
+            last = dict(
+                fingerprint=fingerprint,
+                state_dict=model.state_dict(),
+                optimizer=optimizer.state_dict(),
+                scaler=scaler.state_dict(),
+                run=run,
+            )
+            save_checkpoint(folder / 'last.pt', last)
+            runs.write_log(folder / 'log.jsonl', run['history'])
+        if bar.disable:
+            left = (args.epochs - epoch) * sum(line['seconds'] for line in run['history']) / epoch
+            say(
+                f'{folder.name} epoch {epoch}/{args.epochs}: train loss {train_loss:.3f}, val {val_acc:.2f} %, '
+                f'{line["seconds"]:.1f} s, {tqdm.format_interval(left)} left'
+            )
+
+    # The test set, once: the last weights for the record, the chosen ones for the result.
+    bar.set_description(f'{folder.name} test', refresh=False)
+    _, test_acc_last = evaluate(model, test_loader, device, args.amp, bar)
+    if is_main():
+        model.load_state_dict(models.read_checkpoint(folder / 'best.pt')['state_dict'])
+    share_weights(model)
+    test_loss, test_acc = evaluate(model, test_loader, device, args.amp, bar)
+    bar.close()
+    results = dict(
+        dataset=args.dataset,
+        fold=args.fold,
+        seed=args.seed,
+        model=args.model,
+        test_acc=test_acc,
+        test_loss=test_loss,
+        best_val_acc=run['best_val_acc'],
+        best_epoch=run['best_epoch'],
+        test_acc_last=test_acc_last,
+        params_M=models.count_params(model) / 1e6,
+        seconds=round(sum(line['seconds'] for line in run['history']), 1),
+        n_train=len(splits.train),
+        n_val=len(splits.val),
+        n_test=len(splits.test),
+        pretrained=run['pretrained'],
+        fingerprint=fingerprint,
+    )
+    if is_main():
+        runs.write_log(folder / 'log.jsonl', run['history'])  # a run killed between last.pt and the log left it short
+        runs.write_json(folder / 'results.json', results)
+        (folder / 'last.pt').unlink(missing_ok=True)
+    return folder, results
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def add_data_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('data')
+    group.add_argument('--dataset', default='synthetic', help=f'one of {", ".join(DATASETS)}')
+    group.add_argument('--data_dir', help='root of the data set; synthetic needs none')
+    group.add_argument('--fold', type=int, default=1, help='from 1')
+    group.add_argument('--img_size', type=int, help='side of the square input, pixels')
+
+
+def add_model_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('model')
+    group.add_argument('--model', default='twistnet18', help='a name that `python models.py` lists')
+    group.add_argument(
+        '--pretrained',
+        nargs='?',
+        const=True,
+        default=False,
+        metavar='PATH',
+        help='start from ImageNet weights: alone, the registered ones (see weights/README.md); with PATH, that file',
+    )
+
+
+def add_optimisation_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('optimisation (SGD with Nesterov momentum, cosine schedule)')
+    group.add_argument('--epochs', type=int)
+    group.add_argument('--batch_size', type=int, help='of all processes together')
+    group.add_argument('--lr', type=float, help='learning rate after the warm-up')
+    group.add_argument('--min_lr', type=float, help='learning rate of the last step')
+    group.add_argument('--warmup_epochs', type=int, help='epochs of linear warm-up')
+    group.add_argument('--momentum', type=float)
+    group.add_argument('--weight_decay', type=float)
+    group.add_argument('--clip_grad', type=float, help='largest norm of the gradients; 0: no clipping')
+    group.add_argument('--label_smoothing', type=float, help='of mixed targets too')
+
+
+def add_augmentation_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('augmentation')
+    group.add_argument('--crop_scale', type=float, nargs=2, metavar=('MIN', 'MAX'), help="range of the crop's area")
+    group.add_argument('--hflip', type=float, help='probability of a horizontal flip')
+    group.add_argument('--randaug_n', type=int, help='RandAugment operations an image; 0: none')
+    group.add_argument('--randaug_m', type=int, help='magnitude of RandAugment, 0 to 30')
+    group.add_argument('--mixup', type=float, help='alpha of Mixup; 0: off')
+    group.add_argument(
+        '--cutmix', type=float, help='alpha of CutMix; 0: off. Where both are on, one of the two a batch'
+    )
+
+
+def add_system_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('system')
+    group.add_argument('--seed', type=int, default=42)
+    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
+    group.add_argument('--amp', choices=('auto', *AMP_DTYPES), default='auto', help='auto: bf16 where it is native')
+    group.add_argument('--compile', action=argparse.BooleanOptionalAction, default=False, help='torch.compile')
+    group.add_argument('--num_workers', type=int, help='loader processes; the result does not depend on it')
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split('\n\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        '--recipe',
+        choices=tuple(RECIPES),
+        help="default values of the options below; if not given, 'demo' for synthetic and 'default' for the rest",
+    )
+    for add in (add_data_args, add_model_args, add_optimisation_args, add_augmentation_args, add_system_args):
+        add(parser)
+    parser.add_argument('--run_dir', default='runs', help='where run folders are made')
+    parser.add_argument('--force', action='store_true', help='discard the run in the folder and start again')
+    parser.set_defaults(**RECIPES['default'])
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options from the command line, those not given from the recipe."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    recipe = args.recipe or ('demo' if args.dataset == 'synthetic' else 'default')
+    parser.set_defaults(**RECIPES[recipe])
+    args = parser.parse_args(argv)
+    args.recipe = recipe
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    folder, results = train(args)
+    if is_main():
+        print(
+            f'{folder}: test accuracy {results["test_acc"]:.2f} % (epoch {results["best_epoch"]}, chosen by '
+            f'validation accuracy {results["best_val_acc"]:.2f} %); last epoch {results["test_acc_last"]:.2f} %'
+        )
+
+
+def _stop(signum: int, _) -> None:
+    raise KeyboardInterrupt(signum)
+
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        main(parse_args())
+    except (DataError, ModelError, RunError) as error:
+        # An error from a loader process arrives with that process's traceback; the last line is the message.
+        message = str(error).strip().splitlines()[-1].removeprefix('datasets.DataError: ')
+        sys.exit(f'train.py: error: {message}')
+    except KeyboardInterrupt as stop:
+        say('stopped; the same command goes on from the last whole epoch')
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
