@@ -238,8 +238,9 @@ def make_loader(data: ImageList, batches, num_workers: int, device: torch.device
 
 
 def _leave_signals_to_parent(_: int) -> None:
+    """A signal to the whole process group is the main process's to handle; it ends its loaders itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 # ---------------------------------------------------------------------------------------------- loop
@@ -653,14 +654,11 @@ def main(args: argparse.Namespace) -> None:
         )
 
 
-def _stop(signum: int, _) -> None:
-    raise KeyboardInterrupt(signum)
-
-
-if __name__ == '__main__':
+def cli(argv: list[str] | None = None) -> None:
+    """main, with what a user can mend as one line on stderr and an exit code that is not 0."""
     signal.signal(signal.SIGTERM, _stop)
     try:
-        main(parse_args())
+        main(parse_args(argv))
     except (DataError, ModelError, RunError) as error:
         # An error from a loader process arrives with that process's traceback; the last line is the message.
         message = str(error).strip().splitlines()[-1].removeprefix('datasets.DataError: ')
@@ -671,3 +669,11 @@ if __name__ == '__main__':
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _stop(signum: int, _) -> None:
+    raise KeyboardInterrupt(signum)
+
+
+if __name__ == '__main__':
+    cli()

@@ -1,0 +1,543 @@
+"""The promises of models.py: sizes, initialisation, the published numbers, gradients, weights and timm's contract."""
+
+import itertools
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+import models
+from compute_flops import count_macs
+from models import DIRECTIONS, MODELS, STCI, ModelError, TwistBlock, TwistNet, build_model, count_params
+
+TWISTNETS = [name for name, entry in MODELS.items() if 'twist' in entry]
+FIXTURE = Path(__file__).parent / 'tests' / 'fixtures' / 'twistnet_w8_reference.npz'
+
+# Parameters in M and MACs in G at 224 x 224 with 47 classes.
+SIZES = {
+    'resnet18': (11.2006, 1.8186),
+    'seresnet18': (11.2907, 1.8187),
+    'convnextv2_nano': (15.0129, 2.4550),
+    'fastvit_sa12': (10.6041, 1.4969),
+    'efficientformerv2_s2': (12.1593, 1.2711),
+    'repvit_m1_5': (13.6667, 2.3074),
+    'convnext_tiny': (27.8563, 4.4697),
+    'swin_tiny': (27.5555, 4.5085),
+    'twistnet18': (11.5890, 1.8509),
+    'twistnet18_no_spiral': (11.5877, 1.8508),
+    'twistnet18_no_ais': (11.5261, 1.8508),
+    'twistnet18_first_order': (11.2006, 1.8186),
+}
+
+
+def small(**kwargs) -> TwistNet:
+    """A TwistNet of width 8 in an arbitrary but fixed state."""
+    torch.manual_seed(0)
+    return TwistNet(**{'base_width': 8, 'num_classes': 5, **kwargs})
+
+
+def twist_blocks(model: TwistNet) -> list[TwistBlock]:
+    return [m for m in model.modules() if isinstance(m, TwistBlock)]
+
+
+# ------------------------------------------------------------------------------------------ sizes and registry
+
+
+@pytest.mark.parametrize('name', SIZES)
+def test_parameters_and_macs_equal_the_table(name):
+    model = build_model(name)
+    params, macs = SIZES[name]
+    assert round(count_params(model) / 1e6, 4) == params
+    assert round(count_macs(model) / 1e9, 4) == macs
+
+
+def test_list_models_prints_every_model_with_its_size_venue_and_weights(capsys):
+    models.list_models()
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert list(lines)[1:] == list(MODELS)
+    for name, (params, _) in SIZES.items():
+        assert f' {params:.2f}M ' in lines[name]
+    assert 'CVPR 2016' in lines['resnet18']
+    assert 'timm: resnet18.a1_in1k' in lines['resnet18']
+    assert 'weights/twistnet18_imagenet.pt' in lines['twistnet18_no_ais']
+
+
+def test_unknown_names_and_keywords_are_refused():
+    with pytest.raises(ModelError, match=r"unknown model 'resnet19'.*twistnet18"):
+        build_model('resnet19')
+    with pytest.raises(ModelError, match='heads'):
+        build_model('twistnet18', heads=2)
+    with pytest.raises(ModelError, match='num_heads must be 1 to 4'):
+        build_model('twistnet18', num_heads=5)
+    assert twist_blocks(build_model('twistnet18', num_heads=2))[0].stci.num_heads == 2
+
+
+def test_variants_are_what_their_names_say():
+    def blocks(name):
+        return twist_blocks(build_model(name))
+
+    assert len(blocks('twistnet18')) == 4
+    assert len(blocks('twistnet18_first_order')) == 0
+    assert [b.stci.proj[0].out_channels for b in blocks('twistnet18_stage3')] == [256, 256]
+    assert [b.stci.proj[0].out_channels for b in blocks('twistnet18_stage4')] == [512, 512]
+    for heads, dim in ((1, 44), (2, 88)):
+        assert blocks(f'twistnet18_heads{heads}')[0].stci.norm.num_channels == dim
+    for suffix, gamma in (('m3', -3), ('m1', -1), ('0', 0), ('1', 1)):
+        assert all(b.gate.item() == gamma for b in blocks(f'twistnet18_gate_{suffix}'))
+    assert isinstance(blocks('twistnet18_no_ais')[0].stci.ais, torch.nn.Identity)
+    assert isinstance(blocks('twistnet18_no_spiral')[0].stci.twist, torch.nn.Identity)
+    assert blocks('twistnet18_no_products')[0].stci.norm.num_channels == 32
+    kernels = blocks('twistnet18_random_twist')[0].stci.twist.dwconv.weight
+    assert kernels.std().item() == pytest.approx((2 / 72) ** 0.5, rel=0.15)
+
+
+# ------------------------------------------------------------------------------------------ initialisation
+
+
+def test_kernels_projection_and_gates_right_after_construction():
+    model = build_model('twistnet18')
+    for block in twist_blocks(model):
+        kernels = block.stci.twist.dwconv.weight.view(4, 8, 3, 3)
+        for k, (dy, dx) in enumerate(((0, 1), (1, 1), (1, 0), (1, -1))):
+            expected = torch.zeros(3, 3)
+            expected[1, 1] = expected[1 + dy, 1 + dx] = 0.5
+            assert all(torch.equal(kernel, expected) for kernel in kernels[k])
+        assert block.stci.proj[0].weight.std().item() == pytest.approx(0.01, rel=0.05)
+        assert block.stci.twist.scale.eq(1).all()
+        # Each head's convolution has a fan-out of its own 8 channels, though the heads share a tensor.
+        assert block.stci.reduce[0].weight.std().item() == pytest.approx(0.5, rel=0.05)
+        assert block.conv2.weight.std().item() == pytest.approx((2 / (9 * block.conv2.out_channels)) ** 0.5, rel=0.05)
+    assert set(model.gates()) == {'layer3.0', 'layer3.1', 'layer4.0', 'layer4.1'}
+    assert list(model.gates().values()) == pytest.approx([1 / (1 + np.exp(2))] * 4)
+
+
+# ------------------------------------------------------------------------------------------ published numbers
+
+
+def published_names(name: str, tensor: torch.Tensor, num_heads: int = 4):
+    """(name, tensor) pairs of the authors' layout for one of our tensors: the inverse of the loading hook."""
+    head, inside, rest = name.partition('.stci.')
+    if not inside:
+        yield name, tensor
+    elif not rest.startswith(('reduce.', 'twist.')):
+        yield f'{head}.mhstci.{rest}', tensor
+    else:
+        dim = 1 if rest == 'twist.scale' else 0
+        parts = [tensor] * num_heads if tensor.ndim == 0 else tensor.chunk(num_heads, dim)
+        for k, part in enumerate(parts):
+            yield f'{head}.mhstci.heads.{k}.{rest}', part
+
+
+def reference() -> tuple[dict, TwistNet]:
+    data = dict(np.load(FIXTURE))
+    state = {k.removeprefix('state/'): torch.from_numpy(v) for k, v in data.items() if k.startswith('state/')}
+    model = small()
+    model.load_state_dict(state)
+    return data, model
+
+
+def test_reference_logits_loss_and_gradients():
+    data, model = reference()
+    x, y = torch.from_numpy(data['x']), torch.from_numpy(data['y'])
+    with torch.no_grad():
+        np.testing.assert_allclose(model.eval()(x), data['logits_eval'], rtol=1e-4, atol=1e-6)
+    logits = model.train()(x)
+    np.testing.assert_allclose(logits.detach(), data['logits_train'], rtol=1e-4, atol=1e-6)
+    loss = F.cross_entropy(logits, y)
+    assert loss.item() == pytest.approx(float(data['loss_train']), rel=1e-5)
+    loss.backward()
+    ours = dict(pair for name, p in model.named_parameters() for pair in published_names(name, p.grad))
+    theirs = {k.removeprefix('gradnorm/'): float(v) for k, v in data.items() if k.startswith('gradnorm/')}
+    assert ours.keys() == theirs.keys()
+    for name, norm in theirs.items():
+        # The bias of the GroupNorm reaches the output through a 1x1 convolution and a BatchNorm, which subtracts it:
+        # its gradient is zero, and what float32 leaves of it (1e-8) is rounding on both sides.
+        if name.endswith('mhstci.norm.bias'):
+            assert max(norm, ours[name].norm().item()) < 1e-6, name
+        else:
+            assert ours[name].norm().item() == pytest.approx(norm, rel=1e-3), name
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(),
+        dict(base_width=16, num_classes=9),
+        dict(num_heads=2, twist_stages=(4,)),
+        dict(c_red=4),
+        dict(use_ais=False),
+        dict(use_spiral=False),
+        dict(layers=(1, 1, 2, 1), twist_stages=(2, 3, 4)),
+    ],
+)
+def test_published_layout_loads_for_other_shapes(kwargs):
+    source, target = small(**kwargs), small(**kwargs)
+    with torch.no_grad():
+        for tensor in source.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(0.1 * torch.rand_like(tensor))
+    published = {
+        'module.' + key: part
+        for name, tensor in source.state_dict().items()
+        for key, part in published_names(name, tensor, kwargs.get('num_heads', 4))
+    }
+    before = dict(published)
+    target.load_state_dict(published)
+    assert published.keys() == before.keys(), "the caller's dict must stay as it was"
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(source.eval()(x), target.eval()(x))
+
+
+# ------------------------------------------------------------------------------------------ the method
+
+
+def plain_stci(stci: STCI, h: torch.Tensor) -> torch.Tensor:
+    """The method head by head and product by product, as its description reads; inference mode of every BatchNorm."""
+    outputs = []
+    for k in range(stci.num_heads):
+        part = slice(k * stci.c_red, (k + 1) * stci.c_red)
+        bn = stci.reduce[1]
+        z = F.conv2d(h, stci.reduce[0].weight[part])
+        z = F.relu(F.batch_norm(z, bn.running_mean[part], bn.running_var[part], bn.weight[part], bn.bias[part]))
+        kernels = stci.twist.dwconv.weight[part]
+        t = torch.zeros_like(z)
+        padded = F.pad(z, (1, 1, 1, 1))
+        for dy, dx in itertools.product(range(3), range(3)):
+            shifted = padded[:, :, dy : dy + z.shape[2], dx : dx + z.shape[3]]
+            t = t + kernels[:, 0, dy, dx].view(1, -1, 1, 1) * shifted
+        t = stci.twist.scale[:, part] * t
+        z = z / z.norm(dim=1, keepdim=True).clamp_min(1e-6)
+        t = t / t.norm(dim=1, keepdim=True).clamp_min(1e-6)
+        pairs = [z[:, i] * t[:, j] for i in range(stci.c_red) for j in range(i, stci.c_red)]
+        outputs += [z, torch.stack(pairs, 1)]
+    v = torch.cat(outputs, 1)
+    squeeze = v.mean((2, 3))
+    w1, w2 = stci.ais.fc[2], stci.ais.fc[4]
+    v = v * torch.sigmoid(w2(F.relu(w1(squeeze))))[:, :, None, None]
+    v = F.group_norm(v, stci.norm.num_groups, stci.norm.weight, stci.norm.bias)
+    return stci.proj[1](F.conv2d(v, stci.proj[0].weight))
+
+
+def test_stci_is_its_description():
+    stci = STCI(16).double().eval()
+    stci.reset_parameters()
+    with torch.no_grad():
+        for p in stci.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    h = torch.randn(2, 16, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(stci(h), plain_stci(stci, h))
+
+
+def test_gradcheck_of_stci():
+    torch.manual_seed(1)
+    stci = STCI(3, num_heads=4, c_red=2).double().train()
+    stci.reset_parameters()
+    with torch.no_grad():  # far from relu's corner, where finite differences mean nothing
+        stci.reduce[1].bias.fill_(3.0)
+    names, params = zip(*stci.named_parameters())
+    h = torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+
+    def function(h, *params):
+        return torch.func.functional_call(stci, dict(zip(names, params)), (h,))
+
+    assert torch.autograd.gradcheck(function, (h, *(p.detach().requires_grad_() for p in params)), atol=1e-6)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_every_parameter_gets_a_gradient(name):
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=5, img_size=64).double().train()
+    x, y = torch.randn(4, 3, 64, 64, dtype=torch.float64), torch.arange(4)
+
+    def forward():
+        torch.manual_seed(1)  # some baselines drop paths at random
+        return model(x)
+
+    # RepViT starts some norms at zero, which hides the layers before them; one step brings them out.
+    for _ in range(2 if name == 'repvit_m1_5' else 1):
+        model.zero_grad()
+        F.cross_entropy(forward(), y).backward()
+        grads = {n: p.grad for n, p in model.named_parameters()}
+        with torch.no_grad():
+            for p in model.parameters():
+                p.sub_(0.1 * p.grad)
+    assert all(g is not None and g.isfinite().all() for g in grads.values())
+    # What float64 rounds to 1e-17 is zero by construction: a bias that a BatchNorm or a softmax subtracts again. Then
+    # the output must not depend on it; everything else must have a gradient.
+    parameters = dict(model.named_parameters())
+    idle = [n for n, g in grads.items() if g.norm() < 1e-12]
+    assert all(n.endswith('bias') for n in idle), idle
+    with torch.no_grad():
+        before = forward()
+        for n in idle:
+            parameters[n].add_(torch.randn_like(parameters[n]))
+        torch.testing.assert_close(forward(), before, rtol=1e-6, atol=1e-8)
+    if isinstance(model, TwistNet):
+        assert idle == [n for n in parameters if n.endswith('stci.norm.bias')]
+
+
+def test_a_shifted_texture_gives_shifted_interactions():
+    torch.manual_seed(0)
+    stci = STCI(16).eval()
+    stci.reset_parameters()
+    wide = torch.randn(1, 16, 12, 13)
+    here, right, below = (wide[:, :, y : y + 10, x : x + 10] for y, x in ((0, 0), (0, 1), (1, 0)))
+    inner = slice(1, -1)  # the border sees the zero padding
+    a, b, c = (stci.interactions(h) for h in (here, right, below))
+    torch.testing.assert_close(a[..., inner, 2:-1], b[..., inner, 1:-2])
+    torch.testing.assert_close(a[..., 2:-1, inner], c[..., 1:-2, inner])
+    assert not torch.allclose(a, b)
+
+
+@pytest.mark.parametrize('direction', range(4))
+def test_the_head_of_the_direction_in_which_a_pattern_co_occurs_responds_most(direction):
+    # Channel 0 fires on random pixels, channel 1 on their neighbours in one direction: z_0 here meets z_1 there.
+    torch.manual_seed(direction)
+    dy, dx = DIRECTIONS[direction]
+    seeds = (torch.rand(8, 1, 32, 32) < 0.05).float()
+    h = torch.cat([seeds, seeds.roll((dy, dx), (2, 3))], 1)
+    stci = STCI(2, c_red=2).eval()
+    stci.reset_parameters()
+    with torch.no_grad():
+        stci.reduce[0].weight.copy_(torch.eye(2).repeat(4, 1)[:, :, None, None])
+        v = stci.interactions(h).unflatten(1, (4, 5))  # per head: z_1, z_2, p_11, p_12, p_22
+    response = v[:, :, 3].mean((0, 2, 3))
+    assert response.argmax() == direction
+    assert response[direction] > 3 * response.sort().values[-2], response
+
+
+# ------------------------------------------------------------------------------------------ dtypes, compile, export
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_reduced_precision_stays_near_float32(dtype):
+    _, model = reference()
+    x = torch.randn(2, 3, 64, 64)
+    expected = model.eval()(x)
+    with torch.autocast('cpu', dtype):
+        actual = model(x)
+        loss = F.cross_entropy(model.train()(x).float(), torch.tensor([0, 1]))
+    torch.testing.assert_close(actual.float(), expected, rtol=0.05, atol=0.05)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_compiled_without_a_graph_break_and_equal():
+    model = small(layers=(1, 1, 1, 1))
+    compiled = torch.compile(model, fullgraph=True)  # fullgraph: a graph break is an error
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-3, atol=1e-4)
+    assert model.load_state_dict(compiled.state_dict())  # '_orig_mod.' names
+
+
+def test_export():
+    model = small().eval()
+    x = torch.randn(2, 3, 64, 64)
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch', min=1)},))
+    torch.testing.assert_close(exported.module()(x[:1]), model(x[:1]))
+
+
+# ------------------------------------------------------------------------------------------ timm
+
+
+@pytest.mark.parametrize('name', TWISTNETS)
+def test_timm_contract(name):
+    x = torch.randn(2, 3, 64, 64)
+    model = timm.create_model(name, num_classes=10).eval()
+    assert isinstance(model, TwistNet)
+    assert model.default_cfg['input_size'] == (3, 224, 224)
+    assert model(x).shape == (2, 10)
+    features = model.forward_features(x)
+    assert features.shape == (2, model.num_features, 2, 2)
+    assert torch.equal(model.forward_head(features), model(x))
+    assert model.forward_head(features, pre_logits=True).shape == (2, 512)
+    final, maps = model.forward_intermediates(x)
+    assert [m.shape[1:] for m in maps] == [(64, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
+    assert torch.equal(final, features)
+    assert torch.equal(maps[-1], features)
+    only = model.forward_intermediates(x, indices=[3], stop_early=True, intermediates_only=True)
+    assert torch.equal(only[0], maps[3])
+    assert model.get_classifier() is model.fc
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    model.reset_classifier(0)
+    assert model(x).shape == (2, 512)
+
+
+def test_timm_features_only_pruning_checkpointing_and_groups():
+    x = torch.randn(2, 3, 64, 64)
+    net = timm.create_model('twistnet18', features_only=True, out_indices=(2, 4))
+    assert [f.shape[1] for f in net(x)] == net.feature_info.channels() == [128, 512]
+    assert net.feature_info.reduction() == [8, 32]
+
+    model = timm.create_model('twistnet18', num_classes=4)
+    plain = torch.autograd.grad(model(x).sum(), model.layer3[0].gate)[0]
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(torch.autograd.grad(model(x).sum(), model.layer3[0].gate)[0], plain)
+
+    groups = timm.models.group_parameters(model, model.group_matcher(coarse=False))
+    assert sum(len(names) for names in groups.values()) == len(list(model.parameters()))
+
+    model.prune_intermediate_layers([2])
+    assert model.forward_intermediates(x, indices=[2], intermediates_only=True)[0].shape[1] == 128
+    assert count_params(model) < 1e6
+    with pytest.raises(ValueError, match='NCHW'):
+        model.forward_intermediates(x, output_fmt='NLC')
+
+
+# ------------------------------------------------------------------------------------------ weights
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """timm's weights, made here: create_model(tag, pretrained=True) gives a random model and notes the tag."""
+    asked, real = [], timm.create_model
+
+    def create_model(name, pretrained=False, **kwargs):
+        if pretrained:
+            asked.append(name)
+        return real(name.split('.')[0], **kwargs)
+
+    monkeypatch.setattr(timm, 'create_model', create_model)
+    return asked
+
+
+def save(path: Path, checkpoint) -> Path:
+    torch.save(checkpoint, path)
+    return path
+
+
+def test_warm_up_from_resnet18_takes_stem_and_two_stages_and_says_so(no_hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, '__file__', str(tmp_path / 'models.py'))
+    model = build_model('twistnet18', pretrained=True)
+    assert no_hub == ['resnet18.a1_in1k']
+    total = len(model.state_dict())
+    assert f'loaded 60 of {total} tensors (6% of the parameters)' in model.pretrained
+    assert model.pretrained in capsys.readouterr().err
+    assert 'layer3.0.stci' in model.pretrained.split('left as initialised: ')[1]
+
+
+def test_warm_up_copies_the_right_tensors(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, '__file__', str(tmp_path / 'models.py'))
+    trunk = timm.create_model('resnet18')
+    monkeypatch.setattr(models, '_fetch_from_timm', lambda tag: trunk.state_dict())
+    model = build_model('twistnet18', pretrained=True)
+    x = torch.randn(1, 3, 64, 64)
+    expected = trunk.eval().forward_intermediates(x, indices=[2], intermediates_only=True)
+    torch.testing.assert_close(model.eval().forward_intermediates(x, indices=[2], intermediates_only=True), expected)
+
+
+def test_first_order_is_the_trunk_of_resnet18():
+    model, trunk = build_model('twistnet18_first_order'), timm.create_model('resnet18', num_classes=47)
+    model.load_state_dict({models._trunk_name(k): v for k, v in trunk.state_dict().items()})
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model.eval()(x), trunk.eval()(x))
+
+
+def test_seresnet18_takes_the_legacy_weights_that_fit(no_hub):
+    model = build_model('seresnet18', num_classes=5, pretrained=True)
+    assert no_hub == ['legacy_seresnet18.in1k']
+    total = len(model.state_dict())
+    assert f'loaded {total - 10} of {total} tensors' in model.pretrained  # all but the classifier and stage 1's SE
+    assert 'left as initialised: fc, layer1.0.se, layer1.1.se' in model.pretrained
+
+
+def test_imagenet_weights_are_found_and_loaded_but_for_the_classifier(tmp_path, monkeypatch):
+    source = build_model('twistnet18', num_classes=1000)
+    (tmp_path / 'weights').mkdir()
+    save(tmp_path / 'weights' / 'twistnet18_imagenet.pt', source.state_dict())
+    monkeypatch.chdir(tmp_path)
+    model = build_model('twistnet18', num_classes=5, pretrained=True)
+    for name, tensor in model.state_dict().items():
+        if not name.startswith('fc.'):  # not 'fc' anywhere: AIS has tensors of that name too
+            assert torch.equal(tensor, source.state_dict()[name]), name
+    assert f'loaded {len(source.state_dict()) - 2} of' in model.pretrained
+
+    variant = build_model('twistnet18_no_ais', num_classes=5, pretrained=True)
+    assert 'not used: layer3.0.stci' in variant.pretrained
+    heads = build_model('twistnet18_heads2', num_classes=5, pretrained=True)
+    assert 'left as initialised: fc, layer3.0.stci' in heads.pretrained
+    assert torch.equal(heads.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    timm_model = timm.create_model('twistnet18', pretrained=True, num_classes=5)
+    assert torch.equal(timm_model.layer4[0].stci.ais.fc[2].weight, source.layer4[0].stci.ais.fc[2].weight)
+
+
+def test_weights_beside_models_py_come_second(tmp_path, monkeypatch):
+    beside, here = tmp_path / 'code' / 'weights', tmp_path / 'here' / 'weights'
+    for folder in (beside, here):
+        folder.mkdir(parents=True)
+        (folder / 'twistnet18_imagenet.pt').touch()
+    monkeypatch.chdir(here.parent)
+    monkeypatch.setattr(models, '__file__', str(beside.parent / 'models.py'))
+    assert models.weights_source('twistnet18', True) == Path('weights/twistnet18_imagenet.pt')
+    (here / 'twistnet18_imagenet.pt').unlink()
+    assert models.weights_source('twistnet18', True) == beside / 'twistnet18_imagenet.pt'
+    (beside / 'twistnet18_imagenet.pt').unlink()
+    assert models.weights_source('twistnet18', True) == 'resnet18.a1_in1k'
+    assert models.weights_source('resnet18', True) == 'resnet18.a1_in1k'
+    assert models.weights_source('resnet18', False) is None
+
+
+@pytest.mark.parametrize('wrap', ['module.', '_orig_mod.', 'module._orig_mod.'])
+def test_weights_of_wrapped_and_checkpointed_models_load(tmp_path, wrap):
+    source = build_model('twistnet18', num_classes=5)
+    state = {wrap + k: v for k, v in source.state_dict().items()}
+    model = build_model('twistnet18', num_classes=5, pretrained=save(tmp_path / 'a.pt', state))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), source.state_dict().values()))
+    path = save(tmp_path / 'b.pt', dict(model='twistnet18', state_dict=state))
+    assert '(twistnet18)' in build_model('twistnet18', num_classes=7, pretrained=str(path)).pretrained
+
+
+class Payload:
+    def __reduce__(self):
+        return os.system, ('touch pwned',)
+
+
+def test_bad_weights_are_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def load(checkpoint=None, path=None):
+        path = path or save(tmp_path / 'w.pt', checkpoint)
+        with pytest.raises(ModelError) as caught:
+            build_model('twistnet18', num_classes=5, pretrained=path)
+        assert '\n' not in str(caught.value)
+        return str(caught.value)
+
+    assert 'no such weights file' in load(path=tmp_path / 'missing.pt')
+    assert 'none of its 1 tensors fits' in load({'foo': torch.zeros(2)})
+    assert 'none of its 2 tensors fits' in load({'fc.weight': torch.zeros(5, 512), 'fc.bias': torch.zeros(5)})
+    assert 'holds no state dict' in load({'epoch': 3})
+    assert 'holds no state dict' in load([1, 2])
+    assert 'stem.0.weight is (8, 3, 7, 7)' in load(small().state_dict())
+    assert 'pickled code' in load({'stem.0.weight': Payload()})
+    raw = tmp_path / 'raw.pt'
+    raw.write_bytes(pickle.dumps({'stem.0.weight': Payload()}))
+    assert 'pickled code' in load(path=raw)
+    assert not (tmp_path / 'pwned').exists()
+    torn = save(tmp_path / 'torn.pt', build_model('twistnet18').state_dict())
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    assert 'damaged or not a PyTorch checkpoint' in load(path=torn)
+    text = tmp_path / 'text.pt'
+    text.write_text('hello')
+    assert 'damaged or not a PyTorch checkpoint' in load(path=text)
+    with zipfile.ZipFile(tmp_path / 'z.pt', 'w') as archive:
+        archive.writestr('a.txt', 'a')
+    assert 'damaged or not a PyTorch checkpoint' in load(path=tmp_path / 'z.pt')
+
+
+def test_hub_out_of_reach_is_one_line(monkeypatch):
+    def unreachable(name, pretrained=False, **kwargs):
+        raise OSError('cannot connect\nlong advice')
+
+    monkeypatch.setattr(timm, 'create_model', unreachable)
+    with pytest.raises(ModelError, match=r'cannot fetch resnet18.a1_in1k from the hub \(cannot connect\)') as caught:
+        models._fetch_from_timm('resnet18.a1_in1k')
+    assert '\n' not in str(caught.value)
