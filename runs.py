@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict | None:
     """
     try:
         return json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise RunError(f'{path}: damaged ({error}); train.py --force makes this run again') from error

@@ -238,9 +238,9 @@ def make_loader(data: ImageList, batches, num_workers: int, device: torch.device
 
 
 def _leave_signals_to_parent(_: int) -> None:
-    """A signal to the whole process group is the main process's to handle; it ends its loaders itself."""
+    """A signal to the whole process group is the main process's to handle; a loader only goes, and not as a failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 # ---------------------------------------------------------------------------------------------- loop

@@ -1,0 +1,96 @@
+"""What the tests share: small trees of images, a small model, and the scripts as a user starts them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import models
+import train
+
+ROOT = Path(__file__).parent.parent
+RUN_OPTIONS = ('--img_size', '32', '--batch_size', '8', '--epochs', '3', '--warmup_epochs', '1', '--amp', 'off')
+
+
+def write_image(path: Path, seed: int, size: int = 40) -> None:
+    """Noise with a colour of its own, so that classes can be told apart."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 128, (size, size, 3)) + rng.integers(0, 128, 3)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def make_dtd(root: Path, classes: int = 3, per_subset: tuple[int, int, int] = (8, 4, 4)) -> Path:
+    """A tree in the layout of DTD with two folds; the second has train and test swapped."""
+    lists = {f'{subset}{fold}': [] for subset in ('train', 'val', 'test') for fold in (1, 2)}
+    for label in range(classes):
+        names = [f'class{label}/class{label}_{i:04d}.jpg' for i in range(sum(per_subset))]
+        for i, name in enumerate(names):
+            write_image(root / 'images' / name, 100 * label + i)
+        a, b = per_subset[0], per_subset[0] + per_subset[1]
+        parts = dict(train=names[:a], val=names[a:b], test=names[b:])
+        for subset, other in (('train', 'test'), ('val', 'val'), ('test', 'train')):
+            lists[f'{subset}1'] += parts[subset]
+            lists[f'{subset}2'] += parts[other]
+    (root / 'labels').mkdir()
+    for name, lines in lists.items():
+        (root / 'labels' / f'{name}.txt').write_text('\n'.join(lines) + '\n')
+    return root
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    return make_dtd(tmp_path / 'tree')
+
+
+@pytest.fixture
+def tiny(monkeypatch) -> str:
+    """The name of a TwistNet of width 8, registered for this test."""
+    monkeypatch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=dict(base_width=8)))
+    return 'tiny'
+
+
+@pytest.fixture
+def one_thread():
+    """As torchrun starts its processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def options(tree: Path, run_dir: Path, *more: str, model: str = 'tiny') -> list[str]:
+    """Arguments of a run of train.py that takes a second or two."""
+    data = ('--data_dir', str(tree), '--dataset', 'dtd', '--model', model, '--run_dir', str(run_dir))
+    return [*data, *RUN_OPTIONS, '--num_workers', '0', *more]
+
+
+def run(tree: Path, run_dir: Path, *more: str, model: str = 'tiny') -> tuple[Path, dict]:
+    """train.py in this process; returns the run folder and the results."""
+    return train.train(train.parse_args(options(tree, run_dir, *more, model=model)))
+
+
+def start(script: str, *arguments: str, launcher: tuple[str, ...] = (), **kwargs) -> subprocess.Popen:
+    """A script of the project in a process group of its own."""
+    command = [sys.executable, *launcher, str(ROOT / script), *arguments]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+        **kwargs,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err

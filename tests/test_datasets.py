@@ -1,0 +1,203 @@
+"""The promises of datasets.py: honest splits that depend on nothing else, and errors that name the file."""
+
+import hashlib
+import os
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT, finish, make_dtd, start, write_image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import datasets
+from datasets import SYNTHETIC_CLASSES, DataError, ImageList, load_splits, open_image, partition, synthetic_image
+
+
+def names(items):
+    return [os.path.join(*path.split(os.sep)[-2:]) for path, _ in items]
+
+
+def test_dtd_lists_are_taken_as_they_are(tree):
+    splits = load_splits('dtd', tree, 2)
+    for subset in datasets.SUBSETS:
+        assert names(getattr(splits, subset)) == (tree / 'labels' / f'{subset}2.txt').read_text().split()
+    assert splits.classes == ['class0', 'class1', 'class2']
+    assert all(splits.classes[label] in path for path, label in splits.test)
+
+
+def test_dtd_may_sit_one_folder_down_and_hold_stray_files(tmp_path):
+    root = make_dtd(tmp_path / 'data' / 'dtd')
+    (root / 'images' / 'class0' / '.directory').touch()
+    assert len(load_splits('dtd', tmp_path / 'data', 1).train) == 24
+
+
+def test_folder_is_partitioned_and_other_files_are_passed_over(tmp_path):
+    for cls, count in (('b', 7), ('a', 10)):
+        for i in range(count):
+            write_image(tmp_path / cls / f'{i}.PNG', i)
+    for stray in ('a/Thumbs.db', 'a/notes.txt', '.git/x.png', 'empty/readme.md', 'top.png'):
+        (tmp_path / stray).parent.mkdir(exist_ok=True)
+        (tmp_path / stray).touch()
+    splits = load_splits('folder', tmp_path, 1)
+    assert splits.classes == ['a', 'b']
+    assert len(splits.train) + len(splits.val) + len(splits.test) == 17
+
+
+def test_folder_with_its_own_subsets_is_taken_as_it_is(tmp_path):
+    for subset, count in (('train', 3), ('val', 1), ('test', 2)):
+        for cls in 'ab':
+            for i in range(count):
+                write_image(tmp_path / subset / cls / f'{i}.png', i)
+    splits = load_splits('folder', tmp_path, 1)
+    assert [len(s) for s in splits[:3]] == [6, 2, 4]
+    with pytest.raises(DataError, match='fold 2'):
+        load_splits('folder', tmp_path, 2)
+    shutil.rmtree(tmp_path / 'val')
+    with pytest.raises(DataError, match='val: no such folder'):
+        load_splits('folder', tmp_path, 1)
+
+
+@given(st.lists(st.integers(5, 40), min_size=2, max_size=5), st.randoms())
+def test_partition_properties(counts, random):
+    files = {f'c{c}': [f'root/c{c}/{i}.jpg' for i in range(n)] for c, n in enumerate(counts)}
+    shuffled = {c: random.sample(paths, len(paths)) for c, paths in random.sample(list(files.items()), len(files))}
+    everything = {(path, label) for label, c in enumerate(sorted(files)) for path in files[c]}
+    tested = []
+    for fold in range(1, 6):
+        splits = partition(files, fold, 'x')
+        assert splits == partition(shuffled, fold, 'x'), 'the order of listing must not matter'
+        parts = [set(s) for s in splits[:3]]
+        assert set().union(*parts) == everything
+        assert sum(map(len, parts)) == len(everything), 'the subsets must be disjoint'
+        for part in parts:
+            assert {label for _, label in part} == set(range(len(files))), 'every class in every subset'
+        assert splits.val == partition(files, fold % 5 + 1, 'x').test
+        tested += splits.test
+    assert sorted(tested) == sorted(everything), 'the test sets must cover every image once'
+
+
+@pytest.mark.parametrize(('fold', 'expected'), [(1, 'c880bc4e6a988290'), (5, '1cd7b407fbe24872')])
+def test_splits_are_the_same_on_every_machine(fold, expected):
+    splits = load_splits('synthetic', None, fold)
+    assert [len(s) for s in splits[:3]] == [360, 120, 120]
+    lines = [f'{name} {path} {label}' for name in datasets.SUBSETS for path, label in getattr(splits, name)]
+    assert hashlib.sha256('\n'.join(lines).replace(os.sep, '/').encode()).hexdigest()[:16] == expected
+
+
+def test_every_synthetic_image_has_the_same_histogram_and_is_a_function_of_class_and_index():
+    assert len(SYNTHETIC_CLASSES) >= 12
+    for cls in SYNTHETIC_CLASSES:
+        a, b = synthetic_image(cls, 0), synthetic_image(cls, 1)
+        for image in (a, b):
+            assert (np.bincount(image.ravel(), minlength=256) == image.size // 256).all()
+        assert not np.array_equal(a, b)
+        synthetic_image.cache_clear()
+        assert np.array_equal(a, synthetic_image(cls, 0))
+
+
+def autocorrelation(cls: str, dy: int, dx: int) -> float:
+    """Mean correlation of a class's images with themselves at a displacement."""
+    values = []
+    for index in range(4):
+        image = synthetic_image(cls, index).astype(float)
+        a = image[8:-8, 8:-8]
+        b = np.roll(image, (-dy, -dx), (0, 1))[8:-8, 8:-8]
+        values.append(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+    return float(np.mean(values))
+
+
+@pytest.mark.parametrize('period', ['07', '12'])
+@pytest.mark.parametrize(('angle', 'direction'), [('000', (0, 1)), ('045', (1, 1)), ('090', (1, 0)), ('135', (1, -1))])
+def test_the_streaks_co_occur_along_the_direction_of_their_name(angle, direction, period):
+    # Three steps along the streak meet the same grey level; three along any other direction do so less.
+    cls = f'streak{angle}_period{period}'
+    along = {d: autocorrelation(cls, 3 * d[0], 3 * d[1]) for d in ((0, 1), (1, 1), (1, 0), (1, -1))}
+    best = max(along, key=along.get)
+    assert best == direction, along
+
+
+def test_images_become_rgb(tmp_path):
+    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    for mode, suffix in (('L', 'jpg'), ('CMYK', 'jpg'), ('P', 'png'), ('RGBA', 'png'), ('RGB', 'png')):
+        path = tmp_path / f'{mode}.{suffix}'
+        rgb.convert(mode).save(path)
+        image = open_image(str(path))
+        assert (image.mode, image.size) == ('RGB', (8, 8))
+    assert np.array_equal(open_image(str(tmp_path / 'RGB.png')), rgb)
+
+
+def test_image_list_hands_the_key_to_the_transform(tree):
+    items = load_splits('dtd', tree, 1).train
+    data = ImageList(items, lambda image, key: (image.size, key))
+    assert len(data) == 24
+    assert data[(7, 3, 10)] == (((40, 40), (7, 3, 10)), items[10][1])
+    assert data[10] == (((40, 40), 10), items[10][1])
+
+
+def fails(match: str, dataset: str, data_dir, fold: int = 1) -> None:
+    with pytest.raises(DataError, match=match) as caught:
+        load_splits(dataset, data_dir, fold)
+    assert '\n' not in str(caught.value)
+
+
+def test_bad_input_is_named(tmp_path, tree):
+    fails("unknown data set 'imagenet21k'; the data sets are: dtd", 'imagenet21k', tree)
+    fails('needs --data_dir', 'dtd', None)
+    fails('nowhere: no such folder', 'dtd', tmp_path / 'nowhere')
+    fails('fold 3 .* has folds 1 to 2', 'dtd', tree, 3)
+    fails('fold 0', 'dtd', tree, 0)
+    fails('fold 6 of synthetic', 'synthetic', None, 6)
+    fails('at least two class folders', 'folder', tree / 'images' / 'class0')
+    write_image(tmp_path / 'few' / 'a' / '0.png', 0)
+    shutil.copytree(tree / 'images' / 'class0', tmp_path / 'few' / 'b')
+    fails("class 'a' has 1 images", 'folder', tmp_path / 'few')
+
+    missing = tree / 'images' / 'class1' / 'class1_0002.jpg'
+    missing.rename(tmp_path / 'away.jpg')
+    fails('class1_0002.jpg: listed in labels/train1.txt but missing', 'dtd', tree)
+    (tmp_path / 'away.jpg').rename(missing)
+
+    lists = tree / 'labels'
+    train = (lists / 'train1.txt').read_text()
+    (lists / 'train1.txt').write_text(''.join(line for line in train.splitlines(True) if 'class2' not in line))
+    fails("class 'class2' is in val but has no training image", 'dtd', tree)
+    (lists / 'train1.txt').write_text(train + 'class0/class0_0009.jpg\n')
+    fails(r'class0_0009.jpg: listed twice, in train and in val', 'dtd', tree)
+    (lists / 'train1.txt').write_text('../../etc/passwd\n')
+    fails('not of the form class/file', 'dtd', tree)
+    (lists / 'train1.txt').write_text('')
+    fails('the train set is empty', 'dtd', tree)
+    (lists / 'train1.txt').write_text(train)
+    (lists / 'val1.txt').unlink()
+    fails('val1.txt: no such list', 'dtd', tree)
+    shutil.rmtree(lists)
+    fails('labels: no such folder', 'dtd', tree)
+
+
+def test_damaged_images_are_named(tmp_path, tree):
+    whole = tree / 'images' / 'class0' / 'class0_0000.jpg'
+    torn = tmp_path / 'torn.jpg'
+    torn.write_bytes(whole.read_bytes()[:400])
+    text = tmp_path / 'text.jpg'
+    text.write_text('no image')
+    for path in (torn, text, tmp_path / 'missing.jpg'):
+        with pytest.raises(DataError, match=rf'{path.name}: cannot be read as an image') as caught:
+            open_image(str(path))
+        assert '\n' not in str(caught.value)
+
+
+def test_commands(tmp_path):
+    code, out, _ = finish(start('datasets.py', 'list'))
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(datasets.DATASETS)
+    code, out, _ = finish(start('datasets.py', 'split', 'synthetic', '--fold', '2'))
+    assert code == 0
+    assert len(out.splitlines()) == 600
+    code, _, _ = finish(start('datasets.py', 'show', '--out', str(tmp_path / 'a' / 'sheet.png')))
+    assert code == 0
+    assert Image.open(tmp_path / 'a' / 'sheet.png').size == (8 * 128, 12 * 128)
+    code, out, err = finish(start('datasets.py', 'split', 'dtd', '--data_dir', 'nowhere', cwd=ROOT))
+    assert (code, out) == (1, '')
+    assert err.splitlines() == ['error: nowhere: no such folder; --data_dir must name the root of dtd']

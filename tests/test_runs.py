@@ -1,0 +1,76 @@
+"""The promises of runs.py: files that are whole at any moment, and run folders of one configuration each."""
+
+import os
+
+import pytest
+
+import runs
+from runs import RunError
+
+
+def test_write_is_atomic_and_leaves_no_temporary_file(tmp_path):
+    path = tmp_path / 'a.json'
+    runs.write_json(path, {'a': 1})
+    runs.write_json(path, {'a': 2})
+    assert runs.read_json(path) == {'a': 2}
+    assert os.listdir(tmp_path) == ['a.json']
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    path = tmp_path / 'a.json'
+    runs.write_json(path, {'a': 1})
+    (tmp_path / 'a.json.tmp').symlink_to('/dev/full')  # every write fails with ENOSPC
+    with pytest.raises(
+        RunError, match=r'a\.json: cannot be written \(No space left on device\); what was saved before'
+    ):
+        runs.write_json(path, {'a': 2})
+    assert runs.read_json(path) == {'a': 1}
+    assert os.listdir(tmp_path) == ['a.json']
+
+
+def test_damaged_and_missing_files(tmp_path):
+    path = tmp_path / 'results.json'
+    assert runs.read_json(path) is None
+    path.write_text('{"a": ')
+    with pytest.raises(RunError, match=r'results\.json: damaged'):
+        runs.read_json(path)
+    with pytest.raises(RunError, match='no such log'):
+        runs.read_log(tmp_path / 'log.jsonl')
+    (tmp_path / 'log.jsonl').write_text('{"epoch": 1}\n{"ep')
+    with pytest.raises(RunError, match=r'log\.jsonl: damaged'):
+        runs.read_log(tmp_path / 'log.jsonl')
+    with pytest.raises(RunError, match='holds no run'):
+        runs.find_runs(tmp_path)
+
+
+def config(fingerprint, defines, environment=None):
+    return dict(fingerprint=fingerprint, defines=defines, environment=environment or {'torch': '1'})
+
+
+def test_open_run(tmp_path):
+    folder = tmp_path / 'runs' / 'x'
+    mine = config('f1', {'lr': 0.1, 'epochs': 3})
+    assert runs.open_run(folder, mine, force=False) == (None, '')
+    assert runs.read_json(folder / 'config.json') == mine
+    assert runs.open_run(folder, mine, force=False) == (None, '')
+    _, note = runs.open_run(folder, config('f1', mine['defines'], {'torch': '2'}), force=False)
+    assert 'torch 1 -> 2' in note
+    runs.write_json(folder / 'results.json', {'test_acc': 1})
+    assert runs.open_run(folder, mine, force=False) == ({'test_acc': 1}, '')
+    other = config('f2', {'lr': 0.2, 'epochs': 3})
+    with pytest.raises(RunError, match=r'another configuration \(lr 0.1 -> 0.2\)'):
+        runs.open_run(folder, other, force=False)
+    assert runs.open_run(folder, other, force=True) == (None, '')
+    assert runs.read_json(folder / 'config.json') == other
+    assert not (folder / 'results.json').exists()
+    assert runs.find_runs(tmp_path / 'runs') == [folder]
+
+
+def test_a_run_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(RunError, match='cannot be made'):
+        runs.open_run(tmp_path / 'file' / 'x', config('f', {}), force=False)
+
+
+def test_run_name():
+    assert runs.run_name('dtd', 1, 'twistnet18', 42) == 'dtd_fold1_twistnet18_seed42'

@@ -1,0 +1,517 @@
+"""The promises of train.py: the run folder, the same bits every time, exact counts, and errors of one line."""
+
+import json
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import finish, options, run, start, write_image
+from hypothesis import given
+from hypothesis import strategies as st
+
+import datasets
+import models
+import runs
+import train
+from models import build_model
+from runs import RunError
+from train import EvalBatches, TrainBatches, lr_at
+
+
+def outcome(folder: Path) -> tuple:
+    """All that must be equal between two runs of one configuration: everything but the clock."""
+    log = runs.read_log(folder / 'log.jsonl')
+    for line in log:
+        del line['seconds'], line['images_per_second']
+    best = models.read_checkpoint(folder / 'best.pt')
+    tensors = {name: tensor.numpy().tobytes() for name, tensor in best.pop('state_dict').items()}
+    results = runs.read_json(folder / 'results.json')
+    del results['seconds']
+    return log, best, tensors, results
+
+
+# ------------------------------------------------------------------------------------------ the run folder
+
+
+def test_run_folder_is_as_promised(tree, tmp_path, tiny):
+    folder, results = run(tree, tmp_path / 'runs', '--seed', '7')
+    assert folder == tmp_path / 'runs' / 'dtd_fold1_tiny_seed7'
+    assert sorted(os.listdir(folder)) == ['best.pt', 'config.json', 'log.jsonl', 'results.json']
+
+    config = runs.read_json(folder / 'config.json')
+    parsed = vars(train.parse_args(options(tree, tmp_path / 'runs', '--seed', '7')))
+    assert config['options'] == {k: v for k, v in parsed.items() if k != 'force'}
+    assert {'python', 'torch', 'torchvision', 'timm', 'device', 'commit', 'threads'} <= config['environment'].keys()
+
+    log = runs.read_log(folder / 'log.jsonl')
+    assert [line['epoch'] for line in log] == [1, 2, 3]
+    for line in log:
+        assert {'lr', 'train_loss', 'val_loss', 'val_acc', 'seconds', 'images_per_second'} < line.keys()
+        assert set(line['gates']) == {'layer3.0', 'layer3.1', 'layer4.0', 'layer4.1'}
+    assert log[-1]['lr'] == pytest.approx(1e-6)
+
+    best_val = max(line['val_acc'] for line in log)
+    expected = dict(
+        dataset='dtd', fold=1, seed=7, model='tiny', n_train=24, n_val=12, n_test=12, pretrained=None,
+        best_val_acc=best_val, best_epoch=max(line['epoch'] for line in log if line['val_acc'] == best_val),
+        fingerprint=config['fingerprint'],
+    )  # fmt: skip
+    assert runs.read_json(folder / 'results.json') == results
+    assert expected.items() <= results.items()
+    assert {'test_acc', 'test_loss', 'test_acc_last', 'params_M', 'seconds'} < results.keys()
+
+    best = models.read_checkpoint(folder / 'best.pt')
+    assert best.keys() == {'model', 'num_classes', 'classes', 'epoch', 'val_acc', 'state_dict', 'transform'}
+    assert (best['model'], best['num_classes'], best['classes']) == ('tiny', 3, ['class0', 'class1', 'class2'])
+    assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc'])
+    build_model('tiny', 3).load_state_dict(best['state_dict'])
+
+
+def test_the_checkpoint_tested_is_the_later_of_the_best_and_test_is_read_once(tree, tmp_path, tiny, monkeypatch):
+    accuracies = iter([50.0, 75.0, 75.0, 25.0])
+    real, events = train.evaluate, []
+
+    def evaluate(model, loader, *rest):
+        loss, acc = real(model, loader, *rest)
+        is_test = loader.dataset.items == datasets.load_splits('dtd', tree, 1).test
+        events.append('test' if is_test else 'val')
+        return (loss, acc) if is_test else (loss, next(accuracies))
+
+    monkeypatch.setattr(train, 'evaluate', evaluate)
+    folder, results = run(tree, tmp_path, '--epochs', '4')
+    assert (results['best_epoch'], results['best_val_acc']) == (3, 75.0)
+    assert models.read_checkpoint(folder / 'best.pt')['epoch'] == 3
+    assert events == ['val'] * 4 + ['test'] * 2, 'the last and the chosen weights, after all training'
+
+
+def test_results_can_be_reproduced_from_best_pt(tree, tmp_path, tiny):
+    folder, results = run(tree, tmp_path)
+    best = models.read_checkpoint(folder / 'best.pt')
+    model = build_model(best['model'], best['num_classes'])
+    model.load_state_dict(best['state_dict'])
+    model.to(memory_format=torch.channels_last)
+    assert evaluate_on(model, datasets.load_splits('dtd', tree, 1).test) == (results['test_loss'], results['test_acc'])
+
+
+def evaluate_on(model, items, img_size=32):
+    device = torch.device('cpu')
+    data = datasets.ImageList(items, train.eval_transform(img_size))
+    loader = train.make_loader(data, EvalBatches(len(items)), 0, device)
+    return train.evaluate(model, loader, device, 'off', train.tqdm(disable=True))
+
+
+def test_a_complete_run_is_left_alone_and_another_configuration_refused(tree, tmp_path, tiny, capfd):
+    folder, first = run(tree, tmp_path)
+    stamps = {name: (folder / name).stat().st_mtime_ns for name in os.listdir(folder)}
+    (folder / 'last.pt').write_bytes(b'left by a kill between results.json and the end')
+    _, again = run(tree, tmp_path)
+    assert again == first
+    assert {name: (folder / name).stat().st_mtime_ns for name in os.listdir(folder)} == stamps
+    assert 'is complete' in capfd.readouterr().err
+
+    run(tree, tmp_path, '--num_workers', '1'), run(tree.parent / 'tree', tmp_path)  # how and where is no difference
+    with pytest.raises(RunError, match=r'another configuration \(lr 0.01 -> 0.02\).*--force'):
+        run(tree, tmp_path, '--lr', '0.02')
+    assert {name: (folder / name).stat().st_mtime_ns for name in os.listdir(folder)} == stamps
+    run(tree, tmp_path, '--lr', '0.02', '--force')
+    assert runs.read_json(folder / 'config.json')['options']['lr'] == 0.02
+
+
+def test_another_split_is_another_configuration(tree, tmp_path, tiny):
+    run(tree, tmp_path)
+    write_image(tree / 'images' / 'class0' / 'new.jpg', 5)
+    with open(tree / 'labels' / 'train1.txt', 'a') as file:
+        file.write('class0/new.jpg\n')
+    with pytest.raises(RunError, match=r'another configuration \(split'):
+        run(tree, tmp_path)
+
+
+def test_weights_are_part_of_the_configuration_and_of_the_results(tree, tmp_path, tiny):
+    for seed, name in ((0, 'a.pt'), (1, 'b.pt')):
+        torch.manual_seed(seed)
+        torch.save(build_model('tiny', 9).state_dict(), tmp_path / name)
+    _, results = run(tree, tmp_path, '--pretrained', str(tmp_path / 'a.pt'))
+    assert 'loaded 204 of 206 tensors' in results['pretrained']
+    (tmp_path / 'a.pt').rename(tmp_path / 'c.pt')
+    run(tree, tmp_path, '--pretrained', str(tmp_path / 'c.pt'))  # the same bytes
+    with pytest.raises(RunError, match='pretrained'):
+        run(tree, tmp_path, '--pretrained', str(tmp_path / 'b.pt'))
+
+
+# ------------------------------------------------------------------------------------------ determinism
+
+
+def test_the_number_of_workers_does_not_matter(tree, tmp_path, tiny):
+    a, _ = run(tree, tmp_path / 'a', '--num_workers', '0')
+    b, _ = run(tree, tmp_path / 'b', '--num_workers', '3')
+    assert outcome(a) == outcome(b)
+    c, _ = run(tree, tmp_path / 'c', '--seed', '43')
+    assert outcome(c)[2] != outcome(a)[2]
+
+
+def kill_when(process, condition, limit: float = 120) -> None:
+    """SIGKILL the process and its loaders as soon as the condition holds, or the process has ended."""
+    end = time.monotonic() + limit
+    while process.poll() is None and not condition():
+        assert time.monotonic() < end, 'the moment to kill never came'
+        time.sleep(0.0005)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tree, tmp_path):
+    arguments = (*options(tree, tmp_path / 'killed', model='twistnet18'), '--num_workers', '1', '--epochs', '4')
+    folder = tmp_path / 'killed' / 'dtd_fold1_twistnet18_seed42'
+
+    def epochs_done():
+        path = folder / 'log.jsonl'
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def after(seconds, start_of=time.monotonic):
+        moment = start_of() + seconds
+        return lambda: time.monotonic() > moment
+
+    moments = [
+        lambda: (folder / 'best.pt.tmp').exists(),  # the first checkpoint is being written
+        lambda: (folder / 'last.pt.tmp').exists(),
+        lambda: (folder / 'last.pt').exists() and not (folder / 'last.pt.tmp').exists() and epochs_done() >= 1,
+        lambda: epochs_done() >= 2 and after(0.3)(),
+        lambda: epochs_done() >= 3 and (folder / 'last.pt.tmp').exists(),
+        lambda: epochs_done() >= 4,  # between the last epoch and the results
+    ]
+    for moment in moments:
+        kill_when(start('train.py', *arguments), moment)
+    code, _, err = finish(start('train.py', *arguments))
+    assert code == 0, err
+    assert sorted(os.listdir(folder)) == ['best.pt', 'config.json', 'log.jsonl', 'results.json']
+
+    undisturbed = (*options(tree, tmp_path / 'whole', model='twistnet18'), '--epochs', '4')
+    assert finish(start('train.py', *undisturbed))[0] == 0
+    assert outcome(folder) == outcome(tmp_path / 'whole' / folder.name)
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path, number, code):
+    arguments = (*options(tree, tmp_path, model='twistnet18_first_order'), '--num_workers', '2', '--epochs', '40')
+    process = start('train.py', *arguments)
+    log = tmp_path / 'dtd_fold1_twistnet18_first_order_seed42' / 'log.jsonl'
+    while not log.exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, number)  # as a terminal and a scheduler do: to the loaders too
+    returncode, out, err = finish(process)
+    assert returncode == code, err
+    assert 'Traceback' not in err
+    assert err.splitlines()[-1] == 'stopped; the same command goes on from the last whole epoch'
+    assert out == ''
+
+
+# ------------------------------------------------------------------------------------------ several processes
+
+
+def test_two_processes_train_and_count_every_image_once(tree, tmp_path, one_thread):
+    with open(tree / 'labels' / 'test1.txt', 'a') as test, open(tree / 'labels' / 'train1.txt') as lines:
+        test.write(''.join(lines.read().splitlines(True)[-1:]))  # 13 test images: no multiple of anything
+    lines = (tree / 'labels' / 'train1.txt').read_text().splitlines(True)
+    (tree / 'labels' / 'train1.txt').write_text(''.join(lines[:-1]))
+    launcher = ('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29511')
+    arguments = options(tree, tmp_path, model='twistnet18_heads1')
+    code, out, err = finish(start('train.py', *arguments, launcher=launcher))
+    assert code == 0, err
+    assert len(out.splitlines()) == 1, out
+    folder = tmp_path / 'dtd_fold1_twistnet18_heads1_seed42'
+    results, log = runs.read_json(folder / 'results.json'), runs.read_log(folder / 'log.jsonl')
+    assert runs.read_json(folder / 'config.json')['defines']['processes'] == 2
+
+    best = models.read_checkpoint(folder / 'best.pt')
+    model = build_model('twistnet18_heads1', 3)
+    model.load_state_dict(best['state_dict'])  # names of the plain model
+    model.to(memory_format=torch.channels_last)
+    splits = datasets.load_splits('dtd', tree, 1)
+    assert len(splits.test) == 13
+    assert evaluate_on(model, splits.test) == (results['test_loss'], results['test_acc'])
+    line = log[results['best_epoch'] - 1]
+    assert evaluate_on(model, splits.val) == (line['val_loss'], line['val_acc'])
+
+
+@given(st.integers(1, 300), st.integers(1, 5), st.integers(1, 40))
+def test_evaluation_batches_cover_every_image_once(length, world, batch_size):
+    shares = [EvalBatches(length, rank, world, batch_size) for rank in range(world)]
+    assert sorted(i for share in shares for batch in share for i in batch) == list(range(length))
+    single = list(EvalBatches(length, batch_size=batch_size))
+    for share in shares:
+        assert len(list(share)) == len(share) == len(share.slots)
+        assert [single[slot] for slot in share.slots] == list(share), 'batches must not depend on the world'
+
+
+@given(st.integers(2, 200), st.integers(1, 4), st.integers(1, 8), st.integers(0, 2**32))
+def test_training_batches_are_a_shuffle_shared_among_processes(length, world, per_rank, seed):
+    batch_size = world * per_rank
+    shares = [TrainBatches(length, batch_size, seed, rank, world) for rank in range(world)]
+    for share in shares:
+        share.epoch = 3
+    batches = [list(share) for share in shares]
+    assert all(len(b) == len(shares[0]) == length // batch_size for b in batches)
+    keys = [key for share in batches for batch in share for key in batch]
+    assert all(key[:2] == (seed, 3) for key in keys)
+    assert len({key[2] for key in keys}) == len(keys) == length // batch_size * batch_size
+    single = TrainBatches(length, batch_size, seed)
+    single.epoch = 3
+    for step, batch in enumerate(single):
+        assert sorted(batch) == sorted(key for share in batches for key in share[step])
+
+
+def test_the_order_changes_with_the_epoch_and_the_seed():
+    def order(seed, epoch):
+        batches = TrainBatches(64, 8, seed)
+        batches.epoch = epoch
+        return [i for batch in batches for *_, i in batch]
+
+    assert order(1, 1) == order(1, 1)
+    assert len({tuple(order(s, e)) for s in (1, 2) for e in (1, 2)}) == 4
+
+
+# ------------------------------------------------------------------------------------------ recipe
+
+
+@given(st.integers(0, 20), st.integers(2, 200))
+def test_learning_rate(warmup, steps):
+    total = warmup + steps
+    rates = [lr_at(step, 0.1, 1e-6, warmup, total) for step in range(total)]
+    if warmup:
+        assert rates[0] == pytest.approx(0.1 / warmup)
+        assert rates[warmup - 1] == pytest.approx(0.1)
+    assert rates[warmup] == pytest.approx(0.1)
+    assert rates[-1] == pytest.approx(1e-6)
+    assert all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1 :]))
+    middle = lr_at(warmup + 50, 0.1, 0.0, warmup, warmup + 101)
+    assert middle == pytest.approx(0.05)
+
+
+def test_recipes():
+    default = train.parse_args(['--dataset', 'dtd', '--data_dir', 'x'])
+    assert default.recipe == 'default'
+    promised = dict(
+        epochs=100, batch_size=32, lr=0.01, min_lr=1e-6, warmup_epochs=5, momentum=0.9, weight_decay=1e-4,
+        label_smoothing=0.1, clip_grad=1.0, randaug_n=2, randaug_m=9, mixup=0.8, cutmix=1.0, img_size=224, seed=42,
+    )  # fmt: skip
+    assert promised.items() <= vars(default).items()
+    scratch = train.parse_args(['--dataset', 'dtd', '--recipe', 'scratch', '--epochs', '30'])
+    changed = dict(lr=0.05, min_lr=1e-5, batch_size=64, warmup_epochs=10, crop_scale=[0.2, 1.0], epochs=30, mixup=0.8)
+    assert changed.items() <= vars(scratch).items()
+    assert train.parse_args([]).recipe == 'demo'
+    assert train.parse_args([]).dataset == 'synthetic'
+    assert train.parse_args(['--pretrained']).pretrained is True
+    assert train.parse_args(['--pretrained', 'w.pt']).pretrained == 'w.pt'
+
+
+def test_label_smoothing_applies_to_mixed_targets(tree, tmp_path, tiny, monkeypatch):
+    seen = []
+    real = train.F.cross_entropy
+
+    def cross_entropy(logits, targets, **kwargs):
+        seen.append((targets.dtype, kwargs.get('label_smoothing')))
+        return real(logits, targets, **kwargs)
+
+    monkeypatch.setattr(train.F, 'cross_entropy', cross_entropy)
+    run(tree, tmp_path)
+    assert (torch.float32, 0.1) in seen
+
+
+@pytest.mark.parametrize('amp', ['bf16', 'fp16'])
+def test_reduced_precision_trains(tree, tmp_path, tiny, amp):
+    folder, _ = run(tree, tmp_path, '--amp', amp)
+    losses = [line['train_loss'] for line in runs.read_log(folder / 'log.jsonl')]
+    assert all(math.isfinite(loss) for loss in losses)
+    full, _ = run(tree, tmp_path / 'full', '--amp', 'off')
+    reference = [line['train_loss'] for line in runs.read_log(full / 'log.jsonl')]
+    assert losses == pytest.approx(reference, abs=0.1)
+    assert losses != reference, 'another precision must show in the last digits'
+    assert models.read_checkpoint(folder / 'best.pt')['state_dict']['fc.weight'].dtype == torch.float32
+
+
+@pytest.mark.parametrize(('feature', 'expected'), [('avx512_bf16', 'bf16'), ('avx512_f', 'off'), ('amx_bf16', 'bf16')])
+def test_auto_is_bf16_where_the_processor_has_it(monkeypatch, feature, expected):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {feature: True, 'avx2': True})
+    assert train.resolve_amp('auto', torch.device('cpu')) == expected
+    assert train.resolve_amp('fp16', torch.device('cpu')) == 'fp16'
+
+
+def test_a_compiled_run_gives_a_plain_checkpoint(tree, tmp_path, monkeypatch):
+    small = dict(base_width=8, layers=(1, 1, 1, 1), twist_stages=(3,))
+    monkeypatch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=small))
+    folder, results = run(tree, tmp_path, '--compile', '--epochs', '2')
+    best = models.read_checkpoint(folder / 'best.pt')
+    model = build_model('tiny', 3)
+    assert list(best['state_dict']) == list(model.state_dict())
+    model.load_state_dict(best['state_dict'])
+    loss, _ = evaluate_on(model.to(memory_format=torch.channels_last), datasets.load_splits('dtd', tree, 1).test)
+    assert loss == pytest.approx(results['test_loss'], rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------------ bad input
+
+
+def fails(argv: list[str], capfd) -> str:
+    """The one line that train.py ends with for a user's mistake."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        train.cli(argv)
+    assert isinstance(caught.value.code, str), 'a string is printed on stderr and gives exit code 1'
+    captured = capfd.readouterr()
+    assert captured.out == ''
+    assert 'Traceback' not in captured.err
+    message = caught.value.code
+    assert message.startswith('train.py: error: ')
+    assert '\n' not in message
+    return message
+
+
+@pytest.fixture(autouse=True)
+def _keep_signal_handlers():
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_bad_options(tree, tmp_path, tiny, capfd):
+    def with_(*more, model='tiny'):
+        return fails(options(tree, tmp_path / 'runs', *more, model=model), capfd)
+
+    assert "unknown model 'resnet19'" in with_(model='resnet19')
+    assert "unknown data set 'cifar'" in with_('--dataset', 'cifar')
+    assert 'fold 3 of' in with_('--fold', '3')
+    assert 'nowhere: no such folder' in with_('--data_dir', 'nowhere')
+    assert '--epochs must be greater than --warmup_epochs 3; it is 3' in with_('--warmup_epochs', '3')
+    assert '--batch_size must not exceed the 24 training images; it is 25' in with_('--batch_size', '25')
+    assert '--batch_size must be at least 2' in with_('--batch_size', '1')
+    assert '--img_size must be at least 32; it is 16' in with_('--img_size', '16')
+    assert '--seed must not be negative; it is -1' in with_('--seed', '-1')
+    assert 'cannot read the weights' in with_('--pretrained', 'nowhere.pt')
+    assert not (tmp_path / 'runs').exists(), 'nothing must be left of a run that could not begin'
+
+
+def test_bad_weights(tree, tmp_path, tiny, capfd):
+    torch.save({'foo': torch.zeros(1)}, tmp_path / 'foreign.pt')
+    message = fails(options(tree, tmp_path / 'a', '--pretrained', str(tmp_path / 'foreign.pt')), capfd)
+    assert 'foreign.pt: none of its 1 tensors fits tiny' in message
+    torch.save({'foo': Code()}, tmp_path / 'code.pt')
+    message = fails(options(tree, tmp_path / 'b', '--pretrained', str(tmp_path / 'code.pt')), capfd)
+    assert 'code.pt: refused' in message
+
+
+class Code:
+    """What a hostile checkpoint holds: something to run."""
+
+    def __reduce__(self):
+        return os.system, ('touch /tmp/twistnet_was_here',)
+
+
+@pytest.mark.parametrize('workers', ['0', '2'])
+def test_a_truncated_image_is_named_and_nothing_is_lost(tree, tmp_path, tiny, capfd, workers):
+    path = tree / 'images' / 'class1' / 'class1_0013.jpg'  # a test image: it is read last
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    arguments = options(tree, tmp_path / 'a', '--num_workers', workers)
+    assert 'class1_0013.jpg: cannot be read as an image' in fails(arguments, capfd)
+    path.write_bytes(whole)
+    train.cli(arguments)
+    assert 'going on after epoch 3' in capfd.readouterr().err
+    reference, _ = run(tree, tmp_path / 'b')
+    assert outcome(tmp_path / 'a' / reference.name) == outcome(reference)
+
+
+def test_listed_images_and_classes_that_are_missing(tree, tmp_path, tiny, capfd):
+    (tree / 'images' / 'class0' / 'class0_0001.jpg').unlink()
+    assert 'class0_0001.jpg: listed in labels/train1.txt but missing' in fails(options(tree, tmp_path / 'a'), capfd)
+
+
+def stop_after_one_epoch(monkeypatch, tree, run_dir, *more) -> Path:
+    """A run that was cut in its second epoch."""
+    real = train.train_epoch
+
+    def train_epoch(model, loader, optimizer, scaler, device, first_step, *rest):
+        if first_step > 0:
+            raise KeyboardInterrupt
+        return real(model, loader, optimizer, scaler, device, first_step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, 'train_epoch', train_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            run(tree, run_dir, *more)
+    return run_dir / 'dtd_fold1_tiny_seed42'
+
+
+def test_a_torn_last_checkpoint_starts_again_and_says_so(tree, tmp_path, tiny, monkeypatch, capfd):
+    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path / 'a')
+    last = folder / 'last.pt'
+    last.write_bytes(last.read_bytes()[:-1000])
+    run(tree, tmp_path / 'a')
+    assert 'last.pt: damaged or not a PyTorch checkpoint; starting again from epoch 1' in capfd.readouterr().err
+    reference, _ = run(tree, tmp_path / 'b')
+    assert outcome(folder) == outcome(reference)
+
+
+def test_a_foreign_or_hostile_last_checkpoint_is_refused(tree, tmp_path, tiny, monkeypatch, capfd):
+    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
+    for checkpoint, words in (({'foo': 1}, 'is not of this run'), ({'foo': Code()}, 'refused')):
+        torch.save(checkpoint, folder / 'last.pt')
+        assert words in fails(options(tree, tmp_path), capfd)
+    assert not Path('/tmp/twistnet_was_here').exists()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tree, tmp_path, tiny, monkeypatch, capfd):
+    real = train.mix
+
+    def mix(images, labels, num_classes, mixup, cutmix, key):
+        images, targets = real(images, labels, num_classes, mixup, cutmix, key)
+        return images * float('nan') if key[2] >= 4 else images, targets  # from the middle of the second epoch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, 'mix', mix)
+        message = fails(options(tree, tmp_path / 'a'), capfd)
+    assert 'the training loss became nan' in message
+    folder = tmp_path / 'a' / 'dtd_fold1_tiny_seed42'
+    state = models.read_checkpoint(folder / 'last.pt')['state_dict']
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    run(tree, tmp_path / 'a')
+    reference, _ = run(tree, tmp_path / 'b')
+    assert outcome(folder) == outcome(reference)
+
+
+@pytest.mark.parametrize('name', ['best.pt', 'last.pt', 'log.jsonl', 'results.json'])
+def test_a_full_disk_loses_nothing(tree, tmp_path, tiny, monkeypatch, capfd, name):
+    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path / 'a')
+    (folder / f'{name}.tmp').symlink_to('/dev/full')  # every write to it fails with ENOSPC
+    message = fails(options(tree, tmp_path / 'a'), capfd)
+    assert f'{name}: cannot be written (No space left on device)' in message
+    models.read_checkpoint(folder / 'last.pt')
+    models.read_checkpoint(folder / 'best.pt')
+    train.cli(options(tree, tmp_path / 'a'))
+    reference, _ = run(tree, tmp_path / 'b')
+    assert outcome(folder) == outcome(reference)
+
+
+def test_damaged_config_is_named(tree, tmp_path, tiny, capfd):
+    folder, _ = run(tree, tmp_path)
+    (folder / 'config.json').write_text('{')
+    assert 'config.json: damaged' in fails(options(tree, tmp_path), capfd)
+
+
+def test_command_line_prints_one_result_and_leaves_progress_to_stderr(tree, tmp_path):
+    code, out, err = finish(start('train.py', *options(tree, tmp_path, model='twistnet18_first_order')))
+    assert code == 0, err
+    assert len(out.splitlines()) == 1
+    assert 'test accuracy' in out
+    assert 'epoch 3/3' in err
+    assert 'left' in err
+    code, out, err = finish(start('train.py', *options(tree, tmp_path, model='resnet19')))
+    assert (code, out) == (1, '')
+    assert err.splitlines()[-1].startswith("train.py: error: unknown model 'resnet19'")
+    code, out, err = finish(start('train.py', '--no_such_option'))
+    assert (code, out) == (2, '')
+    assert json.dumps(err).count('unrecognized arguments: --no_such_option') == 1

@@ -1,0 +1,102 @@
+"""The promises of transforms.py: randomness that is a function of its key, and targets that add up."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from transforms import eval_transform, mix, normalize, seed_of, seeded, train_transform
+
+
+@pytest.fixture
+def image():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8))
+
+
+def test_augmentation_is_a_function_of_the_key_and_leaves_the_generator_alone(image):
+    transform = train_transform(32)
+    state = torch.get_rng_state()
+    a, b, c = transform(image, (1, 2, 3)), transform(image, (1, 2, 3)), transform(image, (1, 2, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert a.shape == (3, 32, 32)
+    assert a.dtype == torch.uint8
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_options_of_the_augmentation(image):
+    whole = dict(crop_scale=(1.0, 1.0), randaug_n=0)
+    square = image.resize((32, 32))
+    crop = train_transform(32, hflip=0, **whole)(square, (0,))
+    flipped = train_transform(32, hflip=1, **whole)(square, (0,))
+    assert torch.equal(crop.flip(2), flipped)
+    keys = [(i,) for i in range(8)]
+    assert len({train_transform(32, hflip=0, **whole)(square, k).numpy().tobytes() for k in keys}) == 1
+    assert (
+        len({train_transform(32, hflip=0, **whole | dict(randaug_n=2))(square, k).numpy().tobytes() for k in keys}) > 4
+    )
+
+
+def test_evaluation_takes_the_centre(image):
+    wide = Image.new('RGB', (320, 64), 'red')
+    wide.paste('blue', (128, 0, 192, 64))
+    result = eval_transform(32)(wide)
+    assert result.shape == (3, 32, 32)
+    assert (result[2] == 255).all(), 'only the blue middle'
+
+
+def test_transforms_can_be_sent_to_a_loader_process(image):
+    for transform in (train_transform(32), eval_transform(32)):
+        copy = pickle.loads(pickle.dumps(transform))
+        assert torch.equal(copy(image, (5,)), transform(image, (5,)))
+
+
+def test_seeds_differ_between_keys():
+    keys = [(a, b, c) for a in range(10) for b in range(10) for c in range(10)] + [
+        (1,),
+        (1, 0),
+        (1, 0, 0, 0),
+        ('mix', 1),
+    ]
+    assert len({seed_of(*key) for key in keys}) == len(keys)
+
+
+def test_seeded_restores_after_an_error():
+    state = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError), seeded(1):
+        _ = torch.rand(1) / (1 // 0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_normalize():
+    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    result = normalize(images)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(result, (images / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_mix_off_changes_nothing():
+    images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
+    a, b = mix(images, labels, 5, 0, 0, (1,))
+    assert a is images
+    assert b is labels
+
+
+def test_mixup_and_cutmix_share_images_and_targets_alike():
+    labels = torch.arange(6)
+    images = torch.eye(6).view(6, 6, 1, 1).expand(6, 6, 16, 16).contiguous()[:, :, :, :]
+    kinds = set()
+    for step in range(40):
+        mixed, targets = mix(images, labels, 6, 0.8, 1.0, ('mix', step))
+        torch.testing.assert_close(targets.sum(1), torch.ones(6))
+        # Channel c of an image is the share of image c in it, so its mean must be the target's share.
+        torch.testing.assert_close(mixed.mean((2, 3)), targets, atol=1e-5, rtol=0)
+        kinds.add('cutmix' if ((mixed == 0) | (mixed == 1)).all() else 'mixup')
+        again = mix(images, labels, 6, 0.8, 1.0, ('mix', step))
+        assert torch.equal(again[0], mixed)
+    assert kinds == {'mixup', 'cutmix'}
+    only = [mix(images, labels, 6, 0, 1.0, (step,))[0] for step in range(10)]
+    assert all(((m == 0) | (m == 1)).all() for m in only)
