@@ -11,10 +11,14 @@ tables.
 import argparse
 import csv
 import sys
+import warnings
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore', FutureWarning)  # fvcore scripts a function when it is imported
+    from fvcore.nn import FlopCountAnalysis
 
 from models import MODELS, ModelError, build_model, count_params
 

@@ -211,7 +211,7 @@ def synthetic_image(cls: str, index: int) -> np.ndarray:
     key = hashlib.sha256(f'{cls}/{index}'.encode()).digest()
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(key[:8], 'little')))
     field = _streaks(rng, *_STREAKS[cls]) if cls in _STREAKS else _STRUCTURES[cls](rng)
-    field = field / field.std() + 0.6 * rng.standard_normal(field.shape)
+    field = field / field.std() + 2 * rng.standard_normal(field.shape)
     levels = np.empty(field.size, np.uint8)
     levels[np.argsort(field, axis=None, kind='stable')] = np.arange(field.size) * 256 // field.size
     levels = levels.reshape(field.shape)

@@ -62,7 +62,7 @@ RECIPES = {
     # A minute on a laptop. No flip: it would turn the synthetic classes at 45 degrees into those at 135.
     'demo': DEFAULT
     | dict(
-        img_size=64, epochs=12, lr=0.05, warmup_epochs=1, mixup=0, cutmix=0, randaug_n=0, crop_scale=[0.5, 1], hflip=0
+        img_size=64, epochs=10, lr=0.05, warmup_epochs=1, mixup=0, cutmix=0, randaug_n=0, crop_scale=[0.5, 1], hflip=0
     ),
 }
 # Options that say where and how a run is computed, not what it computes: not part of the fingerprint.
