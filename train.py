@@ -104,8 +104,11 @@ def resolve_amp(amp: str, device: torch.device) -> str:
         return amp
     if device.type == 'cuda':
         return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
-    features = torch.cpu.get_capabilities()
-    return 'bf16' if any(features.get(name) for name in ('avx512_bf16', 'amx_bf16', 'bf16')) else 'off'
+    if hasattr(torch.cpu, 'get_capabilities'):
+        features = torch.cpu.get_capabilities()
+    else:  # torch 2.9
+        features = {'avx512_bf16': torch.cpu._is_avx512_bf16_supported()}
+    return 'bf16' if any(present for name, present in features.items() if 'bf16' in name) else 'off'
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
