@@ -1,6 +1,8 @@
 """Data sets, their folds and their images. No torch here: a data set is a list of (path, class index).
 
-    python datasets.py list                                    # the data sets, their classes and folds
+    python datasets.py list                                    # the data sets, their protocols and sources
+    python datasets.py prepare dtd --data_dir data             # download, verify, unpack and count into data/dtd
+    python datasets.py check dtd --data_dir data/dtd           # verify a tree at any later time
     python datasets.py split dtd --data_dir data/dtd --fold 1  # one line an image: subset, class, path
     python datasets.py show --out figures/synthetic.png        # the procedural classes, eight images each
 
@@ -11,23 +13,22 @@ lists files, or of the machine.
 import argparse
 import hashlib
 import os
+import shutil
 import sys
-from functools import lru_cache
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy.spatial import KDTree
+from scipy.io import loadmat
+from tqdm import tqdm
+
+import synthetic
+from archives import DataError, fetch, unpack
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
 SUBSETS = ('train', 'val', 'test')
-SYNTHETIC_SIZE = 128  # pixels, side of a synthetic image
-SYNTHETIC_PER_CLASS = 50
-
-
-class DataError(ValueError):
-    """Something about the data set is not as it must be; the message is one line that names it."""
 
 
 class Splits(NamedTuple):
@@ -50,17 +51,34 @@ def load_splits(dataset: str, data_dir: str | Path | None, fold: int) -> Splits:
     Raises:
         DataError: unknown data set, fold out of range, missing folder or image, a class without training images.
     """
-    if dataset not in DATASETS:
-        raise DataError(f"unknown data set '{dataset}'; the data sets are: {', '.join(DATASETS)}")
+    entry = _entry(dataset)
+    folds = entry.get('folds')
+    if folds and not 1 <= fold <= folds:
+        raise DataError(f'fold {fold} of {dataset} does not exist; it has folds 1 to {folds}')
     if dataset == 'synthetic':
         root = Path('synthetic')
     elif data_dir is None:
         raise DataError(f'{dataset} needs --data_dir, the folder that holds it')
     elif not (root := Path(data_dir)).is_dir():
-        raise DataError(f'{root}: no such folder; --data_dir must name the root of {dataset}')
-    splits = DATASETS[dataset]['splits'](root, fold)
+        raise DataError(f'{root}: no such folder; --data_dir must name the root of {dataset}{_way_out(dataset)}')
+    splits = entry['splits'](root, fold)
     _check_splits(splits, root)
     return splits
+
+
+def _entry(dataset: str) -> dict:
+    if dataset not in DATASETS:
+        raise DataError(f"unknown data set '{dataset}'; the data sets are: {', '.join(DATASETS)}")
+    return DATASETS[dataset]
+
+
+def _way_out(dataset: str) -> str:
+    """The command that fetches a data set, as the end of a message."""
+    return (
+        f'; `python datasets.py prepare {dataset} --data_dir data` fetches it'
+        if 'archives' in DATASETS[dataset]
+        else ''
+    )
 
 
 def _check_splits(splits: Splits, root: Path) -> None:
@@ -80,9 +98,30 @@ def _check_splits(splits: Splits, root: Path) -> None:
             raise DataError(f"{root}: class '{splits.classes[missing[0]]}' is in {subset} but has no training image")
 
 
-def _check_fold(fold: int, folds: int, dataset: str) -> None:
-    if not 1 <= fold <= folds:
-        raise DataError(f'fold {fold} of {dataset} does not exist; it has folds 1 to {folds}')
+def _find_root(root: Path, parts: tuple[str, ...], inner: str, dataset: str) -> Path:
+    """`root`, or the folder `inner` inside it: the one that has all `parts`."""
+    for candidate in (root, root / inner):
+        if all((candidate / part).exists() for part in parts):
+            return candidate
+    near = root / inner if (root / inner).is_dir() else root
+    missing = next(part for part in parts if not (near / part).exists())
+    raise DataError(f'{near / missing}: missing, this is no whole {dataset} tree{_way_out(dataset)}')
+
+
+def _require(paths: list[str], listed_in: str, dataset: str) -> None:
+    """Every listed file is there; folders are listed once, files are not opened."""
+    present: dict[str, set[str]] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in present:
+            present[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in present[folder]:
+            raise DataError(f'{path}: listed in {listed_in} but missing{_way_out(dataset)}')
+
+
+def _rank(names: list[str], salt: str = '') -> list[str]:
+    """An order that depends on the names alone: that of a hash."""
+    return sorted(names, key=lambda name: hashlib.sha256(f'{salt}{name}'.encode()).digest())
 
 
 # ---------------------------------------------------------------------------------------------- dtd
@@ -90,65 +129,68 @@ def _check_fold(fold: int, folds: int, dataset: str) -> None:
 
 def dtd_splits(root: Path, fold: int) -> Splits:
     """Any tree in the layout of DTD: images/<class>/<file>, labels/{train,val,test}{fold}.txt of class/file lines."""
-    if not (root / 'labels').is_dir() and (root / 'dtd' / 'labels').is_dir():
-        root = root / 'dtd'
-    for part in ('images', 'labels'):
-        if not (root / part).is_dir():
-            raise DataError(f'{root / part}: no such folder; a tree in the layout of DTD has images/ and labels/')
+    root = _find_root(root, ('images', 'labels'), 'dtd', 'dtd')
     folds = 0
     while (root / 'labels' / f'train{folds + 1}.txt').is_file():
         folds += 1
     if not folds:
         raise DataError(f'{root / "labels"}: holds no train1.txt; it should hold the lists of every fold')
-    _check_fold(fold, folds, str(root))
-
+    if not 1 <= fold <= folds:
+        raise DataError(f'fold {fold} of {root} does not exist; it has folds 1 to {folds}')
     names = {subset: _read_list(root / 'labels' / f'{subset}{fold}.txt') for subset in SUBSETS}
-    classes = sorted({name.split('/')[0] for subset in names.values() for name in subset})
+    classes = sorted({name.split('/')[0] for listed in names.values() for name in listed})
     index = {name: i for i, name in enumerate(classes)}
-    present = {c: set(os.listdir(p)) if (p := root / 'images' / c).is_dir() else set() for c in classes}
+    items = {}
     for subset, listed in names.items():
-        for name in listed:
-            folder, file = name.split('/')
-            if file not in present[folder]:
-                raise DataError(f'{root / "images" / name}: listed in labels/{subset}{fold}.txt but missing')
-
-    def items(subset: str) -> list[tuple[str, int]]:
-        return [(str(root / 'images' / name), index[name.split('/')[0]]) for name in names[subset]]
-
-    return Splits(items('train'), items('val'), items('test'), classes)
+        items[subset] = [(os.path.join(root, 'images', name), index[name.split('/')[0]]) for name in listed]
+        _require([path for path, _ in items[subset]], f'labels/{subset}{fold}.txt', 'dtd')
+    return Splits(*(items[subset] for subset in SUBSETS), classes)
 
 
 def _read_list(path: Path) -> list[str]:
-    try:
-        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except FileNotFoundError as error:
-        raise DataError(f'{path}: no such list') from error
+    names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
     for name in names:
         if name.count('/') != 1 or '..' in name:
             raise DataError(f'{path}: {name!r} is not of the form class/file')
     return names
 
 
-# ---------------------------------------------------------------------------------------------- folder
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise DataError(f'{path}: cannot be read ({error.strerror})') from error
+    except UnicodeDecodeError as error:
+        raise DataError(f'{path}: is not text') from error
+
+
+# ---------------------------------------------------------------------------------------------- folder and fmd
 
 
 def folder_splits(root: Path, fold: int) -> Splits:
     """A folder of class folders, split by `partition`; or train/, val/, test/ of such, taken as they are."""
-    if (root / 'train').is_dir():
-        _check_fold(fold, 1, f'{root}, which has train/, val/ and test/ of its own,')
-        for subset in SUBSETS:
-            if not (root / subset).is_dir():
-                raise DataError(f'{root / subset}: no such folder; a split tree needs train/, val/ and test/')
-        files = {subset: _list_classes(root / subset) for subset in SUBSETS}
-        classes = sorted(set().union(*files.values()))
-        return Splits(
-            *(
-                [(p, label) for label, name in enumerate(classes) for p in files[subset].get(name, [])]
-                for subset in SUBSETS
-            ),
-            classes,
+    if not (root / 'train').is_dir():
+        return partition(_list_classes(root), fold, str(root))
+    if fold != 1:
+        raise DataError(
+            f'fold {fold} of {root} does not exist; it has train/, val/ and test/ of its own, which is fold 1'
         )
-    files = _list_classes(root)
+    for subset in SUBSETS:
+        if not (root / subset).is_dir():
+            raise DataError(f'{root / subset}: no such folder; a split tree needs train/, val/ and test/')
+    files = {subset: _list_classes(root / subset) for subset in SUBSETS}
+    classes = sorted(set().union(*files.values()))
+    items = {
+        subset: [(path, label) for label, name in enumerate(classes) for path in files[subset].get(name, [])]
+        for subset in SUBSETS
+    }
+    return Splits(*(items[subset] for subset in SUBSETS), classes)
+
+
+def fmd_splits(root: Path, fold: int) -> Splits:
+    """image/<class>/*.jpg as the archive unpacks, or <class>/*.jpg. Masks carry the same names and are never read."""
+    files = _list_classes(root / 'image' if (root / 'image').is_dir() else root)
+    files.pop('mask', None)
     return partition(files, fold, str(root))
 
 
@@ -158,7 +200,7 @@ def _list_classes(root: Path) -> dict[str, list[str]]:
     for folder in sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != '.'):
         names = [n for n in os.listdir(root / folder) if n.lower().endswith(IMAGE_SUFFIXES) and n[0] != '.']
         if names:
-            found[folder] = [str(root / folder / name) for name in sorted(names)]
+            found[folder] = [os.path.join(root, folder, name) for name in sorted(names)]
     if len(found) < 2:
         raise DataError(f'{root}: needs at least two class folders with images; it has {len(found)}')
     return found
@@ -170,121 +212,207 @@ def partition(files: dict[str, list[str]], fold: int, name: str, folds: int = 5)
     The order within a class is that of a hash of class and file name, so it depends on nothing else. Over the folds
     the test sets cover every image once.
     """
-    _check_fold(fold, folds, name)
+    if not 1 <= fold <= folds:
+        raise DataError(f'fold {fold} of {name} does not exist; it has folds 1 to {folds}')
     subsets: dict[str, list[tuple[str, int]]] = {subset: [] for subset in SUBSETS}
     for label, (cls, paths) in enumerate(sorted(files.items())):
         if len(paths) < folds:
             raise DataError(f"{name}: class '{cls}' has {len(paths)} images; {folds} folds need at least {folds}")
-        ranked = sorted(paths, key=lambda p: hashlib.sha256(f'{cls}/{os.path.basename(p)}'.encode()).digest())
-        for rank, path in enumerate(ranked):
-            block = rank % folds + 1
-            subset = {fold: 'test', fold % folds + 1: 'val'}.get(block, 'train')
-            subsets[subset].append((path, label))
+        by_name = {f'{cls}/{os.path.basename(path)}': path for path in paths}
+        for rank, key in enumerate(_rank(list(by_name))):
+            subset = {fold: 'test', fold % folds + 1: 'val'}.get(rank % folds + 1, 'train')
+            subsets[subset].append((by_name[key], label))
     return Splits(*(sorted(subsets[subset]) for subset in SUBSETS), sorted(files))
+
+
+# ---------------------------------------------------------------------------------------------- kth_tips2
+
+
+def kth_splits(root: Path, fold: int) -> Splits:
+    """<class>/sample_{a,b,c,d}/*.png: a physical sample is tested, d in fold 1 to a in fold 4.
+
+    A tenth of each class's remaining images validates: they show the samples that train, so validation accuracy is
+    far above test accuracy, and the comparison of checkpoints is blind to new samples. The data set has no better.
+    """
+    if (root / 'KTH-TIPS2-b').is_dir():
+        root = root / 'KTH-TIPS2-b'
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != '.')
+    tested = 'dcba'[fold - 1]
+    subsets: dict[str, list[tuple[str, int]]] = {subset: [] for subset in SUBSETS}
+    for label, cls in enumerate(classes):
+        rest = []
+        for sample in 'abcd':
+            folder = root / cls / f'sample_{sample}'
+            if not folder.is_dir():
+                raise DataError(f'{folder}: missing, this is no whole kth_tips2 tree{_way_out("kth_tips2")}')
+            names = [f'{cls}/sample_{sample}/{n}' for n in os.listdir(folder) if n.lower().endswith(IMAGE_SUFFIXES)]
+            if sample == tested:
+                subsets['test'] += [(os.path.join(root, name), label) for name in names]
+            else:
+                rest += names
+        ranked = _rank(rest, f'fold{fold}/')
+        count = max(1, round(len(rest) / 10))
+        subsets['val'] += [(os.path.join(root, name), label) for name in ranked[:count]]
+        subsets['train'] += [(os.path.join(root, name), label) for name in ranked[count:]]
+    if len(classes) < 2:
+        raise DataError(f'{root}: needs at least two class folders; it has {len(classes)}{_way_out("kth_tips2")}')
+    return Splits(*(sorted(subsets[subset]) for subset in SUBSETS), classes)
+
+
+# ---------------------------------------------------------------------------------------------- cub200
+
+
+def cub_splits(root: Path, fold: int) -> Splits:
+    """The official test set; a tenth of each class's official training images validates, another one in each fold."""
+    parts = ('images', 'images.txt', 'image_class_labels.txt', 'train_test_split.txt', 'classes.txt')
+    root = _find_root(root, parts, 'CUB_200_2011', 'cub200')
+    names, labels, official, classes = (
+        dict(line.split(maxsplit=1) for line in _read_text(root / f'{table}.txt').splitlines() if line.strip())
+        for table in ('images', 'image_class_labels', 'train_test_split', 'classes')
+    )
+    for table, rows in (('image_class_labels', labels), ('train_test_split', official)):
+        if rows.keys() != names.keys():
+            raise DataError(f'{root / table}.txt: does not list the same images as images.txt{_way_out("cub200")}')
+    paths = {key: os.path.join(root, 'images', name.strip()) for key, name in names.items()}
+    _require(list(paths.values()), 'images.txt', 'cub200')
+    by_class: dict[int, list[str]] = defaultdict(list)
+    subsets: dict[str, list[tuple[str, int]]] = {subset: [] for subset in SUBSETS}
+    for key, path in paths.items():
+        label = int(labels[key]) - 1
+        if official[key].strip() == '1':
+            by_class[label].append(path)
+        else:
+            subsets['test'].append((path, label))
+    for label, listed in by_class.items():
+        by_name = {os.path.basename(path): path for path in listed}
+        for rank, name in enumerate(_rank(list(by_name))):
+            subsets['val' if rank % 10 == fold - 1 else 'train'].append((by_name[name], label))
+    ordered = [classes[str(i + 1)].strip() for i in range(len(classes))]
+    return Splits(*(sorted(subsets[subset]) for subset in SUBSETS), ordered)
+
+
+# ---------------------------------------------------------------------------------------------- flowers102
+
+
+def flowers_splits(root: Path, fold: int) -> Splits:
+    """Fold 1 is the official split; folds 2 to 5 redraw train and val, ten a class each, from the official two.
+
+    The official test set, 6149 images, is tested in every fold. The classes have no names in the archive: they are
+    called by their official numbers, 001 to 102.
+    """
+    root = _find_root(root, ('jpg', 'imagelabels.mat', 'setid.mat'), 'flowers-102', 'flowers102')
+    labels = _read_mat(root / 'imagelabels.mat', 'labels')
+    train, val, test = (_read_mat(root / 'setid.mat', name) for name in ('trnid', 'valid', 'tstid'))
+    if fold > 1:
+        pool: dict[int, list[int]] = defaultdict(list)
+        for number in train + val:
+            pool[labels[number - 1]].append(number)
+        ranked = [[int(n) for n in _rank([str(n) for n in numbers], f'fold{fold}/')] for numbers in pool.values()]
+        train = sorted(n for numbers in ranked for n in numbers[: len(numbers) // 2])
+        val = sorted(n for numbers in ranked for n in numbers[len(numbers) // 2 :])
+    items = [
+        [(os.path.join(root, 'jpg', f'image_{number:05d}.jpg'), labels[number - 1] - 1) for number in numbers]
+        for numbers in (train, val, test)
+    ]
+    _require([path for subset in items for path, _ in subset], 'setid.mat', 'flowers102')
+    return Splits(*items, [f'{label:03d}' for label in range(1, max(labels) + 1)])
+
+
+def _read_mat(path: Path, name: str) -> list[int]:
+    """A vector of a MATLAB file, 1-based as it stands there."""
+    try:
+        return [int(value) for value in loadmat(path)[name].ravel()]
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise DataError(f'{path}: damaged, or has no vector {name}{_way_out("flowers102")}') from error
 
 
 # ---------------------------------------------------------------------------------------------- synthetic
 
-# (orientation of the streaks in degrees, period across them in pixels): the displacement along which grey levels
-# co-occur, in the convention of models.DIRECTIONS (dy down), so that 45 means streaks along (dy, dx) = (1, 1).
-_STREAKS = {
-    f'streak{angle:03d}_period{period:02d}': (angle, period) for period in (7, 12) for angle in (0, 45, 90, 135)
-}
-SYNTHETIC_CLASSES = sorted([*_STREAKS, 'brick', 'cells', 'dots', 'weave'])
-
 
 def synthetic_splits(root: Path, fold: int) -> Splits:
     """Procedural textures: paths 'synthetic/<class>/<index>' that open_image draws instead of reading."""
-    files = {c: [str(root / c / f'{i:04d}') for i in range(SYNTHETIC_PER_CLASS)] for c in SYNTHETIC_CLASSES}
+    files = {c: [str(root / c / f'{i:04d}') for i in range(synthetic.PER_CLASS)] for c in synthetic.CLASSES}
     return partition(files, fold, 'synthetic')
 
 
-@lru_cache(maxsize=1024)  # 16 MiB
-def synthetic_image(cls: str, index: int) -> np.ndarray:
-    """Texture `index` of a class, a function of the two alone.
+# ---------------------------------------------------------------------------------------------- registry
 
-    Every image of every class holds the same grey levels, each equally often: what tells the classes apart is only
-    which displacements co-occur. Returns (SYNTHETIC_SIZE, SYNTHETIC_SIZE) uint8.
-    """
-    if cls not in SYNTHETIC_CLASSES:
-        raise DataError(f"unknown synthetic class '{cls}'")
-    key = hashlib.sha256(f'{cls}/{index}'.encode()).digest()
-    rng = np.random.Generator(np.random.PCG64(int.from_bytes(key[:8], 'little')))
-    field = _streaks(rng, *_STREAKS[cls]) if cls in _STREAKS else _STRUCTURES[cls](rng)
-    field = field / field.std() + 2 * rng.standard_normal(field.shape)
-    levels = np.empty(field.size, np.uint8)
-    levels[np.argsort(field, axis=None, kind='stable')] = np.arange(field.size) * 256 // field.size
-    levels = levels.reshape(field.shape)
-    levels.flags.writeable = False  # the cache hands the same array to every caller
-    return levels
-
-
-def _grid(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel coordinates (y, x) with a random origin, each (size, size)."""
-    y, x = np.mgrid[:SYNTHETIC_SIZE, :SYNTHETIC_SIZE].astype(float)
-    return y + rng.uniform(0, 1000), x + rng.uniform(0, 1000)
-
-
-def _streaks(rng: np.random.Generator, angle: float, period: float) -> np.ndarray:
-    """Noise with its energy around one spatial frequency: streaks along `angle`, `period` pixels apart."""
-    fy, fx = np.meshgrid(np.fft.fftfreq(SYNTHETIC_SIZE), np.fft.fftfreq(SYNTHETIC_SIZE), indexing='ij')
-    angle = np.deg2rad(angle + rng.uniform(-8, 8))
-    along = fx * np.cos(angle) + fy * np.sin(angle)
-    across = -fx * np.sin(angle) + fy * np.cos(angle)
-    centre = 1 / (period * rng.uniform(0.9, 1.1))
-    energy = np.exp(-((along / 0.02) ** 2) - ((np.abs(across) - centre) / (0.2 * centre)) ** 2)
-    return np.fft.ifft2(np.fft.fft2(rng.standard_normal(fy.shape)) * energy).real
-
-
-def _weave(rng: np.random.Generator) -> np.ndarray:
-    y, x = _grid(rng)
-    period = rng.uniform(12, 16)
-    over = (np.floor(x / period) + np.floor(y / period)) % 2 == 0
-    return np.where(over, np.abs(np.sin(np.pi * x / period)), np.abs(np.sin(np.pi * y / period)))
-
-
-def _brick(rng: np.random.Generator) -> np.ndarray:
-    y, x = _grid(rng)
-    height = rng.uniform(10, 14)
-    row = np.floor(y / height)
-    shade = rng.uniform(0, 1, (400, 400))
-    column = np.floor((x + row % 2 * height) / (2 * height))
-    joint = (y % height < 2) | ((x + row % 2 * height) % (2 * height) < 2)
-    return np.where(joint, -1.0, 0.5 * shade[row.astype(int) % 400, column.astype(int) % 400])
-
-
-def _nearest(rng: np.random.Generator, period: float, jitter: float) -> tuple[np.ndarray, np.ndarray]:
-    """Distances of every pixel to the nearest and second nearest point of a jittered lattice."""
-    count = int(SYNTHETIC_SIZE / period) + 4
-    points = np.stack(np.mgrid[:count, :count], -1).reshape(-1, 2) + rng.uniform(-jitter, jitter, (count**2, 2))
-    pixels = np.stack(np.mgrid[:SYNTHETIC_SIZE, :SYNTHETIC_SIZE], -1)
-    distances, _ = KDTree((points - 1.5 + rng.uniform(0, 1, 2)) * period).query(pixels, k=2)
-    return distances[..., 0], distances[..., 1]
-
-
-def _cells(rng: np.random.Generator) -> np.ndarray:
-    first, second = _nearest(rng, rng.uniform(13, 17), 0.45)
-    return np.minimum(second - first, 5)
-
-
-def _dots(rng: np.random.Generator) -> np.ndarray:
-    period = rng.uniform(11, 15)
-    first, _ = _nearest(rng, period, 0.2)
-    return -np.minimum(first, 0.4 * period)
-
-
-_STRUCTURES = {'weave': _weave, 'brick': _brick, 'cells': _cells, 'dots': _dots}
-
-
-# ---------------------------------------------------------------------------------------------- registry and images
-
+_VGG = 'https://www.robots.ox.ac.uk/~vgg/data'
+# `archives` are (url, md5) pairs; `images` and `classes` are what `check` counts.
 DATASETS: dict[str, dict] = {
-    'dtd': dict(splits=dtd_splits, about="any tree in DTD's layout; official lists, 10 folds in DTD itself"),
-    'folder': dict(splits=folder_splits, about='any folder of class folders; 5 folds, stratified'),
+    'dtd': dict(
+        splits=dtd_splits,
+        images=5640,
+        classes=47,
+        folds=None,  # as many as there are lists
+        protocol='10 folds, the official lists: 1880 train, 1880 val, 1880 test',
+        source='https://www.robots.ox.ac.uk/~vgg/data/dtd/',
+        archives=[(f'{_VGG}/dtd/download/dtd-r1.0.1.tar.gz', 'fff73e5086ae6bdbea199a49dfb8a4c1')],
+    ),
+    'fmd': dict(
+        splits=fmd_splits,
+        images=1000,
+        classes=10,
+        folds=5,
+        protocol='5 folds, a stratified partition: 600 train, 200 val, 200 test; the tests cover every image once',
+        source='https://people.csail.mit.edu/celiu/CVPR2010/FMD/',
+        archives=[('https://people.csail.mit.edu/celiu/CVPR2010/FMD/FMD.zip', '0721ba72cd981aa9599a81bbfaaebd75')],
+    ),
+    'kth_tips2': dict(
+        splits=kth_splits,
+        images=4752,
+        classes=11,
+        folds=4,
+        protocol='4 folds, one physical sample tested in each: 3212 train, 352 val, 1188 test',
+        source='https://www.csc.kth.se/cvap/databases/kth-tips/',
+        archives=[
+            (
+                'https://www.csc.kth.se/cvap/databases/kth-tips/kth-tips2-b_col_200x200.tar',
+                '00470a104a57f5a5be22cc8a0f234c4e',
+            )
+        ],
+    ),
+    'cub200': dict(
+        splits=cub_splits,
+        images=11788,
+        classes=200,
+        folds=5,
+        protocol='5 folds, the official 5794 test; a rotating tenth of the official train as val',
+        source='https://www.vision.caltech.edu/datasets/cub_200_2011/',
+        archives=[
+            ('https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz', '97eceeb196236b17998738112f37df78')
+        ],
+    ),
+    'flowers102': dict(
+        splits=flowers_splits,
+        images=8189,
+        classes=102,
+        folds=5,
+        protocol='5 folds, the official 6149 test; 1020 train and 1020 val, official in fold 1, redrawn after',
+        source='https://www.robots.ox.ac.uk/~vgg/data/flowers/102/',
+        archives=[
+            (f'{_VGG}/flowers/102/102flowers.tgz', '52808999861908f626f3c1f4e79d11fa'),
+            (f'{_VGG}/flowers/102/imagelabels.mat', 'e0620be6f572b9609742df49c70aed4d'),
+            (f'{_VGG}/flowers/102/setid.mat', 'a5357ecc9cb78c4bef273ce3793fc85c'),
+        ],
+    ),
+    'folder': dict(
+        splits=folder_splits,
+        protocol='any folder of class folders: 5 folds, a stratified partition; or its own train/, val/, test/',
+        source='yours',
+    ),
     'synthetic': dict(
-        splits=synthetic_splits, about='procedural, nothing to download; 12 classes, 600 images, 5 folds'
+        splits=synthetic_splits,
+        images=len(synthetic.CLASSES) * synthetic.PER_CLASS,
+        classes=len(synthetic.CLASSES),
+        folds=5,
+        protocol='5 folds, a stratified partition: 360 train, 120 val, 120 test',
+        source='drawn by synthetic.py',
     ),
 }
+
+
+# ---------------------------------------------------------------------------------------------- images
 
 
 def open_image(path: str) -> Image.Image:
@@ -295,12 +423,14 @@ def open_image(path: str) -> Image.Image:
     """
     if path.startswith('synthetic' + os.sep) and path.count(os.sep) == 2:
         _, cls, index = path.split(os.sep)
-        if cls in SYNTHETIC_CLASSES:
-            return Image.fromarray(synthetic_image(cls, int(index))).convert('RGB')
+        if cls in synthetic.CLASSES:
+            return Image.fromarray(synthetic.draw(cls, int(index))).convert('RGB')
     try:
         with Image.open(path) as image:
+            if image.mode.startswith('I'):  # 16 bits a pixel, which convert would clip at 255
+                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
             return image.convert('RGB')
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow's own message may repeat the path; what is left says what is wrong.
         reason = 'no such file' if isinstance(error, FileNotFoundError) else str(error).replace(repr(path), 'it')
         raise DataError(f'{path}: cannot be read as an image ({reason})') from error
@@ -329,23 +459,100 @@ class ImageList:
         return self.transform(open_image(path), key), label
 
 
-# ---------------------------------------------------------------------------------------------- command line
+# ---------------------------------------------------------------------------------------------- prepare and check
+
+
+def prepare(dataset: str, data_dir: Path) -> Path:
+    """Download, verify, unpack, count and check a data set into data_dir/<dataset>; returns that folder.
+
+    An interrupted download goes on where it stopped. The tree appears under its name only when it is unpacked whole.
+
+    Raises:
+        DataError: there is nothing to fetch, the folder exists already, or a step fails.
+    """
+    entry = _entry(dataset)
+    if 'archives' not in entry:
+        raise DataError(f'{dataset} is not downloaded ({entry["source"]})')
+    target, staging, downloads = data_dir / dataset, data_dir / f'{dataset}.partial', data_dir / 'downloads'
+    if target.exists():
+        raise DataError(f'{target} exists; `python datasets.py check {dataset} --data_dir {target}` verifies it')
+    paths = [fetch(url, md5, downloads) for url, md5 in entry['archives']]
+    shutil.rmtree(staging, ignore_errors=True)
+    for path in paths:
+        print(f'unpacking {path}', file=sys.stderr)
+        unpack(path, staging)
+    staging.rename(target)
+    return target
+
+
+def check(dataset: str, data_dir: Path | None) -> list[str]:
+    """Verify a tree: counts, that every image decodes, and that train, val and test of every fold share no image.
+
+    Returns:
+        a line for every pair of images with the same bytes; those come with the data set, in both of the subsets named.
+
+    Raises:
+        DataError: the first thing that is not as it should be.
+    """
+    entry = _entry(dataset)
+    folds = {}
+    for fold in range(1, (entry.get('folds') or 1000) + 1):
+        try:
+            folds[fold] = load_splits(dataset, data_dir, fold)
+        except DataError:
+            if fold == 1 or entry.get('folds'):
+                raise
+            break  # dtd and folder have as many folds as their tree
+    images = {path: label for splits in folds.values() for subset in splits[:3] for path, label in subset}
+    for what, count in (('images', len(images)), ('classes', len(folds[1].classes))):
+        if count != entry.get(what, count):
+            raise DataError(f'{data_dir}: has {count} {what}, {dataset} has {entry[what]}{_way_out(dataset)}')
+    by_content: dict[bytes, list[str]] = defaultdict(list)
+    for path in tqdm(sorted(images), desc=f'checking {dataset}', disable=None):
+        image = open_image(path)
+        by_content[hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()].append(path)
+    place = {
+        fold: {path: subset for subset in SUBSETS for path, _ in getattr(splits, subset)}
+        for fold, splits in folds.items()
+    }
+    notes = []
+    for paths in by_content.values():
+        for other in paths[1:]:
+            apart = [fold for fold in folds if place[fold].get(paths[0]) != place[fold].get(other)]
+            where = (
+                f'in different subsets of fold {", ".join(map(str, apart))}' if apart else 'in one subset of every fold'
+            )
+            classes = '' if images[paths[0]] == images[other] else ', in two classes'
+            notes.append(f'the same image twice{classes}: {paths[0]} and {other}, {where}')
+    print(
+        f'{dataset}: {len(images)} images of {len(folds[1].classes)} classes decode; {len(folds)} folds; '
+        f'{len(notes)} duplicates',
+        file=sys.stderr,
+    )
+    return notes
 
 
 def show_synthetic(out: Path, per_class: int = 8) -> None:
-    """Write a contact sheet of the synthetic classes, a row a class, in the order of SYNTHETIC_CLASSES."""
-    rows = [np.hstack([synthetic_image(c, i) for i in range(per_class)]) for c in SYNTHETIC_CLASSES]
+    """Write a contact sheet of the synthetic classes, a row a class, in the order of synthetic.CLASSES."""
+    rows = [np.hstack([synthetic.draw(c, i) for i in range(per_class)]) for c in synthetic.CLASSES]
     out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.vstack(rows)).save(out)
+
+
+# ---------------------------------------------------------------------------------------------- command line
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description='Data sets and their folds.')
     commands = parser.add_subparsers(dest='command', required=True)
     commands.add_parser('list', help='the data sets')
-    split = commands.add_parser('split', help='print one fold')
-    split.add_argument('dataset')
-    split.add_argument('--data_dir')
+    prepare = commands.add_parser('prepare', help='download, verify and unpack a data set into DATA_DIR/KEY')
+    check = commands.add_parser('check', help='verify the tree at DATA_DIR')
+    split = commands.add_parser('split', help='print one fold of the tree at DATA_DIR')
+    for command in (prepare, check, split):
+        command.add_argument('dataset', metavar='KEY', help=f'one of {", ".join(DATASETS)}')
+        command.add_argument('--data_dir', type=Path)
+    prepare.set_defaults(data_dir=Path('data'))
     split.add_argument('--fold', type=int, default=1)
     show = commands.add_parser('show', help='draw a contact sheet of the synthetic classes')
     show.add_argument('--out', type=Path, default=Path('figures/synthetic.png'))
@@ -355,19 +562,25 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     if args.command == 'list':
         for name, entry in DATASETS.items():
-            print(f'{name:12}{entry["about"]}')
+            size = f'{entry.get("images", "any"):>6} images {entry.get("classes", "any"):>4} classes'
+            print(f'{name:12}{size}  {entry["protocol"]}\n{"":12}  {entry["source"]}')
+    elif args.command == 'show':
+        show_synthetic(args.out)
+        print(args.out)
     elif args.command == 'split':
         splits = load_splits(args.dataset, args.data_dir, args.fold)
         for subset in SUBSETS:
             for path, label in getattr(splits, subset):
                 print(subset, splits.classes[label], path, sep='\t')
     else:
-        show_synthetic(args.out)
-        print(args.out)
+        root = prepare(args.dataset, args.data_dir) if args.command == 'prepare' else args.data_dir
+        for note in check(args.dataset, root):
+            print(note)
+        print(f'{root or args.dataset} is whole')
 
 
 if __name__ == '__main__':
     try:
         main(get_args_parser().parse_args())
     except DataError as error:
-        sys.exit(f'error: {error}')
+        sys.exit(f'datasets.py: error: {error}')

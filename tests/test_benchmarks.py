@@ -1,0 +1,226 @@
+"""The five benchmarks: their splits on full-size trees, every accepted layout, and training on each."""
+
+import hashlib
+import os
+import random
+import time
+
+import numpy as np
+import pytest
+import trees
+from conftest import finish, start
+from PIL import Image
+
+import datasets
+import runs
+import train
+from datasets import DATASETS, DataError, load_splits, open_image
+
+KEYS = list(trees.MAKE)
+SIZES = {
+    'dtd': [(1880, 1880, 1880)] * 10,
+    'fmd': [(600, 200, 200)] * 5,
+    'kth_tips2': [(3212, 352, 1188)] * 4,
+    'cub200': [(5394, 600, 5794)] * 5,
+    'flowers102': [(1020, 1020, 6149)] * 5,
+}
+
+
+# sha256 of all folds' lists, train, val and test, on these trees.
+GOLDEN = {
+    'dtd': '092641cc936e807b',
+    'fmd': 'dee0c9ead6c9680a',
+    'kth_tips2': '83d7b40dd4c4fd3b',
+    'cub200': 'a3642899926e735b',
+    'flowers102': '5d0b07c1b8fad924',
+}
+
+
+@pytest.fixture(scope='module')
+def full(tmp_path_factory):
+    """Full-size trees of empty files: a fold is built without opening an image."""
+    root = tmp_path_factory.mktemp('full')
+    for key, make in trees.MAKE.items():
+        (root / key).mkdir()
+        make(root / key, empty=True)
+    return root
+
+
+@pytest.mark.parametrize('key', KEYS)
+def test_sizes_classes_and_disjointness(full, key):
+    for fold, sizes in enumerate(SIZES[key], start=1):
+        splits = load_splits(key, full / key, fold)
+        assert tuple(len(subset) for subset in splits[:3]) == sizes
+        paths = [path for subset in splits[:3] for path, _ in subset]
+        assert len(set(paths)) == len(paths)
+        assert len(splits.classes) == DATASETS[key]['classes']
+        for subset in splits[:3]:
+            assert {label for _, label in subset} == set(range(len(splits.classes))), 'every class in every split'
+    assert sum(SIZES[key][0]) == DATASETS[key]['images']
+    with pytest.raises(DataError, match=f'fold {len(SIZES[key]) + 1} of'):
+        load_splits(key, full / key, len(SIZES[key]) + 1)
+
+
+@pytest.mark.parametrize(('key', 'expected'), list(GOLDEN.items()))
+def test_splits_are_the_same_on_every_machine(full, key, expected):
+    lines = [
+        f'{fold} {name} {os.path.relpath(path, full / key)} {label}'
+        for fold in range(1, len(SIZES[key]) + 1)
+        for name in datasets.SUBSETS
+        for path, label in getattr(load_splits(key, full / key, fold), name)
+    ]
+    assert hashlib.sha256('\n'.join(lines).replace(os.sep, '/').encode()).hexdigest()[:16] == expected
+
+
+@pytest.mark.parametrize('key', KEYS)
+def test_the_order_of_the_file_system_does_not_matter(full, key, monkeypatch):
+    before = load_splits(key, full / key, 2)
+    real = os.listdir
+    monkeypatch.setattr(os, 'listdir', lambda path: random.Random(7).sample(real(path), len(real(path))))
+    assert load_splits(key, full / key, 2) == before
+
+
+def test_the_five_test_sets_of_fmd_cover_every_image_once_and_no_mask(full):
+    tested = [path for fold in range(1, 6) for path, _ in load_splits('fmd', full / 'fmd', fold).test]
+    assert len(tested) == len(set(tested)) == 1000
+    assert not any('mask' in path for path in tested)
+    for fold in range(1, 6):
+        following = load_splits('fmd', full / 'fmd', fold % 5 + 1)
+        assert load_splits('fmd', full / 'fmd', fold).val == following.test
+
+
+def test_no_physical_sample_of_kth_is_on_both_sides(full):
+    def samples(subset):
+        return {path.split('sample_')[1][0] for path, _ in subset}
+
+    for fold, sample in enumerate('dcba', start=1):
+        splits = load_splits('kth_tips2', full / 'kth_tips2', fold)
+        assert samples(splits.test) == {sample}
+        assert samples(splits.train) == samples(splits.val) == set('abcd') - {sample}
+
+
+def test_the_test_sets_of_cub_and_flowers_are_official_in_every_fold(full):
+    for key in ('cub200', 'flowers102'):
+        folds = [load_splits(key, full / key, fold) for fold in range(1, 6)]
+        assert all(splits.test == folds[0].test for splits in folds)
+        assert len({tuple(splits.val) for splits in folds}) == 5
+    official = (full / 'cub200' / 'CUB_200_2011' / 'train_test_split.txt').read_text().split('\n')
+    held_out = {line.split()[0] for line in official if line.endswith(' 0')}
+    tested = {str(int(path.rsplit('_', 2)[1])) for path, _ in load_splits('cub200', full / 'cub200', 3).test}
+    assert tested == held_out
+    validated = [path for fold in range(1, 6) for path, _ in load_splits('cub200', full / 'cub200', fold).val]
+    assert len(set(validated)) == len(validated), "cub200's val rotates"
+
+    first = load_splits('flowers102', full / 'flowers102', 1)
+    numbers = [int(path[-9:-4]) for path, _ in first.train]
+    assert all(number % 20 < 10 for number in numbers), 'fold 1 is the official split'
+    assert [label for _, label in first.train] == [(number - 1) // 20 for number in numbers], 'labels become 0-based'
+    pool = {path for subset in first[:2] for path, _ in subset}
+    for fold in range(2, 6):
+        splits = load_splits('flowers102', full / 'flowers102', fold)
+        assert {path for subset in splits[:2] for path, _ in subset} == pool
+        for subset in splits[:2]:
+            assert np.bincount([label for _, label in subset]).tolist() == [10] * 102
+
+
+def test_a_large_tree_is_indexed_in_two_seconds_without_opening_an_image(tmp_path, monkeypatch):
+    for c in range(100):
+        (tmp_path / f'class{c:03d}').mkdir()
+        for i in range(200):
+            (tmp_path / f'class{c:03d}' / f'{i}.jpg').touch()
+    monkeypatch.setattr(Image, 'open', None)
+    seconds = []
+    for _ in range(3):
+        start_time = time.perf_counter()
+        assert sum(len(subset) for subset in load_splits('folder', tmp_path, 1)[:3]) == 20_000
+        seconds.append(time.perf_counter() - start_time)
+    assert min(seconds) < 2
+
+
+@pytest.mark.parametrize('key', KEYS)
+def test_every_layout_is_accepted_and_means_the_same(tmp_path, key):
+    trees.MAKE[key](tmp_path / 'data' / key, **trees.SMALL[key], empty=True)
+    root = tmp_path / 'data' / key
+    inner = {'dtd': 'dtd', 'fmd': 'image', 'kth_tips2': 'KTH-TIPS2-b', 'cub200': 'CUB_200_2011', 'flowers102': '.'}[key]
+
+    def relative(base):
+        splits = load_splits(key, base, 1)
+        return [[(os.path.relpath(p, root / inner), label) for p, label in s] for s in splits[:3]], splits.classes
+
+    assert relative(root) == relative(root / inner)
+
+
+@pytest.mark.parametrize('key', KEYS)
+def test_training_starts_on_every_benchmark(tmp_path, tiny, key):
+    root = tmp_path / 'data' / key
+    trees.MAKE[key](root, **trees.SMALL[key])
+    size = ['--img_size', '32', '--epochs', '1', '--warmup_epochs', '0', '--batch_size', '8', '--num_workers', '0']
+    argv = ['--data_dir', str(root), '--dataset', key, '--model', 'tiny', '--fold', '1', '--seed', '42', *size]
+    folder, results = train.train(train.parse_args([*argv, '--run_dir', str(tmp_path / 'runs')]))
+    assert results['n_train'] + results['n_val'] + results['n_test'] == trees.SMALL_SIZE[key][0]
+    classes = train.models.read_checkpoint(folder / 'best.pt')['classes']
+    assert classes == load_splits(key, root, 1).classes
+    assert len(classes) == trees.SMALL_SIZE[key][1]
+    assert runs.read_json(folder / 'results.json')['dataset'] == key
+
+
+def test_kth_has_no_fifth_fold(tmp_path):
+    trees.kth_tips2(tmp_path, **trees.SMALL['kth_tips2'], empty=True)
+    argv = ('--data_dir', str(tmp_path), '--dataset', 'kth_tips2', '--fold', '5', '--run_dir', str(tmp_path / 'runs'))
+    code, out, err = finish(start('train.py', *argv))
+    assert (code, out) == (1, '')
+    message = 'train.py: error: fold 5 of kth_tips2 does not exist; it has folds 1 to 4'
+    assert err.splitlines() == [message]
+
+
+@pytest.mark.parametrize(
+    ('key', 'remove', 'words'),
+    [
+        ('dtd', 'dtd/labels/val1.txt', r'val1\.txt: cannot be read'),
+        (
+            'dtd',
+            'dtd/images/texture01/texture01_0003.jpg',
+            r'texture01_0003\.jpg: listed in labels/\w+1\.txt but missing',
+        ),
+        ('fmd', 'image', 'needs at least two class folders'),
+        ('kth_tips2', 'KTH-TIPS2-b/stuff_01/sample_c', 'sample_c: missing'),
+        ('cub200', 'CUB_200_2011/train_test_split.txt', r'train_test_split\.txt: missing'),
+        ('cub200', 'CUB_200_2011/images/001.Bird_1', r'Bird_1_0001_700001\.jpg: listed in images\.txt but missing'),
+        ('flowers102', 'setid.mat', r'setid\.mat: missing'),
+        ('flowers102', 'jpg/image_00030.jpg', r'image_00030\.jpg: listed in setid\.mat but missing'),
+    ],
+)
+def test_half_a_tree_is_one_line_with_the_way_out(tmp_path, key, remove, words):
+    trees.MAKE[key](tmp_path, **trees.SMALL[key], empty=True)
+    os.rename(tmp_path / remove, tmp_path / 'away')
+    with pytest.raises(DataError, match=words) as caught:
+        load_splits(key, tmp_path, 1)
+    assert '\n' not in str(caught.value)
+    if remove not in ('dtd/labels/val1.txt', 'image'):
+        assert f'`python datasets.py prepare {key} --data_dir data` fetches it' in str(caught.value)
+
+
+def test_a_damaged_mat_file_and_tables_that_disagree(tmp_path):
+    trees.flowers102(tmp_path, **trees.SMALL['flowers102'], empty=True)
+    (tmp_path / 'setid.mat').write_bytes(b'no matlab file, but long enough to be taken for one' * 10)
+    with pytest.raises(DataError, match=r'setid\.mat: damaged'):
+        load_splits('flowers102', tmp_path, 1)
+    trees.cub200(tmp_path / 'cub', **trees.SMALL['cub200'], empty=True)
+    table = tmp_path / 'cub' / 'CUB_200_2011' / 'image_class_labels.txt'
+    table.write_text(''.join(table.read_text().splitlines(True)[:-1]))
+    with pytest.raises(DataError, match=r'image_class_labels\.txt: does not list the same images'):
+        load_splits('cub200', tmp_path / 'cub', 1)
+
+
+def test_sixteen_bit_and_other_modes_keep_their_colours(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / 'deep.png')
+    assert np.array_equal(np.asarray(open_image(str(tmp_path / 'deep.png')))[..., 0], ramp >> 8)
+    red = Image.new('RGB', (8, 8), (200, 30, 40))
+    for mode, suffix in (('CMYK', 'tif'), ('P', 'png'), ('RGBA', 'png'), ('RGB', 'png')):
+        path = tmp_path / f'{mode}.{suffix}'
+        (red.quantize() if mode == 'P' else red.convert(mode)).save(path)
+        pixel = np.asarray(open_image(str(path)))[4, 4].astype(int)
+        assert np.abs(pixel - (200, 30, 40)).max() <= 3, mode
+    Image.new('L', (8, 8), 77).save(tmp_path / 'grey.jpg')
+    assert np.abs(np.asarray(open_image(str(tmp_path / 'grey.jpg'))).astype(int) - 77).max() <= 1
