@@ -92,7 +92,9 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    names = args.model.split(',') if args.model else list(MODELS)
+    if args.img_size < 32 or args.num_classes < 1:
+        raise ModelError('--img_size must be at least 32 and --num_classes at least 1')
+    names = args.model.split(',') if args.model is not None else list(MODELS)
     rows = [measure(name, args.num_classes, args.img_size) for name in names]
     base = next((row for row in rows if row['model'] == BASELINE), None)
     base = base or measure(BASELINE, args.num_classes, args.img_size)

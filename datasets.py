@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from scipy.io import loadmat
 from tqdm import tqdm
 
 import synthetic
 from archives import DataError, fetch, unpack
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp', '.gif')
 SUBSETS = ('train', 'val', 'test')
 
 
@@ -83,6 +83,8 @@ def _way_out(dataset: str) -> str:
 
 def _check_splits(splits: Splits, root: Path) -> None:
     """Every subset has images, no image is in two of them, and training sees every class that is tested."""
+    if len(splits.classes) < 2:
+        raise DataError(f'{root}: has only the class {splits.classes}; there is nothing to tell apart')
     seen: dict[str, str] = {}
     for subset in SUBSETS:
         items = getattr(splits, subset)
@@ -148,20 +150,20 @@ def dtd_splits(root: Path, fold: int) -> Splits:
 
 
 def _read_list(path: Path) -> list[str]:
-    names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+    names = [line.strip() for line in _read_text(path).split('\n') if line.strip()]
     for name in names:
-        if name.count('/') != 1 or '..' in name:
+        if name.count('/') != 1 or '..' in name.split('/'):
             raise DataError(f'{path}: {name!r} is not of the form class/file')
     return names
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding='utf-8-sig')
     except OSError as error:
         raise DataError(f'{path}: cannot be read ({error.strerror})') from error
     except UnicodeDecodeError as error:
-        raise DataError(f'{path}: is not text') from error
+        raise DataError(f'{path}: is not UTF-8 text') from error
 
 
 # ---------------------------------------------------------------------------------------------- folder and fmd
@@ -201,8 +203,6 @@ def _list_classes(root: Path) -> dict[str, list[str]]:
         names = [n for n in os.listdir(root / folder) if n.lower().endswith(IMAGE_SUFFIXES) and n[0] != '.']
         if names:
             found[folder] = [os.path.join(root, folder, name) for name in sorted(names)]
-    if len(found) < 2:
-        raise DataError(f'{root}: needs at least two class folders with images; it has {len(found)}')
     return found
 
 
@@ -214,6 +214,8 @@ def partition(files: dict[str, list[str]], fold: int, name: str, folds: int = 5)
     """
     if not 1 <= fold <= folds:
         raise DataError(f'fold {fold} of {name} does not exist; it has folds 1 to {folds}')
+    if len(files) < 2:
+        raise DataError(f'{name}: needs at least two class folders with images; it has {len(files)}')
     subsets: dict[str, list[tuple[str, int]]] = {subset: [] for subset in SUBSETS}
     for label, (cls, paths) in enumerate(sorted(files.items())):
         if len(paths) < folds:
@@ -329,9 +331,12 @@ def _read_mat(path: Path, name: str) -> list[int]:
 # ---------------------------------------------------------------------------------------------- synthetic
 
 
+SYNTHETIC = 'synthetic:'  # begins the paths that are drawn, and can begin no path of a file that a tree lists
+
+
 def synthetic_splits(root: Path, fold: int) -> Splits:
-    """Procedural textures: paths 'synthetic/<class>/<index>' that open_image draws instead of reading."""
-    files = {c: [str(root / c / f'{i:04d}') for i in range(synthetic.PER_CLASS)] for c in synthetic.CLASSES}
+    """Procedural textures: paths 'synthetic:<class>/<index>' that open_image draws instead of reading."""
+    files = {c: [f'{SYNTHETIC}{c}/{i:04d}' for i in range(synthetic.PER_CLASS)] for c in synthetic.CLASSES}
     return partition(files, fold, 'synthetic')
 
 
@@ -421,19 +426,28 @@ def open_image(path: str) -> Image.Image:
     Raises:
         DataError: the file is missing, damaged or no image; its message names it.
     """
-    if path.startswith('synthetic' + os.sep) and path.count(os.sep) == 2:
-        _, cls, index = path.split(os.sep)
-        if cls in synthetic.CLASSES:
-            return Image.fromarray(synthetic.draw(cls, int(index))).convert('RGB')
+    if path.startswith(SYNTHETIC):
+        cls, index = path.removeprefix(SYNTHETIC).split('/')
+        return Image.fromarray(synthetic.draw(cls, int(index))).convert('RGB')
     try:
         with Image.open(path) as image:
+            if image.mode == 'F':
+                raise ValueError('it holds real numbers, whose range is not known')
             if image.mode.startswith('I'):  # 16 bits a pixel, which convert would clip at 255
                 image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            if image.mode == 'P':  # a palette may have transparent colours
+                image = image.convert('RGBA')
             return image.convert('RGB')
+    except UnidentifiedImageError as error:
+        raise DataError(f'{path}: cannot be read as an image (no format that is known here)') from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow's own message may repeat the path; what is left says what is wrong.
-        reason = 'no such file' if isinstance(error, FileNotFoundError) else str(error).replace(repr(path), 'it')
+        reason = getattr(error, 'strerror', None) or error
         raise DataError(f'{path}: cannot be read as an image ({reason})') from error
+
+
+def file_size(path: str) -> int:
+    """Bytes of the file of an image; 0 for one that is drawn."""
+    return 0 if path.startswith(SYNTHETIC) else os.path.getsize(path)
 
 
 class ImageList:
@@ -535,8 +549,11 @@ def check(dataset: str, data_dir: Path | None) -> list[str]:
 def show_synthetic(out: Path, per_class: int = 8) -> None:
     """Write a contact sheet of the synthetic classes, a row a class, in the order of synthetic.CLASSES."""
     rows = [np.hstack([synthetic.draw(c, i) for i in range(per_class)]) for c in synthetic.CLASSES]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.vstack(rows)).save(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.vstack(rows)).save(out)
+    except (OSError, ValueError) as error:
+        raise DataError(f'{out}: cannot be written ({getattr(error, "strerror", None) or error})') from error
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -584,3 +601,5 @@ if __name__ == '__main__':
         main(get_args_parser().parse_args())
     except DataError as error:
         sys.exit(f'datasets.py: error: {error}')
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

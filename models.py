@@ -20,11 +20,13 @@ h = relu(bn1(conv1(x))) inside a residual block,
 Source: Lian et al., "TwistNet-2D", arXiv 2602.07262. This is an independent implementation.
 """
 
+import logging
 import pickle
 import re
 import sys
 from pathlib import Path
 
+import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
@@ -143,6 +145,8 @@ class STCI(nn.Module):
         super().__init__()
         if not 1 <= num_heads <= len(DIRECTIONS):
             raise ModelError(f'num_heads must be 1 to {len(DIRECTIONS)}, one direction a head; got {num_heads}')
+        if c_red < 1:
+            raise ModelError(f'c_red must be at least 1; got {c_red}')
         self.num_heads, self.c_red, self.use_products = num_heads, c_red, use_products
         width = num_heads * c_red
         dim = num_heads * (c_red + (c_red * (c_red + 1) // 2 if use_products else 0))
@@ -240,7 +244,7 @@ class TwistNet(nn.Module):
         drop_rate: dropout before the classifier.
 
     Shape:
-        (B, in_chans, H, W) -> (B, num_classes); H and W of at least 32 and any multiple of 1.
+        (B, in_chans, H, W) -> (B, num_classes); H and W at least 32.
     """
 
     def __init__(
@@ -261,6 +265,8 @@ class TwistNet(nn.Module):
         drop_rate: float = 0.0,
     ):
         super().__init__()
+        if not set(twist_stages) <= set(range(1, len(layers) + 1)):
+            raise ModelError(f'twist_stages must be among 1 to {len(layers)}; got {tuple(twist_stages)}')
         self.num_classes, self.drop_rate, self.grad_checkpointing = num_classes, drop_rate, False
         stci = dict(
             num_heads=num_heads,
@@ -292,7 +298,7 @@ class TwistNet(nn.Module):
         self.num_features = self.head_hidden_size = in_channels
         self.global_pool, self.fc = create_classifier(in_channels, num_classes, pool_type=global_pool)
         self.init_weights()
-        self.register_load_state_dict_pre_hook(_accept_published_names)
+        self.register_load_state_dict_pre_hook(accept_published_names)
 
     def init_weights(self) -> None:
         """Kaiming-normal (fan-out) convolutions, unit norms; then, last, what STCI asks for itself."""
@@ -450,15 +456,16 @@ MODELS: dict[str, dict] = {
     'twistnet18_no_ais': dict(label='w/o AIS', twist=dict(use_ais=False)),
     'twistnet18_first_order': dict(label='First-order only', twist=dict(twist_stages=())),
     'twistnet18_no_products': dict(label='w/o Products', twist=dict(use_products=False)),
-    'twistnet18_random_twist': dict(label='Random Twist', twist=dict(directional=False)),
+    # `own` are the parameters that make a variant what it is: the full model's weights leave them as they start.
+    'twistnet18_random_twist': dict(label='Random Twist', twist=dict(directional=False), own='.twist.'),
     'twistnet18_heads1': dict(label='1 Head', twist=dict(num_heads=1)),
     'twistnet18_heads2': dict(label='2 Heads', twist=dict(num_heads=2)),
     'twistnet18_stage3': dict(label='Stage 3 only', twist=dict(twist_stages=(3,))),
     'twistnet18_stage4': dict(label='Stage 4 only', twist=dict(twist_stages=(4,))),
-    'twistnet18_gate_m3': dict(label='Gate -3', twist=dict(gate_init=-3.0)),
-    'twistnet18_gate_m1': dict(label='Gate -1', twist=dict(gate_init=-1.0)),
-    'twistnet18_gate_0': dict(label='Gate 0', twist=dict(gate_init=0.0)),
-    'twistnet18_gate_1': dict(label='Gate 1', twist=dict(gate_init=1.0)),
+    'twistnet18_gate_m3': dict(label='Gate -3', twist=dict(gate_init=-3.0), own='.gate'),
+    'twistnet18_gate_m1': dict(label='Gate -1', twist=dict(gate_init=-1.0), own='.gate'),
+    'twistnet18_gate_0': dict(label='Gate 0', twist=dict(gate_init=0.0), own='.gate'),
+    'twistnet18_gate_1': dict(label='Gate 1', twist=dict(gate_init=1.0), own='.gate'),
 }
 
 
@@ -491,7 +498,7 @@ def build_model(
             model = timm.create_model(entry['timm'], num_classes=num_classes, **kwargs)
     except TypeError as error:  # the constructors' own word for an unknown keyword
         raise ModelError(f'{name}: {error}') from error
-    model.pretrained = _load_pretrained(model, name, pretrained)
+    model.pretrained = _load_pretrained(model, name, pretrained, img_size)
     return model
 
 
@@ -543,7 +550,7 @@ def _register_with_timm(name: str) -> None:
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__doc__ = f'{MODELS[name]["label"]} for timm.create_model.'
-    register_model(entrypoint)
+    globals()[name] = register_model(entrypoint)
 
 
 for _name, _entry in MODELS.items():
@@ -565,13 +572,11 @@ def read_checkpoint(path: str | Path) -> dict:
         return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise
-    except pickle.UnpicklingError as error:
-        if 'unsupported' in str(error).lower():
+    except Exception as error:  # a damaged file can fail anywhere in the unpickling
+        if isinstance(error, pickle.UnpicklingError) and 'unsupported global' in str(error).lower():
             raise UnsafeCheckpoint(
                 f'{path}: refused, the file holds pickled code, not only tensors; get the weights as a state dict'
             ) from error
-        raise ModelError(f'{path}: damaged or not a PyTorch checkpoint') from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(f'{path}: damaged or not a PyTorch checkpoint') from error
 
 
@@ -579,7 +584,7 @@ class UnsafeCheckpoint(ModelError):
     """A checkpoint that would run code when loaded."""
 
 
-def _accept_published_names(module: nn.Module, state: dict, prefix: str, *_) -> None:
+def accept_published_names(_module: nn.Module | None, state: dict, prefix: str, *_) -> None:
     """load_state_dict hook: wrapper prefixes off, and the authors' per-head tensors joined into ours, in place."""
     for key in [k for k in state if k.startswith(prefix)]:
         state[prefix + strip_wrappers(key[len(prefix) :])] = state.pop(key)
@@ -592,7 +597,9 @@ def _accept_published_names(module: nn.Module, state: dict, prefix: str, *_) -> 
         elif match[3] not in ('idx_i', 'idx_j'):  # the order of the products, which is fixed
             heads.setdefault(match[1] + match[3], {})[int(match[2])] = value
     for key, parts in heads.items():
-        tensors = [parts[k] for k in sorted(parts)]
+        if sorted(parts) != list(range(len(parts))) or len({part.shape for part in parts.values()}) > 1:
+            raise ModelError(f'{key}: the heads {sorted(parts)} of the state dict are no whole set of equal shapes')
+        tensors = [parts[k] for k in range(len(parts))]
         dim = 1 if key.endswith('twist.scale') else 0
         state[key] = tensors[0] if key.endswith('num_batches_tracked') else torch.cat(tensors, dim)
 
@@ -608,7 +615,7 @@ def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | Non
     For a TwistNet and True: weights/<name>_imagenet.pt, then the full model's, each in the working directory and then
     beside this file; failing those timm's ResNet-18.
     """
-    if not pretrained:
+    if pretrained is False or pretrained is None:
         return None
     if pretrained is not True:
         return Path(pretrained)
@@ -621,31 +628,33 @@ def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | Non
     return MODELS['resnet18']['weights']
 
 
-def _load_pretrained(model: nn.Module, name: str, pretrained: bool | str | Path) -> str | None:
+def _load_pretrained(
+    model: nn.Module, name: str, pretrained: bool | str | Path, img_size: int | None = None
+) -> str | None:
     """Load what `pretrained` asks for; returns one sentence that says what was loaded, None for nothing."""
     source = weights_source(name, pretrained)
     if source is None:
         return None
     if isinstance(source, Path):
-        report = _load_file(model, name, source)
+        state, what = _read_state(source)
+        is_full = source.name == 'twistnet18_imagenet.pt' or what == 'twistnet18'
+        what = f'{source} ({what})' if what else str(source)
     else:
-        what, state, partial = f'timm {source}', _fetch_from_timm(source), False
-        if name == 'seresnet18':
-            # Stage 1 of the older definition squeezes to 4 channels instead of 8: its SE layers stay out.
-            state, partial = {_modern_seresnet_name(k): v for k, v in state.items()}, True
-            state = {k: v for k, v in state.items() if not re.match(r'layer1\.\d\.se\.', k)}
-        elif 'twist' in MODELS[name]:
-            state, partial = {_trunk_name(k): v for k, v in state.items()}, True
-            state = {k: v for k, v in state.items() if k.startswith(('stem.', 'layer1.', 'layer2.'))}
-            what += ' (stem, layer1, layer2)'
-        report = _load_tensors(model, state, what, name, partial)
+        # Models whose parameters depend on the image size are resized by timm as it loads them.
+        state = _fetch_from_timm(source, **(dict(img_size=img_size or 224) if MODELS[name].get('resolution') else {}))
+        what, is_full = f'timm {source}', False
+    state, partial, note = _adapt(name, state, is_full)
+    report = _load_tensors(model, state, what + note, name, partial)
     print(f'{name}: {report}', file=sys.stderr)
     return report
 
 
-def _fetch_from_timm(tag: str) -> dict[str, torch.Tensor]:
+def _fetch_from_timm(tag: str, **kwargs) -> dict[str, torch.Tensor]:
+    print(f'fetching {tag}, unless it is in the cache', file=sys.stderr)
+    for library in ('huggingface_hub', 'timm'):  # they log each attempt; what matters is in the error
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
-        return timm.create_model(tag, pretrained=True).state_dict()
+        return timm.create_model(tag, pretrained=True, **kwargs).state_dict()
     except Exception as error:  # hub, network, disk and cache each have their own families
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
@@ -654,17 +663,13 @@ def _fetch_from_timm(tag: str) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _modern_seresnet_name(key: str) -> str:
-    """Names of timm's legacy_seresnet18 -> seresnet18."""
-    return key.removeprefix('layer0.').replace('.se_module.', '.se.').replace('last_linear.', 'fc.')
-
-
-def _trunk_name(key: str) -> str:
-    """Names of timm's resnet18 -> TwistNet."""
-    return re.sub(r'^bn1\.', 'stem.1.', re.sub(r'^conv1\.', 'stem.0.', key))
-
-
-def _load_file(model: nn.Module, name: str, path: Path) -> str:
+def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
+    """The state dict in a file, bare or inside a checkpoint, and the name of the model it says it is of."""
+    if path.suffix == '.safetensors':  # the format in which the hub hands out timm's weights
+        try:
+            return safetensors.torch.load_file(path), None
+        except Exception as error:
+            raise ModelError(f'{path}: cannot be read as safetensors ({error})') from error
     try:
         checkpoint = read_checkpoint(path)
     except FileNotFoundError as error:
@@ -674,14 +679,54 @@ def _load_file(model: nn.Module, name: str, path: Path) -> str:
     for key in ('state_dict', 'model'):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not any(isinstance(v, torch.Tensor) for v in state.values()):
+    tensors = {}
+    if isinstance(state, dict):
+        tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    if not tensors:
         raise ModelError(f'{path}: holds no state dict')
-    state = {strip_wrappers(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
-    if isinstance(model, TwistNet):
-        _accept_published_names(model, state, '')
-    what = f'{path} ({source})' if isinstance(source, str) else str(path)
-    # The full model's weights given to an ablation variant: what the variant lacks or resizes is left out, and said.
-    return _load_tensors(model, state, what, name, partial='twist' in MODELS[name] and name != 'twistnet18')
+    return {strip_wrappers(k): v for k, v in tensors.items()}, source if isinstance(source, str) else None
+
+
+def _adapt(name: str, state: dict[str, torch.Tensor], is_full: bool) -> tuple[dict[str, torch.Tensor], bool, str]:
+    """Names of a model's weights as this code has them, from timm's or the authors'.
+
+    Args:
+        name: the model that is to take them.
+        state: the weights.
+        is_full: they are the full TwistNet-18's.
+
+    Returns:
+        the weights, whether it is in order that some do not fit, and a note for the report.
+    """
+    if name == 'seresnet18' and 'layer0.conv1.weight' in state:  # timm's legacy_seresnet18
+        names = {
+            k: k.removeprefix('layer0.').replace('.se_module.', '.se.').replace('last_linear.', 'fc.') for k in state
+        }
+        # Stage 1 of the older definition squeezes to 4 channels instead of 8: its SE layers stay out.
+        return {n: state[k] for k, n in names.items() if not re.match(r'layer1\.\d\.se\.', n)}, True, ''
+    if 'twist' not in MODELS[name]:
+        return state, False, ''
+    if 'conv1.weight' in state:  # a ResNet-18's
+        state = {trunk_name(k): v for k, v in state.items()}
+        return (
+            {k: v for k, v in state.items() if k.startswith(('stem.', 'layer1.', 'layer2.'))},
+            True,
+            ' (stem, layer1, layer2)',
+        )
+    state = dict(state)
+    accept_published_names(None, state, '')
+    if name == 'twistnet18':
+        return state, False, ''
+    if not is_full:
+        return state, True, ''
+    own = MODELS[name].get('own')
+    state = {k: v for k, v in state.items() if own is None or own not in f'.{k}'}
+    return state, True, " (the full model's weights in an ablation variant)"
+
+
+def trunk_name(key: str) -> str:
+    """Names of timm's resnet18 -> TwistNet."""
+    return re.sub(r'^bn1\.', 'stem.1.', re.sub(r'^conv1\.', 'stem.0.', key))
 
 
 def _load_tensors(model: nn.Module, state: dict[str, torch.Tensor], what: str, name: str, partial: bool) -> str:
@@ -695,11 +740,12 @@ def _load_tensors(model: nn.Module, state: dict[str, torch.Tensor], what: str, n
     odd = [k for k in state if k in own and k not in fits and not k.startswith(classifier)]
     if odd and not partial:
         raise ModelError(f'{what}: {odd[0]} is {tuple(state[odd[0]].shape)}, {name} has {tuple(own[odd[0]].shape)}')
-    if not any(not k.startswith(classifier) for k in fits):
-        raise ModelError(f'{what}: none of its {len(state)} tensors fits {name}')
+    sizes = {k: p.numel() for k, p in model.named_parameters()}
+    share = sum(n for k, n in sizes.items() if k in fits) / sum(sizes.values())
+    backbone = sum(n for k, n in sizes.items() if k in fits and not k.startswith(classifier)) / sum(sizes.values())
+    if backbone < 0.005:  # a few small tensors fit models of any width
+        raise ModelError(f'{what}: none of its {len(state)} tensors fits {name}, or hardly any')
     model.load_state_dict(fits, strict=False)
-    params = {k for k, _ in model.named_parameters()}
-    share = sum(own[k].numel() for k in params & fits.keys()) / sum(own[k].numel() for k in params)
     report = f'loaded {len(fits)} of {len(own)} tensors ({share:.0%} of the parameters) from {what}'
     fresh = _parts(own.keys() - fits.keys())
     unused = _parts(k for k in state if k not in own)

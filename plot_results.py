@@ -37,6 +37,9 @@ def plot_curves(run_dir: Path) -> Figure:
     if not logs:
         raise RunError(f'{run_dir}: no run has finished an epoch yet')
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.8), layout='constrained')
+    for name, log in logs.items():
+        if not all({'epoch', 'train_loss', 'val_acc'} <= line.keys() for line in log):
+            raise RunError(f'{run_dir / name / "log.jsonl"}: a line lacks epoch, train_loss or val_acc')
     for index, (name, log) in enumerate(logs.items()):
         style = dict(
             color=COLORS[index % len(COLORS)], linestyle=DASHES[index % len(DASHES)], linewidth=1.5, label=name

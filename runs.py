@@ -41,17 +41,17 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise RunError(
-            f'{path}: cannot be written ({error.strerror}); what was saved before is intact and the same command '
-            'goes on from there'
+            f'{path}: cannot be written ({error.strerror}); what was saved before is intact, and the same command, '
+            'without --force, goes on from there'
         ) from error
 
 
 def write_json(path: Path, value: dict) -> None:
-    write_atomic(path, (json.dumps(value, indent=2) + '\n').encode())
+    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
 
 
 def write_log(path: Path, lines: list[dict]) -> None:
-    write_atomic(path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
+    write_atomic(path, ''.join(json.dumps(line, allow_nan=False) + '\n' for line in lines).encode())
 
 
 def read_json(path: Path) -> dict | None:
@@ -61,11 +61,14 @@ def read_json(path: Path) -> dict | None:
         RunError: the file is damaged.
     """
     try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise RunError(f'{path}: damaged ({error}); train.py --force makes this run again') from error
+    if not isinstance(value, dict):
+        raise RunError(f'{path}: damaged (no object); train.py --force makes this run again')
+    return value
 
 
 def read_log(path: Path) -> list[dict]:
@@ -122,26 +125,31 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
     Raises:
         RunError: the folder holds a run of another configuration, or cannot be made.
     """
-    if force:
-        for name in RUN_FILES:
-            (folder / name).unlink(missing_ok=True)
-    old = read_json(folder / 'config.json')
-    if old is None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f'{folder}: cannot be made ({error.strerror})') from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if force:
+            for name in reversed(RUN_FILES):  # results.json first: what is left of a run is never taken for complete
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f'{folder}: cannot be made or emptied ({error.strerror})') from error
+    old, results = read_json(folder / 'config.json'), read_json(folder / 'results.json')
+    if results is None and not (folder / 'last.pt').exists():  # nothing to lose, whatever began here
         write_json(folder / 'config.json', config)
         return None, ''
-    if old['fingerprint'] != config['fingerprint']:
+    old = old or {}
+    changes = ''
+    if old.get('fingerprint') != config['fingerprint']:
+        changes = _changes(old.get('defines', {}), config['defines'])
+    elif results is not None and results.get('fingerprint') != config['fingerprint']:
+        changes = 'results.json is of another one'
+    if changes:
         raise RunError(
-            f'{folder} holds a run of another configuration ({_changes(old["defines"], config["defines"])}); '
-            'take another --run_dir, or --force to discard it'
+            f'{folder} holds a run of another configuration ({changes}); take another --run_dir, or --force to '
+            'discard it'
         )
-    results = read_json(folder / 'results.json')
-    if results is not None or old['environment'] == config['environment']:
+    if results is not None or old.get('environment') == config['environment']:
         return results, ''
-    return None, f'begun in another environment ({_changes(old["environment"], config["environment"])})'
+    return None, f'begun in another environment ({_changes(old.get("environment", {}), config["environment"])})'
 
 
 def _changes(old: dict, new: dict) -> str:

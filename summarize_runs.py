@@ -54,7 +54,14 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     results, incomplete = load_results(args.run_dir)
-    rows = table(results)
+    if not results:
+        raise RunError(f'{args.run_dir}: none of its {len(incomplete)} runs is complete')
+    try:
+        rows = table(results)
+    except KeyError as error:
+        raise RunError(
+            f'{args.run_dir}: a results.json has no {error}; train.py --force makes that run again'
+        ) from error
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     for row in rows:
         # Names to the left, numbers to the right.

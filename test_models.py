@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,10 @@ def test_unknown_names_and_keywords_are_refused():
         build_model('twistnet18', heads=2)
     with pytest.raises(ModelError, match='num_heads must be 1 to 4'):
         build_model('twistnet18', num_heads=5)
+    with pytest.raises(ModelError, match='c_red must be at least 1'):
+        build_model('twistnet18', c_red=0)
+    with pytest.raises(ModelError, match='twist_stages must be among 1 to 4'):
+        build_model('twistnet18', twist_stages=(5,))
     assert twist_blocks(build_model('twistnet18', num_heads=2))[0].stci.num_heads == 2
 
 
@@ -192,6 +197,14 @@ def test_published_layout_loads_for_other_shapes(kwargs):
     assert published.keys() == before.keys(), "the caller's dict must stay as it was"
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(source.eval()(x), target.eval()(x))
+
+
+def test_published_heads_that_are_no_whole_set_are_refused():
+    _, model = reference()
+    published = {key: t for name, p in model.state_dict().items() for key, t in published_names(name, p)}
+    odd = {k.replace('heads.3.', 'heads.5.'): v for k, v in published.items()}
+    with pytest.raises(ModelError, match=r'heads \[0, 1, 2, 5\] of the state dict'):
+        model.load_state_dict(odd)
 
 
 # ------------------------------------------------------------------------------------------ the method
@@ -371,6 +384,12 @@ def test_timm_contract(name):
     assert model(x).shape == (2, 512)
 
 
+def test_star_import_gives_the_entry_points():
+    names: dict = {}
+    exec('from models import *', names)
+    assert callable(names['twistnet18'])
+
+
 def test_timm_features_only_pruning_checkpointing_and_groups():
     x = torch.randn(2, 3, 64, 64)
     net = timm.create_model('twistnet18', features_only=True, out_indices=(2, 4))
@@ -429,7 +448,7 @@ def test_warm_up_copies_the_right_tensors(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(models, '__file__', str(tmp_path / 'models.py'))
     trunk = timm.create_model('resnet18')
-    monkeypatch.setattr(models, '_fetch_from_timm', lambda tag: trunk.state_dict())
+    monkeypatch.setattr(models, '_fetch_from_timm', lambda tag, **_: trunk.state_dict())
     model = build_model('twistnet18', pretrained=True)
     x = torch.randn(1, 3, 64, 64)
     expected = trunk.eval().forward_intermediates(x, indices=[2], intermediates_only=True)
@@ -438,7 +457,7 @@ def test_warm_up_copies_the_right_tensors(monkeypatch, tmp_path):
 
 def test_first_order_is_the_trunk_of_resnet18():
     model, trunk = build_model('twistnet18_first_order'), timm.create_model('resnet18', num_classes=47)
-    model.load_state_dict({models._trunk_name(k): v for k, v in trunk.state_dict().items()})
+    model.load_state_dict({models.trunk_name(k): v for k, v in trunk.state_dict().items()})
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(model.eval()(x), trunk.eval()(x))
 
@@ -469,6 +488,58 @@ def test_imagenet_weights_are_found_and_loaded_but_for_the_classifier(tmp_path, 
     assert torch.equal(heads.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
     timm_model = timm.create_model('twistnet18', pretrained=True, num_classes=5)
     assert torch.equal(timm_model.layer4[0].stci.ais.fc[2].weight, source.layer4[0].stci.ais.fc[2].weight)
+
+
+def test_a_variant_keeps_what_makes_it_one_and_says_whose_weights_it_took(tmp_path, monkeypatch):
+    source = build_model('twistnet18', num_classes=5)
+    with torch.no_grad():
+        for block in twist_blocks(source):
+            block.gate.fill_(0.7)
+            block.stci.twist.dwconv.weight.fill_(0.3)
+    (tmp_path / 'weights').mkdir()
+    save(tmp_path / 'weights' / 'twistnet18_imagenet.pt', source.state_dict())
+    named = save(tmp_path / 'best.pt', dict(model='twistnet18', state_dict=source.state_dict()))
+    monkeypatch.chdir(tmp_path)
+    for pretrained in (True, named):
+        gate = build_model('twistnet18_gate_1', num_classes=5, pretrained=pretrained)
+        assert [b.gate.item() for b in twist_blocks(gate)] == [1.0] * 4
+        assert (twist_blocks(gate)[0].stci.twist.dwconv.weight == 0.3).all()
+        twist = build_model('twistnet18_random_twist', num_classes=5, pretrained=pretrained)
+        assert (twist_blocks(twist)[0].stci.twist.dwconv.weight != 0.3).all()
+        assert twist_blocks(twist)[0].gate.item() == pytest.approx(0.7)
+        for model in (gate, twist):
+            assert "the full model's weights in an ablation variant" in model.pretrained
+    own = save(tmp_path / 'own.pt', dict(model='twistnet18_gate_1', state_dict=source.state_dict()))
+    resumed = build_model('twistnet18_gate_1', num_classes=5, pretrained=own)
+    assert twist_blocks(resumed)[0].gate.item() == pytest.approx(0.7)
+
+
+def test_files_of_timm_weights_load_as_the_hub_would(tmp_path):
+    trunk, legacy = timm.create_model('resnet18'), timm.create_model('legacy_seresnet18')
+    path = save(tmp_path / 'resnet18.pth', trunk.state_dict())
+    model = build_model('twistnet18', pretrained=path)
+    assert 'loaded 60 of 206 tensors' in model.pretrained
+    assert torch.equal(model.stem[0].weight, trunk.conv1.weight)
+    model = build_model('seresnet18', pretrained=save(tmp_path / 'se.pth', legacy.state_dict()))
+    assert 'left as initialised: fc, layer1.0.se, layer1.1.se' in model.pretrained
+    assert torch.equal(model.layer2[0].se.fc1.weight, legacy.layer2[0].se_module.fc1.weight)
+    safetensors.torch.save_file(trunk.state_dict(), tmp_path / 'model.safetensors')
+    model = build_model('resnet18', num_classes=1000, pretrained=tmp_path / 'model.safetensors')
+    assert torch.equal(model.fc.weight, trunk.fc.weight)
+
+
+def test_the_image_size_reaches_timm_where_the_weights_depend_on_it(monkeypatch):
+    asked, real = {}, timm.create_model
+
+    def create_model(name, pretrained=False, **kwargs):
+        if pretrained:
+            asked[name] = kwargs
+        return real(name.split('.')[0], **kwargs)
+
+    monkeypatch.setattr(timm, 'create_model', create_model)
+    model = build_model('swin_tiny', num_classes=5, pretrained=True, img_size=128)
+    assert asked == {'swin_tiny_patch4_window7_224.ms_in1k': {'img_size': 128}}
+    assert 'left as initialised: head' in model.pretrained
 
 
 def test_weights_beside_models_py_come_second(tmp_path, monkeypatch):
@@ -517,11 +588,17 @@ def test_bad_weights_are_refused_in_one_line(tmp_path, monkeypatch):
     assert 'none of its 2 tensors fits' in load({'fc.weight': torch.zeros(5, 512), 'fc.bias': torch.zeros(5)})
     assert 'holds no state dict' in load({'epoch': 3})
     assert 'holds no state dict' in load([1, 2])
+    assert 'holds no state dict' in load({0: torch.zeros(2)})
+    assert 'none of its 1 tensors fits' in load({'stem.1.num_batches_tracked': torch.tensor(1)})
+    with pytest.raises(ModelError, match=r'tensors fits twistnet18_no_ais, or hardly any'):
+        build_model('twistnet18_no_ais', pretrained=save(tmp_path / 'narrow.pt', small().state_dict()))
     assert 'stem.0.weight is (8, 3, 7, 7)' in load(small().state_dict())
     assert 'pickled code' in load({'stem.0.weight': Payload()})
     raw = tmp_path / 'raw.pt'
-    raw.write_bytes(pickle.dumps({'stem.0.weight': Payload()}))
+    raw.write_bytes(pickle.dumps({'stem.0.weight': Payload()}, protocol=2))
     assert 'pickled code' in load(path=raw)
+    raw.write_bytes(pickle.dumps({'stem.0.weight': Payload()}))  # no protocol that torch writes
+    assert 'damaged or not a PyTorch checkpoint' in load(path=raw)
     assert not (tmp_path / 'pwned').exists()
     torn = save(tmp_path / 'torn.pt', build_model('twistnet18').state_dict())
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])

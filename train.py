@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -32,7 +33,7 @@ from tqdm import tqdm
 
 import models
 import runs
-from datasets import DATASETS, SUBSETS, DataError, ImageList, Splits, load_splits
+from datasets import DATASETS, SUBSETS, DataError, ImageList, Splits, file_size, load_splits
 from models import ModelError, TwistNet
 from runs import RunError
 from transforms import eval_settings, eval_transform, mix, normalize, seed_of, train_transform
@@ -62,40 +63,62 @@ RECIPES = {
     # A minute on a laptop. No flip: it would turn the synthetic classes at 45 degrees into those at 135.
     'demo': DEFAULT
     | dict(
-        img_size=64, epochs=10, lr=0.05, warmup_epochs=1, mixup=0, cutmix=0, randaug_n=0, crop_scale=[0.5, 1], hflip=0
+        img_size=64,
+        epochs=10,
+        lr=0.05,
+        warmup_epochs=1,
+        mixup=0.0,
+        cutmix=0.0,
+        randaug_n=0,
+        crop_scale=[0.5, 1.0],
+        hflip=0.0,
     ),
 }
 # Options that say where and how a run is computed, not what it computes: not part of the fingerprint.
 SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe')
+EVAL_BATCH = 64  # images; a constant, so that the figures of an evaluation depend on nothing else
 CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
+NOT_FINITE = 'the checkpoints of the epochs before are kept; try a lower --lr or --amp off'
 AMP_DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': torch.float32}
 
 
 # ---------------------------------------------------------------------------------------------- system
 
 
-def setup(device: str, seed: int) -> tuple[torch.device, int, int]:
-    """Join the process group that torchrun announces, if any, and ask for deterministic kernels.
+def process_rank() -> tuple[int, int]:
+    """Rank of this process and number of processes, as torchrun announces them; (0, 1) without it."""
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    return (int(os.environ.get('RANK', 0)) if world > 1 else 0), world
 
-    Returns:
-        the device of this process, its rank and the number of processes.
+
+def setup(device: str, seed: int) -> torch.device:
+    """Ask for deterministic kernels, join the process group where there are several processes, seed.
+
+    Args:
+        device: 'auto', 'cpu', 'cuda' (torchrun: the process's own) or 'cuda:N'.
+
+    Raises:
+        RunError: there is no such device.
     """
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS is deterministic only with this
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
     torch.backends.cudnn.benchmark = False
+    _, world = process_rank()
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if device.startswith('cuda') and not torch.cuda.is_available():
-        raise RunError(f'--device {device}: torch finds no CUDA device here')
-    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', device):
+        raise RunError(f"--device '{device}' must be auto, cpu, cuda or cuda:N")
+    if device == 'cuda' and world > 1:
+        device = f'cuda:{os.environ["LOCAL_RANK"]}'
+    if device != 'cpu' and int(device.partition(':')[2] or 0) >= torch.cuda.device_count():
+        raise RunError(f'--device {device}: there are {torch.cuda.device_count()} CUDA devices here')
+    if device != 'cpu':
+        torch.cuda.set_device(device)
     if world > 1:
-        if device == 'cuda':
-            device = f'cuda:{os.environ["LOCAL_RANK"]}'
-            torch.cuda.set_device(device)
-        dist.init_process_group('nccl' if device.startswith('cuda') else 'gloo')
+        dist.init_process_group('gloo' if device == 'cpu' else 'nccl')
     torch.manual_seed(seed)
-    return torch.device(device), rank, world
+    return torch.device(device)
 
 
 def resolve_amp(amp: str, device: torch.device) -> str:
@@ -117,7 +140,7 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
 
 def is_main() -> bool:
     """True in the process that writes files and talks."""
-    return int(os.environ.get('RANK', 0)) == 0
+    return process_rank()[0] == 0
 
 
 def say(message: str) -> None:
@@ -132,12 +155,14 @@ def say(message: str) -> None:
 def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device, world: int) -> dict:
     """What config.json holds: options as resolved, environment, and the fingerprint of what defines the result.
 
-    The fingerprint covers every option that can change a bit of the result, the split and the initial weights; on one
+    The fingerprint covers every option that can change a bit of the result, the number of processes, the names of the
+    images of the split and the sizes of those that train and validate, and the bytes of the initial weights; on one
     machine with one thread count it decides the run.
     """
     options = {k: v for k, v in vars(args).items() if k != 'force'}
+    # Test images by name alone: one that turns out to be damaged at the end can be mended without losing the training.
     lists = [
-        f'{subset} {splits.classes[label]}/{os.path.basename(path)}'
+        f'{subset} {splits.classes[label]}/{os.path.basename(path)} {0 if subset == "test" else file_size(path)}'
         for subset in SUBSETS
         for path, label in getattr(splits, subset)
     ]
@@ -162,26 +187,52 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device,
     return dict(options=options, defines=defines, environment=environment, fingerprint=fingerprint)
 
 
+# Lowest and highest value of the options; both are allowed.
+BOUNDS = dict(
+    img_size=(32, 4096),
+    epochs=(1, 1_000_000),
+    lr=(1e-12, 1e3),
+    min_lr=(0, 1e3),
+    momentum=(0, 0.9999),
+    weight_decay=(0, 10),
+    clip_grad=(0, 1e9),
+    label_smoothing=(0, 1),
+    hflip=(0, 1),
+    randaug_n=(0, 16),
+    randaug_m=(0, 30),
+    mixup=(0, 1e3),
+    cutmix=(0, 1e3),
+    seed=(0, 2**63 - 1),
+    num_workers=(0, 1024),
+)
+
+
 def check_args(args: argparse.Namespace, n_train: int, world: int) -> None:
     """Refuse values that no run can have.
 
     Raises:
         RunError: with the option and its bounds.
     """
-    checks = [
-        (args.epochs > args.warmup_epochs >= 0, f'--epochs must be greater than --warmup_epochs {args.warmup_epochs}'),
-        (args.batch_size <= n_train, f'--batch_size must not exceed the {n_train} training images'),
-        (
-            args.batch_size >= 2 * world,
-            f'--batch_size must be at least {2 * world}: BatchNorm needs two images a process',
-        ),
-        (args.batch_size % world == 0, f'--batch_size must be a multiple of the {world} processes'),
-        (args.img_size >= 32, '--img_size must be at least 32'),
-        (args.seed >= 0, '--seed must not be negative'),
-    ]
-    for valid, message in checks:
-        if not valid:
-            raise RunError(f'{message}; it is {getattr(args, message[2:].split()[0])}')
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:  # NaN fails too
+            raise RunError(f'--{name} {value} must be from {low} to {high}')
+    low, high = args.crop_scale
+    if not 0 < low <= high <= 1:
+        raise RunError(f'--crop_scale {low} {high} must be two areas, 0 < MIN <= MAX <= 1')
+    if not 0 <= args.warmup_epochs < args.epochs:
+        raise RunError(f'--epochs {args.epochs} must be greater than --warmup_epochs {args.warmup_epochs}')
+    if args.min_lr > args.lr:
+        raise RunError(f'--min_lr {args.min_lr} must not exceed --lr {args.lr}')
+    if not 2 * world <= args.batch_size <= n_train:
+        raise RunError(
+            f'--batch_size {args.batch_size} must be from {2 * world} (two images a process, for BatchNorm) to the '
+            f'{n_train} training images'
+        )
+    if args.batch_size % world:
+        raise RunError(f'--batch_size {args.batch_size} must be a multiple of the {world} processes')
+    if models.MODELS[args.model].get('resolution') and args.img_size % 32:
+        raise RunError(f'--img_size {args.img_size} must be a multiple of 32 for {args.model}')
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -215,7 +266,7 @@ class EvalBatches:
     Process `rank` takes every world-th batch; `slots` are their numbers.
     """
 
-    def __init__(self, length: int, rank: int = 0, world: int = 1, batch_size: int = 64):
+    def __init__(self, length: int, rank: int = 0, world: int = 1, batch_size: int = EVAL_BATCH):
         self.length, self.batch_size = length, batch_size
         self.slots = range(rank, math.ceil(length / batch_size), world)
 
@@ -304,10 +355,7 @@ def train_epoch(
         if done % CHECK_EVERY == 0 or done == steps:
             mean = total.item() / done
             if not math.isfinite(mean):
-                raise RunError(
-                    f'the training loss became {mean} within {done} steps of this epoch; the checkpoints of the epochs '
-                    'before are kept; try a lower --lr or --amp off'
-                )
+                raise RunError(f'the training loss is {mean} within {done} steps of this epoch; {NOT_FINITE}')
             bar.set_postfix_str(f'loss {mean:.3f}', refresh=False)
         bar.update()
     return reduce_sum(total).item() / steps / world_size()
@@ -350,16 +398,26 @@ def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def share_object(value):
-    """The main process's value in every process."""
-    box = [value]
+def share_object(make: Callable):
+    """What make() returns in the main process, in every process; an error of ours is raised in all of them."""
+    box = [None]
+    if is_main():
+        try:
+            box = [make()]
+        except (DataError, ModelError, RunError) as error:
+            box = [error]
     if dist.is_initialized():
         dist.broadcast_object_list(box)
+    if isinstance(box[0], Exception):
+        raise box[0]
     return box[0]
 
 
 def share_weights(model: nn.Module) -> None:
-    """The main process's weights and buffers in every process: BatchNorm statistics are each process's own."""
+    """The main process's weights and buffers in every process, so that all evaluate what is saved.
+
+    The statistics of the last step's BatchNorms are each process's own.
+    """
     if dist.is_initialized():
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, 0)
@@ -395,22 +453,20 @@ def read_last(path: Path, fingerprint: str) -> dict | None:
     return last
 
 
-def begin(args: argparse.Namespace, splits: Splits, device: torch.device, world: int) -> tuple:
-    """The run folder, the fingerprint, the results if the run is complete, and else the checkpoint to go on from."""
-    folder = Path(args.run_dir) / runs.run_name(args.dataset, args.fold, args.model, args.seed)
-    config = describe_run(args, splits, device, world)
-    results = last = None
-    if is_main():
-        results, note = runs.open_run(folder, config, args.force)
-        if note:
-            say(f'note: {folder} was {note}; its last bits may differ from an undisturbed run')
-        if results is None:
-            last = read_last(folder / 'last.pt', config['fingerprint'])
-        else:
-            (folder / 'last.pt').unlink(missing_ok=True)
-            say(f'{folder} is complete; --force would start it again')
-    results, last = share_object((results, last))
-    return folder, config['fingerprint'], results, last
+def begin(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict | None]:
+    """Open the run folder: the results if the run is complete, else the checkpoint to go on from, if any."""
+    results, note = runs.open_run(folder, config, force)
+    if note:
+        say(f'note: {folder} was {note}; its last bits may differ from an undisturbed run')
+    if results is not None:
+        (folder / 'last.pt').unlink(missing_ok=True)
+        say(f'{folder} is complete; --force would start it again')
+        return results, None
+    last = read_last(folder / 'last.pt', config['fingerprint'])
+    if last and not (folder / 'best.pt').is_file():
+        say(f'note: {folder / "best.pt"} is missing; starting again from epoch 1, which ends in the same bits')
+        last = None
+    return None, last
 
 
 def train(args: argparse.Namespace) -> tuple[Path, dict]:
@@ -418,10 +474,15 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     if args.model not in models.MODELS:
         raise ModelError(f"unknown model '{args.model}'; the models are: {', '.join(models.MODELS)}")
     splits = load_splits(args.dataset, args.data_dir, args.fold)
-    device, rank, world = setup(args.device, args.seed)
-    args.amp = resolve_amp(args.amp, device)
+    rank, world = process_rank()
     check_args(args, len(splits.train), world)
-    folder, fingerprint, results, last = begin(args, splits, device, world)
+    device = setup(args.device, args.seed)
+    args.device, args.amp = device.type, resolve_amp(args.amp, device)
+    if args.num_workers is None:
+        args.num_workers = 4 if device.type == 'cuda' else 1
+    folder = Path(args.run_dir) / runs.run_name(args.dataset, args.fold, args.model, args.seed)
+    config = describe_run(args, splits, device, world)
+    results, last = share_object(lambda: begin(folder, config, args.force))
     if results is not None:
         return folder, results
 
@@ -431,7 +492,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     run = last['run'] if last else dict(history=[], best_val_acc=-1.0, best_epoch=0, pretrained=model.pretrained)
     model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
-        model.parameters(), args.lr, momentum=args.momentum, nesterov=True, weight_decay=args.weight_decay
+        model.parameters(), args.lr, momentum=args.momentum, nesterov=args.momentum > 0, weight_decay=args.weight_decay
     )
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
     if last:
@@ -446,13 +507,15 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         parallel = DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
 
     # Batches.
-    workers = args.num_workers if args.num_workers is not None else (4 if device.type == 'cuda' else 1)
     augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
     train_batches = TrainBatches(len(splits.train), args.batch_size, args.seed, rank, world)
-    train_loader = make_loader(ImageList(splits.train, augmentation), train_batches, workers, device)
+    train_loader = make_loader(ImageList(splits.train, augmentation), train_batches, args.num_workers, device)
     val_loader, test_loader = (
         make_loader(
-            ImageList(items, eval_transform(args.img_size)), EvalBatches(len(items), rank, world), workers, device
+            ImageList(items, eval_transform(args.img_size)),
+            EvalBatches(len(items), rank, world),
+            args.num_workers,
+            device,
         )
         for items in (splits.val, splits.test)
     )
@@ -487,6 +550,8 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         train_seconds = time.perf_counter() - start
         share_weights(model)
         val_loss, val_acc = evaluate(model, val_loader, device, args.amp, bar)
+        if not math.isfinite(val_loss):
+            raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {NOT_FINITE}')
         line = dict(
             epoch=epoch,
             lr=schedule(epoch * steps - 1),
@@ -514,7 +579,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
                 )
                 save_checkpoint(folder / 'best.pt', best)
             last = dict(
-                fingerprint=fingerprint,
+                fingerprint=config['fingerprint'],
                 state_dict=model.state_dict(),
                 optimizer=optimizer.state_dict(),
                 scaler=scaler.state_dict(),
@@ -553,7 +618,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         n_val=len(splits.val),
         n_test=len(splits.test),
         pretrained=run['pretrained'],
-        fingerprint=fingerprint,
+        fingerprint=config['fingerprint'],
     )
     if is_main():
         runs.write_log(folder / 'log.jsonl', run['history'])  # a run killed between last.pt and the log left it short
@@ -660,21 +725,29 @@ def main(args: argparse.Namespace) -> None:
 def cli(argv: list[str] | None = None) -> None:
     """main, with what a user can mend as one line on stderr and an exit code that is not 0."""
     signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    args = parse_args(argv)
     try:
-        main(parse_args(argv))
+        main(args)
     except (DataError, ModelError, RunError) as error:
+        # Of several processes that fail alike one speaks; one that fails alone, over an image it reads, does too.
+        if not is_main() and not (isinstance(error, DataError) and dist.is_initialized()):
+            sys.exit(1)
         # An error from a loader process arrives with that process's traceback; the last line is the message.
-        message = str(error).strip().splitlines()[-1].removeprefix('datasets.DataError: ')
+        message = str(error).strip().splitlines()[-1].removeprefix('archives.DataError: ')
         sys.exit(f'train.py: error: {message}')
     except KeyboardInterrupt as stop:
-        say('stopped; the same command goes on from the last whole epoch')
-        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
+        again = 'the same command without --force' if args.force else 'the same command'
+        say(f'stopped; {again} goes on from the last whole epoch')
+        sys.exit(128 + stop.args[0])
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def _stop(signum: int, _) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):  # once is enough
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt(signum)
 
 

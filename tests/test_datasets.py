@@ -34,6 +34,29 @@ def test_dtd_may_sit_one_folder_down_and_hold_stray_files(tmp_path):
     assert len(load_splits('dtd', tmp_path / 'data', 1).train) == 24
 
 
+def test_lists_of_other_systems_are_read(tree):
+    path = tree / 'labels' / 'train1.txt'
+    expected = load_splits('dtd', tree, 1)
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes().replace(b'\n', b'  \r\n\r\n'))
+    assert load_splits('dtd', tree, 1) == expected
+    write_image(tree / 'images' / 'class0' / 'a..b c.jpg', 1)
+    path.write_bytes(path.read_bytes() + b'class0/a..b c.jpg\n')
+    assert len(load_splits('dtd', tree, 1).train) == len(expected.train) + 1
+
+
+def test_one_class_is_nothing_to_learn(tmp_path):
+    fails('there is nothing to tell apart', 'dtd', make_dtd(tmp_path, classes=1))
+
+
+def test_a_tree_called_synthetic_is_read_and_not_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for cls in ('brick', 'cells'):
+        for i in range(5):
+            write_image(tmp_path / 'synthetic' / cls / f'{i:04d}.png', i)
+    path, _ = load_splits('folder', 'synthetic', 1).train[0]
+    assert open_image(path).size == (40, 40)
+
+
 def test_folder_is_partitioned_and_other_files_are_passed_over(tmp_path):
     for cls, count in (('b', 7), ('a', 10)):
         for i in range(count):
@@ -79,7 +102,7 @@ def test_partition_properties(counts, random):
     assert sorted(tested) == sorted(everything), 'the test sets must cover every image once'
 
 
-@pytest.mark.parametrize(('fold', 'expected'), [(1, 'c880bc4e6a988290'), (5, '1cd7b407fbe24872')])
+@pytest.mark.parametrize(('fold', 'expected'), [(1, 'd0b5db324b12cee4'), (5, '5831d9762dca6525')])
 def test_splits_are_the_same_on_every_machine(fold, expected):
     splits = load_splits('synthetic', None, fold)
     assert [len(s) for s in splits[:3]] == [360, 120, 120]
@@ -166,11 +189,13 @@ def test_bad_input_is_named(tmp_path, tree):
     fails("class 'class2' is in val but has no training image", 'dtd', tree)
     (lists / 'train1.txt').write_text(train + 'class0/class0_0009.jpg\n')
     fails(r'class0_0009.jpg: listed twice, in train and in val', 'dtd', tree)
-    (lists / 'train1.txt').write_text('../../etc/passwd\n')
+    (lists / 'train1.txt').write_text('../passwd\n')
     fails('not of the form class/file', 'dtd', tree)
     (lists / 'train1.txt').write_text('')
     fails('the train set is empty', 'dtd', tree)
     (lists / 'train1.txt').write_text(train)
+    (lists / 'val1.txt').write_bytes(b'class0/\xe9.jpg\n')
+    fails(r'val1\.txt: is not UTF-8 text', 'dtd', tree)
     (lists / 'val1.txt').unlink()
     fails(r'val1\.txt: cannot be read', 'dtd', tree)
     shutil.rmtree(lists)
@@ -181,9 +206,13 @@ def test_damaged_images_are_named(tmp_path, tree):
     whole = tree / 'images' / 'class0' / 'class0_0000.jpg'
     torn = tmp_path / 'torn.jpg'
     torn.write_bytes(whole.read_bytes()[:400])
+    Image.new('F', (4, 4)).save(tmp_path / 'real.tif')
+    (tmp_path / 'bad.ppm').write_bytes(b'P6 4 x 255\n')
+    (tmp_path / 'folder.jpg').mkdir()
     text = tmp_path / 'text.jpg'
     text.write_text('no image')
-    for path in (torn, text, tmp_path / 'missing.jpg'):
+    more = [tmp_path / name for name in ('missing.jpg', 'real.tif', 'bad.ppm', 'folder.jpg')]
+    for path in (torn, text, *more):
         with pytest.raises(DataError, match=rf'{path.name}: cannot be read as an image') as caught:
             open_image(str(path))
         assert '\n' not in str(caught.value)

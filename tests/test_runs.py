@@ -53,10 +53,15 @@ def test_open_run(tmp_path):
     assert runs.open_run(folder, mine, force=False) == (None, '')
     assert runs.read_json(folder / 'config.json') == mine
     assert runs.open_run(folder, mine, force=False) == (None, '')
+    # With neither a checkpoint nor results there is nothing to lose: what began here may be replaced.
+    assert runs.open_run(folder, config('f9', {'lr': 9}), force=False) == (None, '')
+    assert runs.open_run(folder, mine, force=False) == (None, '')
+    (folder / 'last.pt').touch()
     _, note = runs.open_run(folder, config('f1', mine['defines'], {'torch': '2'}), force=False)
     assert 'torch 1 -> 2' in note
-    runs.write_json(folder / 'results.json', {'test_acc': 1})
-    assert runs.open_run(folder, mine, force=False) == ({'test_acc': 1}, '')
+    results = {'test_acc': 1, 'fingerprint': 'f1'}
+    runs.write_json(folder / 'results.json', results)
+    assert runs.open_run(folder, mine, force=False) == (results, '')
     other = config('f2', {'lr': 0.2, 'epochs': 3})
     with pytest.raises(RunError, match=r'another configuration \(lr 0.1 -> 0.2\)'):
         runs.open_run(folder, other, force=False)

@@ -4,12 +4,13 @@ import json
 import math
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import finish, options, run, start, write_image
+from conftest import finish, make_dtd, options, run, start, write_image
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,6 +45,7 @@ def test_run_folder_is_as_promised(tree, tmp_path, tiny):
 
     config = runs.read_json(folder / 'config.json')
     parsed = vars(train.parse_args(options(tree, tmp_path / 'runs', '--seed', '7')))
+    parsed |= dict(device='cpu')  # resolved
     assert config['options'] == {k: v for k, v in parsed.items() if k != 'force'}
     assert {'python', 'torch', 'torchvision', 'timm', 'device', 'commit', 'threads'} <= config['environment'].keys()
 
@@ -113,7 +115,9 @@ def test_a_complete_run_is_left_alone_and_another_configuration_refused(tree, tm
     assert {name: (folder / name).stat().st_mtime_ns for name in os.listdir(folder)} == stamps
     assert 'is complete' in capfd.readouterr().err
 
-    run(tree, tmp_path, '--num_workers', '1'), run(tree.parent / 'tree', tmp_path)  # how and where is no difference
+    run(tree, tmp_path, '--num_workers', '1')  # how and where are no difference
+    run(tree.rename(tree.parent / 'elsewhere'), tmp_path)
+    tree = tree.parent / 'elsewhere'
     with pytest.raises(RunError, match=r'another configuration \(lr 0.01 -> 0.02\).*--force'):
         run(tree, tmp_path, '--lr', '0.02')
     assert {name: (folder / name).stat().st_mtime_ns for name in os.listdir(folder)} == stamps
@@ -128,6 +132,39 @@ def test_another_split_is_another_configuration(tree, tmp_path, tiny):
         file.write('class0/new.jpg\n')
     with pytest.raises(RunError, match=r'another configuration \(split'):
         run(tree, tmp_path)
+
+
+def test_other_images_of_the_same_names_are_another_configuration(tree, tmp_path, tiny):
+    run(tree, tmp_path)
+    for path in tree.glob('images/*/*.jpg'):
+        write_image(path, 0, size=50)
+    with pytest.raises(RunError, match=r'another configuration \(split'):
+        run(tree, tmp_path)
+
+
+def test_values_of_a_recipe_may_be_spelled_out(tree, tmp_path, tiny):
+    demo = ('--recipe', 'demo', '--lr', '0.01')
+    _, first = run(tree, tmp_path, *demo)
+    _, again = run(tree, tmp_path, *demo, '--mixup', '0', '--crop_scale', '0.5', '1', '--hflip', '0')
+    assert again == first
+
+
+def test_a_start_that_failed_does_not_stand_in_the_way(tree, tmp_path, tiny):
+    torch.save({'foo': torch.zeros(3)}, tmp_path / 'foreign.pt')
+    with pytest.raises(train.ModelError):
+        run(tree, tmp_path, '--pretrained', str(tmp_path / 'foreign.pt'))
+    run(tree, tmp_path)
+
+
+def test_results_of_another_configuration_are_never_taken_for_ours(tree, tmp_path, tiny):
+    folder, _ = run(tree, tmp_path)
+    (folder / 'config.json').unlink()
+    with pytest.raises(RunError, match='another configuration'):
+        run(tree, tmp_path, '--lr', '0.02')
+    config = runs.read_json(run(tree, tmp_path / 'b', '--lr', '0.02')[0] / 'config.json')
+    runs.write_json(folder / 'config.json', config)
+    with pytest.raises(RunError, match=r'another configuration \(results\.json'):
+        run(tree, tmp_path, '--lr', '0.02')
 
 
 def test_weights_are_part_of_the_configuration_and_of_the_results(tree, tmp_path, tiny):
@@ -153,44 +190,53 @@ def test_the_number_of_workers_does_not_matter(tree, tmp_path, tiny):
     assert outcome(c)[2] != outcome(a)[2]
 
 
-def kill_when(process, condition, limit: float = 120) -> None:
-    """SIGKILL the process and its loaders as soon as the condition holds, or the process has ended."""
+def kill_when(process, condition, limit: float = 200) -> bool:
+    """SIGKILL the process and its loaders as soon as the condition holds; False if the process ended before."""
     end = time.monotonic() + limit
     while process.poll() is None and not condition():
         assert time.monotonic() < end, 'the moment to kill never came'
         time.sleep(0.0005)
-    if process.poll() is None:
+    alive = process.poll() is None
+    if alive:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    return alive
 
 
 def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tree, tmp_path):
-    arguments = (*options(tree, tmp_path / 'killed', model='twistnet18'), '--num_workers', '1', '--epochs', '4')
+    arguments = (*options(tree, tmp_path / 'killed', model='twistnet18'), '--num_workers', '1', '--epochs', '5')
     folder = tmp_path / 'killed' / 'dtd_fold1_twistnet18_seed42'
 
-    def epochs_done():
+    def epochs():
         path = folder / 'log.jsonl'
         return len(path.read_text().splitlines()) if path.exists() else 0
 
-    def after(seconds, start_of=time.monotonic):
-        moment = start_of() + seconds
-        return lambda: time.monotonic() > moment
+    def writing(name):
+        return (folder / f'{name}.tmp').exists()
+
+    started = []
+
+    def some_time_after(epoch):  # in the middle of training or of validation
+        if epochs() >= epoch and not started:
+            started.append(time.monotonic())
+        return started and time.monotonic() > started[0] + 0.15
 
     moments = [
-        lambda: (folder / 'best.pt.tmp').exists(),  # the first checkpoint is being written
-        lambda: (folder / 'last.pt.tmp').exists(),
-        lambda: (folder / 'last.pt').exists() and not (folder / 'last.pt.tmp').exists() and epochs_done() >= 1,
-        lambda: epochs_done() >= 2 and after(0.3)(),
-        lambda: epochs_done() >= 3 and (folder / 'last.pt.tmp').exists(),
-        lambda: epochs_done() >= 4,  # between the last epoch and the results
+        lambda: writing('best.pt'),  # the first checkpoint is being written
+        lambda: writing('last.pt'),
+        lambda: epochs() >= 1 and writing('last.pt'),  # the second one, in place of the first
+        lambda: some_time_after(2),
+        lambda: epochs() >= 3 and writing('log.jsonl'),
+        lambda: epochs() >= 5,  # between the last epoch and the results
     ]
     for moment in moments:
-        kill_when(start('train.py', *arguments), moment)
+        assert kill_when(start('train.py', *arguments), moment)
+        assert not (folder / 'results.json').exists()
     code, _, err = finish(start('train.py', *arguments))
     assert code == 0, err
     assert sorted(os.listdir(folder)) == ['best.pt', 'config.json', 'log.jsonl', 'results.json']
 
-    undisturbed = (*options(tree, tmp_path / 'whole', model='twistnet18'), '--epochs', '4')
+    undisturbed = (*options(tree, tmp_path / 'whole', model='twistnet18'), '--epochs', '5')
     assert finish(start('train.py', *undisturbed))[0] == 0
     assert outcome(folder) == outcome(tmp_path / 'whole' / folder.name)
 
@@ -213,17 +259,16 @@ def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path, number, code)
 # ------------------------------------------------------------------------------------------ several processes
 
 
-def test_two_processes_train_and_count_every_image_once(tree, tmp_path, one_thread):
-    with open(tree / 'labels' / 'test1.txt', 'a') as test, open(tree / 'labels' / 'train1.txt') as lines:
-        test.write(''.join(lines.read().splitlines(True)[-1:]))  # 13 test images: no multiple of anything
-    lines = (tree / 'labels' / 'train1.txt').read_text().splitlines(True)
-    (tree / 'labels' / 'train1.txt').write_text(''.join(lines[:-1]))
-    launcher = ('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29511')
-    arguments = options(tree, tmp_path, model='twistnet18_heads1')
-    code, out, err = finish(start('train.py', *arguments, launcher=launcher))
+TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+
+
+def test_two_processes_train_resume_and_count_every_image_once(tmp_path, one_thread):
+    tree = make_dtd(tmp_path / 'tree', per_subset=(8, 45, 47))  # 135 and 141 to evaluate: three batches, the last short
+    arguments = options(tree, tmp_path / 'a', model='twistnet18_heads1')
+    code, out, err = finish(start('train.py', *arguments, launcher=TORCHRUN))
     assert code == 0, err
     assert len(out.splitlines()) == 1, out
-    folder = tmp_path / 'dtd_fold1_twistnet18_heads1_seed42'
+    folder = tmp_path / 'a' / 'dtd_fold1_twistnet18_heads1_seed42'
     results, log = runs.read_json(folder / 'results.json'), runs.read_log(folder / 'log.jsonl')
     assert runs.read_json(folder / 'config.json')['defines']['processes'] == 2
 
@@ -232,10 +277,34 @@ def test_two_processes_train_and_count_every_image_once(tree, tmp_path, one_thre
     model.load_state_dict(best['state_dict'])  # names of the plain model
     model.to(memory_format=torch.channels_last)
     splits = datasets.load_splits('dtd', tree, 1)
-    assert len(splits.test) == 13
+    assert (len(splits.val), len(splits.test)) == (135, 141)
     assert evaluate_on(model, splits.test) == (results['test_loss'], results['test_acc'])
     line = log[results['best_epoch'] - 1]
     assert evaluate_on(model, splits.val) == (line['val_loss'], line['val_acc'])
+
+    again = options(tree, tmp_path / 'b', model='twistnet18_heads1')
+    killed = tmp_path / 'b' / folder.name
+    process = start('train.py', *again, launcher=TORCHRUN)
+    while not (killed / 'log.jsonl').exists():
+        time.sleep(0.005)
+    subprocess.run(['pkill', '-KILL', '-f', str(tmp_path / 'b')], check=True)  # torchrun and both of its processes
+    process.communicate()
+    assert not (killed / 'results.json').exists()
+    code, _, err = finish(start('train.py', *again, launcher=TORCHRUN))
+    assert code == 0, err
+    assert 'going on after epoch' in err
+    assert outcome(killed) == outcome(folder)
+
+
+def test_an_error_under_torchrun_is_said_once(tree, tmp_path):
+    (tmp_path / 'runs' / 'dtd_fold1_twistnet18_seed42').mkdir(parents=True)
+    (tmp_path / 'runs' / 'dtd_fold1_twistnet18_seed42' / 'results.json').write_text('{')
+    code, out, err = finish(start('train.py', *options(tree, tmp_path / 'runs', model='twistnet18'), launcher=TORCHRUN))
+    assert code != 0
+    assert out == ''
+    assert err.count('train.py: error: ') == 1
+    assert 'results.json: damaged' in err
+    assert 'Traceback' not in err.split('train.py: error: ')[0], 'before the line, and not from the other process'
 
 
 @given(st.integers(1, 300), st.integers(1, 5), st.integers(1, 40))
@@ -374,26 +443,55 @@ def fails(argv: list[str], capfd) -> str:
 
 @pytest.fixture(autouse=True)
 def _keep_signal_handlers():
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
-def test_bad_options(tree, tmp_path, tiny, capfd):
-    def with_(*more, model='tiny'):
-        return fails(options(tree, tmp_path / 'runs', *more, model=model), capfd)
+BAD_OPTIONS = [
+    ('--model resnet19', "unknown model 'resnet19'"),
+    ('--dataset cifar', "unknown data set 'cifar'"),
+    ('--fold 3', 'fold 3 of'),
+    ('--data_dir nowhere', 'nowhere: no such folder'),
+    ('--warmup_epochs 3', '--epochs 3 must be greater than --warmup_epochs 3'),
+    ('--warmup_epochs -1', '--epochs 3 must be greater than --warmup_epochs -1'),
+    ('--epochs 0', '--epochs 0 must be from 1 to'),
+    (
+        '--batch_size 25',
+        '--batch_size 25 must be from 2 (two images a process, for BatchNorm) to the 24 training images',
+    ),
+    ('--batch_size 1', '--batch_size 1 must be from 2'),
+    ('--img_size 16', '--img_size 16 must be from 32'),
+    ('--model swin_tiny --img_size 33', '--img_size 33 must be a multiple of 32 for swin_tiny'),
+    ('--seed -1', '--seed -1 must be from 0'),
+    ('--lr -0.1', '--lr -0.1 must be from'),
+    ('--lr nan', '--lr nan must be from'),
+    ('--min_lr 1', '--min_lr 1.0 must not exceed --lr 0.01'),
+    ('--momentum 2', '--momentum 2.0 must be from 0'),
+    ('--weight_decay -1', '--weight_decay -1.0 must be from 0'),
+    ('--label_smoothing 2', '--label_smoothing 2.0 must be from 0 to 1'),
+    ('--clip_grad nan', '--clip_grad nan must be from 0'),
+    ('--hflip 2', '--hflip 2.0 must be from 0 to 1'),
+    ('--crop_scale 1 0.1', '--crop_scale 1.0 0.1 must be two areas'),
+    ('--crop_scale 2 3', '--crop_scale 2.0 3.0 must be two areas'),
+    ('--randaug_m 31', '--randaug_m 31 must be from 0 to 30'),
+    ('--mixup -1', '--mixup -1.0 must be from 0'),
+    ('--num_workers -1', '--num_workers -1 must be from 0'),
+    ('--device foo', "--device 'foo' must be auto, cpu, cuda or cuda:N"),
+    ('--device cuda:7', '--device cuda:7: there are'),
+    ('--pretrained nowhere.pt', 'cannot read the weights'),
+]
 
-    assert "unknown model 'resnet19'" in with_(model='resnet19')
-    assert "unknown data set 'cifar'" in with_('--dataset', 'cifar')
-    assert 'fold 3 of' in with_('--fold', '3')
-    assert 'nowhere: no such folder' in with_('--data_dir', 'nowhere')
-    assert '--epochs must be greater than --warmup_epochs 3; it is 3' in with_('--warmup_epochs', '3')
-    assert '--batch_size must not exceed the 24 training images; it is 25' in with_('--batch_size', '25')
-    assert '--batch_size must be at least 2' in with_('--batch_size', '1')
-    assert '--img_size must be at least 32; it is 16' in with_('--img_size', '16')
-    assert '--seed must not be negative; it is -1' in with_('--seed', '-1')
-    assert 'cannot read the weights' in with_('--pretrained', 'nowhere.pt')
-    assert not (tmp_path / 'runs').exists(), 'nothing must be left of a run that could not begin'
+
+@pytest.mark.parametrize(('extra', 'words'), BAD_OPTIONS, ids=[extra for extra, _ in BAD_OPTIONS])
+def test_bad_options_are_one_line_and_leave_nothing(tree, tmp_path, tiny, capfd, extra, words):
+    assert words in fails(options(tree, tmp_path / 'runs', *extra.split()), capfd)
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_plain_sgd_is_allowed(tree, tmp_path, tiny):
+    run(tree, tmp_path, '--momentum', '0', '--clip_grad', '0', '--label_smoothing', '0')
 
 
 def test_bad_weights(tree, tmp_path, tiny, capfd):
@@ -475,7 +573,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tree
     with monkeypatch.context() as patch:
         patch.setattr(train, 'mix', mix)
         message = fails(options(tree, tmp_path / 'a'), capfd)
-    assert 'the training loss became nan' in message
+    assert 'the training loss is nan' in message
     folder = tmp_path / 'a' / 'dtd_fold1_tiny_seed42'
     state = models.read_checkpoint(folder / 'last.pt')['state_dict']
     assert all(tensor.isfinite().all() for tensor in state.values())
@@ -497,10 +595,59 @@ def test_a_full_disk_loses_nothing(tree, tmp_path, tiny, monkeypatch, capfd, nam
     assert outcome(folder) == outcome(reference)
 
 
+def test_a_loss_that_is_not_finite_after_the_last_step_is_not_saved(tree, tmp_path, tiny, monkeypatch, capfd):
+    # The loss of the last step is finite; what the step makes of the weights is not.
+    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
+    before = (folder / 'last.pt').read_bytes()
+    real = train.train_epoch
+
+    def train_epoch(model, *rest):
+        loss = real(model, *rest)
+        with torch.no_grad():
+            model.fc.weight.fill_(float('nan'))
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, 'train_epoch', train_epoch)
+        assert 'the validation loss is nan after epoch 2' in fails(options(tree, tmp_path), capfd)
+    assert (folder / 'last.pt').read_bytes() == before
+
+
+def test_a_missing_best_checkpoint_starts_again(tree, tmp_path, tiny, monkeypatch, capfd):
+    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
+    (folder / 'best.pt').unlink()
+    run(tree, tmp_path)
+    assert 'best.pt is missing; starting again' in capfd.readouterr().err
+
+
+def test_a_run_dir_that_is_a_file(tree, tmp_path, tiny, capfd):
+    (tmp_path / 'file').touch()
+    for force in ([], ['--force']):
+        assert 'cannot be made' in fails(options(tree, tmp_path / 'file', *force), capfd)
+
+
+def test_after_force_the_advice_is_not_to_force_again(tree, tmp_path, tiny, monkeypatch, capfd):
+    def stop(*_):
+        raise KeyboardInterrupt(signal.SIGINT)
+
+    monkeypatch.setattr(train, 'train_epoch', stop)
+    for more, words in ((['--force'], 'the same command without --force goes on'), ([], 'the same command goes on')):
+        with pytest.raises(SystemExit) as caught:
+            train.cli(options(tree, tmp_path, *more))
+        assert caught.value.code == 130
+        assert words in capfd.readouterr().err
+
+
 def test_damaged_config_is_named(tree, tmp_path, tiny, capfd):
     folder, _ = run(tree, tmp_path)
-    (folder / 'config.json').write_text('{')
-    assert 'config.json: damaged' in fails(options(tree, tmp_path), capfd)
+    for name in ('config.json', 'results.json'):
+        whole = (folder / name).read_text()
+        for text in ('{', '[]', '3'):
+            (folder / name).write_text(text)
+            assert f'{name}: damaged' in fails(options(tree, tmp_path), capfd)
+        (folder / name).write_text('{}')
+        assert 'another configuration' in fails(options(tree, tmp_path), capfd)
+        (folder / name).write_text(whole)
 
 
 def test_command_line_prints_one_result_and_leaves_progress_to_stderr(tree, tmp_path):
