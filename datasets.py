@@ -53,7 +53,7 @@ def load_splits(dataset: str, data_dir: str | Path | None, fold: int) -> Splits:
     """
     entry = _entry(dataset)
     folds = entry.get('folds')
-    if folds and not 1 <= fold <= folds:
+    if folds and dataset != 'dtd' and not 1 <= fold <= folds:  # another tree in DTD's layout may have other lists
         raise DataError(f'fold {fold} of {dataset} does not exist; it has folds 1 to {folds}')
     if dataset == 'synthetic':
         root = Path('synthetic')
@@ -343,13 +343,14 @@ def synthetic_splits(root: Path, fold: int) -> Splits:
 # ---------------------------------------------------------------------------------------------- registry
 
 _VGG = 'https://www.robots.ox.ac.uk/~vgg/data'
-# `archives` are (url, md5) pairs; `images` and `classes` are what `check` counts.
+# `archives` are (url, md5) pairs; images, classes, folds and sizes (train, val, test) are what `check` counts.
 DATASETS: dict[str, dict] = {
     'dtd': dict(
         splits=dtd_splits,
         images=5640,
         classes=47,
-        folds=None,  # as many as there are lists
+        folds=10,
+        sizes=(1880, 1880, 1880),
         protocol='10 folds, the official lists: 1880 train, 1880 val, 1880 test',
         source='https://www.robots.ox.ac.uk/~vgg/data/dtd/',
         archives=[(f'{_VGG}/dtd/download/dtd-r1.0.1.tar.gz', 'fff73e5086ae6bdbea199a49dfb8a4c1')],
@@ -359,6 +360,7 @@ DATASETS: dict[str, dict] = {
         images=1000,
         classes=10,
         folds=5,
+        sizes=(600, 200, 200),
         protocol='5 folds, a stratified partition: 600 train, 200 val, 200 test; the tests cover every image once',
         source='https://people.csail.mit.edu/celiu/CVPR2010/FMD/',
         archives=[('https://people.csail.mit.edu/celiu/CVPR2010/FMD/FMD.zip', '0721ba72cd981aa9599a81bbfaaebd75')],
@@ -368,6 +370,7 @@ DATASETS: dict[str, dict] = {
         images=4752,
         classes=11,
         folds=4,
+        sizes=(3212, 352, 1188),
         protocol='4 folds, one physical sample tested in each: 3212 train, 352 val, 1188 test',
         source='https://www.csc.kth.se/cvap/databases/kth-tips/',
         archives=[
@@ -382,6 +385,7 @@ DATASETS: dict[str, dict] = {
         images=11788,
         classes=200,
         folds=5,
+        sizes=(5394, 600, 5794),
         protocol='5 folds, the official 5794 test; a rotating tenth of the official train as val',
         source='https://www.vision.caltech.edu/datasets/cub_200_2011/',
         archives=[
@@ -393,6 +397,7 @@ DATASETS: dict[str, dict] = {
         images=8189,
         classes=102,
         folds=5,
+        sizes=(1020, 1020, 6149),
         protocol='5 folds, the official 6149 test; 1020 train and 1020 val, official in fold 1, redrawn after',
         source='https://www.robots.ox.ac.uk/~vgg/data/flowers/102/',
         archives=[
@@ -509,18 +514,22 @@ def check(dataset: str, data_dir: Path | None) -> list[str]:
         DataError: the first thing that is not as it should be.
     """
     entry = _entry(dataset)
-    folds = {}
-    for fold in range(1, (entry.get('folds') or 1000) + 1):
-        try:
-            folds[fold] = load_splits(dataset, data_dir, fold)
-        except DataError:
-            if fold == 1 or entry.get('folds'):
-                raise
-            break  # dtd and folder have as many folds as their tree
+    folds = {1: load_splits(dataset, data_dir, 1)}
+    for fold in range(2, entry.get('folds', 5) + 1):
+        if dataset == 'folder' and (Path(data_dir) / 'train').is_dir():
+            break  # its own three subsets are its only fold
+        folds[fold] = load_splits(dataset, data_dir, fold)
     images = {path: label for splits in folds.values() for subset in splits[:3] for path, label in subset}
     for what, count in (('images', len(images)), ('classes', len(folds[1].classes))):
         if count != entry.get(what, count):
             raise DataError(f'{data_dir}: has {count} {what}, {dataset} has {entry[what]}{_way_out(dataset)}')
+    for fold, splits in folds.items():
+        sizes = tuple(len(subset) for subset in splits[:3])
+        if sizes != entry.get('sizes', sizes):
+            raise DataError(
+                f'{data_dir}: fold {fold} has {sizes} images to train, validate and test, by protocol {dataset} has '
+                f'{entry["sizes"]}{_way_out(dataset)}'
+            )
     by_content: dict[bytes, list[str]] = defaultdict(list)
     for path in tqdm(sorted(images), desc=f'checking {dataset}', disable=None):
         image = open_image(path)

@@ -89,7 +89,8 @@ def serve_archives(server, key, tmp_path, monkeypatch) -> None:
         for url, _ in entry['archives']
     ]
     images, classes = trees.SMALL_SIZE[key]
-    monkeypatch.setitem(DATASETS, key, {**entry, 'archives': served, 'images': images, 'classes': classes})
+    small = {k: v for k, v in entry.items() if k != 'sizes'} | dict(archives=served, images=images, classes=classes)
+    monkeypatch.setitem(DATASETS, key, small)
 
 
 @pytest.mark.parametrize('key', list(trees.MAKE))
@@ -203,6 +204,9 @@ def test_check_finds_what_is_wrong(tmp_path, monkeypatch, capsys):
     with pytest.raises(DataError, match='has 30 images, fmd has 1000'):
         check('fmd', tmp_path / 'fmd')
     monkeypatch.setitem(DATASETS, 'fmd', {**DATASETS['fmd'], 'images': 30, 'classes': 3})
+    with pytest.raises(DataError, match=r'fold 1 has \(18, 6, 6\) images .* by protocol fmd has \(600, 200, 200\)'):
+        check('fmd', tmp_path / 'fmd')
+    monkeypatch.setitem(DATASETS['fmd'], 'sizes', (18, 6, 6))
     assert check('fmd', tmp_path / 'fmd') == []
     assert 'fmd: 30 images of 3 classes decode; 5 folds; 0 duplicates' in capsys.readouterr().err
 
@@ -228,6 +232,16 @@ def test_check_finds_what_is_wrong(tmp_path, monkeypatch, capsys):
 def test_check_knows_folders_without_a_size_of_their_own(tmp_path):
     trees.fmd(tmp_path, **trees.SMALL['fmd'])
     assert check('folder', tmp_path / 'image') == []
+    for subset in datasets.SUBSETS:
+        shutil.copytree(tmp_path / 'image', tmp_path / 'split' / subset)
+    notes = check('folder', tmp_path / 'split')
+    assert len(notes) == 60
+    assert all('different subsets of fold 1' in note for note in notes)
+    tree = tmp_path / 'dtd'
+    trees.dtd(tree, **trees.SMALL['dtd'])
+    (tree / 'dtd' / 'labels' / 'train10.txt').unlink()
+    with pytest.raises(DataError, match='fold 10 of'):
+        check('dtd', tree)
     with pytest.raises(DataError, match='is not downloaded'):
         prepare('folder', tmp_path)
     with pytest.raises(DataError, match="unknown data set 'cifar'"):

@@ -50,13 +50,14 @@ def full(tmp_path_factory):
 def test_sizes_classes_and_disjointness(full, key):
     for fold, sizes in enumerate(SIZES[key], start=1):
         splits = load_splits(key, full / key, fold)
-        assert tuple(len(subset) for subset in splits[:3]) == sizes
+        assert tuple(len(subset) for subset in splits[:3]) == sizes == DATASETS[key]['sizes']
         paths = [path for subset in splits[:3] for path, _ in subset]
         assert len(set(paths)) == len(paths)
         assert len(splits.classes) == DATASETS[key]['classes']
         for subset in splits[:3]:
             assert {label for _, label in subset} == set(range(len(splits.classes))), 'every class in every split'
     assert sum(SIZES[key][0]) == DATASETS[key]['images']
+    assert len(SIZES[key]) == DATASETS[key]['folds']
     with pytest.raises(DataError, match=f'fold {len(SIZES[key]) + 1} of'):
         load_splits(key, full / key, len(SIZES[key]) + 1)
 
