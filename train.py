@@ -296,6 +296,13 @@ def _leave_signals_to_parent(_: int) -> None:
     """A signal to the whole process group is the main process's to handle; a loader only goes, and not as a failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    sys.excepthook = _unless_parent_left
+
+
+def _unless_parent_left(kind: type[BaseException], error: BaseException, traceback) -> None:
+    """The thread that hands tensors over would print a traceback when the main process, stopping, hangs up on it."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 # ---------------------------------------------------------------------------------------------- loop
