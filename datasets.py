@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from scipy.io import loadmat
 from tqdm import tqdm
 
 import synthetic
 from archives import DataError, fetch, unpack
+from registry import DATASETS
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp', '.gif')
 SUBSETS = ('train', 'val', 'test')
@@ -61,7 +61,7 @@ def load_splits(dataset: str, data_dir: str | Path | None, fold: int) -> Splits:
         raise DataError(f'{dataset} needs --data_dir, the folder that holds it')
     elif not (root := Path(data_dir)).is_dir():
         raise DataError(f'{root}: no such folder; --data_dir must name the root of {dataset}{_way_out(dataset)}')
-    splits = entry['splits'](root, fold)
+    splits = SPLITS[dataset](root, fold)
     _check_splits(splits, root)
     return splits
 
@@ -322,6 +322,8 @@ def flowers_splits(root: Path, fold: int) -> Splits:
 
 def _read_mat(path: Path, name: str) -> list[int]:
     """A vector of a MATLAB file, 1-based as it stands there."""
+    from scipy.io import loadmat  # takes longer to import than everything else here; one data set needs it
+
     try:
         return [int(value) for value in loadmat(path)[name].ravel()]
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
@@ -342,83 +344,15 @@ def synthetic_splits(root: Path, fold: int) -> Splits:
 
 # ---------------------------------------------------------------------------------------------- registry
 
-_VGG = 'https://www.robots.ox.ac.uk/~vgg/data'
-# `archives` are (url, md5) pairs; images, classes, folds and sizes (train, val, test) are what `check` counts.
-DATASETS: dict[str, dict] = {
-    'dtd': dict(
-        splits=dtd_splits,
-        images=5640,
-        classes=47,
-        folds=10,
-        sizes=(1880, 1880, 1880),
-        protocol='10 folds, the official lists: 1880 train, 1880 val, 1880 test',
-        source='https://www.robots.ox.ac.uk/~vgg/data/dtd/',
-        archives=[(f'{_VGG}/dtd/download/dtd-r1.0.1.tar.gz', 'fff73e5086ae6bdbea199a49dfb8a4c1')],
-    ),
-    'fmd': dict(
-        splits=fmd_splits,
-        images=1000,
-        classes=10,
-        folds=5,
-        sizes=(600, 200, 200),
-        protocol='5 folds, a stratified partition: 600 train, 200 val, 200 test; the tests cover every image once',
-        source='https://people.csail.mit.edu/celiu/CVPR2010/FMD/',
-        archives=[('https://people.csail.mit.edu/celiu/CVPR2010/FMD/FMD.zip', '0721ba72cd981aa9599a81bbfaaebd75')],
-    ),
-    'kth_tips2': dict(
-        splits=kth_splits,
-        images=4752,
-        classes=11,
-        folds=4,
-        sizes=(3212, 352, 1188),
-        protocol='4 folds, one physical sample tested in each: 3212 train, 352 val, 1188 test',
-        source='https://www.csc.kth.se/cvap/databases/kth-tips/',
-        archives=[
-            (
-                'https://www.csc.kth.se/cvap/databases/kth-tips/kth-tips2-b_col_200x200.tar',
-                '00470a104a57f5a5be22cc8a0f234c4e',
-            )
-        ],
-    ),
-    'cub200': dict(
-        splits=cub_splits,
-        images=11788,
-        classes=200,
-        folds=5,
-        sizes=(5394, 600, 5794),
-        protocol='5 folds, the official 5794 test; a rotating tenth of the official train as val',
-        source='https://www.vision.caltech.edu/datasets/cub_200_2011/',
-        archives=[
-            ('https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz', '97eceeb196236b17998738112f37df78')
-        ],
-    ),
-    'flowers102': dict(
-        splits=flowers_splits,
-        images=8189,
-        classes=102,
-        folds=5,
-        sizes=(1020, 1020, 6149),
-        protocol='5 folds, the official 6149 test; 1020 train and 1020 val, official in fold 1, redrawn after',
-        source='https://www.robots.ox.ac.uk/~vgg/data/flowers/102/',
-        archives=[
-            (f'{_VGG}/flowers/102/102flowers.tgz', '52808999861908f626f3c1f4e79d11fa'),
-            (f'{_VGG}/flowers/102/imagelabels.mat', 'e0620be6f572b9609742df49c70aed4d'),
-            (f'{_VGG}/flowers/102/setid.mat', 'a5357ecc9cb78c4bef273ce3793fc85c'),
-        ],
-    ),
-    'folder': dict(
-        splits=folder_splits,
-        protocol='any folder of class folders: 5 folds, a stratified partition; or its own train/, val/, test/',
-        source='yours',
-    ),
-    'synthetic': dict(
-        splits=synthetic_splits,
-        images=len(synthetic.CLASSES) * synthetic.PER_CLASS,
-        classes=len(synthetic.CLASSES),
-        folds=5,
-        protocol='5 folds, a stratified partition: 360 train, 120 val, 120 test',
-        source='drawn by synthetic.py',
-    ),
+# The facts of each are in registry.DATASETS.
+SPLITS = {
+    'dtd': dtd_splits,
+    'fmd': fmd_splits,
+    'kth_tips2': kth_splits,
+    'cub200': cub_splits,
+    'flowers102': flowers_splits,
+    'folder': folder_splits,
+    'synthetic': synthetic_splits,
 }
 
 

@@ -36,6 +36,8 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from timm.models._features import feature_take_indices
 from torch import nn
 
+from registry import MODELS
+
 DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1))  # (dy, dx) of 0, 45, 90 and 135 degrees; dy points down
 WEIGHTS_DIR = 'weights'
 
@@ -403,79 +405,13 @@ class TwistNet(nn.Module):
         return dict(stem=r'^stem', blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)')
 
 
-# ---------------------------------------------------------------------------------------------- registry
-
-# One entry a baseline: `timm` is the model that is built, with `args` of its constructor; `weights` is the tag that
-# pretrained=True loads from the hub. `resolution` marks models whose parameters depend on the image size.
-MODELS: dict[str, dict] = {
-    # timm starts the last BatchNorm of a ResNet block at zero; TwistNet's trunk, as the paper's, starts it at one. The
-    # ResNets start as TwistNet does, so that a difference from scratch is the branch's and not the initialisation's.
-    'resnet18': dict(
-        label='ResNet-18',
-        timm='resnet18',
-        args=dict(zero_init_last=False),
-        weights='resnet18.a1_in1k',
-        venue='CVPR 2016',
-    ),
-    # timm has no weights for its seresnet18; those of the older definition fit all but stage 1's SE layers.
-    'seresnet18': dict(
-        label='SE-ResNet-18',
-        timm='seresnet18',
-        args=dict(zero_init_last=False),
-        weights='legacy_seresnet18.in1k',
-        venue='CVPR 2018',
-    ),
-    'convnextv2_nano': dict(
-        label='ConvNeXtV2-Nano', timm='convnextv2_nano', weights='convnextv2_nano.fcmae_ft_in1k', venue='CVPR 2023'
-    ),
-    'fastvit_sa12': dict(
-        label='FastViT-SA12', timm='fastvit_sa12', weights='fastvit_sa12.apple_in1k', venue='ICCV 2023'
-    ),
-    'efficientformerv2_s2': dict(
-        label='EfficientFormerV2-S2',
-        timm='efficientformerv2_s2',
-        weights='efficientformerv2_s2.snap_dist_in1k',
-        venue='ICCV 2023',
-        resolution=True,
-    ),
-    'repvit_m1_5': dict(
-        label='RepViT-M1.5', timm='repvit_m1_5', weights='repvit_m1_5.dist_300e_in1k', venue='CVPR 2024'
-    ),
-    'convnext_tiny': dict(
-        label='ConvNeXt-Tiny', timm='convnext_tiny', weights='convnext_tiny.fb_in1k', venue='CVPR 2022'
-    ),
-    'swin_tiny': dict(
-        label='Swin-Tiny',
-        timm='swin_tiny_patch4_window7_224',
-        weights='swin_tiny_patch4_window7_224.ms_in1k',
-        venue='ICCV 2021',
-        resolution=True,
-    ),
-    'twistnet18': dict(label='TwistNet-18', twist={}),
-    'twistnet18_no_spiral': dict(label='w/o Spiral Twist', twist=dict(use_spiral=False)),
-    'twistnet18_no_ais': dict(label='w/o AIS', twist=dict(use_ais=False)),
-    'twistnet18_first_order': dict(label='First-order only', twist=dict(twist_stages=())),
-    'twistnet18_no_products': dict(label='w/o Products', twist=dict(use_products=False)),
-    # `own` are the parameters that make a variant what it is: the full model's weights leave them as they start.
-    'twistnet18_random_twist': dict(label='Random Twist', twist=dict(directional=False), own='.twist.'),
-    'twistnet18_heads1': dict(label='1 Head', twist=dict(num_heads=1)),
-    'twistnet18_heads2': dict(label='2 Heads', twist=dict(num_heads=2)),
-    'twistnet18_stage3': dict(label='Stage 3 only', twist=dict(twist_stages=(3,))),
-    'twistnet18_stage4': dict(label='Stage 4 only', twist=dict(twist_stages=(4,))),
-    'twistnet18_gate_m3': dict(label='Gate -3', twist=dict(gate_init=-3.0), own='.gate'),
-    'twistnet18_gate_m1': dict(label='Gate -1', twist=dict(gate_init=-1.0), own='.gate'),
-    'twistnet18_gate_0': dict(label='Gate 0', twist=dict(gate_init=0.0), own='.gate'),
-    'twistnet18_gate_1': dict(label='Gate 1', twist=dict(gate_init=1.0), own='.gate'),
-}
-
-
 def build_model(
     name: str, num_classes: int = 47, pretrained: bool | str | Path = False, img_size: int | None = None, **kwargs
 ) -> nn.Module:
     """Build a model of the registry, in training mode.
 
     Args:
-        name: a key of MODELS.
+        name: a key of registry.MODELS.
         num_classes: outputs of the classifier.
         pretrained: True for ImageNet weights: timm's for a baseline; for a TwistNet weights/twistnet18_imagenet.pt
             (in the working directory, then beside this file) or else timm's ResNet-18 for the stem and stages 1

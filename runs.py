@@ -6,19 +6,28 @@ RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
     last.pt        where an interrupted run goes on; deleted when the run is complete
     best.pt        the weights with the best validation accuracy
     results.json   written last: its presence means that the run is complete
+    .lock          locked while a process makes the run
 """
 
+import fcntl
 import hashlib
 import json
 import os
+import socket
 import subprocess
+import time
 from pathlib import Path
 
+BUSY = 75  # exit code of train.py where another process makes this run (EX_TEMPFAIL of sysexits.h)
 RUN_FILES = ('config.json', 'log.jsonl', 'last.pt', 'best.pt', 'results.json')
 
 
 class RunError(RuntimeError):
     """A run cannot go on or cannot be read; the message is one line that says why and what is left."""
+
+
+class RunBusy(RunError):
+    """Another process is making this run."""
 
 
 def run_name(dataset: str, fold: int, model: str, seed: int) -> str:
@@ -95,6 +104,62 @@ def find_runs(run_dir: Path) -> list[Path]:
     if not folders:
         raise RunError(f'{run_dir}: holds no run; train.py --run_dir {run_dir} makes one')
     return folders
+
+
+_claims = {}  # the lock files of this process, open and so locked until it ends
+
+
+def claim(folder: Path, patience: float = 0.5) -> None:
+    """Make a run folder this process's own until it ends, however it ends: the kernel frees the lock.
+
+    The lock is POSIX's (fcntl), so it holds among machines too where the shared file system has locks: NFS 4, Lustre
+    mounted with flock, GPFS.
+
+    Args:
+        folder: the run folder; made if missing.
+        patience: seconds to try; is_claimed of another process holds the lock for an instant.
+
+    Raises:
+        RunBusy: another process makes this run. RunError: the folder cannot be made or has no locks.
+    """
+    if folder.resolve() in _claims:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / '.lock', 'a+')  # noqa: SIM115
+    except OSError as error:
+        raise RunError(f'{folder}: cannot be made or written ({error.strerror})') from error
+    give_up = time.monotonic() + patience
+    while not _try_lock(file):
+        if time.monotonic() > give_up:
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            raise RunBusy(f'{folder}: being made by another process ({owner or "unknown"}); wait for it or stop it')
+        time.sleep(0.05)
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+    file.flush()
+    _claims[folder.resolve()] = file
+
+
+def is_claimed(folder: Path) -> bool:
+    """True while another process makes the run in this folder. A process that has claimed it must not ask."""
+    try:
+        with open(folder / '.lock', 'r+') as file:
+            return not _try_lock(file)
+    except OSError:  # no such run, or not ours to write
+        return False
+
+
+def _try_lock(file) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that another process holds
+        return False
+    except OSError as error:
+        raise RunError(f'{file.name}: this file system has no locks ({error.strerror}); take another one') from error
+    return True
 
 
 def digest(data: bytes) -> str:

@@ -33,54 +33,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
+import options
 import runs
-from datasets import DATASETS, SUBSETS, DataError, ImageList, Splits, file_size, load_splits
+from compute_flops import measure
+from datasets import SUBSETS, DataError, ImageList, Splits, file_size, load_splits
 from models import ModelError, TwistNet
-from runs import RunError
+from runs import BUSY, RunBusy, RunError
 from transforms import eval_settings, eval_transform, mix, normalize, seed_of, train_transform
 
-DEFAULT = dict(
-    img_size=224,
-    epochs=100,
-    batch_size=32,
-    lr=0.01,
-    min_lr=1e-6,
-    warmup_epochs=5,
-    momentum=0.9,
-    weight_decay=1e-4,
-    label_smoothing=0.1,
-    clip_grad=1.0,
-    mixup=0.8,
-    cutmix=1.0,
-    randaug_n=2,
-    randaug_m=9,
-    crop_scale=[0.08, 1.0],
-    hflip=0.5,
-)
-RECIPES = {
-    'default': DEFAULT,
-    # The paper's later protocol, from scratch (arXiv 2602.07262).
-    'scratch': DEFAULT | dict(lr=0.05, min_lr=1e-5, epochs=200, batch_size=64, warmup_epochs=10, crop_scale=[0.2, 1.0]),
-    # A minute on a laptop. No flip: it would turn the synthetic classes at 45 degrees into those at 135.
-    'demo': DEFAULT
-    | dict(
-        img_size=64,
-        epochs=10,
-        lr=0.05,
-        warmup_epochs=1,
-        mixup=0.0,
-        cutmix=0.0,
-        randaug_n=0,
-        crop_scale=[0.5, 1.0],
-        hflip=0.0,
-    ),
-}
-# Options that say where and how a run is computed, not what it computes: not part of the fingerprint.
-SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe')
 EVAL_BATCH = 64  # images; a constant, so that the figures of an evaluation depend on nothing else
 CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 NOT_FINITE = 'the checkpoints of the epochs before are kept; try a lower --lr or --amp off'
-AMP_DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': torch.float32}
+AMP_DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, off=torch.float32)
 
 
 # ---------------------------------------------------------------------------------------------- system
@@ -160,7 +124,7 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device,
     images of the split and the sizes of those that train and validate, and the bytes of the initial weights; on one
     machine with one thread count it decides the run.
     """
-    options = {k: v for k, v in vars(args).items() if k != 'force'}
+    values = {k: v for k, v in vars(args).items() if k != 'force'}
     # Test images by name alone: one that turns out to be damaged at the end can be mended without losing the training.
     lists = [
         f'{subset} {splits.classes[label]}/{os.path.basename(path)} {0 if subset == "test" else file_size(path)}'
@@ -173,7 +137,7 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device,
             weights = runs.digest(weights.read_bytes())
         except OSError as error:
             raise ModelError(f'{weights}: cannot read the weights ({error.strerror})') from error
-    defines = {k: v for k, v in options.items() if k not in SYSTEM_OPTIONS}
+    defines = {k: v for k, v in values.items() if k not in options.SYSTEM_OPTIONS}
     defines |= dict(processes=world, split=runs.digest('\n'.join(lists).encode()), pretrained=weights)
     environment = dict(
         python=platform.python_version(),
@@ -185,46 +149,15 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device,
         commit=runs.git_commit(),
     )
     fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
-    return dict(options=options, defines=defines, environment=environment, fingerprint=fingerprint)
+    return dict(options=values, defines=defines, environment=environment, fingerprint=fingerprint)
 
 
-# Lowest and highest value of the options; both are allowed.
-BOUNDS = dict(
-    img_size=(32, 4096),
-    epochs=(1, 1_000_000),
-    lr=(1e-12, 1e3),
-    min_lr=(0, 1e3),
-    momentum=(0, 0.9999),
-    weight_decay=(0, 10),
-    clip_grad=(0, 1e9),
-    label_smoothing=(0, 1),
-    hflip=(0, 1),
-    randaug_n=(0, 16),
-    randaug_m=(0, 30),
-    mixup=(0, 1e3),
-    cutmix=(0, 1e3),
-    seed=(0, 2**63 - 1),
-    num_workers=(0, 1024),
-)
-
-
-def check_args(args: argparse.Namespace, n_train: int, world: int) -> None:
-    """Refuse values that no run can have.
+def check_batch(args: argparse.Namespace, n_train: int, world: int) -> None:
+    """Refuse a batch that the data or the processes cannot fill.
 
     Raises:
         RunError: with the option and its bounds.
     """
-    for name, (low, high) in BOUNDS.items():
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:  # NaN fails too
-            raise RunError(f'--{name} {value} must be from {low} to {high}')
-    low, high = args.crop_scale
-    if not 0 < low <= high <= 1:
-        raise RunError(f'--crop_scale {low} {high} must be two areas, 0 < MIN <= MAX <= 1')
-    if not 0 <= args.warmup_epochs < args.epochs:
-        raise RunError(f'--epochs {args.epochs} must be greater than --warmup_epochs {args.warmup_epochs}')
-    if args.min_lr > args.lr:
-        raise RunError(f'--min_lr {args.min_lr} must not exceed --lr {args.lr}')
     if not 2 * world <= args.batch_size <= n_train:
         raise RunError(
             f'--batch_size {args.batch_size} must be from {2 * world} (two images a process, for BatchNorm) to the '
@@ -232,8 +165,6 @@ def check_args(args: argparse.Namespace, n_train: int, world: int) -> None:
         )
     if args.batch_size % world:
         raise RunError(f'--batch_size {args.batch_size} must be a multiple of the {world} processes')
-    if models.MODELS[args.model].get('resolution') and args.img_size % 32:
-        raise RunError(f'--img_size {args.img_size} must be a multiple of 32 for {args.model}')
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -463,6 +394,7 @@ def read_last(path: Path, fingerprint: str) -> dict | None:
 
 def begin(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict | None]:
     """Open the run folder: the results if the run is complete, else the checkpoint to go on from, if any."""
+    runs.claim(folder)
     results, note = runs.open_run(folder, config, force)
     if note:
         say(f'note: {folder} was {note}; its last bits may differ from an undisturbed run')
@@ -479,11 +411,10 @@ def begin(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict | 
 
 def train(args: argparse.Namespace) -> tuple[Path, dict]:
     """Train and test as the options say; returns the run folder and what its results.json holds."""
-    if args.model not in models.MODELS:
-        raise ModelError(f"unknown model '{args.model}'; the models are: {', '.join(models.MODELS)}")
+    options.check(args)
     splits = load_splits(args.dataset, args.data_dir, args.fold)
     rank, world = process_rank()
-    check_args(args, len(splits.train), world)
+    check_batch(args, len(splits.train), world)
     device = setup(args.device, args.seed)
     args.device, args.amp = device.type, resolve_amp(args.amp, device)
     if args.num_workers is None:
@@ -610,6 +541,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     share_weights(model)
     test_loss, test_acc = evaluate(model, test_loader, device, args.amp, bar)
     bar.close()
+    size = measure(args.model, num_classes, args.img_size)
     results = dict(
         dataset=args.dataset,
         fold=args.fold,
@@ -620,7 +552,8 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         best_val_acc=run['best_val_acc'],
         best_epoch=run['best_epoch'],
         test_acc_last=test_acc_last,
-        params_M=models.count_params(model) / 1e6,
+        params_M=size['params_M'],
+        macs_G=size['macs_G'],  # of one image of this run
         seconds=round(sum(line['seconds'] for line in run['history']), 1),
         n_train=len(splits.train),
         n_val=len(splits.val),
@@ -638,89 +571,6 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
 # ---------------------------------------------------------------------------------------------- command line
 
 
-def add_data_args(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('data')
-    group.add_argument('--dataset', default='synthetic', help=f'one of {", ".join(DATASETS)}')
-    group.add_argument('--data_dir', help='root of the data set; synthetic needs none')
-    group.add_argument('--fold', type=int, default=1, help='from 1')
-    group.add_argument('--img_size', type=int, help='side of the square input, pixels')
-
-
-def add_model_args(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('model')
-    group.add_argument('--model', default='twistnet18', help='a name that `python models.py` lists')
-    group.add_argument(
-        '--pretrained',
-        nargs='?',
-        const=True,
-        default=False,
-        metavar='PATH',
-        help='start from ImageNet weights: alone, the registered ones (see weights/README.md); with PATH, that file',
-    )
-
-
-def add_optimisation_args(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('optimisation (SGD with Nesterov momentum, cosine schedule)')
-    group.add_argument('--epochs', type=int)
-    group.add_argument('--batch_size', type=int, help='of all processes together')
-    group.add_argument('--lr', type=float, help='learning rate after the warm-up')
-    group.add_argument('--min_lr', type=float, help='learning rate of the last step')
-    group.add_argument('--warmup_epochs', type=int, help='epochs of linear warm-up')
-    group.add_argument('--momentum', type=float)
-    group.add_argument('--weight_decay', type=float)
-    group.add_argument('--clip_grad', type=float, help='largest norm of the gradients; 0: no clipping')
-    group.add_argument('--label_smoothing', type=float, help='of mixed targets too')
-
-
-def add_augmentation_args(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('augmentation')
-    group.add_argument('--crop_scale', type=float, nargs=2, metavar=('MIN', 'MAX'), help="range of the crop's area")
-    group.add_argument('--hflip', type=float, help='probability of a horizontal flip')
-    group.add_argument('--randaug_n', type=int, help='RandAugment operations an image; 0: none')
-    group.add_argument('--randaug_m', type=int, help='magnitude of RandAugment, 0 to 30')
-    group.add_argument('--mixup', type=float, help='alpha of Mixup; 0: off')
-    group.add_argument(
-        '--cutmix', type=float, help='alpha of CutMix; 0: off. Where both are on, one of the two a batch'
-    )
-
-
-def add_system_args(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('system')
-    group.add_argument('--seed', type=int, default=42)
-    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
-    group.add_argument('--amp', choices=('auto', *AMP_DTYPES), default='auto', help='auto: bf16 where it is native')
-    group.add_argument('--compile', action=argparse.BooleanOptionalAction, default=False, help='torch.compile')
-    group.add_argument('--num_workers', type=int, help='loader processes; the result does not depend on it')
-
-
-def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split('\n\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        '--recipe',
-        choices=tuple(RECIPES),
-        help="default values of the options below; if not given, 'demo' for synthetic and 'default' for the rest",
-    )
-    for add in (add_data_args, add_model_args, add_optimisation_args, add_augmentation_args, add_system_args):
-        add(parser)
-    parser.add_argument('--run_dir', default='runs', help='where run folders are made')
-    parser.add_argument('--force', action='store_true', help='discard the run in the folder and start again')
-    parser.set_defaults(**RECIPES['default'])
-    return parser
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Options from the command line, those not given from the recipe."""
-    parser = get_args_parser()
-    args = parser.parse_args(argv)
-    recipe = args.recipe or ('demo' if args.dataset == 'synthetic' else 'default')
-    parser.set_defaults(**RECIPES[recipe])
-    args = parser.parse_args(argv)
-    args.recipe = recipe
-    return args
-
-
 def main(args: argparse.Namespace) -> None:
     folder, results = train(args)
     if is_main():
@@ -734,7 +584,7 @@ def cli(argv: list[str] | None = None) -> None:
     """main, with what a user can mend as one line on stderr and an exit code that is not 0."""
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    args = parse_args(argv)
+    args = options.parse_args(argv)
     try:
         main(args)
     except (DataError, ModelError, RunError) as error:
@@ -743,7 +593,8 @@ def cli(argv: list[str] | None = None) -> None:
             sys.exit(1)
         # An error from a loader process arrives with that process's traceback; the last line is the message.
         message = str(error).strip().splitlines()[-1].removeprefix('archives.DataError: ')
-        sys.exit(f'train.py: error: {message}')
+        print(f'train.py: error: {message}', file=sys.stderr)
+        sys.exit(BUSY if isinstance(error, RunBusy) else 1)
     except KeyboardInterrupt as stop:
         again = 'the same command without --force' if args.force else 'the same command'
         say(f'stopped; {again} goes on from the last whole epoch')

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import models
+import options
 import train
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +65,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def options(tree: Path, run_dir: Path, *more: str, model: str = 'tiny') -> list[str]:
+def argv_of(tree: Path, run_dir: Path, *more: str, model: str = 'tiny') -> list[str]:
     """Arguments of a run of train.py that takes a second or two."""
     data = ('--data_dir', str(tree), '--dataset', 'dtd', '--model', model, '--run_dir', str(run_dir))
     return [*data, *RUN_OPTIONS, '--num_workers', '0', *more]
@@ -72,7 +73,7 @@ def options(tree: Path, run_dir: Path, *more: str, model: str = 'tiny') -> list[
 
 def run(tree: Path, run_dir: Path, *more: str, model: str = 'tiny') -> tuple[Path, dict]:
     """train.py in this process; returns the run folder and the results."""
-    return train.train(train.parse_args(options(tree, run_dir, *more, model=model)))
+    return train.train(options.parse_args(argv_of(tree, run_dir, *more, model=model)))
 
 
 def start(script: str, *arguments: str, launcher: tuple[str, ...] = (), **kwargs) -> subprocess.Popen:

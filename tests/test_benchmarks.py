@@ -12,6 +12,7 @@ from conftest import finish, start
 from PIL import Image
 
 import datasets
+import options
 import runs
 import train
 from datasets import DATASETS, DataError, load_splits, open_image
@@ -157,7 +158,7 @@ def test_training_starts_on_every_benchmark(tmp_path, tiny, key):
     trees.MAKE[key](root, **trees.SMALL[key])
     size = ['--img_size', '32', '--epochs', '1', '--warmup_epochs', '0', '--batch_size', '8', '--num_workers', '0']
     argv = ['--data_dir', str(root), '--dataset', key, '--model', 'tiny', '--fold', '1', '--seed', '42', *size]
-    folder, results = train.train(train.parse_args([*argv, '--run_dir', str(tmp_path / 'runs')]))
+    folder, results = train.train(options.parse_args([*argv, '--run_dir', str(tmp_path / 'runs')]))
     assert results['n_train'] + results['n_val'] + results['n_test'] == trees.SMALL_SIZE[key][0]
     classes = train.models.read_checkpoint(folder / 'best.pt')['classes']
     assert classes == load_splits(key, root, 1).classes

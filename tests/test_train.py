@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import finish, make_dtd, options, run, start, write_image
+from conftest import argv_of, finish, make_dtd, run, start, write_image
 from hypothesis import given
 from hypothesis import strategies as st
 
 import datasets
 import models
+import options
 import runs
 import train
 from models import build_model
@@ -44,7 +45,7 @@ def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     assert sorted(os.listdir(folder)) == ['best.pt', 'config.json', 'log.jsonl', 'results.json']
 
     config = runs.read_json(folder / 'config.json')
-    parsed = vars(train.parse_args(options(tree, tmp_path / 'runs', '--seed', '7')))
+    parsed = vars(options.parse_args(argv_of(tree, tmp_path / 'runs', '--seed', '7')))
     parsed |= dict(device='cpu')  # resolved
     assert config['options'] == {k: v for k, v in parsed.items() if k != 'force'}
     assert {'python', 'torch', 'torchvision', 'timm', 'device', 'commit', 'threads'} <= config['environment'].keys()
@@ -204,7 +205,7 @@ def kill_when(process, condition, limit: float = 200) -> bool:
 
 
 def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tree, tmp_path):
-    arguments = (*options(tree, tmp_path / 'killed', model='twistnet18'), '--num_workers', '1', '--epochs', '5')
+    arguments = (*argv_of(tree, tmp_path / 'killed', model='twistnet18'), '--num_workers', '1', '--epochs', '5')
     folder = tmp_path / 'killed' / 'dtd_fold1_twistnet18_seed42'
 
     def epochs():
@@ -236,14 +237,14 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tree, tmp_pat
     assert code == 0, err
     assert sorted(os.listdir(folder)) == ['best.pt', 'config.json', 'log.jsonl', 'results.json']
 
-    undisturbed = (*options(tree, tmp_path / 'whole', model='twistnet18'), '--epochs', '5')
+    undisturbed = (*argv_of(tree, tmp_path / 'whole', model='twistnet18'), '--epochs', '5')
     assert finish(start('train.py', *undisturbed))[0] == 0
     assert outcome(folder) == outcome(tmp_path / 'whole' / folder.name)
 
 
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path, number, code):
-    arguments = (*options(tree, tmp_path, model='twistnet18_first_order'), '--num_workers', '2', '--epochs', '40')
+    arguments = (*argv_of(tree, tmp_path, model='twistnet18_first_order'), '--num_workers', '2', '--epochs', '40')
     process = start('train.py', *arguments)
     log = tmp_path / 'dtd_fold1_twistnet18_first_order_seed42' / 'log.jsonl'
     while not log.exists() and process.poll() is None:
@@ -264,7 +265,7 @@ TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
 
 def test_two_processes_train_resume_and_count_every_image_once(tmp_path, one_thread):
     tree = make_dtd(tmp_path / 'tree', per_subset=(8, 45, 47))  # 135 and 141 to evaluate: three batches, the last short
-    arguments = options(tree, tmp_path / 'a', model='twistnet18_heads1')
+    arguments = argv_of(tree, tmp_path / 'a', model='twistnet18_heads1')
     code, out, err = finish(start('train.py', *arguments, launcher=TORCHRUN))
     assert code == 0, err
     assert len(out.splitlines()) == 1, out
@@ -282,7 +283,7 @@ def test_two_processes_train_resume_and_count_every_image_once(tmp_path, one_thr
     line = log[results['best_epoch'] - 1]
     assert evaluate_on(model, splits.val) == (line['val_loss'], line['val_acc'])
 
-    again = options(tree, tmp_path / 'b', model='twistnet18_heads1')
+    again = argv_of(tree, tmp_path / 'b', model='twistnet18_heads1')
     killed = tmp_path / 'b' / folder.name
     process = start('train.py', *again, launcher=TORCHRUN)
     while not (killed / 'log.jsonl').exists():
@@ -299,7 +300,7 @@ def test_two_processes_train_resume_and_count_every_image_once(tmp_path, one_thr
 def test_an_error_under_torchrun_is_said_once(tree, tmp_path):
     (tmp_path / 'runs' / 'dtd_fold1_twistnet18_seed42').mkdir(parents=True)
     (tmp_path / 'runs' / 'dtd_fold1_twistnet18_seed42' / 'results.json').write_text('{')
-    code, out, err = finish(start('train.py', *options(tree, tmp_path / 'runs', model='twistnet18'), launcher=TORCHRUN))
+    code, out, err = finish(start('train.py', *argv_of(tree, tmp_path / 'runs', model='twistnet18'), launcher=TORCHRUN))
     assert code != 0
     assert out == ''
     assert err.count('train.py: error: ') == 1
@@ -362,20 +363,20 @@ def test_learning_rate(warmup, steps):
 
 
 def test_recipes():
-    default = train.parse_args(['--dataset', 'dtd', '--data_dir', 'x'])
+    default = options.parse_args(['--dataset', 'dtd', '--data_dir', 'x'])
     assert default.recipe == 'default'
     promised = dict(
         epochs=100, batch_size=32, lr=0.01, min_lr=1e-6, warmup_epochs=5, momentum=0.9, weight_decay=1e-4,
         label_smoothing=0.1, clip_grad=1.0, randaug_n=2, randaug_m=9, mixup=0.8, cutmix=1.0, img_size=224, seed=42,
     )  # fmt: skip
     assert promised.items() <= vars(default).items()
-    scratch = train.parse_args(['--dataset', 'dtd', '--recipe', 'scratch', '--epochs', '30'])
+    scratch = options.parse_args(['--dataset', 'dtd', '--recipe', 'scratch', '--epochs', '30'])
     changed = dict(lr=0.05, min_lr=1e-5, batch_size=64, warmup_epochs=10, crop_scale=[0.2, 1.0], epochs=30, mixup=0.8)
     assert changed.items() <= vars(scratch).items()
-    assert train.parse_args([]).recipe == 'demo'
-    assert train.parse_args([]).dataset == 'synthetic'
-    assert train.parse_args(['--pretrained']).pretrained is True
-    assert train.parse_args(['--pretrained', 'w.pt']).pretrained == 'w.pt'
+    assert options.parse_args([]).recipe == 'demo'
+    assert options.parse_args([]).dataset == 'synthetic'
+    assert options.parse_args(['--pretrained']).pretrained is True
+    assert options.parse_args(['--pretrained', 'w.pt']).pretrained == 'w.pt'
 
 
 def test_label_smoothing_applies_to_mixed_targets(tree, tmp_path, tiny, monkeypatch):
@@ -486,7 +487,7 @@ BAD_OPTIONS = [
 
 @pytest.mark.parametrize(('extra', 'words'), BAD_OPTIONS, ids=[extra for extra, _ in BAD_OPTIONS])
 def test_bad_options_are_one_line_and_leave_nothing(tree, tmp_path, tiny, capfd, extra, words):
-    assert words in fails(options(tree, tmp_path / 'runs', *extra.split()), capfd)
+    assert words in fails(argv_of(tree, tmp_path / 'runs', *extra.split()), capfd)
     assert not (tmp_path / 'runs').exists()
 
 
@@ -496,10 +497,10 @@ def test_plain_sgd_is_allowed(tree, tmp_path, tiny):
 
 def test_bad_weights(tree, tmp_path, tiny, capfd):
     torch.save({'foo': torch.zeros(1)}, tmp_path / 'foreign.pt')
-    message = fails(options(tree, tmp_path / 'a', '--pretrained', str(tmp_path / 'foreign.pt')), capfd)
+    message = fails(argv_of(tree, tmp_path / 'a', '--pretrained', str(tmp_path / 'foreign.pt')), capfd)
     assert 'foreign.pt: none of its 1 tensors fits tiny' in message
     torch.save({'foo': Code()}, tmp_path / 'code.pt')
-    message = fails(options(tree, tmp_path / 'b', '--pretrained', str(tmp_path / 'code.pt')), capfd)
+    message = fails(argv_of(tree, tmp_path / 'b', '--pretrained', str(tmp_path / 'code.pt')), capfd)
     assert 'code.pt: refused' in message
 
 
@@ -515,7 +516,7 @@ def test_a_truncated_image_is_named_and_nothing_is_lost(tree, tmp_path, tiny, ca
     path = tree / 'images' / 'class1' / 'class1_0013.jpg'  # a test image: it is read last
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    arguments = options(tree, tmp_path / 'a', '--num_workers', workers)
+    arguments = argv_of(tree, tmp_path / 'a', '--num_workers', workers)
     assert 'class1_0013.jpg: cannot be read as an image' in fails(arguments, capfd)
     path.write_bytes(whole)
     train.cli(arguments)
@@ -526,7 +527,7 @@ def test_a_truncated_image_is_named_and_nothing_is_lost(tree, tmp_path, tiny, ca
 
 def test_listed_images_and_classes_that_are_missing(tree, tmp_path, tiny, capfd):
     (tree / 'images' / 'class0' / 'class0_0001.jpg').unlink()
-    assert 'class0_0001.jpg: listed in labels/train1.txt but missing' in fails(options(tree, tmp_path / 'a'), capfd)
+    assert 'class0_0001.jpg: listed in labels/train1.txt but missing' in fails(argv_of(tree, tmp_path / 'a'), capfd)
 
 
 def stop_after_one_epoch(monkeypatch, tree, run_dir, *more) -> Path:
@@ -559,7 +560,7 @@ def test_a_foreign_or_hostile_last_checkpoint_is_refused(tree, tmp_path, tiny, m
     folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
     for checkpoint, words in (({'foo': 1}, 'is not of this run'), ({'foo': Code()}, 'refused')):
         torch.save(checkpoint, folder / 'last.pt')
-        assert words in fails(options(tree, tmp_path), capfd)
+        assert words in fails(argv_of(tree, tmp_path), capfd)
     assert not Path('/tmp/twistnet_was_here').exists()
 
 
@@ -572,7 +573,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tree
 
     with monkeypatch.context() as patch:
         patch.setattr(train, 'mix', mix)
-        message = fails(options(tree, tmp_path / 'a'), capfd)
+        message = fails(argv_of(tree, tmp_path / 'a'), capfd)
     assert 'the training loss is nan' in message
     folder = tmp_path / 'a' / 'dtd_fold1_tiny_seed42'
     state = models.read_checkpoint(folder / 'last.pt')['state_dict']
@@ -586,11 +587,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tree
 def test_a_full_disk_loses_nothing(tree, tmp_path, tiny, monkeypatch, capfd, name):
     folder = stop_after_one_epoch(monkeypatch, tree, tmp_path / 'a')
     (folder / f'{name}.tmp').symlink_to('/dev/full')  # every write to it fails with ENOSPC
-    message = fails(options(tree, tmp_path / 'a'), capfd)
+    message = fails(argv_of(tree, tmp_path / 'a'), capfd)
     assert f'{name}: cannot be written (No space left on device)' in message
     models.read_checkpoint(folder / 'last.pt')
     models.read_checkpoint(folder / 'best.pt')
-    train.cli(options(tree, tmp_path / 'a'))
+    train.cli(argv_of(tree, tmp_path / 'a'))
     reference, _ = run(tree, tmp_path / 'b')
     assert outcome(folder) == outcome(reference)
 
@@ -609,7 +610,7 @@ def test_a_loss_that_is_not_finite_after_the_last_step_is_not_saved(tree, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(train, 'train_epoch', train_epoch)
-        assert 'the validation loss is nan after epoch 2' in fails(options(tree, tmp_path), capfd)
+        assert 'the validation loss is nan after epoch 2' in fails(argv_of(tree, tmp_path), capfd)
     assert (folder / 'last.pt').read_bytes() == before
 
 
@@ -623,7 +624,7 @@ def test_a_missing_best_checkpoint_starts_again(tree, tmp_path, tiny, monkeypatc
 def test_a_run_dir_that_is_a_file(tree, tmp_path, tiny, capfd):
     (tmp_path / 'file').touch()
     for force in ([], ['--force']):
-        assert 'cannot be made' in fails(options(tree, tmp_path / 'file', *force), capfd)
+        assert 'cannot be made' in fails(argv_of(tree, tmp_path / 'file', *force), capfd)
 
 
 def test_after_force_the_advice_is_not_to_force_again(tree, tmp_path, tiny, monkeypatch, capfd):
@@ -633,7 +634,7 @@ def test_after_force_the_advice_is_not_to_force_again(tree, tmp_path, tiny, monk
     monkeypatch.setattr(train, 'train_epoch', stop)
     for more, words in ((['--force'], 'the same command without --force goes on'), ([], 'the same command goes on')):
         with pytest.raises(SystemExit) as caught:
-            train.cli(options(tree, tmp_path, *more))
+            train.cli(argv_of(tree, tmp_path, *more))
         assert caught.value.code == 130
         assert words in capfd.readouterr().err
 
@@ -644,20 +645,20 @@ def test_damaged_config_is_named(tree, tmp_path, tiny, capfd):
         whole = (folder / name).read_text()
         for text in ('{', '[]', '3'):
             (folder / name).write_text(text)
-            assert f'{name}: damaged' in fails(options(tree, tmp_path), capfd)
+            assert f'{name}: damaged' in fails(argv_of(tree, tmp_path), capfd)
         (folder / name).write_text('{}')
-        assert 'another configuration' in fails(options(tree, tmp_path), capfd)
+        assert 'another configuration' in fails(argv_of(tree, tmp_path), capfd)
         (folder / name).write_text(whole)
 
 
 def test_command_line_prints_one_result_and_leaves_progress_to_stderr(tree, tmp_path):
-    code, out, err = finish(start('train.py', *options(tree, tmp_path, model='twistnet18_first_order')))
+    code, out, err = finish(start('train.py', *argv_of(tree, tmp_path, model='twistnet18_first_order')))
     assert code == 0, err
     assert len(out.splitlines()) == 1
     assert 'test accuracy' in out
     assert 'epoch 3/3' in err
     assert 'left' in err
-    code, out, err = finish(start('train.py', *options(tree, tmp_path, model='resnet19')))
+    code, out, err = finish(start('train.py', *argv_of(tree, tmp_path, model='resnet19')))
     assert (code, out) == (1, '')
     assert err.splitlines()[-1].startswith("train.py: error: unknown model 'resnet19'")
     code, out, err = finish(start('train.py', '--no_such_option'))

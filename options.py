@@ -1,0 +1,174 @@
+"""Options of a run: the recipes, the parser of train.py and the bounds of every value. No torch."""
+
+import argparse
+
+from registry import DATASETS, MODELS
+from runs import RunError
+
+DEFAULT = dict(
+    img_size=224,
+    epochs=100,
+    batch_size=32,
+    lr=0.01,
+    min_lr=1e-6,
+    warmup_epochs=5,
+    momentum=0.9,
+    weight_decay=1e-4,
+    label_smoothing=0.1,
+    clip_grad=1.0,
+    mixup=0.8,
+    cutmix=1.0,
+    randaug_n=2,
+    randaug_m=9,
+    crop_scale=[0.08, 1.0],
+    hflip=0.5,
+)
+RECIPES = {
+    'default': DEFAULT,
+    # The paper's later protocol, from scratch (arXiv 2602.07262).
+    'scratch': DEFAULT | dict(lr=0.05, min_lr=1e-5, epochs=200, batch_size=64, warmup_epochs=10, crop_scale=[0.2, 1.0]),
+    # A minute on a laptop. No flip: it would turn the synthetic classes at 45 degrees into those at 135.
+    'demo': DEFAULT
+    | dict(
+        img_size=64,
+        epochs=10,
+        lr=0.05,
+        warmup_epochs=1,
+        mixup=0.0,
+        cutmix=0.0,
+        randaug_n=0,
+        crop_scale=[0.5, 1.0],
+        hflip=0.0,
+    ),
+}
+# Options that say where and how a run is computed, not what it computes: not part of the fingerprint.
+SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe')
+
+AMP = ('auto', 'bf16', 'fp16', 'off')
+# Lowest and highest value of the options; both are allowed.
+BOUNDS = dict(
+    img_size=(32, 4096),
+    epochs=(1, 1_000_000),
+    lr=(1e-12, 1e3),
+    min_lr=(0, 1e3),
+    momentum=(0, 0.9999),
+    weight_decay=(0, 10),
+    clip_grad=(0, 1e9),
+    label_smoothing=(0, 1),
+    hflip=(0, 1),
+    randaug_n=(0, 16),
+    randaug_m=(0, 30),
+    mixup=(0, 1e3),
+    cutmix=(0, 1e3),
+    seed=(0, 2**63 - 1),
+    num_workers=(0, 1024),
+)
+
+
+def add_data_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('data')
+    group.add_argument('--dataset', default='synthetic', help=f'one of {", ".join(DATASETS)}')
+    group.add_argument('--data_dir', help='root of the data set; synthetic needs none')
+    group.add_argument('--fold', type=int, default=1, help='from 1')
+    group.add_argument('--img_size', type=int, help='side of the square input, pixels')
+
+
+def add_model_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('model')
+    group.add_argument('--model', default='twistnet18', help='a name that `python models.py` lists')
+    group.add_argument(
+        '--pretrained',
+        nargs='?',
+        const=True,
+        default=False,
+        metavar='PATH',
+        help='start from ImageNet weights: alone, the registered ones (see weights/README.md); with PATH, that file',
+    )
+
+
+def add_optimisation_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('optimisation (SGD with Nesterov momentum, cosine schedule)')
+    group.add_argument('--epochs', type=int)
+    group.add_argument('--batch_size', type=int, help='of all processes together')
+    group.add_argument('--lr', type=float, help='learning rate after the warm-up')
+    group.add_argument('--min_lr', type=float, help='learning rate of the last step')
+    group.add_argument('--warmup_epochs', type=int, help='epochs of linear warm-up')
+    group.add_argument('--momentum', type=float)
+    group.add_argument('--weight_decay', type=float)
+    group.add_argument('--clip_grad', type=float, help='largest norm of the gradients; 0: no clipping')
+    group.add_argument('--label_smoothing', type=float, help='of mixed targets too')
+
+
+def add_augmentation_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('augmentation')
+    group.add_argument('--crop_scale', type=float, nargs=2, metavar=('MIN', 'MAX'), help="range of the crop's area")
+    group.add_argument('--hflip', type=float, help='probability of a horizontal flip')
+    group.add_argument('--randaug_n', type=int, help='RandAugment operations an image; 0: none')
+    group.add_argument('--randaug_m', type=int, help='magnitude of RandAugment, 0 to 30')
+    group.add_argument('--mixup', type=float, help='alpha of Mixup; 0: off')
+    group.add_argument(
+        '--cutmix', type=float, help='alpha of CutMix; 0: off. Where both are on, one of the two a batch'
+    )
+
+
+def add_system_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('system')
+    group.add_argument('--seed', type=int, default=42)
+    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
+    group.add_argument('--amp', choices=AMP, default='auto', help='auto: bf16 where it is native')
+    group.add_argument('--compile', action=argparse.BooleanOptionalAction, default=False, help='torch.compile')
+    group.add_argument('--num_workers', type=int, help='loader processes; the result does not depend on it')
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='train.py',
+        description='Train one model on one fold of one data set.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        '--recipe',
+        choices=tuple(RECIPES),
+        help="default values of the options below; if not given, 'demo' for synthetic and 'default' for the rest",
+    )
+    for add in (add_data_args, add_model_args, add_optimisation_args, add_augmentation_args, add_system_args):
+        add(parser)
+    parser.add_argument('--run_dir', default='runs', help='where run folders are made')
+    parser.add_argument('--force', action='store_true', help='discard the run in the folder and start again')
+    parser.set_defaults(**RECIPES['default'])
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options from the command line, those not given from the recipe."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    recipe = args.recipe or ('demo' if args.dataset == 'synthetic' else 'default')
+    parser.set_defaults(**RECIPES[recipe])
+    args = parser.parse_args(argv)
+    args.recipe = recipe
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse values that no run can have, whatever its data.
+
+    Raises:
+        RunError: with the option and its bounds.
+    """
+    if args.model not in MODELS:
+        raise RunError(f"unknown model '{args.model}'; the models are: {', '.join(MODELS)}")
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:  # NaN fails too
+            raise RunError(f'--{name} {value} must be from {low} to {high}')
+    low, high = args.crop_scale
+    if not 0 < low <= high <= 1:
+        raise RunError(f'--crop_scale {low} {high} must be two areas, 0 < MIN <= MAX <= 1')
+    if not 0 <= args.warmup_epochs < args.epochs:
+        raise RunError(f'--epochs {args.epochs} must be greater than --warmup_epochs {args.warmup_epochs}')
+    if args.min_lr > args.lr:
+        raise RunError(f'--min_lr {args.min_lr} must not exceed --lr {args.lr}')
+    if MODELS[args.model].get('resolution') and args.img_size % 32:
+        raise RunError(f'--img_size {args.img_size} must be a multiple of 32 for {args.model}')

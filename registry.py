@@ -1,0 +1,143 @@
+"""The models and the data sets: plain values by name, without a single import, so that scripts start in a blink."""
+
+# One entry a baseline: `timm` is the model that is built, with `args` of its constructor; `weights` is the tag that
+# pretrained=True loads from the hub. `resolution` marks models whose parameters depend on the image size.
+MODELS: dict[str, dict] = {
+    # timm starts the last BatchNorm of a ResNet block at zero; TwistNet's trunk, as the paper's, starts it at one. The
+    # ResNets start as TwistNet does, so that a difference from scratch is the branch's and not the initialisation's.
+    'resnet18': dict(
+        label='ResNet-18',
+        timm='resnet18',
+        args=dict(zero_init_last=False),
+        weights='resnet18.a1_in1k',
+        venue='CVPR 2016',
+    ),
+    # timm has no weights for its seresnet18; those of the older definition fit all but stage 1's SE layers.
+    'seresnet18': dict(
+        label='SE-ResNet-18',
+        timm='seresnet18',
+        args=dict(zero_init_last=False),
+        weights='legacy_seresnet18.in1k',
+        venue='CVPR 2018',
+    ),
+    'convnextv2_nano': dict(
+        label='ConvNeXtV2-Nano', timm='convnextv2_nano', weights='convnextv2_nano.fcmae_ft_in1k', venue='CVPR 2023'
+    ),
+    'fastvit_sa12': dict(
+        label='FastViT-SA12', timm='fastvit_sa12', weights='fastvit_sa12.apple_in1k', venue='ICCV 2023'
+    ),
+    'efficientformerv2_s2': dict(
+        label='EfficientFormerV2-S2',
+        timm='efficientformerv2_s2',
+        weights='efficientformerv2_s2.snap_dist_in1k',
+        venue='ICCV 2023',
+        resolution=True,
+    ),
+    'repvit_m1_5': dict(
+        label='RepViT-M1.5', timm='repvit_m1_5', weights='repvit_m1_5.dist_300e_in1k', venue='CVPR 2024'
+    ),
+    'convnext_tiny': dict(
+        label='ConvNeXt-Tiny', timm='convnext_tiny', weights='convnext_tiny.fb_in1k', venue='CVPR 2022'
+    ),
+    'swin_tiny': dict(
+        label='Swin-Tiny',
+        timm='swin_tiny_patch4_window7_224',
+        weights='swin_tiny_patch4_window7_224.ms_in1k',
+        venue='ICCV 2021',
+        resolution=True,
+    ),
+    'twistnet18': dict(label='TwistNet-18', twist={}),
+    'twistnet18_no_spiral': dict(label='w/o Spiral Twist', twist=dict(use_spiral=False)),
+    'twistnet18_no_ais': dict(label='w/o AIS', twist=dict(use_ais=False)),
+    'twistnet18_first_order': dict(label='First-order only', twist=dict(twist_stages=())),
+    'twistnet18_no_products': dict(label='w/o Products', twist=dict(use_products=False)),
+    # `own` are the parameters that make a variant what it is: the full model's weights leave them as they start.
+    'twistnet18_random_twist': dict(label='Random Twist', twist=dict(directional=False), own='.twist.'),
+    'twistnet18_heads1': dict(label='1 Head', twist=dict(num_heads=1)),
+    'twistnet18_heads2': dict(label='2 Heads', twist=dict(num_heads=2)),
+    'twistnet18_stage3': dict(label='Stage 3 only', twist=dict(twist_stages=(3,))),
+    'twistnet18_stage4': dict(label='Stage 4 only', twist=dict(twist_stages=(4,))),
+    'twistnet18_gate_m3': dict(label='Gate -3', twist=dict(gate_init=-3.0), own='.gate'),
+    'twistnet18_gate_m1': dict(label='Gate -1', twist=dict(gate_init=-1.0), own='.gate'),
+    'twistnet18_gate_0': dict(label='Gate 0', twist=dict(gate_init=0.0), own='.gate'),
+    'twistnet18_gate_1': dict(label='Gate 1', twist=dict(gate_init=1.0), own='.gate'),
+}
+
+_VGG = 'https://www.robots.ox.ac.uk/~vgg/data'
+# `archives` are (url, md5) pairs; images, classes, folds and sizes (train, val, test) are what `check` counts.
+DATASETS: dict[str, dict] = {
+    'dtd': dict(
+        label='DTD',
+        images=5640,
+        classes=47,
+        folds=10,
+        sizes=(1880, 1880, 1880),
+        protocol='10 folds, the official lists: 1880 train, 1880 val, 1880 test',
+        source='https://www.robots.ox.ac.uk/~vgg/data/dtd/',
+        archives=[(f'{_VGG}/dtd/download/dtd-r1.0.1.tar.gz', 'fff73e5086ae6bdbea199a49dfb8a4c1')],
+    ),
+    'fmd': dict(
+        label='FMD',
+        images=1000,
+        classes=10,
+        folds=5,
+        sizes=(600, 200, 200),
+        protocol='5 folds, a stratified partition: 600 train, 200 val, 200 test; the tests cover every image once',
+        source='https://people.csail.mit.edu/celiu/CVPR2010/FMD/',
+        archives=[('https://people.csail.mit.edu/celiu/CVPR2010/FMD/FMD.zip', '0721ba72cd981aa9599a81bbfaaebd75')],
+    ),
+    'kth_tips2': dict(
+        label='KTH-TIPS2-b',
+        images=4752,
+        classes=11,
+        folds=4,
+        sizes=(3212, 352, 1188),
+        protocol='4 folds, one physical sample tested in each: 3212 train, 352 val, 1188 test',
+        source='https://www.csc.kth.se/cvap/databases/kth-tips/',
+        archives=[
+            (
+                'https://www.csc.kth.se/cvap/databases/kth-tips/kth-tips2-b_col_200x200.tar',
+                '00470a104a57f5a5be22cc8a0f234c4e',
+            )
+        ],
+    ),
+    'cub200': dict(
+        label='CUB-200',
+        images=11788,
+        classes=200,
+        folds=5,
+        sizes=(5394, 600, 5794),
+        protocol='5 folds, the official 5794 test; a rotating tenth of the official train as val',
+        source='https://www.vision.caltech.edu/datasets/cub_200_2011/',
+        archives=[
+            ('https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz', '97eceeb196236b17998738112f37df78')
+        ],
+    ),
+    'flowers102': dict(
+        label='Flowers-102',
+        images=8189,
+        classes=102,
+        folds=5,
+        sizes=(1020, 1020, 6149),
+        protocol='5 folds, the official 6149 test; 1020 train and 1020 val, official in fold 1, redrawn after',
+        source='https://www.robots.ox.ac.uk/~vgg/data/flowers/102/',
+        archives=[
+            (f'{_VGG}/flowers/102/102flowers.tgz', '52808999861908f626f3c1f4e79d11fa'),
+            (f'{_VGG}/flowers/102/imagelabels.mat', 'e0620be6f572b9609742df49c70aed4d'),
+            (f'{_VGG}/flowers/102/setid.mat', 'a5357ecc9cb78c4bef273ce3793fc85c'),
+        ],
+    ),
+    'folder': dict(
+        label='Folder',
+        protocol='any folder of class folders: 5 folds, a stratified partition; or its own train/, val/, test/',
+        source='yours',
+    ),
+    'synthetic': dict(
+        label='Synthetic',
+        images=600,
+        classes=12,
+        folds=5,
+        protocol='5 folds, a stratified partition: 360 train, 120 val, 120 test',
+        source='drawn by synthetic.py',
+    ),
+}

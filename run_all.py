@@ -1,0 +1,370 @@
+"""A grid of runs: every model on every fold with every seed, a train.py each.
+
+    python run_all.py --data_dir data/dtd --dataset dtd --models resnet18,twistnet18 --folds 1-10 --seeds 42,43,44 \\
+        --epochs 100 --run_dir runs/main                       # what run_all does not know goes to train.py
+    python run_all.py .. --dry_run                             # the plan alone, in a blink
+    python run_all.py .. --jobs 4 --gpus 0,1                   # four at once, two on each GPU
+    python run_all.py .. --launcher slurm --slurm partition=gpu,time=600,gres=gpu:1 --jobs 20
+
+Complete runs are left alone and interrupted ones go on, so the same command finishes a grid however it was stopped.
+Several run_all, here or on other machines that share the file system, may work on one grid: each run is made once.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+import options
+import runs
+from registry import DATASETS
+from runs import RunError
+
+TRAIN = Path(__file__).resolve().parent / 'train.py'
+LOG = 'train.log'  # in each run folder: what train.py said, each time after a line that begins with HEADER
+HEADER = '--- '
+FOREIGN = 'another configuration'
+POLL = 0.2  # seconds between two looks at the children
+BUSY_POLL = 5.0  # seconds between two looks at runs that other processes make
+STOP_AFTER = 60.0  # seconds that a run gets to stop before it is killed
+
+
+class Run(NamedTuple):
+    """One run of the grid: its folder and the command that makes it."""
+
+    folder: Path
+    command: list[str]
+    options: dict  # of train.py, by name
+
+
+# ---------------------------------------------------------------------------------------------- plan
+
+
+def parse_numbers(text: str) -> list[int]:
+    """'1-3,7' is [1, 2, 3, 7], in this order, each once.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else.
+    """
+    numbers: list[int] = []
+    for part in text.split(','):
+        if not (match := re.fullmatch(r'(\d+)(?:-(\d+))?', part.strip())):
+            raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers such as 1-10 or 42,43,44")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last - first > 10_000:
+            raise argparse.ArgumentTypeError(f"'{part}' is no range of numbers such as 1-10")
+        numbers += range(first, last + 1)
+    return list(dict.fromkeys(numbers))
+
+
+def parse_names(text: str) -> list[str]:
+    """'a,b' is ['a', 'b'], each once."""
+    names = [name.strip() for name in text.split(',') if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError('names nothing')
+    return list(dict.fromkeys(names))
+
+
+def honest_folds(dataset: str, folds: list[int]) -> list[int]:
+    """The folds that there are. KTH-TIPS2-b has four physical samples, so a fifth fold, often asked for, is left out.
+
+    Raises:
+        RunError: a fold that no data set of this name has.
+    """
+    number = DATASETS[dataset].get('folds')
+    if dataset == 'kth_tips2' and 5 in folds:
+        print(
+            'run_all.py: note: kth_tips2 has four physical samples and so four folds; fold 5 is left out',
+            file=sys.stderr,
+        )
+        folds = [fold for fold in folds if fold != 5]
+    wrong = [fold for fold in folds if not 1 <= fold <= (number or fold)]
+    if wrong and dataset != 'dtd':  # another tree in DTD's layout may have more lists; train.py counts them
+        raise RunError(f'--folds: {dataset} has folds 1 to {number}, not {wrong[0]}')
+    if not folds:
+        raise RunError('--folds: no fold is left')
+    return folds
+
+
+def make_grid(args: argparse.Namespace, passed: list[str]) -> list[Run]:
+    """The runs, fold by fold, so that a grid that is cut short can be compared as far as it got.
+
+    Args:
+        args: run_all's own options.
+        passed: the options of train.py.
+
+    Raises:
+        RunError: a value that no run can have.
+    """
+    for single in ('--model', '--fold', '--seed'):
+        if any(word == single or word.startswith(f'{single}=') for word in passed):
+            raise RunError(f"{single} is train.py's; here it is {single}s")
+    common = ['--dataset', args.dataset, *(['--data_dir', args.data_dir] if args.data_dir else [])]
+    common += ['--run_dir', str(args.run_dir), *passed]
+    parsed = vars(options.parse_args(common))  # a wrong option ends here, before anything has started
+    grid = []
+    for seed in args.seeds:
+        for fold in args.folds:
+            for model in args.models:
+                own = dict(model=model, fold=fold, seed=seed)
+                options.check(argparse.Namespace(**parsed | own))
+                folder = args.run_dir / runs.run_name(args.dataset, fold, model, seed)
+                words = [word for key, value in own.items() for word in (f'--{key}', str(value))]
+                grid.append(Run(folder, [sys.executable, str(TRAIN), *common, *words], parsed | own))
+    return grid
+
+
+def state_of(run: Run) -> str:
+    """'complete', 'running' (by anyone), 'interrupted', 'new', or FOREIGN and what differs, which stops the plan."""
+    try:
+        config, results = runs.read_json(run.folder / 'config.json'), runs.read_json(run.folder / 'results.json')
+    except RunError:
+        return 'new'  # train.py will say what is damaged
+    if results is None and not (run.folder / 'last.pt').exists():
+        return 'running' if runs.is_claimed(run.folder) else 'new'
+    # What train.py resolves by the machine or the bytes of a file is its to compare; the rest is known here.
+    had = (config or {}).get('options', {})
+    unknown = (*options.SYSTEM_OPTIONS, 'amp', *(['pretrained'] if isinstance(run.options['pretrained'], str) else []))
+    changes = [f'{k} {had.get(k)} -> {v}' for k, v in run.options.items() if k not in unknown and had.get(k) != v]
+    if changes and not run.options['force']:
+        return f'{FOREIGN}: {", ".join(changes)}'
+    if results is not None:
+        return 'complete'
+    return 'running' if runs.is_claimed(run.folder) else 'interrupted'
+
+
+def epochs_done(run: Run) -> int:
+    try:
+        with open(run.folder / 'log.jsonl', 'rb') as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return 0
+
+
+# ---------------------------------------------------------------------------------------------- here
+
+
+class Grid:
+    """The runs on their way: which wait, which are being made here or elsewhere, which are complete or failed."""
+
+    def __init__(self, todo: list[Run], complete: int, args: argparse.Namespace):
+        self.waiting, self.elsewhere = deque(todo), deque()
+        self.failed: list[Run] = []
+        self.initial = self.complete = complete
+        self.total = complete + len(todo)
+        self.children: dict[int, tuple[Run, subprocess.Popen]] = {}  # by slot
+        self.signals: list[int] = []
+        self.args = args
+        self.bar = tqdm(
+            total=self.total,
+            initial=complete,
+            smoothing=0,  # the mean speed: runs differ
+            disable=None,  # off where stderr is no terminal
+            ncols=shutil.get_terminal_size().columns,  # 80 where a terminal says 0
+            bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}',
+        )
+        self.started = time.monotonic()
+
+    def run(self) -> None:
+        """Make all runs, or as many as a signal allows; no child outlives it."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
+                signal.signal(number, lambda number, _: self.signals.append(number))
+        looked = 0.0
+        try:
+            while (self.waiting or self.elsewhere or self.children) and not self.signals:
+                if self.elsewhere and time.monotonic() - looked > BUSY_POLL:
+                    self.waiting += self.elsewhere
+                    self.elsewhere.clear()
+                    looked = time.monotonic()
+                self.fill_slots()
+                self.collect()
+                self.show()
+                time.sleep(POLL)
+        finally:
+            self.stop()
+            self.bar.close()
+
+    def fill_slots(self) -> None:
+        for slot in range(self.args.jobs):
+            while slot not in self.children and self.waiting:
+                run = self.waiting.popleft()
+                if not self.args.force and (run.folder / 'results.json').exists():
+                    self.done(run)  # made elsewhere in the meantime
+                elif runs.is_claimed(run.folder):
+                    self.elsewhere.append(run)
+                else:
+                    self.children[slot] = run, start(run, self.environment(slot))
+
+    def environment(self, slot: int) -> dict[str, str]:
+        """That of a child: its share of the cores, unless the user has said how many, and its GPU."""
+        environment = dict(os.environ)
+        if self.args.jobs > 1:
+            environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // self.args.jobs)))
+        if self.args.gpus:
+            environment['CUDA_VISIBLE_DEVICES'] = self.args.gpus[slot % len(self.args.gpus)]
+        return environment
+
+    def collect(self) -> None:
+        for slot, (run, child) in list(self.children.items()):
+            if (code := child.poll()) is None:
+                continue
+            del self.children[slot]
+            if code == 0:
+                self.done(run)
+            elif code == runs.BUSY:
+                self.elsewhere.append(run)
+            else:
+                self.failed.append(run)
+                say(f'failed: {run.folder.name} ({describe_exit(code)}), see {run.folder / LOG}')
+
+    def done(self, run: Run) -> None:
+        self.complete += 1
+        if self.bar.disable:
+            finished = self.complete + len(self.failed)
+            speed = (finished - self.initial) / (time.monotonic() - self.started)
+            left = tqdm.format_interval((self.total - finished) / speed)
+            say(f'{self.complete}/{self.total} runs complete, {left} left: {run.folder.name}')
+
+    def show(self) -> None:
+        partly = sum(epochs_done(run) / run.options['epochs'] for run, _ in self.children.values())
+        self.bar.n = min(self.total, self.complete + len(self.failed) + partly)
+        text = f'{self.complete}/{self.total} runs, {len(self.children)} at work'
+        text += f', {len(self.elsewhere)} elsewhere' if self.elsewhere else ''
+        text += f', {len(self.failed)} failed' if self.failed else ''
+        self.bar.set_description_str(text, refresh=False)
+        self.bar.refresh()
+
+    def stop(self) -> None:
+        """Ask the children to stop; kill those that do not within a minute, or at once when asked again."""
+        for _, child in self.children.values():
+            child.terminate()
+        asked, give_up = len(self.signals), time.monotonic() + STOP_AFTER
+        while any(child.poll() is None for _, child in self.children.values()):
+            if time.monotonic() > give_up or len(self.signals) > asked:
+                for _, child in self.children.values():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(child.pid, signal.SIGKILL)
+            time.sleep(POLL)
+
+
+def start(run: Run, environment: dict[str, str]) -> subprocess.Popen:
+    """train.py in a session of its own, so that Ctrl-C reaches us alone; what it says is appended to its log."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with open(run.folder / LOG, 'a') as log:
+        log.write(f'{HEADER}{time.strftime("%Y-%m-%d %H:%M:%S")} {shlex.join(run.command)}\n')
+        log.flush()
+        return subprocess.Popen(
+            run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+
+
+def last_words(run: Run, lines: int = 3) -> list[str]:
+    """The last lines of a run's log, of its last start."""
+    try:
+        said = (run.folder / LOG).read_text(errors='replace').replace('\r', '\n').splitlines()
+    except OSError as error:
+        return [f'{run.folder / LOG}: cannot be read ({error.strerror})']
+    begin = max((i for i, line in enumerate(said) if line.startswith(HEADER)), default=-1)
+    return [line for line in said[begin + 1 :] if line.strip()][-lines:]
+
+
+def describe_exit(code: int) -> str:
+    return f'exit code {code}' if code >= 0 else f'killed by {signal.Signals(-code).name}'
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def say(message: str) -> None:
+    """Progress: a line on stderr, above the progress bar."""
+    tqdm.write(message, file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description='A grid of runs. Options that are not listed here go to train.py.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument('--data_dir', help='root of the data set; synthetic needs none')
+    parser.add_argument('--dataset', required=True, help=f'one of {", ".join(DATASETS)}')
+    parser.add_argument('--models', type=parse_names, required=True, help='names with commas between')
+    parser.add_argument('--folds', type=parse_numbers, default='1', help='such as 1-10 or 1,3')
+    parser.add_argument('--seeds', type=parse_numbers, default='42', help='such as 42,43,44')
+    parser.add_argument('--run_dir', type=Path, default=Path('runs'), help='where run folders are made')
+    parser.add_argument('--dry_run', action='store_true', help='print the plan and stop')
+    parser.add_argument('--jobs', type=int, help='runs at once; by default one, or one for each of --gpus')
+    parser.add_argument('--gpus', type=parse_names, help='devices to share, such as 0,1 (as in CUDA_VISIBLE_DEVICES)')
+    parser.add_argument('--force', action='store_true', help='discard the runs of this grid and start again')
+    return parser
+
+
+def main(args: argparse.Namespace, passed: list[str]) -> None:
+    args.jobs = len(args.gpus or '1') if args.jobs is None else args.jobs
+    if args.jobs < 1:
+        raise RunError(f'--jobs {args.jobs} must be at least 1')
+    if args.dataset not in DATASETS:
+        raise RunError(f"unknown data set '{args.dataset}'; the data sets are: {', '.join(DATASETS)}")
+    args.folds = honest_folds(args.dataset, args.folds)
+    grid = make_grid(args, passed + ['--force'] * args.force)
+    states = {run.folder.name: state_of(run) for run in grid}
+    if args.dry_run:
+        for run in grid:
+            print(f'{states[run.folder.name]:12} {shlex.join(run.command)}')
+    counts = Counter(state.partition(':')[0] for state in states.values())
+    say(f'{len(grid)} runs in {args.run_dir}: {", ".join(f"{n} {state}" for state, n in counts.items())}')
+    if foreign := [name for name, state in states.items() if state.startswith(FOREIGN)]:
+        raise RunError(
+            f'{args.run_dir / foreign[0]} holds {states[foreign[0]]}'
+            + (f', and {len(foreign) - 1} others do too' if foreign[1:] else '')
+            + '; take another --run_dir, or --force to discard them'
+        )
+    todo = grid if args.force else [run for run in grid if states[run.folder.name] != 'complete']
+    if args.dry_run or not todo:
+        return
+    check_data(args)
+    work = Grid(todo, len(grid) - len(todo), args)
+    work.run()
+    for run in work.failed:
+        print(f'\nfailed: {run.folder / LOG}', *last_words(run), sep='\n    ', file=sys.stderr)
+    if work.signals:
+        again = 'the same command without --force' if args.force else 'the same command'
+        say(f'stopped with {work.complete} of {work.total} runs complete; {again} goes on')
+        sys.exit(128 + work.signals[0])
+    if work.failed:
+        raise RunError(f'{len(work.failed)} of {work.total} runs failed; the same command tries them again')
+    say(f'{work.total} runs complete; `python summarize_runs.py --run_dir {args.run_dir}` makes a table of them')
+
+
+def check_data(args: argparse.Namespace) -> None:
+    """Look for the data set once, before every run does."""
+    from datasets import DataError, load_splits  # not for --dry_run: takes a third of a second
+
+    try:
+        for fold in args.folds:
+            load_splits(args.dataset, args.data_dir, fold)
+    except DataError as error:
+        raise RunError(str(error)) from error
+
+
+if __name__ == '__main__':
+    try:
+        main(*get_args_parser().parse_known_args())
+    except RunError as error:
+        sys.exit(f'run_all.py: error: {error}')
