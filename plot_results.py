@@ -1,89 +1,678 @@
-"""Figures of runs.
+"""Figures of the runs in one folder or several, each as PDF and as PNG; their paths are printed.
 
-    python plot_results.py --run_dir runs/demo --save_dir figures --plot curves
+    python plot_results.py --run_dir runs/main --save_dir figures --plot all       # every figure that the runs allow
+    python plot_results.py --run_dir runs/ablation --models twistnet18,twistnet18_no_ais --plot ablation
+    python plot_results.py --log_file runs/main/dtd_fold1_twistnet18_seed42/log.jsonl --save_dir figures --plot gate
 
-Every figure is written as PDF and as PNG; their paths are printed.
+bar, radar, scatter and ablation are of complete runs; curves and gate are of all, interrupted ones too. Runs of different
+recipes are never pooled: each recipe has figures of its own, bar_1, bar_2 and so on. What would not fit a page goes on
+in bar_page2 and so on. What is missing is named in the figure.
 """
 
 import argparse
+import json
+import math
+import statistics
 import sys
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use('agg')
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 import runs
+from registry import DATASETS, MODELS
 from runs import RunError
+from summarize_runs import Row, Table, add_run_args, dataset_label, describe_recipe, load, make_tables, model_label
+from summarize_runs import recipe_of
 
-# Okabe and Ito's palette, which the colour-blind tell apart; with the dashes, lines differ in grey print too.
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
-DASHES = ('-', '--', ':', '-.')
+# ---------------------------------------------------------------------------------------------- style
 
+PAGE = (7.0, 9.0)  # inches: both columns of a page, and what its height leaves for a figure
+STYLE = {
+    'font.family': 'DejaVu Sans',  # comes with matplotlib: the figures are the same everywhere
+    'font.size': 7.5,
+    'axes.titlesize': 7.5,
+    'axes.labelsize': 7.5,
+    'xtick.labelsize': 7,
+    'ytick.labelsize': 7,
+    'legend.fontsize': 7,
+    'legend.frameon': False,
+    'legend.handlelength': 3.0,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.linewidth': 0.6,
+    'xtick.major.width': 0.6,
+    'ytick.major.width': 0.6,
+    'lines.linewidth': 1.3,
+    'lines.markersize': 3.5,
+    'hatch.linewidth': 0.5,
+    'pdf.fonttype': 42,  # TrueType: text stays text
+    'savefig.dpi': 300,
+}
+plt.rcParams.update(STYLE)
 
-def plot_curves(run_dir: Path) -> Figure:
-    """Training loss and validation accuracy by epoch, a line a run; complete or not.
-
-    Raises:
-        RunError: no run in run_dir has finished an epoch.
-    """
-    logs = {
-        folder.name: runs.read_log(folder / 'log.jsonl')
-        for folder in runs.find_runs(run_dir)
-        if (folder / 'log.jsonl').exists()
-    }
-    if not logs:
-        raise RunError(f'{run_dir}: no run has finished an epoch yet')
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.8), layout='constrained')
-    for name, log in logs.items():
-        if not all({'epoch', 'train_loss', 'val_acc'} <= line.keys() for line in log):
-            raise RunError(f'{run_dir / name / "log.jsonl"}: a line lacks epoch, train_loss or val_acc')
-    for index, (name, log) in enumerate(logs.items()):
-        style = dict(
-            color=COLORS[index % len(COLORS)], linestyle=DASHES[index % len(DASHES)], linewidth=1.5, label=name
-        )
-        epochs = [line['epoch'] for line in log]
-        left.plot(epochs, [line['train_loss'] for line in log], **style)
-        right.plot(epochs, [line['val_acc'] for line in log], **style)
-    left.set(xlabel='epoch', ylabel='training loss', ylim=(0, None))
-    right.set(xlabel='epoch', ylabel='validation accuracy (%)', ylim=(0, 102))
-    for axes in (left, right):
-        axes.spines[['top', 'right']].set_visible(False)
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    handles, labels = right.get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=2, frameon=False, fontsize=8)
-    return figure
+# Okabe and Ito's palette, which the colour-blind tell apart. Dashes and markers tell lines apart in grey print: 5 and 7
+# have no common factor, so 35 models differ in one or the other.
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#000000', '#56B4E9')
+DASHES = ((0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), '-', (0, (9, 2)))
+MARKERS = ('s', '^', 'D', 'v', 'X', 'P', '<')
+FULL = 'twistnet18'
+GATE_INIT = -2.0  # of a TwistBlock, before its sigmoid, where the registry says nothing else
 
 
-PLOTS = {'curves': plot_curves}
+def line_style(model: str) -> dict:
+    """Colour, dashes and marker of a model, the same in every figure; TwistNet-18 has the blue and the circle."""
+    if model == FULL:
+        return dict(color=COLORS[0], linestyle='-', marker='o', linewidth=2.0)
+    others = [name for name in MODELS if name != FULL]
+    index = others.index(model) if model in others else len(others)
+    return dict(color=COLORS[1 + index % 6], linestyle=DASHES[index % 5], marker=MARKERS[index % 7])
+
+
+def fill_color(model: str) -> str:
+    """Dark for TwistNet-18, middle for its variants, light for the others."""
+    return '#0072B2' if model == FULL else '#80BFE8' if model.startswith(FULL) else '#D0D0D0'
+
+
+def frame(figure: Figure, title: str, notes: Iterable[str] = (), handles: Iterable[Line2D] = ()) -> None:
+    """Grow a figure upwards by its title and downwards by a legend and notes; the panels keep their size."""
+    handles = list(handles)
+    width, body = figure.get_size_inches()
+    head, foot = (
+        [x for text in texts if text for x in textwrap.wrap(text, int(16.5 * width))] for texts in ([title], notes)
+    )
+    columns = max(1, int(width / (0.65 + 0.062 * max((len(h.get_label()) for h in handles), default=0))))
+    top, bottom = 0.16 * len(head) + 0.04, 0.13 * len(foot) + 0.06
+    legend = 0.155 * math.ceil(len(handles) / columns) + 0.08 * bool(handles)
+    height = top + body + legend + bottom
+    figure.set_size_inches(width, height)
+    figure.get_layout_engine().set(rect=(0, (bottom + legend) / height, 1, body / height))
+    figure.text(0.5, 1 - 0.03 / height, '\n'.join(head), ha='center', va='top', fontsize=8)
+    figure.text(0.05 / width, 0.04 / height, '\n'.join(foot), ha='left', va='bottom', fontsize=7, linespacing=1.2)
+    if handles:
+        figure.legend(handles=handles, loc='lower center', bbox_to_anchor=(0.5, bottom / height), ncols=columns)
 
 
 def save(figure: Figure, save_dir: Path, name: str) -> list[Path]:
-    """Write a figure as PDF and PNG; returns their paths."""
+    """Write a figure as PDF and PNG; returns their paths. The same figure gives the same bytes."""
+    paths = [save_dir / f'{name}.{suffix}' for suffix in ('pdf', 'png')]
     try:
         save_dir.mkdir(parents=True, exist_ok=True)
-        paths = [save_dir / f'{name}.{suffix}' for suffix in ('pdf', 'png')]
         for path in paths:
-            figure.savefig(path, dpi=200)
+            figure.savefig(path, metadata={'CreationDate': None} if path.suffix == '.pdf' else None)
     except OSError as error:
         raise RunError(f'{save_dir}: cannot be written ({error.strerror})') from error
-    plt.close(figure)
+    finally:
+        plt.close(figure)
     return paths
 
 
+def chunks(items: list, size: int) -> list[list]:
+    """As few parts of at most `size` as there can be, as even as they can be."""
+    size = math.ceil(len(items) / math.ceil(len(items) / size))
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+Log = dict[int, dict]  # the lines of log.jsonl by epoch
+Logs = dict[
+    tuple[str, str], dict[tuple[int, int], Log]
+]  # by (data set, model), then (fold, seed); {} where no epoch is
+
+
+def read_log(path: Path) -> Log:
+    """The whole lines of a log; one that is not (of a run being copied, say) is named on stderr and left out."""
+    log = {}
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            values = [line['train_loss'], line['val_acc'], *line.get('gates', {}).values()]
+            if not all(map(math.isfinite, values)):
+                raise ValueError
+            log[int(line['epoch'])] = line
+        except (ValueError, KeyError, TypeError, AttributeError):
+            print(f'left out: {path} line {number}: no whole epoch', file=sys.stderr)
+    return dict(sorted(log.items()))
+
+
+def read_runs(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
+    """A table and the logs of each recipe; what was left out is named on stderr.
+
+    Raises:
+        RunError: there is no run, or a model that does not exist is asked for.
+    """
+    if args.models and (unknown := [name for name in args.models if name not in MODELS]):
+        raise RunError(f"--models: unknown model '{unknown[0]}'; the models are: {', '.join(MODELS)}")
+    found, notes = load(args.run_dir, args.models)
+    for note in notes:
+        print(note, file=sys.stderr)
+    if not found:
+        of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
+        raise RunError(f'{", ".join(map(str, args.run_dir))}: no run{of}')
+    by_run: dict[str, Log] = {}
+    for path in (folder / 'log.jsonl' for run_dir in args.run_dir for folder in runs.find_runs(run_dir)):
+        try:
+            fingerprint = runs.read_json(path.with_name('config.json'))['fingerprint']
+            if path.exists() and fingerprint in {config['fingerprint'] for config, _ in found}:
+                by_run[fingerprint] = max(by_run.get(fingerprint, {}), read_log(path), key=len)
+        except (RunError, KeyError):
+            continue  # load has named it
+    groups = []
+    for table in make_tables(found, args.baseline, args.models):
+        logs = defaultdict(dict)
+        for config, _ in found:
+            dataset, model, fold, seed = (config['defines'][key] for key in ('dataset', 'model', 'fold', 'seed'))
+            if recipe_of(config) == table.recipe:
+                logs[dataset, model][fold, seed] = by_run.get(config['fingerprint'], {})
+        groups.append((table, dict(logs)))
+    return groups
+
+
+def read_one(path: Path) -> list[tuple[Table, Logs]]:
+    """The same of a single log.jsonl, with what the config.json beside it says of the run.
+
+    Raises:
+        RunError: there is no such log, or no epoch in it.
+    """
+    if not path.is_file():
+        raise RunError(f'{path}: no such log')
+    log = read_log(path)
+    if not log:
+        raise RunError(f'{path}: holds no whole epoch')
+    config = runs.read_json(path.with_name('config.json')) or {}
+    defines = config.get('defines', {})
+    dataset, model = defines.get('dataset', ''), defines.get('model', path.parent.name)
+    recipe = recipe_of(config) if defines else {}
+    cell = defines.get('fold', 1), defines.get('seed', 0)
+    return [(Table(recipe, [dataset], [model], {}, None, []), {(dataset, model): {cell: log}})]
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+def place_label(dataset: str, model: str) -> str:
+    return ', '.join([dataset_label(dataset)] * (dataset in DATASETS) + [model_label(model)])
+
+
+def shape_of(table: Table, dataset: str) -> str:
+    """How many runs a model of a data set has: '5 folds × 2 seeds', or '10 runs' where none has them all."""
+    rows = [row for (name, _), row in table.rows.items() if name == dataset]
+    if whole := sorted({row.size for row in rows if not row.missing}):
+        return ' or '.join(whole).replace(' x ', ' × ')
+    return f'incomplete, of {len(rows[0].accuracies) + len(rows[0].missing)} runs' if rows else 'no complete run'
+
+
+def list_pairs(what: str, pairs: Iterable[tuple[str, str]] | dict[tuple[str, str], str]) -> str:
+    """'what: FMD: ResNet-18, w/o AIS; CUB-200: ..', with what a dictionary says of each; '' without pairs."""
+    by_dataset = defaultdict(list)
+    for dataset, model in pairs:
+        more = f' ({pairs[dataset, model]})' if isinstance(pairs, dict) else ''
+        by_dataset[dataset].append(model_label(model) + more)
+    listed = '; '.join(f'{dataset_label(name)}: {", ".join(models)}' for name, models in by_dataset.items() if name)
+    return f'{what}: {listed}.' if listed else ''
+
+
+def lacking(table: Table, has: Iterable[tuple[str, str]], models: list[str] | None = None) -> list[tuple[str, str]]:
+    has = set(has)
+    return [(d, m) for d in table.datasets for m in models or table.models if (d, m) not in has]
+
+
+def need_rows(table: Table) -> None:
+    if not table.rows:
+        raise RunError('no run is complete')
+
+
+# ---------------------------------------------------------------------------------------------- bar and ablation
+
+
+def draw_lists(table: Table, models: list[str]) -> tuple[Figure, dict[str, Axes]]:
+    """Panels of bar and ablation: one a data set, a line a model."""
+    count = len(table.datasets)
+    columns = {5: 3, 6: 3}.get(count, min(count, 4))
+    size = min(PAGE[0], 1.5 + 2.0 * columns), math.ceil(count / columns) * (0.16 * len(models) + 0.62)
+    figure, grid = plt.subplots(math.ceil(count / columns), columns, figsize=size, squeeze=False, layout='constrained')
+    for place, axes in enumerate(grid.flat):
+        if place >= count:
+            axes.remove()
+            continue
+        axes.set(ylim=(len(models) - 0.4, -0.6), yticks=range(len(models)), xlabel='test accuracy (%)')
+        axes.set_title(f'{dataset_label(table.datasets[place])}\n{shape_of(table, table.datasets[place])}')
+        axes.set_yticklabels([] if place % columns else map(model_label, models))
+        axes.tick_params(axis='y', length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        for model, label in zip(models, axes.get_yticklabels()):
+            label.set_fontweight('bold' if model == FULL else 'normal')
+    return figure, dict(zip(table.datasets, grid.flat))
+
+
+def draw_row(axes: Axes, place: int, row: Row | None, begun: bool, beside: str) -> None:
+    """Fold means, spread and a number beside them; without a row, why there is none."""
+    at = dict(transform=axes.get_yaxis_transform(), va='center', fontsize=7)
+    if row is None:
+        axes.text(0.03, place, 'no complete run' if begun else 'no run', style='italic', **at)
+        return
+    values = list(row.folds.values())
+    heights = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else [0]
+    if row.sd is not None:
+        axes.errorbar(row.mean, place, xerr=row.sd, color='black', linewidth=0.9, capsize=2, zorder=3)
+    axes.plot(
+        values, place + np.array(heights), 'o', color='white', mec='black', mew=0.5, ms=2.3, zorder=4, clip_on=False,
+        label='folds',
+    )  # fmt: skip
+    bold = 'bold' if row.model == FULL else 'normal'
+    axes.text(1.03, place, beside + f' ({len(row.accuracies)})' * bool(row.missing), fontweight=bold, **at)
+
+
+def plot_bar(table: Table, logs: Logs, title: str) -> list[Figure]:
+    """Mean test accuracy by data set and model, from 0."""
+    need_rows(table)
+    figure, panels = draw_lists(table, table.models)
+    for dataset, axes in panels.items():
+        top = 1.0
+        for place, model in enumerate(table.models):
+            row = table.rows.get((dataset, model))
+            draw_row(axes, place, row, (dataset, model) in logs, f'{row.mean:.1f}' if row else '')
+            if row:
+                hatch = '/////' if row.missing else None
+                axes.barh(place, row.mean, 0.76, color=fill_color(model), edgecolor='black', linewidth=0.5, hatch=hatch)
+                top = max(top, row.mean + (row.sd or 0), *row.folds.values())
+        axes.set_xlim(0, 1.03 * top)
+    notes = ['Bars and numbers: mean over folds, seeds averaged inside a fold. Points: folds.']
+    return [_finish_lists(figure, table, title, notes)]
+
+
+def _finish_lists(figure: Figure, table: Table, title: str, notes: list[str]) -> Figure:
+    if any(row.sd is not None for row in table.rows.values()):
+        notes[0] += ' Whiskers: sample standard deviation over folds.'
+    if any(row.missing for row in table.rows.values()):
+        notes.append(
+            'Hatched or open, with the number of runs in brackets: incomplete, fewer runs than the panel says.'
+        )
+    frame(figure, title, notes)
+    return figure
+
+
+def difference(row: Row, full: Row | None) -> str:
+    """Difference of means to the full model over the runs that both have, with its sign; '' if there are none."""
+    shared = row.accuracies.keys() & (full.accuracies.keys() if full else ())
+    if not shared:
+        return ''
+    own, other = (replace(r, accuracies={cell: r.accuracies[cell] for cell in shared}) for r in (row, full))
+    return f'{own.mean - other.mean:+.1f}'.replace('-', '\N{MINUS SIGN}')
+
+
+def plot_ablation(table: Table, logs: Logs, title: str) -> list[Figure]:
+    """Mean test accuracy of TwistNet-18's variants by data set, and their difference to the full model."""
+    need_rows(table)
+    models = [name for name in [*MODELS, *table.models] if name.startswith(FULL) and name in table.models]
+    models = list(dict.fromkeys(models))
+    table = replace(table, rows={key: row for key, row in table.rows.items() if key[1] in models})
+    if not any(model != FULL for _, model in table.rows):
+        raise RunError(f'no complete run of a variant of {model_label(FULL)}; ablation.py makes them')
+    figure, panels = draw_lists(table, models)
+    for dataset, axes in panels.items():
+        full = table.rows.get((dataset, FULL))
+        rows = [table.rows.get((dataset, model)) for model in models]
+        for place, (model, row) in enumerate(zip(models, rows)):
+            beside = f'{row.mean:.1f} %' if row is full else difference(row, full) if row else ''
+            draw_row(axes, place, row, (dataset, model) in logs, beside)
+            if row:
+                color = 'white' if row.missing else fill_color(model)
+                axes.plot(row.mean, place, 'D', color=color, mec='black', ms=4.5, mew=0.7, zorder=5, label='mean')
+        if full:
+            axes.axvline(full.mean, color=COLORS[0], linestyle='--', linewidth=0.9, zorder=1, label='full')
+        values = [v for row in rows if row for v in (*row.folds.values(), *spread(row))] or [0, 100]
+        pad = 0.06 * (max(values) - min(values)) or 1.0
+        axes.set_xlim(max(0, min(values) - pad), max(values) + pad)
+        axes.grid(axis='y', color='0.9', linewidth=0.5)
+    notes = [
+        f'Diamonds: mean over folds, seeds averaged inside a fold. Points: folds. Dashed: {model_label(FULL)}. Numbers: '
+        'its mean and the differences to it in points, over the runs that both have.'
+    ]
+    notes += [list_pairs('No reference', lacking(table, table.rows, [FULL]))]
+    return [_finish_lists(figure, table, title, notes)]
+
+
+def spread(row: Row) -> tuple[float, float]:
+    """Ends of the whisker."""
+    return row.mean - (row.sd or 0), row.mean + (row.sd or 0)
+
+
+# ---------------------------------------------------------------------------------------------- radar
+
+
+def plot_radar(table: Table, logs: Logs, title: str) -> list[Figure]:
+    """Mean test accuracy with an axis a data set and a polygon a model, open where there is no run."""
+    need_rows(table)
+    datasets = [name for name in table.datasets if any(key[0] == name for key in table.rows)]
+    if len(datasets) < 3:
+        raise RunError(f'a radar needs complete runs on 3 data sets; there are {len(datasets)}')
+    models = [name for name in table.models if any(key[1] == name for key in table.rows)]
+    first = [FULL] * (FULL in models)
+    others = [name for name in models if name != FULL]
+    groups = [first + group for group in chunks(others, 4)] if others else [first]
+    columns = min(3, len(groups))
+    size = PAGE[0] if columns > 1 else 3.4, 3.0 * math.ceil(len(groups) / columns)
+    figure, grid = plt.subplots(
+        math.ceil(len(groups) / columns), columns, figsize=size, squeeze=False, layout='constrained',
+        subplot_kw=dict(projection='polar'),
+    )  # fmt: skip
+    reach = 10 * math.ceil(max(row.mean for row in table.rows.values()) / 10 + 1e-9)
+    for axes in grid.flat[len(groups) :]:
+        axes.remove()
+    for axes, group in zip(grid.flat, groups):
+        _draw_polygons(axes, table, datasets, group, min(reach, 100))
+    notes = ['Mean test accuracy in %, from 0 at the centre.' + ' Not closed where there is no complete run.']
+    notes += [list_pairs('No complete run', lacking(table, table.rows))]
+    frame(figure, title, notes)
+    return [figure]
+
+
+def _draw_polygons(axes: Axes, table: Table, datasets: list[str], models: list[str], reach: float) -> None:
+    axes.set_theta_zero_location('N')
+    axes.set_theta_direction(-1)
+    angles = np.arange(len(datasets) + 1) * 2 * math.pi / len(datasets)
+    for model in models:
+        rows = [table.rows.get((dataset, model)) for dataset in [*datasets, datasets[0]]]
+        axes.plot(
+            angles, [row.mean if row else math.nan for row in rows], label=model_label(model), **line_style(model)
+        )
+    rings = [reach * part / 4 for part in (1, 2, 3, 4)]
+    axes.set(ylim=(0, reach), xticks=angles[:-1], xticklabels=map(dataset_label, datasets))
+    axes.set_rgrids(rings, [f'{ring:g}' for ring in rings], angle=180 / len(datasets), fontsize=7, color='0.25')
+    axes.tick_params(axis='x', pad=0)
+    axes.grid(color='0.8', linewidth=0.5)
+    axes.spines['polar'].set(color='0.8', linewidth=0.5)
+    axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.12))
+
+
+# ---------------------------------------------------------------------------------------------- scatter
+
+COSTS = {'params_M': 'parameters (M)', 'macs_G': 'multiply-adds of an image (G)'}
+
+
+def plot_scatter(table: Table, logs: Logs, title: str) -> list[Figure]:
+    """Mean test accuracy against parameters and against multiply-adds, a row of two panels a data set."""
+    need_rows(table)
+    datasets = [name for name in table.datasets if any(key[0] == name for key in table.rows)]
+    height = min(3.2, max(2.0, 1.0 + 0.11 * len(table.models)))
+    pages = chunks(datasets, int(PAGE[1] / height))
+    return [_scatter_page(table, page, height, title + page_of(page, pages)) for page in pages]
+
+
+def page_of(page: list, pages: list[list]) -> str:
+    return f' (page {pages.index(page) + 1} of {len(pages)})' if len(pages) > 1 else ''
+
+
+def _scatter_page(table: Table, datasets: list[str], height: float, title: str) -> Figure:
+    size = PAGE[0], height * len(datasets)
+    figure, grid = plt.subplots(len(datasets), 2, figsize=size, sharey='row', squeeze=False, layout='constrained')
+    todo, unknown = [], []
+    for dataset, pair in zip(datasets, grid):
+        rows = [table.rows[dataset, model] for model in table.models if (dataset, model) in table.rows]
+        for axes, (cost, label) in zip(pair, COSTS.items()):
+            known = [row for row in rows if not math.isnan(getattr(row, cost))]
+            unknown += [(dataset, row.model) for row in rows if row not in known]
+            _draw_points(axes, known, cost)
+            axes.set(xlabel=label, title=f'{dataset_label(dataset)}, {shape_of(table, dataset)}')
+            todo.append((axes, known, cost))
+            if not known:
+                axes.text(0.5, 0.5, 'not in these results', transform=axes.transAxes, ha='center', style='italic')
+        pair[0].set_ylabel('test accuracy (%)')
+    part = replace(table, datasets=datasets)
+    notes = ['Mean over folds, seeds averaged inside a fold.']
+    if any(row.sd is not None for row in table.rows.values()):
+        notes[0] += ' Whiskers: sample standard deviation over folds.'
+    few = [key for key, row in table.rows.items() if row.missing and key[0] in datasets]
+    notes += [list_pairs('Fewer runs than the panel says', few), list_pairs('No MACs in the results', unknown)]
+    notes += [list_pairs('No complete run', lacking(part, table.rows))]
+    frame(figure, title, notes)
+    figure.draw_without_rendering()  # places the panels; then they stay
+    figure.set_layout_engine('none')
+    for axes, known, cost in todo:
+        label_points(axes, known, cost)
+    return figure
+
+
+def _draw_points(axes: Axes, rows: list[Row], cost: str) -> None:
+    for row in rows:
+        marker = 'o' if row.model == FULL else 'D' if row.model.startswith(FULL) else 's'
+        style = dict(color=fill_color(row.model), mec='black', mew=0.6, ms=5, ecolor='0.45', elinewidth=0.7, zorder=3)
+        axes.errorbar(getattr(row, cost), row.mean, yerr=row.sd, fmt=marker, capsize=1.5, **style)
+    axes.margins(x=0.25, y=0.12)
+
+
+def label_points(axes: Axes, rows: list[Row], cost: str) -> None:
+    """Model names near their points, over no other name, point or whisker; where they must stand off, with a line."""
+    unit = axes.figure.dpi / 72
+    inside = axes.get_window_extent().extents
+    points = axes.transData.transform([(getattr(row, cost), row.mean) for row in rows]) if rows else []
+    ends = [axes.transData.transform([(getattr(row, cost), y) for y in spread(row)])[:, 1] for row in rows]
+    taken = [(x - 3 * unit, y - 3.5 * unit, x + 3 * unit, y + 3.5 * unit) for x, y in points]
+    taken += [(x - unit, low, x + unit, high) for (x, _), (low, high) in zip(points, ends)]
+    around = np.arange(24) * math.pi / 12
+    turn = np.stack([np.cos(around), np.sin(around)], -1)[np.argsort(abs(np.sin(around)), kind='stable')]
+    for row, point in sorted(zip(rows, points), key=lambda pair: (pair[0].model != FULL, pair[1][1])):
+        bold = 'bold' if row.model == FULL else 'normal'
+        text = axes.text(0, 0, model_label(row.model), ha='center', va='center', fontsize=7, fontweight=bold, zorder=6)
+        half = np.array(text.get_window_extent().size) / 2
+        reach = np.repeat(np.geomspace(5, 160, 22), len(turn))[:, None] * unit
+        ways = np.tile(turn, (22, 1))
+        centers, tips = point + ways * (reach + half), point + ways * reach
+        boxes = np.concatenate([centers - half, centers + half], 1)
+        line = point + np.linspace(0, 1, 12)[None, :, None] * (tips - point)[:, None]  # (candidates, 12, 2)
+        bad = _overlaps(boxes, np.array(taken)) + _overlaps(
+            np.tile(line.reshape(-1, 2), 2), np.array(taken[2 * len(rows) :])
+        ).reshape(-1, 12).sum(1)
+        bad = bad + 100 * ((boxes[:, :2] < inside[:2]) | (boxes[:, 2:] > inside[2:])).any(1)
+        best = int(np.argmin(bad))  # the first, that is the nearest, of the best
+        text.set_position(axes.transData.inverted().transform(centers[best]))
+        taken.append(tuple(boxes[best]))
+        if best >= 4 * len(turn):
+            ends = axes.transData.inverted().transform([point, tips[best]])
+            axes.plot(*ends.T, color='0.55', linewidth=0.5, zorder=1, scalex=False, scaley=False)
+            taken += [(x, y, x, y) for x, y in line[best, 2:]]
+
+
+def _overlaps(boxes: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """How many taken boxes (left, bottom, right, top) each box meets."""
+    if not len(taken):
+        return np.zeros(len(boxes), int)
+    low, high = np.maximum(boxes[:, None, :2], taken[:, :2]), np.minimum(boxes[:, None, 2:], taken[:, 2:])
+    return (low <= high).all(-1).sum(1)
+
+
+# ---------------------------------------------------------------------------------------------- curves and gates
+
+
+def draw_runs(axes: Axes, series: list[dict[int, float]], **style) -> None:
+    """Single runs as thin lines, and their mean over the epochs that all of them have as a strong one."""
+    for one in series if len(series) > 1 else ():
+        marker = '.' if len(one) == 1 else ''
+        axes.plot(list(one), list(one.values()), color=style['color'], lw=0.5, alpha=0.4, marker=marker, zorder=2)
+    epochs = sorted(set.intersection(*map(set, series)))
+    style |= dict(markevery=max(1, len(epochs) // 5), zorder=3)
+    axes.plot(epochs, [statistics.fmean(one[epoch] for one in series) for epoch in epochs], **style)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def plot_curves(table: Table, logs: Logs, title: str) -> list[Figure]:
+    """Training loss and validation accuracy by epoch, a row a data set; interrupted runs too.
+
+    Raises:
+        RunError: no run has finished an epoch.
+    """
+    datasets = [name for name in table.datasets if any(any(logs[key].values()) for key in logs if key[0] == name)]
+    if not datasets:
+        raise RunError('no run has finished an epoch yet')
+    pages = chunks(datasets, 5)
+    return [_curves_page(replace(table, datasets=page), logs, title + page_of(page, pages)) for page in pages]
+
+
+def _curves_page(table: Table, logs: Logs, title: str) -> Figure:
+    groups = [table.models]
+    if len(table.models) > 9:  # too many lines for one panel
+        groups = [[m for m in table.models if m == FULL or m.startswith(FULL) == own] for own in (False, True)]
+    count = len(table.datasets)
+    size = PAGE[0], max(2.2, 1.6 * count)
+    figure, grid = plt.subplots(count, 2 * len(groups), figsize=size, squeeze=False, sharex='row', layout='constrained')
+    drawn = {}
+    for dataset, row in zip(table.datasets, grid):
+        for model, pair in ((model, pair) for group, pair in zip(groups, row.reshape(-1, 2)) for model in group):
+            if series := [log for log in logs.get((dataset, model), {}).values() if log]:
+                drawn[dataset, model] = len(series)
+                for axes, value in zip(pair, ('train_loss', 'val_acc')):
+                    values = [{epoch: line[value] for epoch, line in log.items()} for log in series]
+                    draw_runs(axes, values, label=model_label(model), **line_style(model))
+        for place, axes in enumerate(row):
+            axes.set_title(dataset_label(dataset) if dataset in DATASETS else '')
+            axes.set_ylabel('validation accuracy (%)' if place % 2 else 'training loss')
+            axes.set_xlabel('epoch' if dataset == table.datasets[-1] else '')
+            axes.set_ylim(0 if place % 2 else None, None)
+    handles = [
+        Line2D([], [], label=model_label(m), **line_style(m)) for m in table.models if any(m == key[1] for key in drawn)
+    ]
+    frame(figure, title, run_notes(table, logs, drawn), handles)
+    return figure
+
+
+def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> list[str]:
+    """Notes of curves and gate: what the lines are, which runs have not come to their end, and what is missing."""
+    counts = sorted(set(drawn.values()))
+    several = f'{counts[0]}-{counts[-1]}' if len(counts) > 1 else f'{counts[0]}'
+    notes = [f'Thin: single runs, {several} a model. Strong: their mean, as far as all have come.'] * (counts[-1] > 1)
+    short = {}
+    for key in drawn:
+        lasts = [max(log, default=0) for log in logs[key].values()]
+        if behind := sum(last < table.recipe.get('epochs', 0) for last in lasts):
+            short[key] = f'{behind} of {len(lasts)}'
+    idle = [key for key in logs if key[0] in table.datasets and not any(logs[key].values())]
+    return notes + [
+        list_pairs('Runs that have not come to their last epoch', short),
+        list_pairs('No epoch yet', idle),
+        list_pairs('No run', lacking(table, logs)),
+    ]
+
+
+def initial_gate(model: str, recipe: dict) -> float | None:
+    """sigmoid(gate) before training; None where it is not known: weights that were loaded bring gates of their own."""
+    entry = MODELS.get(model, {})
+    if 'twist' not in entry or recipe.get('pretrained', True) and entry.get('own') != '.gate':
+        return None
+    return 1 / (1 + math.exp(-entry['twist'].get('gate_init', GATE_INIT)))
+
+
+def plot_gate(table: Table, logs: Logs, title: str) -> list[Figure]:
+    """sigmoid(gate) of every block by epoch, a panel a data set and model; runs without gates are passed over.
+
+    Raises:
+        RunError: no run has gates.
+    """
+    gated = {}
+    for key in ((dataset, model) for dataset in table.datasets for model in table.models):
+        found = [
+            {e: line['gates'] for e, line in log.items() if line.get('gates')} for log in logs.get(key, {}).values()
+        ]
+        if any(found):
+            gated[key] = [log for log in found if log]
+    if not gated:
+        raise RunError('no gates in the log: only TwistNet runs with at least one epoch have them')
+    pages = chunks(list(gated), 15)
+    return [_gate_page(table, logs, {key: gated[key] for key in page}, title + page_of(page, pages)) for page in pages]
+
+
+def _gate_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]], title: str) -> Figure:
+    columns = min(3, len(gated))
+    size = PAGE[0] if columns > 1 else 3.4, max(2.2, 1.6 * math.ceil(len(gated) / columns))
+    figure, grid = plt.subplots(
+        math.ceil(len(gated) / columns), columns, figsize=size, squeeze=False, layout='constrained'
+    )
+    blocks = sorted({block for logs in gated.values() for log in logs for gates in log.values() for block in gates})
+    styles = {
+        block: dict(color=COLORS[i % 6], linestyle=['-', *DASHES][i % 5], marker=['o', *MARKERS][i % 7])
+        for i, block in enumerate(blocks)
+    }
+    for axes in grid.flat[len(gated) :]:
+        axes.remove()
+    known = False
+    for place, (axes, (key, series)) in enumerate(zip(grid.flat, gated.items())):
+        for block in blocks:
+            values = [{e: gates[block] for e, gates in log.items() if block in gates} for log in series]
+            if values := [one for one in values if one]:
+                draw_runs(axes, values, label=block, **styles[block])
+        low, high = axes.get_ylim()
+        if (start := initial_gate(key[1], table.recipe)) is not None:
+            axes.axhline(start, color='black', linewidth=0.6, linestyle=(0, (1, 2)), zorder=1, label='start')
+            low, high, known = min(low, start), max(high, start), True
+        pad = max(0, 0.02 - (high - low)) / 2 + 0.05 * (high - low)  # a change of a thousandth must not fill the panel
+        axes.set(ylim=(low - pad, high + pad), title=place_label(*key))
+        axes.set_ylabel('sigmoid(gate)' if place % columns == 0 else '')
+        axes.set_xlabel('epoch' if place + columns >= len(gated) else '')
+    handles = [Line2D([], [], label=block, **style) for block, style in styles.items()]
+    notes = run_notes(replace(table, datasets=[]), logs, {key: len(series) for key, series in gated.items()})
+    frame(figure, title, ['Dotted: initial value.'] * known + notes, handles)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+# Each draws one recipe, a figure a page, or raises RunError.
+PLOTS = {
+    'bar': plot_bar,
+    'radar': plot_radar,
+    'scatter': plot_scatter,
+    'ablation': plot_ablation,
+    'curves': plot_curves,
+    'gate': plot_gate,
+}
+OF_LOGS = ('curves', 'gate')  # what a single log can show
+
+
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='Figures of runs.')
-    parser.add_argument('--run_dir', type=Path, default=Path('runs'))
-    parser.add_argument('--save_dir', type=Path, default=Path('figures'))
-    parser.add_argument('--plot', choices=tuple(PLOTS), default='curves')
+    parser = argparse.ArgumentParser(description='Figures of the runs in one folder or several, as PDF and PNG.')
+    add_run_args(parser)
+    parser.add_argument('--log_file', type=Path, help='the log.jsonl of a single run instead, for gate and curves')
+    parser.add_argument('--save_dir', type=Path, default=Path('figures'), help='made if missing')
+    parser.add_argument('--plot', choices=(*PLOTS, 'all'), default='all', help='all: every figure the runs allow')
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    for path in save(PLOTS[args.plot](args.run_dir), args.save_dir, args.plot):
-        print(path)
+    possible = OF_LOGS if args.log_file else tuple(PLOTS)
+    if args.plot != 'all' and args.plot not in possible:
+        raise RunError(f'--plot {args.plot} is of several runs: it needs --run_dir instead of --log_file')
+    groups = read_one(args.log_file) if args.log_file else read_runs(args)
+    recipes = [table.recipe for table, _ in groups]
+    drawn, failures = 0, []
+    for plot in possible if args.plot == 'all' else (args.plot,):
+        for number, (table, logs) in enumerate(groups, start=1):
+            name = f'{plot}_{number}' if len(groups) > 1 else plot
+            title = describe_recipe(table.recipe, recipes) if table.recipe else ''
+            try:
+                figures = PLOTS[plot](table, logs, title)
+            except RunError as error:
+                failures.append(f'{name}: {error}')
+                continue
+            for page, figure in enumerate(figures, start=1):
+                for path in save(figure, args.save_dir, f'{name}_page{page}' if page > 1 else name):
+                    print(path)
+                drawn += 1
+    if not drawn:
+        raise RunError('; '.join(failures))
+    for failure in failures:
+        print(f'not drawn: {failure}', file=sys.stderr)
 
 
 if __name__ == '__main__':

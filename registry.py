@@ -64,7 +64,8 @@ MODELS: dict[str, dict] = {
 }
 
 _VGG = 'https://www.robots.ox.ac.uk/~vgg/data'
-# `archives` are (url, md5) pairs; images, classes, folds and sizes (train, val, test) are what `check` counts.
+# `archives` are (url, md5) pairs; `shared_test` marks sets whose folds all test the same images; images, classes, folds
+# and sizes (train, val, test) are what `check` counts.
 DATASETS: dict[str, dict] = {
     'dtd': dict(
         label='DTD',
@@ -107,6 +108,7 @@ DATASETS: dict[str, dict] = {
         classes=200,
         folds=5,
         sizes=(5394, 600, 5794),
+        shared_test=True,
         protocol='5 folds, the official 5794 test; a rotating tenth of the official train as val',
         source='https://www.vision.caltech.edu/datasets/cub_200_2011/',
         archives=[
@@ -119,6 +121,7 @@ DATASETS: dict[str, dict] = {
         classes=102,
         folds=5,
         sizes=(1020, 1020, 6149),
+        shared_test=True,
         protocol='5 folds, the official 6149 test; 1020 train and 1020 val, official in fold 1, redrawn after',
         source='https://www.robots.ox.ac.uk/~vgg/data/flowers/102/',
         archives=[

@@ -84,10 +84,7 @@ def honest_folds(dataset: str, folds: list[int]) -> list[int]:
     """
     number = DATASETS[dataset].get('folds')
     if dataset == 'kth_tips2' and 5 in folds:
-        print(
-            'run_all.py: note: kth_tips2 has four physical samples and so four folds; fold 5 is left out',
-            file=sys.stderr,
-        )
+        print('note: kth_tips2 has four physical samples and so four folds; fold 5 is left out', file=sys.stderr)
         folds = [fold for fold in folds if fold != 5]
     wrong = [fold for fold in folds if not 1 <= fold <= (number or fold)]
     if wrong and dataset != 'dtd':  # another tree in DTD's layout may have more lists; train.py counts them
@@ -296,15 +293,10 @@ def say(message: str) -> None:
 # ---------------------------------------------------------------------------------------------- command line
 
 
-def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description='A grid of runs. Options that are not listed here go to train.py.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_grid_args(parser: argparse.ArgumentParser) -> None:
+    """What a grid is made of and how it is made: shared with ablation.py, which names the models itself."""
     parser.add_argument('--data_dir', help='root of the data set; synthetic needs none')
     parser.add_argument('--dataset', required=True, help=f'one of {", ".join(DATASETS)}')
-    parser.add_argument('--models', type=parse_names, required=True, help='names with commas between')
     parser.add_argument('--folds', type=parse_numbers, default='1', help='such as 1-10 or 1,3')
     parser.add_argument('--seeds', type=parse_numbers, default='42', help='such as 42,43,44')
     parser.add_argument('--run_dir', type=Path, default=Path('runs'), help='where run folders are made')
@@ -312,6 +304,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument('--jobs', type=int, help='runs at once; by default one, or one for each of --gpus')
     parser.add_argument('--gpus', type=parse_names, help='devices to share, such as 0,1 (as in CUDA_VISIBLE_DEVICES)')
     parser.add_argument('--force', action='store_true', help='discard the runs of this grid and start again')
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description='A grid of runs. Options that are not listed here go to train.py.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument('--models', type=parse_names, required=True, help='names with commas between')
+    add_grid_args(parser)
     return parser
 
 
@@ -363,8 +365,12 @@ def check_data(args: argparse.Namespace) -> None:
         raise RunError(str(error)) from error
 
 
-if __name__ == '__main__':
+def cli(argv: list[str] | None = None) -> None:
     try:
-        main(*get_args_parser().parse_known_args())
+        main(*get_args_parser().parse_known_args(argv))
     except RunError as error:
         sys.exit(f'run_all.py: error: {error}')
+
+
+if __name__ == '__main__':
+    cli()

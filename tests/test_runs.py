@@ -1,11 +1,15 @@
 """The promises of runs.py: files that are whole at any moment, and run folders of one configuration each."""
 
+import errno
 import os
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 import runs
-from runs import RunError
+from runs import RunBusy, RunError
 
 
 def test_write_is_atomic_and_leaves_no_temporary_file(tmp_path):
@@ -79,3 +83,42 @@ def test_a_run_folder_that_cannot_be_made(tmp_path):
 
 def test_run_name():
     assert runs.run_name('dtd', 1, 'twistnet18', 42) == 'dtd_fold1_twistnet18_seed42'
+
+
+HOLD = (
+    'import sys, time, pathlib, runs; runs.claim(pathlib.Path(sys.argv[1])); print("mine", flush=True); time.sleep(60)'
+)
+
+
+def test_a_run_is_one_process_s_at_a_time_and_free_when_that_is_killed(tmp_path):
+    folder = tmp_path / 'run'
+    assert not runs.is_claimed(folder)
+    owner = subprocess.Popen([sys.executable, '-c', HOLD, str(folder)], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        owner.stdout.readline()
+        assert runs.is_claimed(folder)
+        with pytest.raises(RunBusy, match=f'process {owner.pid} on'):
+            runs.claim(folder)
+    finally:
+        owner.kill()
+        owner.communicate()
+    assert not runs.is_claimed(folder)
+    runs.claim(folder)
+    runs.claim(folder)  # ours already
+    taken = subprocess.run([sys.executable, '-c', HOLD, str(folder)], cwd=ROOT, capture_output=True, text=True)
+    assert 'being made by another process' in taken.stderr
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(runs.fcntl, 'lockf', refuse)
+    with pytest.raises(RunError, match='this file system has no locks'):
+        runs.claim(tmp_path / 'run')
+
+
+def test_a_folder_that_is_a_file_cannot_be_claimed(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(RunError, match='cannot be made or written'):
+        runs.claim(tmp_path / 'file')

@@ -1,54 +1,354 @@
-"""The promises of summarize_runs.py: a row a complete run, the others named, nothing averaged."""
+"""The promises of summarize_runs.py: the numbers, what is compared and what is not, and tables that compile."""
 
+import csv
+import io
+import math
+import re
+import shutil
+import statistics
+import subprocess
+
+import numpy as np
 import pytest
-from conftest import finish, start
+from conftest import ROOT, finish, make_run, start
+from scipy import stats
 
 import runs
 import summarize_runs
-
-RESULT = dict(dataset='dtd', fold=1, seed=42, model='resnet18', test_acc=50.0, best_val_acc=51.5, best_epoch=3)
-RESULT |= dict(params_M=11.2006, seconds=90.0)
-
-
-def make(run_dir, **changes):
-    result = RESULT | changes
-    folder = run_dir / runs.run_name(result['dataset'], result['fold'], result['model'], result['seed'])
-    folder.mkdir(parents=True)
-    runs.write_json(folder / 'config.json', {})
-    runs.write_json(folder / 'results.json', result)
-    return folder
+from registry import DATASETS, MODELS
+from summarize_runs import PUBLISHED, corrected_t_test, holm
 
 
-def test_rows_are_ordered_and_incomplete_runs_named(tmp_path):
-    make(tmp_path, fold=2, test_acc=100.0)
-    make(tmp_path, model='twistnet18', test_acc=61.111)
-    make(tmp_path)
-    (make(tmp_path, seed=43) / 'results.json').unlink()
-    (tmp_path / 'no_run').mkdir()
-    code, out, err = finish(start('summarize_runs.py', '--run_dir', str(tmp_path)))
-    assert code == 0
-    rows = [line.split() for line in out.splitlines()]
-    assert [row[:5] for row in rows[1:]] == [
-        ['dtd', '1', 'resnet18', '42', '50.00'],
-        ['dtd', '1', 'twistnet18', '42', '61.11'],
-        ['dtd', '2', 'resnet18', '42', '100.00'],
-    ]
-    assert rows[1][5:] == ['51.50', '3', '11.20', '1.5']
-    assert err == 'not complete: dtd_fold1_resnet18_seed43\n'
+def tables(run_dir, *argv):
+    args = summarize_runs.get_args_parser().parse_args(['--run_dir', str(run_dir), *argv])
+    return summarize_runs.read_tables(args)
 
 
-def fails(run_dir) -> str:
+def table(run_dir, *argv):
+    (only,) = tables(run_dir, *argv)
+    return only
+
+
+def show(run_dir, capsys, *argv) -> str:
+    summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(run_dir), *argv]))
+    return capsys.readouterr().out
+
+
+def fails(run_dir, *argv) -> str:
     with pytest.raises(runs.RunError) as caught:
-        summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(run_dir)]))
+        summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(run_dir), *argv]))
     return str(caught.value)
 
 
-def test_what_cannot_be_read_is_named(tmp_path):
+# ---------------------------------------------------------------------------------------------- statistics
+
+
+def test_without_overlap_the_corrected_test_is_student_s():
+    differences = np.random.default_rng(0).normal(1, 2, 10).tolist()
+    mean, low, high, p = corrected_t_test(differences, 0.0)
+    student = stats.ttest_1samp(differences, 0.0)
+    assert mean == pytest.approx(np.mean(differences))
+    assert p == pytest.approx(student.pvalue)
+    assert (low, high) == pytest.approx(tuple(student.confidence_interval(0.95)))
+
+
+def test_corrected_test_against_a_hand_computed_example():
+    # d = 1..5: mean 3, s^2 = 2.5; (1/5 + 1/4) s^2 = 1.125, so t = 3 / sqrt(1.125) = 2.8284 with 4 degrees of freedom,
+    # for which Student's distribution has the closed form below.
+    mean, low, high, p = corrected_t_test([1, 2, 3, 4, 5], 0.25)
+    t = 3 / math.sqrt(1.125)
+    x = t / math.sqrt(4 + t * t)
+    assert p == pytest.approx(1 - (1.5 * x - 0.5 * x**3), abs=1e-12)
+    assert p == pytest.approx(0.0474, abs=5e-5)
+    assert mean == 3
+    assert (high - mean, mean - low) == pytest.approx((2.776445 * math.sqrt(1.125),) * 2, rel=1e-6)
+    assert corrected_t_test([-1, -2, -3, -4, -5], 0.25)[3] == pytest.approx(p)
+
+
+def test_no_test_without_spread_or_with_one_fold():
+    for differences, mean in (([2.0], 2.0), ([0.5, 0.5, 0.5], 0.5), ([0.0, 0.0], 0.0)):
+        result = corrected_t_test(differences, 1.0)
+        assert result[0] == mean
+        assert all(math.isnan(value) for value in result[1:])
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    adjusted = holm([0.02, math.nan, 0.03])
+    assert adjusted[0] == pytest.approx(0.04)
+    assert adjusted[2] == pytest.approx(0.04), 'never below a smaller p'
+    assert math.isnan(adjusted[1])
+    assert holm([]) == []
+
+
+# ---------------------------------------------------------------------------------------------- what is averaged
+
+
+def test_seeds_are_averaged_inside_a_fold_and_the_spread_is_over_folds(tmp_path):
+    accuracies = {1: [10.0, 20.0, 60.0], 2: [40.0, 50.0, 60.0], 3: [70.0, 71.0, 72.0]}
+    for fold, values in accuracies.items():
+        for seed, value in zip((42, 43, 44), values):
+            make_run(tmp_path, fold=fold, seed=seed, test_acc=value)
+    row = table(tmp_path).rows['dtd', 'resnet18']
+    assert row.folds == {1: 30.0, 2: 50.0, 3: 71.0}
+    assert row.mean == pytest.approx(151 / 3)
+    assert row.sd == pytest.approx(statistics.stdev([30.0, 50.0, 71.0]))
+    assert row.sd == pytest.approx(20.5020, abs=1e-3)
+    assert row.size == '3 folds x 3 seeds'
+
+
+def test_one_fold_has_no_spread(tmp_path, capsys):
+    make_run(tmp_path, test_acc=50.04)
+    assert table(tmp_path).rows['dtd', 'resnet18'].sd is None
+    out = show(tmp_path, capsys)
+    assert re.search(r'ResNet-18 +11.20M +1.82G +50.0$', out, re.M)
+    assert '1 fold x 1 seed on DTD' in out
+
+
+def fill(run_dir, model, values, dataset='dtd', **changes):
+    for fold, value in enumerate(values, start=1):
+        make_run(run_dir, model=model, fold=fold, test_acc=value, dataset=dataset, **changes)
+
+
+def test_differences_are_paired_by_fold_and_corrected_over_the_models(tmp_path):
+    base, twist, plain = [50.0, 60.0, 40.0, 55.0], [52.0, 61.0, 43.5, 56.0], [49.0, 63.0, 38.0, 55.5]
+    for model, values in (('resnet18', base), ('twistnet18', twist), ('twistnet18_no_spiral', plain)):
+        fill(tmp_path, model, values)
+    rows = table(tmp_path).rows
+    assert rows['dtd', 'resnet18'].difference is None
+    got = {model: rows['dtd', model].difference for model in ('twistnet18', 'twistnet18_no_spiral')}
+    want = [corrected_t_test([a - b for a, b in zip(values, base)], 40 / 60) for values in (twist, plain)]
+    adjusted = holm([p for *_, p in want])
+    assert got['twistnet18'] == pytest.approx((*want[0], adjusted[0]))
+    assert got['twistnet18_no_spiral'] == pytest.approx((*want[1], adjusted[1]))
+    assert adjusted[0] == pytest.approx(2 * want[0][3]), 'two models are compared'
+    # The ratio n_test / n_train is that of the runs, here 40 to 60.
+    assert want[0][3] > stats.ttest_rel(twist, base).pvalue
+
+
+def test_another_baseline_and_a_baseline_without_runs(tmp_path):
+    fill(tmp_path, 'resnet18', [50.0, 60.0])
+    fill(tmp_path, 'twistnet18', [53.0, 62.0])
+    rows = table(tmp_path, '--baseline', 'twistnet18').rows
+    assert rows['dtd', 'resnet18'].difference[0] == pytest.approx(-2.5)
+    assert rows['dtd', 'twistnet18'].difference is None
+    without = table(tmp_path, '--baseline', 'swin_tiny')
+    assert all(row.difference is None for row in without.rows.values())
+    assert without.notes == ['DTD: no run of the baseline Swin-Tiny, so none is compared']
+
+
+def test_ranks_and_ties(tmp_path):
+    for model, value in (('resnet18', 50.0), ('seresnet18', 61.0), ('twistnet18', 61.0), ('swin_tiny', 40.0)):
+        fill(tmp_path, model, [value])
+    ranks = {model: row.best for (_, model), row in table(tmp_path).rows.items()}
+    assert ranks == dict(seresnet18=1, twistnet18=1, resnet18=2, swin_tiny=0)
+    assert [row.best for row in table(tmp_path, '--models', 'swin_tiny').rows.values()] == [0], 'alone it is not best'
+
+
+def test_missing_cells_are_named_and_nothing_is_compared(tmp_path, capsys):
+    fill(tmp_path, 'resnet18', [50.0, 60.0, 70.0])
+    fill(tmp_path, 'twistnet18', [90.0, 95.0])
+    make_run(tmp_path, model='twistnet18', fold=3, complete=False)
+    only = table(tmp_path)
+    rows = only.rows
+    assert rows['dtd', 'twistnet18'].missing == [(3, 42)]
+    assert [(row.best, row.difference) for row in rows.values()] == [(0, None)] * 2
+    assert only.notes == [
+        'DTD: TwistNet-18 lacks fold 3 seed 42',
+        'DTD: the models have different folds or seeds, so none is ranked or compared',
+    ]
+    capsys.readouterr()
+    out = show(tmp_path, capsys)
+    assert '92.5 ± 3.5 †' in out
+    assert 'DTD: TwistNet-18 lacks fold 3 seed 42.' in out
+    assert 'Difference' not in out
+    assert '92.5' in show(tmp_path, capsys, '--latex')
+    assert r'\textbf' not in show(tmp_path, capsys, '--latex')
+
+
+def test_a_missing_seed_of_all_models_is_named(tmp_path):
+    for model in ('resnet18', 'twistnet18'):
+        fill(tmp_path, model, [50.0, 60.0])
+        make_run(tmp_path, model=model, fold=1, seed=43, test_acc=52.0)
+    only = table(tmp_path)
+    assert all(row.missing == [(2, 43)] for row in only.rows.values())
+    assert only.rows['dtd', 'twistnet18'].size == '2 folds x 1-2 seeds'
+    assert only.rows['dtd', 'twistnet18'].difference is not None, 'all have the same cells'
+
+
+def test_a_model_without_a_complete_run_is_named_not_zero(tmp_path, capsys):
+    fill(tmp_path, 'resnet18', [50.0])
+    fill(tmp_path, 'twistnet18', [60.0])
+    fill(tmp_path, 'resnet18', [70.0], dataset='fmd')
+    make_run(tmp_path, model='seresnet18', complete=False)
+    only = table(tmp_path)
+    assert only.models == ['resnet18', 'seresnet18', 'twistnet18']
+    assert {'DTD: no complete run of SE-ResNet-18', 'FMD: no complete run of TwistNet-18'} <= set(only.notes)
+    out = show(tmp_path, capsys)
+    assert re.search(r'^SE-ResNet-18 +- +- +- +-$', out, re.M)
+    assert re.search(r'^TwistNet-18 +11.20M +1.82G +60.0 +-$', out, re.M)
+    assert '0.0' not in out.replace('60.0', '').replace('50.0', '').replace('70.0', '').replace('10.0', '')
+
+
+def test_runs_of_different_recipes_are_never_pooled(tmp_path, capsys):
+    fill(tmp_path / 'a', 'resnet18', [50.0, 52.0, 54.0])
+    fill(tmp_path / 'b', 'resnet18', [90.0, 92.0], epochs=200, lr=0.05)
+    fill(tmp_path / 'c', 'resnet18', [70.0], pretrained='resnet18.a1_in1k')
+    found = tables(tmp_path / 'a', str(tmp_path / 'b'), str(tmp_path / 'c'))
+    assert [table.rows['dtd', 'resnet18'].mean for table in found] == [52.0, 91.0, 70.0]
+    out = show(tmp_path / 'a', capsys, str(tmp_path / 'b'), str(tmp_path / 'c'))
+    titles = [line for line in out.splitlines() if 'epochs' in line]
+    assert titles == [
+        '100 epochs, 224 px, from scratch, lr 0.01',
+        '200 epochs, 224 px, from scratch, lr 0.05',
+        '100 epochs, 224 px, from ImageNet weights, lr 0.01',
+    ]
+
+
+def test_runs_from_different_weights_are_refused(tmp_path):
+    make_run(tmp_path, fold=1, pretrained='abc')
+    make_run(tmp_path, fold=2, pretrained='def')
+    assert 'runs of resnet18 start from different weights (abc and def)' in fails(tmp_path)
+
+
+def test_several_folders_make_one_grid_and_a_run_counts_once(tmp_path, capsys):
+    make_run(tmp_path / 'a', fold=1, test_acc=50.0)
+    make_run(tmp_path / 'b', fold=2, test_acc=60.0)
+    make_run(tmp_path / 'b', fold=1, test_acc=50.0)
+    row = table(tmp_path / 'a', str(tmp_path / 'b')).rows['dtd', 'resnet18']
+    assert row.accuracies == {(1, 42): 50.0, (2, 42): 60.0}
+    assert 'made twice, taken once' in capsys.readouterr().err
+    make_run(tmp_path / 'c', fold=1, split='other images')
+    assert 'are of different images' in fails(tmp_path / 'a', str(tmp_path / 'c'))
+
+
+def test_torn_and_foreign_results_are_reported_not_fatal(tmp_path, capsys):
+    for fold in range(1, 6):
+        make_run(tmp_path, fold=fold, test_acc=50.0)
+    (tmp_path / 'dtd_fold1_resnet18_seed42' / 'results.json').write_text('{"torn')
+    (tmp_path / 'dtd_fold2_resnet18_seed42' / 'config.json').write_text('{}')
+    runs.write_json(tmp_path / 'dtd_fold3_resnet18_seed42' / 'results.json', dict(test_acc=1.0))
+    other = runs.read_json(tmp_path / 'dtd_fold4_resnet18_seed42' / 'results.json') | dict(fingerprint='other')
+    runs.write_json(tmp_path / 'dtd_fold4_resnet18_seed42' / 'results.json', other)
+    assert table(tmp_path).rows['dtd', 'resnet18'].accuracies == {(5, 42): 50.0}
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 4
+    for line, words in zip(
+        err, ('results.json: damaged', "has no 'defines'", 'has no dataset', 'another configuration')
+    ):
+        assert line.startswith('left out: ')
+        assert words in line
+
+
+def test_what_cannot_be_summarised_is_named(tmp_path):
     assert 'holds no run' in fails(tmp_path)
-    folder = make(tmp_path)
-    runs.write_json(folder / 'results.json', {'dataset': 'dtd'})
-    assert "has no 'fold'" in fails(tmp_path)
-    (folder / 'results.json').write_text('{"torn')
-    assert 'results.json: damaged' in fails(tmp_path)
-    (folder / 'results.json').unlink()
-    assert 'none of its 1 runs is complete' in fails(tmp_path)
+    make_run(tmp_path, complete=False)
+    assert 'no run is complete' in fails(tmp_path)
+    make_run(tmp_path, fold=2)
+    assert 'no run is complete of swin_tiny' in fails(tmp_path, '--models', 'swin_tiny')
+    assert "unknown model 'twist'" in fails(tmp_path, '--models', 'twist')
+
+
+# ---------------------------------------------------------------------------------------------- formats
+
+
+@pytest.fixture(scope='module')
+def everything(tmp_path_factory):
+    """Every data set by every model, with a run missing."""
+    run_dir = tmp_path_factory.mktemp('everything')
+    rng = np.random.default_rng(0)
+    for dataset in DATASETS:
+        for model in MODELS:
+            fill(run_dir, model, (rng.uniform(20, 90) + rng.normal(0, 4, 2)).tolist(), dataset=dataset)
+    make_run(run_dir, model='swin_tiny', dataset='fmd', fold=3)
+    return run_dir
+
+
+def test_latex_holds_nothing_but_latex(everything):
+    argv = ('--run_dir', str(everything), '--latex', '--published')
+    code, out, err = finish(start('summarize_runs.py', *argv))
+    assert (code, err) == (0, '')
+    lines = out.splitlines()
+    columns = 3 + len(DATASETS)
+    body = lines[lines.index(r'\toprule') + 1 : lines.index(r'\bottomrule')]
+    rows = [line for line in body if line.endswith(r'\\') and 'multicolumn' not in line]
+    assert len(rows) >= 1 + 2 * len(MODELS) - 1 + 6
+    assert {line.count(' & ') for line in rows} == {columns - 1}
+    for label in [entry['label'] for entry in (*MODELS.values(), *DATASETS.values())]:
+        assert label in out
+    assert r'TwistNet-18$^\ddagger$ &  &  & 45.8\,{\tiny$\pm$1.4} & 43.5\,{\tiny$\pm$3.8} & -- & 61.8' in out
+    assert out.count(r'\textbf{') >= len(DATASETS) - 1
+    assert out.count(r'\underline{') >= len(DATASETS) - 1
+    assert '%' not in re.sub(r'\\%', '', '\n'.join(lines[1:])), 'a comment would swallow what follows'
+
+
+def test_names_are_escaped():
+    assert summarize_runs.escape(r'a_b 5% & {x} #~^$\ <') == (
+        r'a\_b 5\% \& \{x\} \#\textasciitilde{}\textasciicircum{}\$\textbackslash{} $<$'
+    )
+
+
+@pytest.mark.skipif(not shutil.which('pdflatex'), reason='needs pdflatex: .ci/run installs it')
+@pytest.mark.parametrize('datasets', [tuple(DATASETS), ('dtd', 'fmd', 'kth_tips2', 'cub200', 'flowers102'), ('dtd',)])
+def test_latex_compiles_and_fits(tmp_path, capsys, everything, datasets):
+    # The text width of ECCV's and CVPR's pages, for up to five and for seven data sets.
+    width = '122mm' if len(datasets) <= 5 else '175mm'
+    part = tmp_path / 'runs'
+    part.mkdir()
+    for dataset in datasets:
+        for folder in everything.glob(f'{dataset}_*'):
+            (part / folder.name).symlink_to(folder)
+    (tmp_path / 'table.tex').write_text(show(part, capsys, '--latex', '--published'))
+    (tmp_path / 'page.tex').write_text(
+        rf'\documentclass{{article}}\usepackage{{booktabs}}\textwidth={width}\textheight=230mm'
+        r'\begin{document}\input{table.tex}\end{document}'
+    )
+    command = ['pdflatex', '-interaction=nonstopmode', '-halt-on-error', 'page.tex']
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert (tmp_path / 'page.pdf').stat().st_size > 1000
+    assert 'Overfull' not in result.stdout, result.stdout
+
+
+def test_csv_has_every_digit(tmp_path, capsys):
+    fill(tmp_path, 'resnet18', [50.0, 60.0, 1 / 3])
+    fill(tmp_path, 'twistnet18', [53.0, 62.5, 2 / 3])
+    out = show(tmp_path, capsys, '--csv', '--published')
+    lines = list(csv.DictReader(io.StringIO(out)))
+    twist = next(line for line in lines if (line['source'], line['model']) == ('measured', 'twistnet18'))
+    row = table(tmp_path).rows['dtd', 'twistnet18']
+    assert float(twist['mean']) == row.mean
+    assert float(twist['sd']) == row.sd
+    assert tuple(float(twist[k]) for k in ('difference', 'low95', 'high95', 'p', 'p_holm')) == row.difference
+    assert (twist['folds'], twist['runs'], twist['baseline']) == ('3', '3', 'resnet18')
+    published = {line['model']: line for line in lines if line['source'] == 'published'}
+    assert published.keys() == {model for model, figures in PUBLISHED.items() if 'dtd' in figures}
+    assert (published['twistnet18']['mean'], published['twistnet18']['sd']) == ('45.8', '1.4')
+
+
+def test_markdown(tmp_path, capsys):
+    fill(tmp_path, 'resnet18', [50.0, 60.0])
+    fill(tmp_path, 'twistnet18', [53.0, 64.0])
+    out = show(tmp_path, capsys, '--markdown')
+    assert '| TwistNet-18 | 11.20M | 1.82G | **58.5** ± 7.8 |' in out
+    assert '| ResNet-18 | 11.20M | 1.82G | <u>55.0</u> ± 7.1 |' in out
+    assert '| TwistNet-18 |  |  | +3.5 (' in out
+    assert len({line.count('|') for line in out.splitlines() if line.startswith('|')}) == 1
+
+
+def test_published_figures_are_marked_and_only_on_request(tmp_path, capsys):
+    fill(tmp_path, 'resnet18', [50.0])
+    assert 'published' not in show(tmp_path, capsys).lower()
+    out = show(tmp_path, capsys, '--published')
+    assert 'RepViT-M1.5 (published)' in out
+    assert 'not measured here' in out
+    assert 'w/o AIS (published)' not in out, 'a variant that nobody ran'
+    fill(tmp_path, 'twistnet18_no_ais', [50.0])
+    assert 'w/o AIS (published)' in show(tmp_path, capsys, '--published')
+
+
+def test_the_seed_s_command_works_on_a_fresh_clone(tmp_path):
+    # The shell opens tables/main_results.tex before Python starts: git must hold the folder.
+    listed = subprocess.run(['git', 'ls-files', 'tables'], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert listed == ['tables/.gitkeep']

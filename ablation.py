@@ -1,0 +1,72 @@
+"""Ablation studies: lists of models, handed to run_all.py.
+
+    python ablation.py --study components --data_dir data/dtd --dataset dtd --folds 1-3 --seeds 42,43,44 --epochs 100 \\
+        --run_dir runs/ablation                                # other options as run_all.py and train.py take them
+    python ablation.py --study heads,gate --data_dir .. --dry_run
+    python summarize_runs.py --run_dir runs/ablation --baseline twistnet18 --latex > tables/ablation.tex
+
+Every variant is a model of its own name, so no two configurations share a run folder, and the full model, which is part
+of every study, is trained once for all of them.
+"""
+
+import argparse
+import sys
+
+import run_all
+from runs import RunError
+
+STUDIES: dict[str, tuple[str, ...]] = {
+    # Which part brings what: no displacement, no selection, no products, no branch (the trunk of ResNet-18).
+    'components': (
+        'twistnet18',
+        'twistnet18_no_spiral',
+        'twistnet18_no_ais',
+        'twistnet18_no_products',
+        'twistnet18_first_order',
+    ),
+    # How many directions: 0 degrees, 0 and 45, all four.
+    'heads': ('twistnet18_heads1', 'twistnet18_heads2', 'twistnet18'),
+    # Where the branch sits.
+    'stages': ('twistnet18_stage3', 'twistnet18_stage4', 'twistnet18'),
+    # How far the gate is open at the start: sigmoid of -3, -2, -1, 0 and 1.
+    'gate': ('twistnet18_gate_m3', 'twistnet18', 'twistnet18_gate_m1', 'twistnet18_gate_0', 'twistnet18_gate_1'),
+    # Whether twist kernels must start in their directions: directional, random, none.
+    'kernels': ('twistnet18', 'twistnet18_random_twist', 'twistnet18_no_spiral'),
+}
+
+
+def models_of(studies: list[str]) -> list[str]:
+    """The models of some studies, each once; 'all' means every study.
+
+    Raises:
+        RunError: there is no such study.
+    """
+    if unknown := [study for study in studies if study not in (*STUDIES, 'all')]:
+        raise RunError(f"unknown study '{unknown[0]}'; the studies are: {', '.join(STUDIES)}, all")
+    chosen = STUDIES if 'all' in studies else studies
+    return list(dict.fromkeys(model for study in chosen for model in STUDIES[study]))
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description='Ablation studies of TwistNet-18. Options that are not listed here go to train.py.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        '--study', type=run_all.parse_names, default='components', help=f'with commas: {", ".join(STUDIES)}; or all'
+    )
+    run_all.add_grid_args(parser)
+    return parser
+
+
+def main(args: argparse.Namespace, passed: list[str]) -> None:
+    args.models = models_of(args.study)
+    run_all.main(args, passed)
+
+
+if __name__ == '__main__':
+    try:
+        main(*get_args_parser().parse_known_args())
+    except RunError as error:
+        sys.exit(f'ablation.py: error: {error}')

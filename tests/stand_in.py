@@ -1,0 +1,41 @@
+"""Stands in for train.py where a test is about the grid: the same options, lock, log and results, but no training.
+
+An epoch takes 0.05 s. What a start saw is appended to `starts`; `made` says who made the run. Fold 4 fails.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import options
+import runs
+
+args = options.parse_args()
+folder = Path(args.run_dir) / runs.run_name(args.dataset, args.fold, args.model, args.seed)
+try:
+    runs.claim(folder)
+except runs.RunBusy:
+    sys.exit(runs.BUSY)
+if (folder / 'results.json').exists() and not args.force:
+    sys.exit(0)
+config = dict(options={k: v for k, v in vars(args).items() if k != 'force'}, fingerprint='x')
+runs.write_json(folder / 'config.json', config)
+seen = {key: os.environ.get(key) for key in ('OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES')}
+with open(folder / 'starts', 'a') as file:
+    file.write(json.dumps(dict(pid=os.getpid(), begin=time.time(), **seen)) + '\n')
+if args.fold == 4:
+    print('some words\nthe cause', file=sys.stderr)
+    sys.exit(1)
+done = len(runs.read_log(folder / 'log.jsonl')) if (folder / 'log.jsonl').exists() else 0
+for epoch in range(done, args.epochs):
+    time.sleep(0.05)
+    with open(folder / 'log.jsonl', 'a') as file:
+        file.write(json.dumps(dict(epoch=epoch + 1)) + '\n')
+    (folder / 'last.pt').touch()
+with open(folder / 'made', 'a') as file:
+    file.write(f'{os.getpid()} {time.time()}\n')
+runs.write_json(folder / 'results.json', dict(fingerprint='x'))
+(folder / 'last.pt').unlink(missing_ok=True)

@@ -1,0 +1,258 @@
+"""The promises of run_all.py and ablation.py: nothing is run twice, nothing is lost, and a plan comes in a blink."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, finish, start
+
+import ablation
+import run_all
+import runs
+from registry import MODELS
+
+STAND_IN = Path(__file__).parent / 'stand_in.py'
+WITH_STAND_IN = (
+    f'import sys, pathlib, run_all; run_all.TRAIN = pathlib.Path({str(STAND_IN)!r}); run_all.BUSY_POLL = 0.2; '
+)
+WITH_STAND_IN += 'run_all.cli(sys.argv[1:])'
+
+
+def grid(run_dir, *more, cwd=None) -> subprocess.Popen:
+    """run_all.py on synthetic, two models by two folds, with the stand-in for train.py."""
+    argv = ['--dataset', 'synthetic', '--models', 'resnet18,twistnet18', '--folds', '1-2', '--epochs', '6']
+    environment = {k: v for k, v in os.environ.items() if k != 'OMP_NUM_THREADS'} | dict(PYTHONPATH=str(ROOT))
+    return subprocess.Popen(
+        [sys.executable, '-c', WITH_STAND_IN, *argv, '--warmup_epochs', '0', '--run_dir', str(run_dir), *more],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd, start_new_session=True,
+    )  # fmt: skip
+
+
+def lines_of(run_dir: Path, name: str) -> dict[str, list[str]]:
+    return {path.parent.name: path.read_text().splitlines() for path in sorted(run_dir.glob(f'*/{name}'))}
+
+
+def wait_for(condition, limit: float = 60) -> None:
+    give_up = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < give_up, 'took too long'
+        time.sleep(0.02)
+
+
+def test_the_plan_of_a_large_grid_comes_in_a_blink():
+    models = 'resnet18,seresnet18,convnextv2_nano,fastvit_sa12,efficientformerv2_s2,repvit_m1_5,twistnet18'
+    argv = ['--data_dir', 'data/dtd', '--dataset', 'dtd', '--models', models, '--folds', '1-10', '--seeds', '42,43,44']
+    argv += ['--epochs', '100', '--run_dir', 'runs/main', '--dry_run']
+    seconds = []
+    for _ in range(5):
+        begin = time.monotonic()
+        code, out, err = finish(start('run_all.py', *argv))
+        seconds.append(time.monotonic() - begin)
+    assert code == 0
+    assert min(seconds) < 0.5, seconds
+    plan = out.splitlines()
+    assert len(plan) == len(set(plan)) == 210
+    assert all(line.startswith('new ') and '--epochs 100' in line for line in plan)
+    assert plan[1].endswith('--model seresnet18 --fold 1 --seed 42'), 'all models of a fold before the next fold'
+    assert err == '210 runs in runs/main: 210 new\n'
+    imported = 'import run_all, ablation, sys; print(any(n in sys.modules for n in ("torch", "numpy", "PIL", "scipy")))'
+    assert subprocess.check_output([sys.executable, '-c', imported], cwd=ROOT, text=True) == 'False\n'
+
+
+def test_numbers():
+    assert run_all.parse_numbers('1-3,7,2') == [1, 2, 3, 7]
+    assert run_all.parse_numbers('42, 43') == [42, 43]
+    for wrong in ('', '3-1', 'a', '1-', '1..3', '-1', '1-99999999'):
+        with pytest.raises(argparse.ArgumentTypeError):
+            run_all.parse_numbers(wrong)
+
+
+def test_kth_tips2_has_no_fifth_fold(capsys):
+    assert run_all.honest_folds('kth_tips2', [1, 2, 3, 4, 5]) == [1, 2, 3, 4]
+    assert 'four physical samples' in capsys.readouterr().err
+    assert run_all.honest_folds('kth_tips2', [1]) == [1]
+    assert capsys.readouterr().err == ''
+    for dataset, folds, words in (
+        ('kth_tips2', [6], '1 to 4, not 6'),
+        ('kth_tips2', [5], 'no fold'),
+        ('fmd', [0], '1 to 5'),
+    ):
+        with pytest.raises(runs.RunError, match=words):
+            run_all.honest_folds(dataset, folds)
+
+
+@pytest.mark.parametrize(
+    ('more', 'words'),
+    [
+        (['--epocs', '3'], 'unrecognized arguments: --epocs 3'),
+        (['--fold', '1'], '--fold is train.py'),
+        (['--models', 'resnt18'], "unknown model 'resnt18'"),
+        (['--dataset', 'dtt'], "unknown data set 'dtt'"),
+        (['--dataset', 'dtd', '--data_dir', 'nowhere'], 'nowhere: no such folder'),
+        (['--lr', '-1'], '--lr -1.0 must be'),
+        (['--jobs', '0'], '--jobs 0 must be'),
+    ],
+)
+def test_a_wrong_option_ends_the_grid_before_it_starts(tmp_path, more, words):
+    code, out, err = finish(grid(tmp_path / 'runs', *more))
+    assert code != 0
+    assert out == ''
+    assert words in err.splitlines()[-1]
+    assert 'Traceback' not in err
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_complete_runs_are_skipped_and_interrupted_ones_go_on(tmp_path):
+    assert finish(grid(tmp_path))[0] == 0
+    assert {len(starts) for starts in lines_of(tmp_path, 'starts').values()} == {1}
+    folder = tmp_path / 'synthetic_fold1_resnet18_seed42'
+    (folder / 'results.json').unlink()
+    (folder / 'last.pt').touch()
+    (tmp_path / 'synthetic_fold2_resnet18_seed42' / 'results.json').unlink()
+    code, out, _ = finish(grid(tmp_path, '--dry_run'))
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ['interrupted', 'complete', 'new', 'complete']
+    code, _, err = finish(grid(tmp_path))
+    assert code == 0
+    assert '4 runs in' in err
+    assert '1 interrupted' in err
+    assert [len(starts) for starts in lines_of(tmp_path, 'starts').values()] == [2, 1, 2, 1]
+    code, _, err = finish(grid(tmp_path))
+    assert (code, err.splitlines()[-1]) == (0, f'4 runs in {tmp_path}: 4 complete')
+    code, _, err = finish(grid(tmp_path, '--force'))
+    assert code == 0
+    assert [len(starts) for starts in lines_of(tmp_path, 'starts').values()] == [3, 2, 3, 2]
+
+
+def test_another_configuration_is_shown_and_nothing_is_started(tmp_path):
+    assert finish(grid(tmp_path))[0] == 0
+    code, _, err = finish(grid(tmp_path, '--epochs', '7', '--lr', '0.1'))
+    assert code == 1
+    assert 'another configuration: epochs 6 -> 7, lr 0.05 -> 0.1, and 3 others do too' in err.splitlines()[-1]
+    assert {len(starts) for starts in lines_of(tmp_path, 'starts').values()} == {1}
+
+
+def test_a_failed_run_does_not_stop_the_others_and_is_listed(tmp_path):
+    code, out, err = finish(grid(tmp_path, '--folds', '3-5', '--jobs', '2'))
+    assert (code, out) == (1, '')
+    assert len(lines_of(tmp_path, 'made')) == 4
+    for model in ('resnet18', 'twistnet18'):
+        log = tmp_path / f'synthetic_fold4_{model}_seed42' / run_all.LOG
+        assert f'failed: {log}\n    some words\n    the cause\n' in err
+    assert err.splitlines()[-1] == 'run_all.py: error: 2 of 6 runs failed; the same command tries them again'
+    assert 'Traceback' not in err
+
+
+def test_two_grids_on_one_folder_make_each_run_once(tmp_path):
+    several = [grid(tmp_path, '--folds', '1-3', '--jobs', '2') for _ in range(3)]
+    assert [finish(process)[0] for process in several] == [0, 0, 0]
+    made = lines_of(tmp_path, 'made')
+    assert len(made) == 6
+    assert {len(lines) for lines in made.values()} == {1}
+
+
+def test_the_run_of_a_dead_owner_is_taken_over(tmp_path):
+    first = grid(tmp_path, '--epochs', '100')
+    wait_for(lambda: any(len(log) > 2 for log in lines_of(tmp_path, 'log.jsonl').values()))
+    second = grid(tmp_path, '--epochs', '100', '--jobs', '4')
+    wait_for(lambda: len(lines_of(tmp_path, 'starts')) == 4)
+    owner = json.loads((tmp_path / 'synthetic_fold1_resnet18_seed42' / 'starts').read_text().splitlines()[0])
+    assert runs.is_claimed(tmp_path / 'synthetic_fold1_resnet18_seed42')
+    first.kill()
+    os.kill(owner['pid'], signal.SIGKILL)
+    assert finish(second)[0] == 0
+    starts = lines_of(tmp_path, 'starts')
+    assert [len(lines) for lines in starts.values()] == [2, 1, 1, 1]
+    assert all(len(lines) == 1 for lines in lines_of(tmp_path, 'made').values())
+    assert all(len(lines) == 100 for lines in lines_of(tmp_path, 'log.jsonl').values()), 'it went on where it was'
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals_stop_the_children_and_the_same_command_goes_on(tmp_path, number, code):
+    process = grid(tmp_path, '--epochs', '60', '--jobs', '2')
+    wait_for(lambda: sum(len(log) > 2 for log in lines_of(tmp_path, 'log.jsonl').values()) == 2)
+    os.kill(process.pid, number)
+    returned, _, err = finish(process)
+    assert returned == code
+    assert err.splitlines()[-1] == 'stopped with 0 of 4 runs complete; the same command goes on'
+    for lines in lines_of(tmp_path, 'starts').values():
+        with pytest.raises(ProcessLookupError):
+            os.kill(json.loads(lines[0])['pid'], 0)
+    returned, _, err = finish(grid(tmp_path, '--epochs', '60', '--jobs', '4'))
+    assert returned == 0
+    assert '2 interrupted, 2 new' in err
+    assert all(len(lines) == 60 for lines in lines_of(tmp_path, 'log.jsonl').values())
+
+
+def test_jobs_share_the_cores_and_the_devices(tmp_path):
+    assert finish(grid(tmp_path / 'a', '--gpus', '5,7', '--jobs', '4', '--epochs', '20'))[0] == 0
+    starts = [json.loads(line) for lines in lines_of(tmp_path / 'a', 'starts').values() for line in lines]
+    assert {start['OMP_NUM_THREADS'] for start in starts} == {str(max(1, run_all.cores() // 4))}
+    assert sorted(start['CUDA_VISIBLE_DEVICES'] for start in starts) == ['5', '5', '7', '7']
+    ends = [float(line.split()[1]) for lines in lines_of(tmp_path / 'a', 'made').values() for line in lines]
+    assert max(start['begin'] for start in starts) < min(ends), 'four at once'
+    # One at a time is as train.py alone: neither the threads nor the devices are touched.
+    assert finish(grid(tmp_path / 'b'))[0] == 0
+    starts = [json.loads(line) for lines in lines_of(tmp_path / 'b', 'starts').values() for line in lines]
+    assert {(start['OMP_NUM_THREADS'], start['CUDA_VISIBLE_DEVICES']) for start in starts} == {(None, None)}
+    ends = sorted(float(line.split()[1]) for lines in lines_of(tmp_path / 'b', 'made').values() for line in lines)
+    assert all(end < begin for end, begin in zip(ends, sorted(start['begin'] for start in starts)[1:]))
+
+
+def test_relative_paths_mean_the_folder_of_the_caller(tmp_path):
+    assert finish(grid('here/runs', cwd=tmp_path))[0] == 0
+    assert len(lines_of(tmp_path / 'here' / 'runs', 'made')) == 4
+
+
+def test_a_grid_of_real_runs(tree, tmp_path):
+    size = ('--img_size', '32', '--batch_size', '8', '--epochs', '1', '--warmup_epochs', '0', '--num_workers', '0')
+    data = ('--dataset', 'dtd', '--data_dir', str(tree), '--run_dir', str(tmp_path), '--models', 'resnet18')
+    image = tree / 'images' / 'class0' / 'class0_0015.jpg'  # tested in fold 1
+    whole = image.read_bytes()
+    image.write_bytes(b'torn')
+    code, out, err = finish(start('run_all.py', *data, *size))
+    assert (code, out) == (1, '')
+    assert 'class0_0015.jpg: cannot be read as an image' in err, "train.py's own words"
+    assert 'Traceback' not in err
+    assert err.splitlines()[-1] == 'run_all.py: error: 1 of 1 runs failed; the same command tries them again'
+    image.write_bytes(whole)
+    code, out, err = finish(start('run_all.py', *data, *size))
+    assert code == 0, err
+    assert '1 interrupted' in err
+    assert 'summarize_runs.py --run_dir' in err.splitlines()[-1]
+    assert runs.read_json(tmp_path / 'dtd_fold1_resnet18_seed42' / 'results.json')['test_acc'] >= 0
+    code, out, err = finish(start('run_all.py', *data, *size, '--dry_run'))
+    assert out.split()[0] == 'complete'
+
+
+# ---------------------------------------------------------------------------------------------- ablation.py
+
+
+def test_studies_name_models_of_their_own_and_share_no_folder():
+    full = MODELS['twistnet18']['twist']
+    for study, models in ablation.STUDIES.items():
+        assert 'twistnet18' in models, study
+        assert len({str(full | MODELS[model]['twist']) for model in models}) == len(models), 'configurations differ'
+    every = ablation.models_of(['all'])
+    assert set(every) == {name for name, entry in MODELS.items() if 'twist' in entry}
+    names = {runs.run_name('dtd', 1, model, 42) for model in every}
+    assert len(names) == len(every)
+    assert ablation.models_of(['heads', 'stages']) == [
+        *('twistnet18_heads1', 'twistnet18_heads2', 'twistnet18', 'twistnet18_stage3', 'twistnet18_stage4')
+    ]
+
+
+def test_ablation_command():
+    argv = ('--dataset', 'dtd', '--data_dir', 'x', '--epochs', '9', '--dry_run')
+    code, out, err = finish(start('ablation.py', '--study', 'heads', '--folds', '1-3', *argv))
+    assert (code, len(out.splitlines())) == (0, 9)
+    assert '--epochs 9 --model twistnet18_heads1 --fold 1 --seed 42' in out.splitlines()[0]
+    code, out, err = finish(start('ablation.py', '--study', 'head', *argv))
+    assert (code, out) == (1, '')
+    assert err.startswith("ablation.py: error: unknown study 'head'; the studies are: components, heads")
