@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trees
 from PIL import Image
 
 import models
 import options
+import registry
 import runs
 import train
 
@@ -56,6 +58,14 @@ def tiny(monkeypatch) -> str:
     """The name of a TwistNet of width 8, registered for this test."""
     monkeypatch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=dict(base_width=8)))
     return 'tiny'
+
+
+@pytest.fixture
+def small_benchmarks(monkeypatch) -> None:
+    """The benchmarks have the sizes of the small trees of trees.py."""
+    for key, (images, classes) in trees.SMALL_SIZE.items():
+        facts = {k: v for k, v in registry.DATASETS[key].items() if k != 'sizes'}
+        monkeypatch.setitem(registry.DATASETS, key, facts | dict(images=images, classes=classes))
 
 
 @pytest.fixture

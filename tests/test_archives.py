@@ -1,13 +1,22 @@
 """`python datasets.py prepare` and `check`, against a server on this machine that serves miniature archives."""
 
+import errno
 import hashlib
+import http.client
 import http.server
 import io
 import os
 import shutil
+import socket
+import ssl
+import struct
+import subprocess
+import sys
 import tarfile
 import threading
+import time
 import zipfile
+from unittest.mock import Mock
 
 import pytest
 import trees
@@ -31,20 +40,29 @@ class Server(http.server.SimpleHTTPRequestHandler):
             return
         data = path.read_bytes()
         begin = 0
+        if server.errors:
+            self.send_error(server.errors.pop(0))
+            return
         if server.ranges and (wanted := self.headers.get('Range')):
             begin = int(wanted.removeprefix('bytes=').removesuffix('-'))
             if begin >= len(data):
                 self.send_error(416)
                 return
             self.send_response(206)
+            self.send_header('Content-Range', f'bytes {begin}-{len(data) - 1}/{len(data)}')
         else:
             self.send_response(200)
-        self.send_header('Content-Length', str(len(data) - begin))
+        if server.length:
+            self.send_header('Content-Length', str(len(data) - begin))
         self.end_headers()
         body = data[begin:]
-        if server.cuts:
-            body = body[: server.cuts.pop(0)]
-        self.wfile.write(body)
+        cut = server.cuts.pop(0) if server.cuts else None
+        self.wfile.write(body[:cut])
+        if cut is not None and server.reset:  # RST instead of FIN, once the client has read
+            self.wfile.flush()
+            time.sleep(0.1)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+            self.connection.close()
 
     def log_message(self, *_):
         pass
@@ -54,7 +72,9 @@ class Server(http.server.SimpleHTTPRequestHandler):
 def server(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, 'WAIT', 0.0)
     httpd = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
-    httpd.folder, httpd.cuts, httpd.requests, httpd.ranges = tmp_path / 'served', [], [], True
+    httpd.folder, httpd.cuts, httpd.errors, httpd.requests = tmp_path / 'served', [], [], []
+    httpd.ranges, httpd.length, httpd.reset = True, True, False
+    httpd.handle_error = lambda *_: None  # a connection that was reset on purpose
     httpd.folder.mkdir()
     httpd.url = f'http://127.0.0.1:{httpd.server_port}'
     thread = threading.Thread(target=httpd.serve_forever, daemon=True)
@@ -100,16 +120,66 @@ def test_prepare_and_check(server, tmp_path, monkeypatch, key, capsys):
     datasets.main(datasets.get_args_parser().parse_args(['prepare', key, '--data_dir', str(tmp_path / 'data')]))
     assert capsys.readouterr().out.splitlines() == [f'{tmp_path / "data" / key} is whole']
     assert server.requests[1][1] == 'bytes=700-', 'the second connection goes on where the first broke'
-    assert check(key, tmp_path / 'data' / key) == []
+    assert check(key, tmp_path / 'data' / key) == ([], 0)
     assert sorted(os.listdir(tmp_path / 'data')) == sorted(['downloads', key])
-    with pytest.raises(DataError, match=r'exists; `python datasets\.py check'):
-        prepare(key, tmp_path / 'data')
+    # Again: nothing is fetched, the tree is verified.
+    count = len(server.requests)
+    datasets.main(datasets.get_args_parser().parse_args(['prepare', key, '--data_dir', str(tmp_path / 'data')]))
+    assert capsys.readouterr().out.splitlines() == [f'{tmp_path / "data" / key} is whole']
+    assert len(server.requests) == count
+
+
+def test_prepare_on_what_is_there_already(server, tmp_path, monkeypatch):
+    serve_archives(server, 'fmd', tmp_path, monkeypatch)
+    data = tmp_path / 'data'
+    (data / 'fmd').mkdir(parents=True)  # empty: taken over
+    prepare('fmd', data)
+    (data / 'fmd' / 'image' / 'material0' / 'material0_moderate_001_new.jpg').unlink()
+    with pytest.raises(DataError, match=rf'has 29 images, fmd has 30; move {data}/fmd away, and `python datasets.py'):
+        datasets.main(datasets.get_args_parser().parse_args(['prepare', 'fmd', '--data_dir', str(data)]))
+    shutil.rmtree(data / 'fmd')
+    (data / 'fmd').symlink_to(tmp_path / 'nowhere')
+    with pytest.raises(DataError, match=r'a link to .*nowhere, which is not there'):
+        prepare('fmd', data)
+    (data / 'fmd').unlink()
+    # What a broken attempt left is not mixed with what is unpacked now.
+    trees.put(data / 'fmd.partial' / 'image' / 'material0' / 'stale.jpg', trees.image_bytes('JPEG'))
+    prepare('fmd', data)
+    assert not list(data.rglob('stale.jpg'))
+    shutil.rmtree(data / 'fmd')
+    (tmp_path / 'precious').mkdir()
+    (data / 'fmd.partial').symlink_to(tmp_path / 'precious')
+    with pytest.raises(DataError, match='cannot be made'):
+        prepare('fmd', data)
+    assert os.listdir(tmp_path / 'precious') == []
+
+
+def test_two_preparations_at_once(server, tmp_path, monkeypatch):
+    serve_archives(server, 'fmd', tmp_path, monkeypatch)
+    lock = tmp_path / 'data' / 'downloads' / 'fmd.lock'
+    lock.parent.mkdir(parents=True)
+    hold = 'import fcntl, sys, time; f = open(sys.argv[1], "w"); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); '
+    hold += 'time.sleep(60)'
+    other = subprocess.Popen([sys.executable, '-c', hold, str(lock)], stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(DataError, match='is being prepared by another process'):
+        prepare('fmd', tmp_path / 'data')
+    other.kill()
+    other.communicate()
+    prepare('fmd', tmp_path / 'data')
 
 
 def test_real_checksums_and_addresses_are_those_of_the_sources():
-    digests = [md5 for entry in DATASETS.values() for _, md5 in entry.get('archives', [])]
-    assert len(digests) == 7
-    assert all(len(digest) == 32 and int(digest, 16) for digest in digests)
+    archives = {url.rsplit('/', 1)[-1]: md5 for entry in DATASETS.values() for url, md5 in entry.get('archives', [])}
+    assert archives == {
+        'dtd-r1.0.1.tar.gz': 'fff73e5086ae6bdbea199a49dfb8a4c1',
+        'FMD.zip': '0721ba72cd981aa9599a81bbfaaebd75',
+        'kth-tips2-b_col_200x200.tar': '00470a104a57f5a5be22cc8a0f234c4e',
+        'CUB_200_2011.tgz': '97eceeb196236b17998738112f37df78',
+        '102flowers.tgz': '52808999861908f626f3c1f4e79d11fa',
+        'imagelabels.mat': 'e0620be6f572b9609742df49c70aed4d',
+        'setid.mat': 'a5357ecc9cb78c4bef273ce3793fc85c',
+    }
     assert all(url.startswith('https://') for entry in DATASETS.values() for url, _ in entry.get('archives', []))
 
 
@@ -125,6 +195,24 @@ def test_fetch_resumes_retries_and_does_not_download_twice(server, tmp_path):
     count = len(server.requests)
     fetch(f'{server.url}/a.bin', md5, tmp_path / 'd')
     assert len(server.requests) == count
+    # More cuts than ATTEMPTS, each after something new.
+    server.cuts = [300] * 12
+    assert fetch(f'{server.url}/a.bin', md5, tmp_path / 'c').read_bytes() == data
+    # Connections that are reset: what has come is kept.
+    server.reset, server.cuts, count = True, [1000, 1000], len(server.requests)
+    assert fetch(f'{server.url}/a.bin', md5, tmp_path / 'g').read_bytes() == data
+    assert [wanted for _, wanted in server.requests[count:]] == [None, 'bytes=1000-', 'bytes=2000-']
+    server.reset = False
+    # A server in trouble, and one that does not say how long the file is.
+    server.errors = [503, 429]
+    assert fetch(f'{server.url}/a.bin', md5, tmp_path / 'h').read_bytes() == data
+    server.length = False
+    assert fetch(f'{server.url}/a.bin', md5, tmp_path / 'i').read_bytes() == data
+    server.length = True
+    # A file of another content under the name is kept aside.
+    (tmp_path / 'i' / 'a.bin').write_bytes(b'mine')
+    assert fetch(f'{server.url}/a.bin', md5, tmp_path / 'i').read_bytes() == data
+    assert (tmp_path / 'i' / 'a.bin.damaged').read_bytes() == b'mine'
     # A server without ranges begins again; a part that is whole already is only verified.
     (tmp_path / 'e').mkdir()
     (tmp_path / 'e' / 'a.bin.part').write_bytes(b'stale')
@@ -136,9 +224,9 @@ def test_fetch_resumes_retries_and_does_not_download_twice(server, tmp_path):
     assert fetch(f'{server.url}/a.bin', md5, tmp_path / 'f').read_bytes() == data
 
 
-def test_downloads_that_fail_are_one_line(server, tmp_path):
+def test_downloads_that_fail_are_one_line(server, tmp_path, monkeypatch):
     (server.folder / 'a.bin').write_bytes(b'abc' * 100)
-    with pytest.raises(DataError, match=r'its md5 is .*, not 0+; the file was deleted'):
+    with pytest.raises(DataError, match=r'its md5 is .*, not 0+; what came was deleted'):
         fetch(f'{server.url}/a.bin', '0' * 32, tmp_path / 'd')
     assert os.listdir(tmp_path / 'd') == []
     with pytest.raises(DataError, match='the server answers 404'):
@@ -146,10 +234,29 @@ def test_downloads_that_fail_are_one_line(server, tmp_path):
     server.cuts = [0] * 10
     with pytest.raises(DataError, match=r'cannot be fetched \(the connection was cut\); the same command goes on'):
         fetch(f'{server.url}/a.bin', '0' * 32, tmp_path / 'd')
+    server.cuts, server.ranges = [100] * 100, False  # a server that always begins again and never ends
+    with pytest.raises(DataError, match=r'cannot be fetched \(the connection was cut\)'):
+        fetch(f'{server.url}/a.bin', '0' * 32, tmp_path / 'g')
     server.cuts = []
+    (tmp_path / 'h').mkdir()
+    (tmp_path / 'h' / 'a.bin.part').write_bytes(b'x' * 301)  # more than this server sends, as a login page would
+    with pytest.raises(DataError, match=r'the server sends 300 bytes in all, where 301 are here already'):
+        fetch(f'{server.url}/a.bin', '0' * 32, tmp_path / 'h')
+    assert (tmp_path / 'h' / 'a.bin.part').stat().st_size == 301
+    server.ranges = True
+    for error in (OSError(113, 'No route to host'), ssl.SSLError(1, 'decryption failed')):
+        with monkeypatch.context() as patch:
+            patch.setattr(http.client.HTTPResponse, 'read1', Mock(side_effect=error))
+            with pytest.raises(DataError, match=r'cannot be fetched \(.*(No route|decryption)'):
+                fetch(f'{server.url}/a.bin', '0' * 32, tmp_path / 'i')
+    (tmp_path / 'file').touch()
+    with pytest.raises(DataError, match=r'file/d: cannot be written \(Not a directory\)$'):
+        fetch(f'{server.url}/a.bin', '0' * 32, tmp_path / 'file' / 'd')
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'a.bin.part').symlink_to('/dev/full')
-    with pytest.raises(DataError, match=r'a\.bin\.part: cannot be written \(No space left on device\)'):
+    with pytest.raises(
+        DataError, match=r'a\.bin\.part: cannot be written \(No space left on device\); free some space'
+    ):
         fetch(f'{server.url}/a.bin', '0' * 32, tmp_path / 'full')
     server.shutdown()
     server.server_close()
@@ -165,6 +272,15 @@ def test_archives_that_point_outside_or_are_damaged_are_refused(tmp_path):
         file.addfile(member, io.BytesIO(b'abc'))
     with pytest.raises(DataError, match=r'evil\.tar: refused, its member \.\./outside\.txt points outside'):
         unpack(evil, tmp_path / 'in')
+    for kind, target in ((tarfile.SYMTYPE, '/etc/passwd'), (tarfile.LNKTYPE, '../secret'), (tarfile.CHRTYPE, '')):
+        with tarfile.open(evil, 'w') as file:
+            member = tarfile.TarInfo('inside.txt')
+            member.type, member.linkname = kind, target
+            file.addfile(member)
+        with pytest.raises(
+            DataError, match=r'evil\.tar: refused, its member inside\.txt points outside or is no plain'
+        ):
+            unpack(evil, tmp_path / 'in')
     with zipfile.ZipFile(tmp_path / 'evil.zip', 'w') as file:
         file.writestr('a/../../outside.txt', 'abc')
     with pytest.raises(DataError, match=r'evil\.zip: refused'):
@@ -175,9 +291,23 @@ def test_archives_that_point_outside_or_are_damaged_are_refused(tmp_path):
         file.add(__file__, 'a.py')
     (tmp_path / 'torn.tgz').write_bytes((tmp_path / 'whole.tgz').read_bytes()[:-500])
     (tmp_path / 'text.bin').write_text('hello')
-    for name, words in (('torn.tgz', 'damaged'), ('text.bin', 'neither a tar nor a zip')):
+    with zipfile.ZipFile(tmp_path / 'torn.zip', 'w', zipfile.ZIP_DEFLATED) as file:
+        file.write(__file__, 'a.py')
+    whole = bytearray((tmp_path / 'torn.zip').read_bytes())
+    whole[200] ^= 0xFF
+    (tmp_path / 'torn.zip').write_bytes(whole)
+    for name, words in (('torn.tgz', 'damaged'), ('torn.zip', 'damaged'), ('text.bin', 'neither a tar nor a zip')):
         with pytest.raises(DataError, match=words):
             unpack(tmp_path / name, tmp_path / 'in')
+
+
+def test_a_disk_that_fills_while_unpacking(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as file:
+        file.writestr('a.txt', 'abc')
+    full = Mock(side_effect=OSError(errno.ENOSPC, 'No space left on device'))
+    monkeypatch.setattr(zipfile.ZipFile, 'extractall', full)
+    with pytest.raises(DataError, match=r'in: cannot be written \(No space left on device\); free some space'):
+        unpack(tmp_path / 'a.zip', tmp_path / 'in')
 
 
 def test_an_interrupted_preparation_leaves_no_half_tree(server, tmp_path, monkeypatch):
@@ -195,20 +325,23 @@ def test_an_interrupted_preparation_leaves_no_half_tree(server, tmp_path, monkey
     count = len(server.requests)
     prepare('fmd', tmp_path / 'data')
     assert len(server.requests) == count, 'the archive was there'
-    assert len(check('fmd', tmp_path / 'data' / 'fmd')) == 0
+    assert check('fmd', tmp_path / 'data' / 'fmd') == ([], 0)
 
 
 def test_check_finds_what_is_wrong(tmp_path, monkeypatch, capsys):
     trees.fmd(tmp_path / 'fmd', **trees.SMALL['fmd'])
     root = tmp_path / 'fmd' / 'image'
-    with pytest.raises(DataError, match='has 30 images, fmd has 1000'):
+    with pytest.raises(DataError, match='has 3 classes, by protocol fmd has 10'):
         check('fmd', tmp_path / 'fmd')
-    monkeypatch.setitem(DATASETS, 'fmd', {**DATASETS['fmd'], 'images': 30, 'classes': 3})
-    with pytest.raises(DataError, match=r'fold 1 has \(18, 6, 6\) images .* by protocol fmd has \(600, 200, 200\)'):
+    facts = {**DATASETS['fmd'], 'images': 31, 'classes': 3}
+    monkeypatch.setitem(DATASETS, 'fmd', facts)
+    with pytest.raises(DataError, match=r'has \(18, 6, 6\) images .* by protocol fmd has \(600, 200, 200\)'):
         check('fmd', tmp_path / 'fmd')
-    monkeypatch.setitem(DATASETS['fmd'], 'sizes', (18, 6, 6))
-    assert check('fmd', tmp_path / 'fmd') == []
-    assert 'fmd: 30 images of 3 classes decode; 5 folds; 0 duplicates' in capsys.readouterr().err
+    facts['sizes'] = (18, 6, 6)
+    with pytest.raises(DataError, match='has 30 images, fmd has 31'):
+        check('fmd', tmp_path / 'fmd')
+    facts['images'] = 30
+    assert check('fmd', tmp_path / 'fmd') == ([], 0)
 
     # The same pixels twice: in one class as another file, and in two classes.
     names = ['material0_moderate_001_new.jpg', 'material0_moderate_002_new.jpg']
@@ -217,10 +350,20 @@ def test_check_finds_what_is_wrong(tmp_path, monkeypatch, capsys):
     shutil.copy(
         root / 'material1' / 'material1_moderate_001_new.jpg', root / 'material2' / 'material2_moderate_001_new.jpg'
     )
-    notes = check('fmd', tmp_path / 'fmd')
+    notes, leaks = check('fmd', tmp_path / 'fmd')
     assert len(notes) == 2
     assert names[0] in notes[0]
-    assert 'different subsets of fold' in notes[0] or 'one subset of every fold' in notes[0]
+    place = [
+        {p: s for s in datasets.SUBSETS for p, _ in getattr(datasets.load_splits('fmd', root, f), s)}
+        for f in range(1, 6)
+    ]
+    pairs = [note.split(': ')[1].split(', in ')[0].split(' and ') for note in notes]
+    for note, pair in zip(notes, pairs):
+        apart = [fold for fold in range(1, 6) if place[fold - 1][pair[0]] != place[fold - 1][pair[1]]]
+        assert note.endswith(
+            f'in two subsets of fold {", ".join(map(str, apart))}' if apart else 'one subset of every fold'
+        )
+    assert leaks == sum('two subsets' in note for note in notes)
     assert any('in two classes' in note and 'material2_moderate_001_new.jpg' in note for note in notes)
 
     broken = root / 'material1' / 'material1_moderate_003_new.jpg'
@@ -231,12 +374,20 @@ def test_check_finds_what_is_wrong(tmp_path, monkeypatch, capsys):
 
 def test_check_knows_folders_without_a_size_of_their_own(tmp_path):
     trees.fmd(tmp_path, **trees.SMALL['fmd'])
-    assert check('folder', tmp_path / 'image') == []
+    assert check('folder', tmp_path / 'image') == ([], 0)
     for subset in datasets.SUBSETS:
         shutil.copytree(tmp_path / 'image', tmp_path / 'split' / subset)
-    notes = check('folder', tmp_path / 'split')
-    assert len(notes) == 60
-    assert all('different subsets of fold 1' in note for note in notes)
+    notes, leaks = check('folder', tmp_path / 'split')
+    assert len(notes) == leaks == 60
+    assert all('in two subsets of fold 1' in note for note in notes)
+    with pytest.raises(DataError, match='60 images stand in two subsets of a fold'):
+        datasets.main(datasets.get_args_parser().parse_args(['check', 'folder', '--data_dir', str(tmp_path / 'split')]))
+    # Images of one colour and other sizes have the same bytes, but are not the same.
+    for i, size in enumerate([(8, 4), (4, 8), (2, 16), (16, 2), (32, 1)]):
+        for c in ('a', 'b'):
+            (tmp_path / 'plain' / c).mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', size, (200, 0, 0) if c == 'a' else (0, 0, 200)).save(tmp_path / 'plain' / c / f'{i}.png')
+    assert check('folder', tmp_path / 'plain') == ([], 0)
     tree = tmp_path / 'dtd'
     trees.dtd(tree, **trees.SMALL['dtd'])
     (tree / 'dtd' / 'labels' / 'train10.txt').unlink()

@@ -1,5 +1,6 @@
 """The five benchmarks: their splits on full-size trees, every accepted layout, and training on each."""
 
+import functools
 import hashlib
 import os
 import random
@@ -10,6 +11,7 @@ import pytest
 import trees
 from conftest import finish, start
 from PIL import Image
+from scipy.io import savemat
 
 import datasets
 import options
@@ -74,11 +76,26 @@ def test_splits_are_the_same_on_every_machine(full, key, expected):
     assert hashlib.sha256('\n'.join(lines).replace(os.sep, '/').encode()).hexdigest()[:16] == expected
 
 
+class Entries(list):
+    """What os.scandir gives can be a context."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def shuffled(real, path):
+    entries = list(real(path))
+    return Entries(random.Random(7).sample(entries, len(entries)))
+
+
 @pytest.mark.parametrize('key', KEYS)
 def test_the_order_of_the_file_system_does_not_matter(full, key, monkeypatch):
     before = load_splits(key, full / key, 2)
-    real = os.listdir
-    monkeypatch.setattr(os, 'listdir', lambda path: random.Random(7).sample(real(path), len(real(path))))
+    for name in ('listdir', 'scandir'):
+        monkeypatch.setattr(os, name, functools.partial(shuffled, getattr(os, name)))
     assert load_splits(key, full / key, 2) == before
 
 
@@ -140,7 +157,7 @@ def test_a_large_tree_is_indexed_in_two_seconds_without_opening_an_image(tmp_pat
 
 
 @pytest.mark.parametrize('key', KEYS)
-def test_every_layout_is_accepted_and_means_the_same(tmp_path, key):
+def test_every_layout_is_accepted_and_means_the_same(tmp_path, small_benchmarks, key):
     trees.MAKE[key](tmp_path / 'data' / key, **trees.SMALL[key], empty=True)
     root = tmp_path / 'data' / key
     inner = {'dtd': 'dtd', 'fmd': 'image', 'kth_tips2': 'KTH-TIPS2-b', 'cub200': 'CUB_200_2011', 'flowers102': '.'}[key]
@@ -153,7 +170,7 @@ def test_every_layout_is_accepted_and_means_the_same(tmp_path, key):
 
 
 @pytest.mark.parametrize('key', KEYS)
-def test_training_starts_on_every_benchmark(tmp_path, tiny, key):
+def test_training_starts_on_every_benchmark(tmp_path, tiny, small_benchmarks, key):
     root = tmp_path / 'data' / key
     trees.MAKE[key](root, **trees.SMALL[key])
     size = ['--img_size', '32', '--epochs', '1', '--warmup_epochs', '0', '--batch_size', '8', '--num_workers', '0']
@@ -192,21 +209,105 @@ def test_kth_has_no_fifth_fold(tmp_path):
         ('flowers102', 'jpg/image_00030.jpg', r'image_00030\.jpg: listed in setid\.mat but missing'),
     ],
 )
-def test_half_a_tree_is_one_line_with_the_way_out(tmp_path, key, remove, words):
+def test_half_a_tree_is_one_line_with_the_way_out(tmp_path, small_benchmarks, key, remove, words):
     trees.MAKE[key](tmp_path, **trees.SMALL[key], empty=True)
     os.rename(tmp_path / remove, tmp_path / 'away')
     with pytest.raises(DataError, match=words) as caught:
         load_splits(key, tmp_path, 1)
     assert '\n' not in str(caught.value)
-    if remove not in ('dtd/labels/val1.txt', 'image'):
-        assert f'`python datasets.py prepare {key} --data_dir data` fetches it' in str(caught.value)
+    if remove != 'dtd/labels/val1.txt':
+        way_out = f'; move {tmp_path} away, and `python datasets.py prepare {key} --data_dir {tmp_path.parent}` makes'
+        assert way_out in str(caught.value)
 
 
-def test_a_damaged_mat_file_and_tables_that_disagree(tmp_path):
+@pytest.mark.parametrize(
+    ('key', 'remove', 'words'),
+    [
+        (
+            'fmd',
+            ['image/material0/material0_moderate_001_new.jpg'],
+            r'has \(599, 200, 200\) images|has \(600, \d+, \d+\)',
+        ),
+        ('fmd', ['image/material9'], 'has 9 classes, by protocol fmd has 10'),
+        ('kth_tips2', ['KTH-TIPS2-b/stuff_01/sample_d/25d-scale_2_im_1_col.png'], r'has \(3212, 352, 1187\) images'),
+        ('kth_tips2', ['KTH-TIPS2-b/stuff_05'], 'has 10 classes, by protocol kth_tips2 has 11'),
+    ],
+)
+def test_a_tree_without_lists_that_is_not_whole_does_not_train(tmp_path, full, key, remove, words):
+    # Such trees have no list of their files: what is missing would only make another, smaller split.
+    for name in remove:
+        os.rename(full / key / name, tmp_path / 'away')
+        with pytest.raises(DataError, match=words):
+            load_splits(key, full / key, 1)
+        os.rename(tmp_path / 'away', full / key / name)
+    load_splits(key, full / key, 1)
+
+
+def test_lists_of_dtd_that_were_cut_are_not_taken_for_another_tree(full):
+    labels = full / 'dtd' / 'dtd' / 'labels'
+    whole = (labels / 'test3.txt').read_text()
+    (labels / 'test3.txt').write_text(''.join(whole.splitlines(True)[:100]))
+    with pytest.raises(DataError, match=r'has \(1880, 1880, 100\) images'):
+        load_splits('dtd', full / 'dtd', 3)
+    (labels / 'test3.txt').write_text(whole)
+    load_splits('dtd', full / 'dtd', 3)
+
+
+def test_hidden_and_foreign_entries_are_passed_over(tmp_path, small_benchmarks):
+    for key in ('kth_tips2', 'fmd'):
+        trees.MAKE[key](tmp_path / key, **trees.SMALL[key], empty=True)
+    before = load_splits('kth_tips2', tmp_path / 'kth_tips2', 1), load_splits('fmd', tmp_path / 'fmd' / 'image', 1)
+    trees.put(tmp_path / 'kth_tips2' / 'KTH-TIPS2-b' / 'stuff_00' / 'sample_a' / '._22a-scale_2_im_1_col.png', b'x')
+    trees.put(tmp_path / 'kth_tips2' / 'KTH-TIPS2-b' / '__MACOSX' / 'a.txt', b'x')
+    trees.put(tmp_path / 'fmd' / 'image' / 'material0' / '._a.jpg', b'x')
+    os.rename(tmp_path / 'fmd' / 'mask', tmp_path / 'fmd' / 'image' / 'mask')  # data/fmd/<class> beside data/fmd/mask
+    after = load_splits('kth_tips2', tmp_path / 'kth_tips2', 1), load_splits('fmd', tmp_path / 'fmd' / 'image', 1)
+    assert before == after
+
+
+def test_a_damaged_mat_file_and_tables_that_disagree(tmp_path, small_benchmarks):
     trees.flowers102(tmp_path, **trees.SMALL['flowers102'], empty=True)
     (tmp_path / 'setid.mat').write_bytes(b'no matlab file, but long enough to be taken for one' * 10)
     with pytest.raises(DataError, match=r'setid\.mat: damaged'):
         load_splits('flowers102', tmp_path, 1)
+    trees.flowers102(tmp_path / 'f', **trees.SMALL['flowers102'], empty=True)
+    for name in ('setid.mat', 'imagelabels.mat'):
+        whole = (tmp_path / 'f' / name).read_bytes()
+        for length in range(0, len(whole) - 1, 3):
+            (tmp_path / 'f' / name).write_bytes(whole[:length])
+            with pytest.raises(DataError, match=rf'{name[:-4]}\.mat: damaged'):
+                load_splits('flowers102', tmp_path / 'f', 1)
+        (tmp_path / 'f' / name).write_bytes(whole)
+    savemat(tmp_path / 'f' / 'imagelabels.mat', {'labels': np.array([[1, 2, 3]], np.uint8)})
+    with pytest.raises(DataError, match=r'setid\.mat: damaged, \d+ is not from 1 to 3'):
+        load_splits('flowers102', tmp_path / 'f', 1)
+
+
+@pytest.mark.parametrize(
+    ('table', 'old', 'new', 'words'),
+    [
+        ('images', '\n7 ', '\n7', "images.txt: '7"),
+        ('images', '\n7 ', '\n6 ', 'images.txt: '),
+        ('image_class_labels', '\n7 1\n', '\n7 x\n', "image_class_labels.txt: line '7 x' cannot be"),
+        ('image_class_labels', '\n7 1\n', '\n7 0\n', "image_class_labels.txt: line '7 0' cannot be"),
+        ('image_class_labels', '\n7 1\n', '\n7 4\n', "image_class_labels.txt: line '7 4' cannot be"),
+        ('train_test_split', '\n7 1\n', '\n7 7\n', "train_test_split.txt: line '7 7' cannot be"),
+        ('classes', '\n2 ', '\n5 ', 'classes.txt: does not number'),
+        ('classes', '\n3 003.Bird_3', '', "image_class_labels.txt: line '3 3' cannot be"),
+    ],
+)
+def test_a_damaged_table_of_cub_is_named(tmp_path, small_benchmarks, table, old, new, words):
+    trees.cub200(tmp_path, **trees.SMALL['cub200'], empty=True)
+    path = tmp_path / 'CUB_200_2011' / f'{table}.txt'
+    assert path.read_text().count(old) == 1
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(DataError) as caught:
+        load_splits('cub200', tmp_path, 1)
+    assert words in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_tables_of_cub_that_disagree(tmp_path, small_benchmarks):
     trees.cub200(tmp_path / 'cub', **trees.SMALL['cub200'], empty=True)
     table = tmp_path / 'cub' / 'CUB_200_2011' / 'image_class_labels.txt'
     table.write_text(''.join(table.read_text().splitlines(True)[:-1]))
@@ -218,6 +319,8 @@ def test_sixteen_bit_and_other_modes_keep_their_colours(tmp_path):
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(ramp).save(tmp_path / 'deep.png')
     assert np.array_equal(np.asarray(open_image(str(tmp_path / 'deep.png')))[..., 0], ramp >> 8)
+    Image.fromarray(np.full((8, 8), 200, np.int32)).save(tmp_path / 'eight.tif')
+    assert (np.asarray(open_image(str(tmp_path / 'eight.tif'))) == 200).all(), '32 bits a pixel that hold eight'
     red = Image.new('RGB', (8, 8), (200, 30, 40))
     for mode, suffix in (('CMYK', 'tif'), ('P', 'png'), ('RGBA', 'png'), ('RGB', 'png')):
         path = tmp_path / f'{mode}.{suffix}'
