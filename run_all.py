@@ -32,8 +32,6 @@ from registry import DATASETS
 from runs import RunError
 
 TRAIN = Path(__file__).resolve().parent / 'train.py'
-LOG = 'train.log'  # in each run folder: what train.py said, each time after a line that begins with HEADER
-HEADER = '--- '
 FOREIGN = 'another configuration'
 POLL = 0.2  # seconds between two looks at the children
 BUSY_POLL = 5.0  # seconds between two looks at runs that other processes make
@@ -74,6 +72,14 @@ def parse_names(text: str) -> list[str]:
     if not names:
         raise argparse.ArgumentTypeError('names nothing')
     return list(dict.fromkeys(names))
+
+
+def parse_pairs(text: str) -> dict[str, str]:
+    """'a=1,b=2' is {'a': '1', 'b': '2'}."""
+    pairs = [pair.strip().partition('=') for pair in text.split(',')]
+    if wrong := [name for name, equals, value in pairs if not (name and equals and value)]:
+        raise argparse.ArgumentTypeError(f"'{wrong[0]}' is not of the form NAME=VALUE")
+    return {name.removeprefix('--'): value for name, _, value in pairs}
 
 
 def honest_folds(dataset: str, folds: list[int]) -> list[int]:
@@ -202,7 +208,9 @@ class Grid:
                 elif runs.is_claimed(run.folder):
                     self.elsewhere.append(run)
                 else:
-                    self.children[slot] = run, start(run, self.environment(slot))
+                    # In a session of its own, so that Ctrl-C reaches us alone.
+                    child = runs.start(run.folder, run.command, self.environment(slot), start_new_session=True)
+                    self.children[slot] = run, child
 
     def environment(self, slot: int) -> dict[str, str]:
         """That of a child: its share of the cores, unless the user has said how many, and its GPU."""
@@ -224,7 +232,7 @@ class Grid:
                 self.elsewhere.append(run)
             else:
                 self.failed.append(run)
-                say(f'failed: {run.folder.name} ({describe_exit(code)}), see {run.folder / LOG}')
+                say(f'failed: {run.folder.name} ({describe_exit(code)}), see {run.folder / runs.LOG}')
 
     def done(self, run: Run) -> None:
         self.complete += 1
@@ -256,27 +264,6 @@ class Grid:
             time.sleep(POLL)
 
 
-def start(run: Run, environment: dict[str, str]) -> subprocess.Popen:
-    """train.py in a session of its own, so that Ctrl-C reaches us alone; what it says is appended to its log."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with open(run.folder / LOG, 'a') as log:
-        log.write(f'{HEADER}{time.strftime("%Y-%m-%d %H:%M:%S")} {shlex.join(run.command)}\n')
-        log.flush()
-        return subprocess.Popen(
-            run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
-
-
-def last_words(run: Run, lines: int = 3) -> list[str]:
-    """The last lines of a run's log, of its last start."""
-    try:
-        said = (run.folder / LOG).read_text(errors='replace').replace('\r', '\n').splitlines()
-    except OSError as error:
-        return [f'{run.folder / LOG}: cannot be read ({error.strerror})']
-    begin = max((i for i, line in enumerate(said) if line.startswith(HEADER)), default=-1)
-    return [line for line in said[begin + 1 :] if line.strip()][-lines:]
-
-
 def describe_exit(code: int) -> str:
     return f'exit code {code}' if code >= 0 else f'killed by {signal.Signals(-code).name}'
 
@@ -303,6 +290,14 @@ def add_grid_args(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--dry_run', action='store_true', help='print the plan and stop')
     parser.add_argument('--jobs', type=int, help='runs at once; by default one, or one for each of --gpus')
     parser.add_argument('--gpus', type=parse_names, help='devices to share, such as 0,1 (as in CUDA_VISIBLE_DEVICES)')
+    parser.add_argument('--launcher', choices=('local', 'slurm'), default='local', help='slurm: --jobs tasks at once')
+    parser.add_argument(
+        '--slurm',
+        type=parse_pairs,
+        default={},
+        metavar='NAME=VALUE,..',
+        help='long options of sbatch, such as partition=gpu,gres=gpu:1,cpus-per-task=4,time=600 (in minutes)',
+    )
     parser.add_argument('--force', action='store_true', help='discard the runs of this grid and start again')
 
 
@@ -341,10 +336,12 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     if args.dry_run or not todo:
         return
     check_data(args)
+    if args.launcher == 'slurm':
+        return submit(args, todo)
     work = Grid(todo, len(grid) - len(todo), args)
     work.run()
     for run in work.failed:
-        print(f'\nfailed: {run.folder / LOG}', *last_words(run), sep='\n    ', file=sys.stderr)
+        print(f'\nfailed: {run.folder / runs.LOG}', *runs.last_words(run.folder), sep='\n    ', file=sys.stderr)
     if work.signals:
         again = 'the same command without --force' if args.force else 'the same command'
         say(f'stopped with {work.complete} of {work.total} runs complete; {again} goes on')
@@ -352,6 +349,17 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     if work.failed:
         raise RunError(f'{len(work.failed)} of {work.total} runs failed; the same command tries them again')
     say(f'{work.total} runs complete; `python summarize_runs.py --run_dir {args.run_dir}` makes a table of them')
+
+
+def submit(args: argparse.Namespace, todo: list[Run]) -> None:
+    """Hand the grid to SLURM, and leave."""
+    try:
+        import slurm  # needs submitit, which nothing else does
+    except ModuleNotFoundError as error:
+        raise RunError(f'--launcher slurm needs {error.name}: pip install {error.name}') from error
+    jobs = slurm.submit([(run.folder, run.command) for run in todo], args.run_dir / 'slurm', args.jobs, args.slurm)
+    print(*jobs, sep='\n')
+    say(f'{len(jobs)} runs submitted; the same command with --dry_run shows how far they are')
 
 
 def check_data(args: argparse.Namespace) -> None:

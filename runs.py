@@ -7,18 +7,22 @@ RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
     best.pt        the weights with the best validation accuracy
     results.json   written last: its presence means that the run is complete
     .lock          locked while a process makes the run
+    train.log      what train.py said, where run_all.py started it
 """
 
 import fcntl
 import hashlib
 import json
 import os
+import shlex
 import socket
 import subprocess
 import time
 from pathlib import Path
 
 BUSY = 75  # exit code of train.py where another process makes this run (EX_TEMPFAIL of sysexits.h)
+LOG = 'train.log'
+HEADER = '--- '  # begins the line before each start in LOG
 RUN_FILES = ('config.json', 'log.jsonl', 'last.pt', 'best.pt', 'results.json')
 
 
@@ -160,6 +164,25 @@ def _try_lock(file) -> bool:
     except OSError as error:
         raise RunError(f'{file.name}: this file system has no locks ({error.strerror}); take another one') from error
     return True
+
+
+def start(folder: Path, command: list[str], environment: dict[str, str], **popen) -> subprocess.Popen:
+    """Start a command that makes the run in a folder; what it says is appended to the folder's LOG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOG, 'a') as log:
+        log.write(f'{HEADER}{time.strftime("%Y-%m-%d %H:%M:%S")} {shlex.join(command)}\n')
+        log.flush()
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, **popen)
+
+
+def last_words(folder: Path, lines: int = 3) -> list[str]:
+    """The last lines of a folder's LOG, since its last start."""
+    try:
+        said = (folder / LOG).read_text(errors='replace').replace('\r', '\n').splitlines()
+    except OSError as error:
+        return [f'{folder / LOG}: cannot be read ({error.strerror})']
+    begin = max((i for i, line in enumerate(said) if line.startswith(HEADER)), default=-1)
+    return [line for line in said[begin + 1 :] if line.strip()][-lines:]
 
 
 def digest(data: bytes) -> str:

@@ -242,11 +242,13 @@ def _compare(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:
     for model in table.models:
         if (dataset, model) not in table.rows:
             table.notes.append(f'{label}: no complete run of {model_label(model)}')
+    lacking = defaultdict(list)
     for row in rows:
         row.missing = sorted(expected - row.accuracies.keys())
-        if row.missing:
-            listed = ', '.join(f'fold {fold} seed {seed}' for fold, seed in row.missing)
-            table.notes.append(f'{label}: {model_label(row.model)} lacks {listed}')
+        lacking[', '.join(f'fold {fold} seed {seed}' for fold, seed in row.missing)].append(model_label(row.model))
+    for cells, names in lacking.items():
+        if cells:
+            table.notes.append(f'{label}: {", ".join(names)} {"lack" if names[1:] else "lacks"} {cells}')
     if len({frozenset(row.accuracies) for row in rows}) > 1:
         table.notes.append(f'{label}: the models have different folds or seeds, so none is ranked or compared')
         return

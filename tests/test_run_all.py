@@ -143,7 +143,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_listed(tmp_path):
     assert (code, out) == (1, '')
     assert len(lines_of(tmp_path, 'made')) == 4
     for model in ('resnet18', 'twistnet18'):
-        log = tmp_path / f'synthetic_fold4_{model}_seed42' / run_all.LOG
+        log = tmp_path / f'synthetic_fold4_{model}_seed42' / runs.LOG
         assert f'failed: {log}\n    some words\n    the cause\n' in err
     assert err.splitlines()[-1] == 'run_all.py: error: 2 of 6 runs failed; the same command tries them again'
     assert 'Traceback' not in err

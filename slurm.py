@@ -1,0 +1,103 @@
+"""A grid as a SLURM job array, through submitit: what run_all.py --launcher slurm does.
+
+Each task of the array makes one run. When SLURM preempts it, requeues it or tells it that its time is up, train.py stops
+and the task is queued again; train.py then goes on from the last whole epoch and ends in the same bits.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+
+import submitit
+
+import runs
+from runs import RunError
+
+WARN_BEFORE = 120  # seconds before the end of its time that a task is told; train.py needs a few
+
+
+class Task:
+    """Makes one run inside a job of SLURM; submitit asks for a class with `checkpoint`.
+
+    Args:
+        folder: the run folder.
+        command: makes the run, or goes on with it.
+    """
+
+    def __init__(self, folder: Path, command: list[str]):
+        self.folder, self.command = folder, command
+
+    def __call__(self) -> None:
+        heard = []
+
+        def stop(number: int, _) -> None:
+            heard.append(number)
+            if number == signal.SIGUSR2:
+                child.terminate()  # SIGTERM it gets from SLURM, as we do
+
+        # The warning goes to every process of the job, and would kill one that does not expect it.
+        of_submitit = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        environment = {'OMP_NUM_THREADS': os.environ.get('SLURM_CPUS_PER_TASK', '1'), **os.environ}
+        child = runs.start(self.folder, self.command, environment)
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, stop)
+        code = child.wait()
+        if code == runs.BUSY:
+            print(f'{self.folder}: being made elsewhere')
+        elif code and heard:
+            job = submitit.JobEnvironment().raw_job_id
+            squeue = ['squeue', '--noheader', '--jobs', job, '--format', '%T']
+            state = subprocess.run(squeue, capture_output=True, text=True).stdout.strip()
+            if state in ('RUNNING', 'SIGNALING'):  # out of time, or preempted with grace: SLURM will not requeue it
+                of_submitit(signal.SIGUSR2, None)  # calls checkpoint, requeues the job and exits
+            os._exit(
+                128 + signal.SIGTERM
+            )  # SLURM is ending the job and will start it again: no result, not even an error
+        elif code:
+            raise subprocess.CalledProcessError(code, self.command)
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What to submit after a time-out: the same task."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def submit(tasks: list[tuple[Path, list[str]]], folder: Path, at_once: int, sbatch: dict[str, str]) -> list[str]:
+    """Submit an array of runs.
+
+    Args:
+        tasks: run folder and command of each.
+        folder: for submitit's files and the output of the jobs.
+        at_once: tasks that may run at the same time.
+        sbatch: long options of sbatch by name; `time` in minutes.
+
+    Returns:
+        the jobs' numbers.
+
+    Raises:
+        RunError: there is no sbatch, or it refuses.
+    """
+    options = {name.replace('-', '_'): value for name, value in sbatch.items()}
+    minutes = options.pop('time', '60')
+    if not minutes.isdigit() or int(minutes) < 1:
+        raise RunError(f'--slurm time={minutes}: must be a number of minutes')
+    folder.mkdir(parents=True, exist_ok=True)
+    here = shlex.quote(str(Path(__file__).resolve().parent))
+    try:
+        # A run may be interrupted as often as it likes: it goes on each time.
+        executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=1_000_000)
+        executor.update_parameters(
+            job_name='twistnet',
+            time=int(minutes),
+            signal_delay_s=min(WARN_BEFORE, 20 * int(minutes)),
+            array_parallelism=at_once,
+            stderr_to_stdout=True,
+            setup=[f'export PYTHONPATH={here}:$PYTHONPATH'],  # where the job finds this file
+            additional_parameters=dict(requeue=True, **options),
+        )
+        with executor.batch():
+            jobs = [executor.submit(Task(run.resolve(), command)) for run, command in tasks]
+    except (RuntimeError, submitit.core.utils.FailedJobError) as error:  # no sbatch; sbatch's refusal
+        raise RunError(f'SLURM: {" ".join(str(error).split())}') from error
+    return [job.job_id for job in jobs]

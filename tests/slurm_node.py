@@ -1,0 +1,149 @@
+"""Start a real one-node SLURM (munged, slurmctld, slurmd) in a folder, for tests; stop it on exit.
+
+From Python:   with slurm_node(folder) as env: subprocess.run(["sbatch", ...], env=env)
+From a shell:  python slurm_node.py FOLDER -- COMMAND ARGS...
+It needs root and Debian's packages slurm-wlm and munge, and writes only in the folder.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+INSTALL = 'apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge'
+START_LIMIT_S = 30
+KILL_WAIT_S = 5  # from SIGTERM to SIGKILL, for a job requeued, cancelled or out of time
+LONGEST_FOLDER = 70  # a UNIX socket's path has at most 107 bytes; slurmstepd's adds 35 to the folder's
+
+# cred_expire is also what a requeued job waits before it starts again: 120 s by default, 5 at least.
+CONF = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser=root
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+MailProg=/bin/true
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=sched_interval=1,bf_interval=1
+SlurmdParameters=config_overrides
+JobRequeue=1
+KillWait={kill_wait}
+NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory={memory}
+PartitionName=main Nodes=node Default=YES MaxTime=INFINITE
+"""
+
+
+def check_host(folder: Path, path: str) -> None:
+    missing = [name for name in ('munged', 'slurmctld', 'slurmd') if not shutil.which(name, path=path)]
+    if missing:
+        raise RuntimeError(f'{", ".join(missing)} not installed; run: {INSTALL}')
+    if os.geteuid() != 0:
+        raise RuntimeError('slurmd must be started by root')
+    if len(os.fsencode(folder)) > LONGEST_FOLDER:
+        raise RuntimeError(f"folder's path too long for sockets (over {LONGEST_FOLDER} bytes): {folder}")
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(('127.0.0.1', 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]
+
+
+def output(command: list[str], env: dict[str, str]) -> str:
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    return done.stdout.strip()
+
+
+def wait_for(what: str, ready: Callable[[], bool], daemons: list[subprocess.Popen], folder: Path) -> None:
+    limit = time.monotonic() + START_LIMIT_S
+    while not ready():
+        dead = [daemon.args[0] for daemon in daemons if daemon.poll() is not None]
+        if dead or time.monotonic() > limit:
+            why = f'{dead[0]} stopped' if dead else f'none in {START_LIMIT_S} s'
+            logs = [f'--- {log}\n{log.read_text(errors="replace")[-2000:]}' for log in folder.glob('*.log')]
+            raise RuntimeError('\n'.join([f'SLURM did not start: waiting for {what}: {why}', *logs]))
+        time.sleep(0.1)
+
+
+def kill_leftovers(conf: Path) -> None:
+    """Kill whatever still has our SLURM_CONF in its environment: slurmstepds and jobs' orphans."""
+    mark = f'SLURM_CONF={conf}'.encode()
+    for entry in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if int(entry.name) != os.getpid() and mark in (entry / 'environ').read_bytes().split(b'\0'):
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def slurm_node(folder: Path) -> Iterator[dict[str, str]]:
+    """A running node of 2 CPUs; yields the whole environment to run sbatch, squeue, scontrol... in."""
+    folder, path = folder.resolve(), os.environ.get('PATH', '') + ':/usr/sbin:/usr/bin'
+    check_host(folder, path)
+    for made in (folder, folder / 'state', folder / 'spool'):
+        made.mkdir(mode=0o755, parents=True, exist_ok=True)
+    (folder / 'munge.key-file').touch(mode=0o600)
+    (folder / 'munge.key-file').write_bytes(os.urandom(128))
+    conf, host = folder / 'slurm.conf', socket.gethostname().split('.')[0]
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 2**20
+    values = {'host': host, 'ports': free_ports(2), 'memory': memory, 'kill_wait': KILL_WAIT_S}
+    conf.write_text(CONF.format(folder=folder, **values))
+    others = ('SLURM', 'SBATCH', 'SRUN', 'SQUEUE', 'SINFO', 'SCANCEL')  # another cluster's, or an outer job's
+    env = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    env |= {'SLURM_CONF': str(conf), 'PATH': path}
+    daemons: list[subprocess.Popen] = []
+
+    def start(*command: str) -> None:
+        with (folder / f'{command[0]}.log').open('ab') as log:  # its own session: Ctrl-C must not reach it
+            streams = {'stdin': subprocess.DEVNULL, 'stdout': log, 'stderr': log}
+            daemons.append(subprocess.Popen(command, env=env, start_new_session=True, **streams))
+
+    try:
+        options = [f'--{x}={folder}/munge.{x}' for x in ('socket', 'key-file', 'pid-file', 'seed-file')]
+        start('munged', '--foreground', '--force', *options)  # --force: else it refuses pytest's 0700 folders
+        wait_for("munged's socket", (folder / 'munge.socket').exists, daemons, folder)
+        start('slurmctld', '-D', '-c', '-i', '-f', str(conf))
+        start('slurmd', '-D', '-f', str(conf))
+        wait_for('an idle node', lambda: output(['sinfo', '-ho%T'], env) == 'idle', daemons, folder)
+        yield env
+    finally:
+        if len(daemons) == 3 and all(daemon.poll() is None for daemon in daemons):
+            output(['scancel', '--partition=main'], env)
+            limit = time.monotonic() + KILL_WAIT_S + 5
+            while time.monotonic() < limit and output(['squeue', '-h'], env):
+                time.sleep(0.2)
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        kill_leftovers(conf)
+
+
+def main() -> int:
+    if len(sys.argv) < 4 or sys.argv[2] != '--':
+        sys.exit(f'usage: {sys.argv[0]} FOLDER -- COMMAND ARGS...')
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with slurm_node(Path(sys.argv[1])) as env:
+            return subprocess.run(sys.argv[3:], env=env, check=False).returncode
+    except RuntimeError as error:
+        sys.exit(f'slurm_node: {error}')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
