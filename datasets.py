@@ -226,7 +226,6 @@ def folder_splits(root: Path, fold: int) -> Splits:
 def fmd_splits(root: Path, fold: int) -> Splits:
     """image/<class>/*.jpg as the archive unpacks, or <class>/*.jpg. Masks carry the same names and are never read."""
     files = _list_classes(root / 'image' if (root / 'image').is_dir() else root)
-    files.pop('mask', None)
     return partition(files, fold, str(root))
 
 

@@ -593,8 +593,10 @@ def cli(argv: list[str] | None = None) -> None:
             sys.exit(1)
         # An error from a loader process arrives with that process's traceback; the last line is the message.
         message = str(error).strip().splitlines()[-1].removeprefix('archives.DataError: ')
-        print(f'train.py: error: {message}', file=sys.stderr)
-        sys.exit(BUSY if isinstance(error, RunBusy) else 1)
+        if isinstance(error, RunBusy):
+            print(f'train.py: error: {message}', file=sys.stderr)
+            sys.exit(BUSY)
+        sys.exit(f'train.py: error: {message}')
     except KeyboardInterrupt as stop:
         again = 'the same command without --force' if args.force else 'the same command'
         say(f'stopped; {again} goes on from the last whole epoch')

@@ -5,12 +5,13 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import argv_of, finish, make_dtd, run, start, write_image
+from conftest import ROOT, argv_of, finish, make_dtd, run, start, write_image
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ import models
 import options
 import runs
 import train
+from compute_flops import measure
 from models import build_model
 from runs import RunError
 from train import EvalBatches, TrainBatches, lr_at
@@ -42,7 +44,7 @@ def outcome(folder: Path) -> tuple:
 def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     folder, results = run(tree, tmp_path / 'runs', '--seed', '7')
     assert folder == tmp_path / 'runs' / 'dtd_fold1_tiny_seed7'
-    assert sorted(os.listdir(folder)) == ['best.pt', 'config.json', 'log.jsonl', 'results.json']
+    assert sorted(os.listdir(folder)) == ['.lock', 'best.pt', 'config.json', 'log.jsonl', 'results.json']
 
     config = runs.read_json(folder / 'config.json')
     parsed = vars(options.parse_args(argv_of(tree, tmp_path / 'runs', '--seed', '7')))
@@ -66,6 +68,8 @@ def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     assert runs.read_json(folder / 'results.json') == results
     assert expected.items() <= results.items()
     assert {'test_acc', 'test_loss', 'test_acc_last', 'params_M', 'seconds'} < results.keys()
+    size = measure('tiny', 3, 32)
+    assert (results['params_M'], results['macs_G']) == (size['params_M'], size['macs_G'])
 
     best = models.read_checkpoint(folder / 'best.pt')
     assert best.keys() == {'model', 'num_classes', 'classes', 'epoch', 'val_acc', 'state_dict', 'transform'}
@@ -235,7 +239,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tree, tmp_pat
         assert not (folder / 'results.json').exists()
     code, _, err = finish(start('train.py', *arguments))
     assert code == 0, err
-    assert sorted(os.listdir(folder)) == ['best.pt', 'config.json', 'log.jsonl', 'results.json']
+    assert sorted(os.listdir(folder)) == ['.lock', 'best.pt', 'config.json', 'log.jsonl', 'results.json']
 
     undisturbed = (*argv_of(tree, tmp_path / 'whole', model='twistnet18'), '--epochs', '5')
     assert finish(start('train.py', *undisturbed))[0] == 0
@@ -489,6 +493,23 @@ BAD_OPTIONS = [
 def test_bad_options_are_one_line_and_leave_nothing(tree, tmp_path, tiny, capfd, extra, words):
     assert words in fails(argv_of(tree, tmp_path / 'runs', *extra.split()), capfd)
     assert not (tmp_path / 'runs').exists()
+
+
+def test_a_run_that_another_process_makes_is_left_to_it(tree, tmp_path, tiny, capfd):
+    folder = tmp_path / 'dtd_fold1_tiny_seed42'
+    hold = (
+        'import sys, time, pathlib, runs; runs.claim(pathlib.Path(sys.argv[1])); print(1, flush=True); time.sleep(60)'
+    )
+    other = subprocess.Popen([sys.executable, '-c', hold, str(folder)], stdout=subprocess.PIPE, cwd=ROOT)
+    other.stdout.readline()
+    with pytest.raises(SystemExit) as caught:
+        train.cli(argv_of(tree, tmp_path))
+    assert caught.value.code == runs.BUSY
+    assert f'being made by another process (process {other.pid} on' in capfd.readouterr().err
+    assert os.listdir(folder) == ['.lock']
+    other.kill()
+    other.communicate()
+    run(tree, tmp_path)
 
 
 def test_plain_sgd_is_allowed(tree, tmp_path, tiny):
