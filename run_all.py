@@ -15,7 +15,6 @@ import contextlib
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -174,7 +173,7 @@ class Grid:
             initial=complete,
             smoothing=0,  # the mean speed: runs differ
             disable=None,  # off where stderr is no terminal
-            ncols=shutil.get_terminal_size().columns,  # 80 where a terminal says 0
+            **runs.terminal(),
             bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}',
         )
         self.started = time.monotonic()

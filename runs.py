@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import time
@@ -183,6 +184,12 @@ def last_words(folder: Path, lines: int = 3) -> list[str]:
         return [f'{folder / LOG}: cannot be read ({error.strerror})']
     begin = max((i for i, line in enumerate(said) if line.startswith(HEADER)), default=-1)
     return [line for line in said[begin + 1 :] if line.strip()][-lines:]
+
+
+def terminal() -> dict[str, int]:
+    """Its size, for tqdm, which draws nothing where a terminal says that it has no columns and no rows."""
+    size = shutil.get_terminal_size()  # 80 x 24 there
+    return dict(ncols=size.columns, nrows=size.lines)
 
 
 def digest(data: bytes) -> str:

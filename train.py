@@ -15,7 +15,6 @@ import math
 import os
 import platform
 import re
-import shutil
 import signal
 import sys
 import time
@@ -474,7 +473,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         total=args.epochs * (steps + len(val_loader)) + 2 * len(test_loader),
         initial=len(run['history']) * (steps + len(val_loader)),
         disable=None if is_main() else True,  # None: off where stderr is no terminal
-        ncols=shutil.get_terminal_size().columns,  # 80 where a terminal says 0
+        **runs.terminal(),
         smoothing=0.05,
     )
     for epoch in range(len(run['history']) + 1, args.epochs + 1):
