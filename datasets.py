@@ -525,18 +525,22 @@ def check(dataset: str, data_dir: Path | None) -> tuple[list[str], int]:
         DataError: the first thing that is not as it should be.
     """
     entry = _entry(dataset)
-    folds = {1: load_splits(dataset, data_dir, 1)}
-    for fold in range(2, entry.get('folds', 5) + 1):
-        if dataset == 'folder' and (Path(data_dir) / 'train').is_dir():
-            break  # its own three subsets are its only fold
-        folds[fold] = load_splits(dataset, data_dir, fold)
-    images = {path: label for splits in folds.values() for subset in splits[:3] for path, label in subset}
-    for what, count in (('classes', len(folds[1].classes)), ('images', len(images))):
+
+    def expect(what: str, count: int) -> None:
         if count != entry.get(what, count):
             other = ' (another tree in its layout can train, but is not verified)' if dataset == 'dtd' else ''
             raise DataError(
                 f'{data_dir}: has {count} {what}, {dataset} has {entry[what]}{other}{_way_out(dataset, data_dir)}'
             )
+
+    folds = {1: load_splits(dataset, data_dir, 1)}
+    expect('classes', len(folds[1].classes))
+    for fold in range(2, entry.get('folds', 5) + 1):
+        if dataset == 'folder' and (Path(data_dir) / 'train').is_dir():
+            break  # its own three subsets are its only fold
+        folds[fold] = load_splits(dataset, data_dir, fold)
+    images = {path: label for splits in folds.values() for subset in splits[:3] for path, label in subset}
+    expect('images', len(images))
     by_content: dict[bytes, list[str]] = defaultdict(list)
     for path in tqdm(sorted(images), desc=f'checking {dataset}', disable=None):
         image = open_image(path)

@@ -4,9 +4,9 @@
     python plot_results.py --run_dir runs/ablation --models twistnet18,twistnet18_no_ais --plot ablation
     python plot_results.py --log_file runs/main/dtd_fold1_twistnet18_seed42/log.jsonl --save_dir figures --plot gate
 
-bar, radar, scatter and ablation are of complete runs; curves and gate are of all, interrupted ones too. Runs of different
-recipes are never pooled: each recipe has figures of its own, bar_1, bar_2 and so on. What would not fit a page goes on
-in bar_page2 and so on. What is missing is named in the figure.
+bar, radar, scatter and ablation are of complete runs; curves and gate are of all, interrupted ones too. Runs of
+different recipes are never pooled: each recipe has figures of its own, bar_1, bar_2 and so on. What does not fit a page
+goes on in curves_page2 and so on. What is missing is named in the figure.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import math
 import statistics
 import sys
 import textwrap
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +33,17 @@ from matplotlib.ticker import MaxNLocator
 import runs
 from registry import DATASETS, MODELS
 from runs import RunError
-from summarize_runs import Row, Table, add_run_args, dataset_label, describe_recipe, load, make_tables, model_label
-from summarize_runs import recipe_of
+from summarize_runs import (
+    Row,
+    Table,
+    add_run_args,
+    dataset_label,
+    describe_recipe,
+    load,
+    make_tables,
+    model_label,
+    recipe_of,
+)
 
 # ---------------------------------------------------------------------------------------------- style
 
@@ -87,21 +96,22 @@ def fill_color(model: str) -> str:
 
 def frame(figure: Figure, title: str, notes: Iterable[str] = (), handles: Iterable[Line2D] = ()) -> None:
     """Grow a figure upwards by its title and downwards by a legend and notes; the panels keep their size."""
-    handles = list(handles)
     width, body = figure.get_size_inches()
-    head, foot = (
-        [x for text in texts if text for x in textwrap.wrap(text, int(16.5 * width))] for texts in ([title], notes)
-    )
-    columns = max(1, int(width / (0.65 + 0.062 * max((len(h.get_label()) for h in handles), default=0))))
-    top, bottom = 0.16 * len(head) + 0.04, 0.13 * len(foot) + 0.06
-    legend = 0.155 * math.ceil(len(handles) / columns) + 0.08 * bool(handles)
+    head = textwrap.wrap(title, int(17 * width))
+    foot = [line for note in notes for line in textwrap.wrap(note, int(19.5 * width))]
+    handles = list(handles)
+    columns = max(1, int(width / (0.65 + 0.062 * max((len(handle.get_label()) for handle in handles), default=0))))
+    top, bottom = 0.15 * len(head), 0.125 * len(foot) + 0.05
+    legend = 0.15 * math.ceil(len(handles) / columns) + 0.1 * bool(handles)
     height = top + body + legend + bottom
     figure.set_size_inches(width, height)
     figure.get_layout_engine().set(rect=(0, (bottom + legend) / height, 1, body / height))
     figure.text(0.5, 1 - 0.03 / height, '\n'.join(head), ha='center', va='top', fontsize=8)
     figure.text(0.05 / width, 0.04 / height, '\n'.join(foot), ha='left', va='bottom', fontsize=7, linespacing=1.2)
     if handles:
-        figure.legend(handles=handles, loc='lower center', bbox_to_anchor=(0.5, bottom / height), ncols=columns)
+        figure.legend(
+            handles=handles, loc='lower center', bbox_to_anchor=(0.5, bottom / height), ncols=columns, borderaxespad=0.2
+        )
 
 
 def save(figure: Figure, save_dir: Path, name: str) -> list[Path]:
@@ -120,16 +130,14 @@ def save(figure: Figure, save_dir: Path, name: str) -> list[Path]:
 
 def chunks(items: list, size: int) -> list[list]:
     """As few parts of at most `size` as there can be, as even as they can be."""
-    size = math.ceil(len(items) / math.ceil(len(items) / size))
-    return [items[i : i + size] for i in range(0, len(items), size)]
+    size = math.ceil(len(items) / max(1, math.ceil(len(items) / size)))
+    return [items[i : i + size] for i in range(0, len(items), size or 1)]
 
 
 # ---------------------------------------------------------------------------------------------- reading
 
 Log = dict[int, dict]  # the lines of log.jsonl by epoch
-Logs = dict[
-    tuple[str, str], dict[tuple[int, int], Log]
-]  # by (data set, model), then (fold, seed); {} where no epoch is
+Logs = dict[tuple[str, str], dict[tuple[int, int], Log]]  # by (data set, model), then (fold, seed)
 
 
 def read_log(path: Path) -> Log:
@@ -161,11 +169,12 @@ def read_runs(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
     if not found:
         of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
         raise RunError(f'{", ".join(map(str, args.run_dir))}: no run{of}')
+    wanted = {config['fingerprint'] for config, _ in found}
     by_run: dict[str, Log] = {}
     for path in (folder / 'log.jsonl' for run_dir in args.run_dir for folder in runs.find_runs(run_dir)):
         try:
             fingerprint = runs.read_json(path.with_name('config.json'))['fingerprint']
-            if path.exists() and fingerprint in {config['fingerprint'] for config, _ in found}:
+            if path.exists() and fingerprint in wanted:
                 by_run[fingerprint] = max(by_run.get(fingerprint, {}), read_log(path), key=len)
         except (RunError, KeyError):
             continue  # load has named it
@@ -203,14 +212,14 @@ def read_one(path: Path) -> list[tuple[Table, Logs]]:
 
 
 def place_label(dataset: str, model: str) -> str:
-    return ', '.join([dataset_label(dataset)] * (dataset in DATASETS) + [model_label(model)])
+    return f'{dataset_label(dataset)}, {model_label(model)}' if dataset in DATASETS else model_label(model)
 
 
 def shape_of(table: Table, dataset: str) -> str:
-    """How many runs a model of a data set has: '5 folds × 2 seeds', or '10 runs' where none has them all."""
+    """How many runs a model of a data set has: '5 folds x 2 seeds', or '10 runs' where none has them all."""
     rows = [row for (name, _), row in table.rows.items() if name == dataset]
     if whole := sorted({row.size for row in rows if not row.missing}):
-        return ' or '.join(whole).replace(' x ', ' × ')
+        return ' or '.join(whole).replace(' x ', ' \N{MULTIPLICATION SIGN} ')
     return f'incomplete, of {len(rows[0].accuracies) + len(rows[0].missing)} runs' if rows else 'no complete run'
 
 
@@ -241,7 +250,8 @@ def draw_lists(table: Table, models: list[str]) -> tuple[Figure, dict[str, Axes]
     """Panels of bar and ablation: one a data set, a line a model."""
     count = len(table.datasets)
     columns = {5: 3, 6: 3}.get(count, min(count, 4))
-    size = min(PAGE[0], 1.5 + 2.0 * columns), math.ceil(count / columns) * (0.16 * len(models) + 0.62)
+    line = min(0.24, max(0.16, 2.4 / len(models)))
+    size = min(PAGE[0], 1.5 + 2.0 * columns), math.ceil(count / columns) * (line * len(models) + 0.62)
     figure, grid = plt.subplots(math.ceil(count / columns), columns, figsize=size, squeeze=False, layout='constrained')
     for place, axes in enumerate(grid.flat):
         if place >= count:
@@ -251,7 +261,7 @@ def draw_lists(table: Table, models: list[str]) -> tuple[Figure, dict[str, Axes]
         axes.set_title(f'{dataset_label(table.datasets[place])}\n{shape_of(table, table.datasets[place])}')
         axes.set_yticklabels([] if place % columns else map(model_label, models))
         axes.tick_params(axis='y', length=0)
-        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         for model, label in zip(models, axes.get_yticklabels()):
             label.set_fontweight('bold' if model == FULL else 'normal')
     return figure, dict(zip(table.datasets, grid.flat))
@@ -259,20 +269,26 @@ def draw_lists(table: Table, models: list[str]) -> tuple[Figure, dict[str, Axes]
 
 def draw_row(axes: Axes, place: int, row: Row | None, begun: bool, beside: str) -> None:
     """Fold means, spread and a number beside them; without a row, why there is none."""
-    at = dict(transform=axes.get_yaxis_transform(), va='center', fontsize=7)
+    at = dict(transform=axes.get_yaxis_transform(), va='center_baseline', fontsize=7)
     if row is None:
         axes.text(0.03, place, 'no complete run' if begun else 'no run', style='italic', **at)
         return
     values = list(row.folds.values())
-    heights = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else [0]
+    places = place + np.linspace(-0.27, 0.27, len(values) + 2)[1:-1]
+    axes.plot(values, places, 'o', color='white', mec='black', mew=0.4, ms=2.2, zorder=4, label='folds')
     if row.sd is not None:
-        axes.errorbar(row.mean, place, xerr=row.sd, color='black', linewidth=0.9, capsize=2, zorder=3)
-    axes.plot(
-        values, place + np.array(heights), 'o', color='white', mec='black', mew=0.5, ms=2.3, zorder=4, clip_on=False,
-        label='folds',
-    )  # fmt: skip
+        axes.errorbar(row.mean, place, xerr=row.sd, color='black', linewidth=0.8, capsize=2.2, zorder=5)
     bold = 'bold' if row.model == FULL else 'normal'
     axes.text(1.03, place, beside + f' ({len(row.accuracies)})' * bool(row.missing), fontweight=bold, **at)
+
+
+def spread(row: Row) -> tuple[float, float]:
+    """Ends of the whisker."""
+    return row.mean - (row.sd or 0), row.mean + (row.sd or 0)
+
+
+def sd_note(table: Table) -> str:
+    return ' Whiskers: sample standard deviation over folds.' * any(row.sd is not None for row in table.rows.values())
 
 
 def plot_bar(table: Table, logs: Logs, title: str) -> list[Figure]:
@@ -285,102 +301,99 @@ def plot_bar(table: Table, logs: Logs, title: str) -> list[Figure]:
             row = table.rows.get((dataset, model))
             draw_row(axes, place, row, (dataset, model) in logs, f'{row.mean:.1f}' if row else '')
             if row:
-                hatch = '/////' if row.missing else None
-                axes.barh(place, row.mean, 0.76, color=fill_color(model), edgecolor='black', linewidth=0.5, hatch=hatch)
-                top = max(top, row.mean + (row.sd or 0), *row.folds.values())
+                style = dict(color=fill_color(model), edgecolor='black', hatch='/////' if row.missing else None)
+                axes.barh(place, row.mean, 0.76, linewidth=0.5, **style)
+                top = max(top, *spread(row), *row.folds.values())
         axes.set_xlim(0, 1.03 * top)
-    notes = ['Bars and numbers: mean over folds, seeds averaged inside a fold. Points: folds.']
-    return [_finish_lists(figure, table, title, notes)]
-
-
-def _finish_lists(figure: Figure, table: Table, title: str, notes: list[str]) -> Figure:
-    if any(row.sd is not None for row in table.rows.values()):
-        notes[0] += ' Whiskers: sample standard deviation over folds.'
+    notes = ['Bars and numbers: mean over folds, seeds averaged inside a fold. Points: folds.' + sd_note(table)]
     if any(row.missing for row in table.rows.values()):
-        notes.append(
-            'Hatched or open, with the number of runs in brackets: incomplete, fewer runs than the panel says.'
-        )
+        notes.append('Hatched, with the number of runs in brackets: incomplete, fewer runs than the panel says.')
     frame(figure, title, notes)
-    return figure
+    return [figure]
 
 
 def difference(row: Row, full: Row | None) -> str:
     """Difference of means to the full model over the runs that both have, with its sign; '' if there are none."""
-    shared = row.accuracies.keys() & (full.accuracies.keys() if full else ())
+    shared = row.accuracies.keys() & (full.accuracies.keys() if full else set())
     if not shared:
         return ''
     own, other = (replace(r, accuracies={cell: r.accuracies[cell] for cell in shared}) for r in (row, full))
-    return f'{own.mean - other.mean:+.1f}'.replace('-', '\N{MINUS SIGN}')
+    text = f'{own.mean - other.mean:+.1f}'
+    return '0.0' if float(text) == 0 else text.replace('-', '\N{MINUS SIGN}')
 
 
 def plot_ablation(table: Table, logs: Logs, title: str) -> list[Figure]:
-    """Mean test accuracy of TwistNet-18's variants by data set, and their difference to the full model."""
-    need_rows(table)
-    models = [name for name in [*MODELS, *table.models] if name.startswith(FULL) and name in table.models]
-    models = list(dict.fromkeys(models))
+    """Mean test accuracy of TwistNet-18's variants by data set, and their difference to the full model.
+
+    Raises:
+        RunError: no run of a variant is complete.
+    """
+    models = [name for name in MODELS if name.startswith(FULL) and name in table.models]
     table = replace(table, rows={key: row for key, row in table.rows.items() if key[1] in models})
     if not any(model != FULL for _, model in table.rows):
         raise RunError(f'no complete run of a variant of {model_label(FULL)}; ablation.py makes them')
     figure, panels = draw_lists(table, models)
     for dataset, axes in panels.items():
         full = table.rows.get((dataset, FULL))
-        rows = [table.rows.get((dataset, model)) for model in models]
-        for place, (model, row) in enumerate(zip(models, rows)):
-            beside = f'{row.mean:.1f} %' if row is full else difference(row, full) if row else ''
+        values = []
+        for place, model in enumerate(models):
+            row = table.rows.get((dataset, model))
+            beside = '' if row is None else f'{row.mean:.1f} %' if row is full else difference(row, full)
             draw_row(axes, place, row, (dataset, model) in logs, beside)
             if row:
                 color = 'white' if row.missing else fill_color(model)
-                axes.plot(row.mean, place, 'D', color=color, mec='black', ms=4.5, mew=0.7, zorder=5, label='mean')
+                axes.plot(row.mean, place, 'D', color=color, mec='black', ms=5, mew=0.7, zorder=3, label='mean')
+                values += [*row.folds.values(), *spread(row)]
         if full:
             axes.axvline(full.mean, color=COLORS[0], linestyle='--', linewidth=0.9, zorder=1, label='full')
-        values = [v for row in rows if row for v in (*row.folds.values(), *spread(row))] or [0, 100]
-        pad = 0.06 * (max(values) - min(values)) or 1.0
-        axes.set_xlim(max(0, min(values) - pad), max(values) + pad)
+        low, high = min(values, default=0), max(values, default=100)
+        pad = 0.06 * (high - low) or 1.0
+        axes.set_xlim(max(0, low - pad), high + pad)
         axes.grid(axis='y', color='0.9', linewidth=0.5)
     notes = [
-        f'Diamonds: mean over folds, seeds averaged inside a fold. Points: folds. Dashed: {model_label(FULL)}. Numbers: '
-        'its mean and the differences to it in points, over the runs that both have.'
+        'Diamonds: mean over folds, seeds averaged inside a fold. Points: folds.' + sd_note(table),
+        f'Dashed: {model_label(FULL)}. Numbers: its mean; differences to it in points over the runs that both have.',
+        'Open diamonds, with the number of runs in brackets: incomplete, fewer runs than the panel says.'
+        * any(row.missing for row in table.rows.values()),
     ]
-    notes += [list_pairs('No reference', lacking(table, table.rows, [FULL]))]
-    return [_finish_lists(figure, table, title, notes)]
-
-
-def spread(row: Row) -> tuple[float, float]:
-    """Ends of the whisker."""
-    return row.mean - (row.sd or 0), row.mean + (row.sd or 0)
+    frame(figure, title, notes)
+    return [figure]
 
 
 # ---------------------------------------------------------------------------------------------- radar
 
 
 def plot_radar(table: Table, logs: Logs, title: str) -> list[Figure]:
-    """Mean test accuracy with an axis a data set and a polygon a model, open where there is no run."""
+    """Mean test accuracy with an axis a data set and a polygon a model, open where there is no run.
+
+    Raises:
+        RunError: no run is complete, or there are not three data sets.
+    """
     need_rows(table)
     datasets = [name for name in table.datasets if any(key[0] == name for key in table.rows)]
     if len(datasets) < 3:
-        raise RunError(f'a radar needs complete runs on 3 data sets; there are {len(datasets)}')
+        raise RunError(f'a radar needs complete runs on at least 3 data sets; there are {len(datasets)}')
     models = [name for name in table.models if any(key[1] == name for key in table.rows)]
-    first = [FULL] * (FULL in models)
-    others = [name for name in models if name != FULL]
-    groups = [first + group for group in chunks(others, 4)] if others else [first]
+    full, others = [FULL] * (FULL in models), [name for name in models if name != FULL]
+    groups = [full + group for group in chunks(others, 4)] or [full]  # more in a panel cannot be told apart
     columns = min(3, len(groups))
-    size = PAGE[0] if columns > 1 else 3.4, 3.0 * math.ceil(len(groups) / columns)
-    figure, grid = plt.subplots(
-        math.ceil(len(groups) / columns), columns, figsize=size, squeeze=False, layout='constrained',
-        subplot_kw=dict(projection='polar'),
-    )  # fmt: skip
-    reach = 10 * math.ceil(max(row.mean for row in table.rows.values()) / 10 + 1e-9)
+    rows = math.ceil(len(groups) / columns)
+    size = (3.4, 5.6, PAGE[0])[columns - 1], (3.3, 2.9, 2.5)[columns - 1] * rows
+    polar = dict(projection='polar')
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained', subplot_kw=polar)
+    rings = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(0, max(row.mean for row in table.rows.values()))
     for axes in grid.flat[len(groups) :]:
         axes.remove()
     for axes, group in zip(grid.flat, groups):
-        _draw_polygons(axes, table, datasets, group, min(reach, 100))
-    notes = ['Mean test accuracy in %, from 0 at the centre.' + ' Not closed where there is no complete run.']
-    notes += [list_pairs('No complete run', lacking(table, table.rows))]
+        _draw_polygons(axes, table, datasets, group, rings[1:])
+    notes = ['Mean test accuracy in %, 0 at the centre; a polygon is open where a model has no complete run.']
+    few = [key for key, row in table.rows.items() if row.missing]
+    notes += [list_pairs('Fewer runs than others', few), list_pairs('No complete run', lacking(table, table.rows))]
     frame(figure, title, notes)
     return [figure]
 
 
-def _draw_polygons(axes: Axes, table: Table, datasets: list[str], models: list[str], reach: float) -> None:
+def _draw_polygons(axes: Axes, table: Table, datasets: list[str], models: list[str], rings: Iterable[float]) -> None:
     axes.set_theta_zero_location('N')
     axes.set_theta_direction(-1)
     angles = np.arange(len(datasets) + 1) * 2 * math.pi / len(datasets)
@@ -389,13 +402,17 @@ def _draw_polygons(axes: Axes, table: Table, datasets: list[str], models: list[s
         axes.plot(
             angles, [row.mean if row else math.nan for row in rows], label=model_label(model), **line_style(model)
         )
-    rings = [reach * part / 4 for part in (1, 2, 3, 4)]
-    axes.set(ylim=(0, reach), xticks=angles[:-1], xticklabels=map(dataset_label, datasets))
-    axes.set_rgrids(rings, [f'{ring:g}' for ring in rings], angle=180 / len(datasets), fontsize=7, color='0.25')
-    axes.tick_params(axis='x', pad=0)
+    axes.set(ylim=(0, rings[-1]), xticks=angles[:-1], xticklabels=[], yticks=rings, yticklabels=[])
+    for ring in rings:
+        box = dict(boxstyle='square,pad=0.1', color='white', alpha=0.8)
+        axes.text(angles[1] / 2, ring, f'{ring:g}', ha='center', va='center', fontsize=7, bbox=box, zorder=5)
+    for angle, dataset in zip(angles, datasets):
+        side, up = round(math.sin(angle), 3), round(math.cos(angle), 3)
+        align = dict(ha='center' if not side else 'left' if side > 0 else 'right', va='bottom' if up > 0 else 'top')
+        axes.text(angle, 1.05 * rings[-1], dataset_label(dataset), fontsize=7, **align)
     axes.grid(color='0.8', linewidth=0.5)
     axes.spines['polar'].set(color='0.8', linewidth=0.5)
-    axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.12))
+    axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.14), borderaxespad=0)
 
 
 # ---------------------------------------------------------------------------------------------- scatter
@@ -403,91 +420,100 @@ def _draw_polygons(axes: Axes, table: Table, datasets: list[str], models: list[s
 COSTS = {'params_M': 'parameters (M)', 'macs_G': 'multiply-adds of an image (G)'}
 
 
-def plot_scatter(table: Table, logs: Logs, title: str) -> list[Figure]:
-    """Mean test accuracy against parameters and against multiply-adds, a row of two panels a data set."""
-    need_rows(table)
-    datasets = [name for name in table.datasets if any(key[0] == name for key in table.rows)]
-    height = min(3.2, max(2.0, 1.0 + 0.11 * len(table.models)))
-    pages = chunks(datasets, int(PAGE[1] / height))
-    return [_scatter_page(table, page, height, title + page_of(page, pages)) for page in pages]
-
-
 def page_of(page: list, pages: list[list]) -> str:
     return f' (page {pages.index(page) + 1} of {len(pages)})' if len(pages) > 1 else ''
 
 
-def _scatter_page(table: Table, datasets: list[str], height: float, title: str) -> Figure:
-    size = PAGE[0], height * len(datasets)
-    figure, grid = plt.subplots(len(datasets), 2, figsize=size, sharey='row', squeeze=False, layout='constrained')
-    todo, unknown = [], []
-    for dataset, pair in zip(datasets, grid):
+def plot_scatter(table: Table, logs: Logs, title: str) -> list[Figure]:
+    """Mean test accuracy against parameters and against multiply-adds, a row of two panels a data set."""
+    need_rows(table)
+    datasets = [name for name in table.datasets if any(key[0] == name for key in table.rows)]
+    height = min(3.4, max(2.0, 1.0 + 0.11 * len(table.models)))
+    pages = chunks(datasets, int((PAGE[1] - 0.8) / height))
+    return [_scatter_page(replace(table, datasets=page), height, title + page_of(page, pages)) for page in pages]
+
+
+def _scatter_page(table: Table, height: float, title: str) -> Figure:
+    count = len(table.datasets)
+    figure, grid = plt.subplots(
+        count, 2, figsize=(PAGE[0], height * count), sharey='row', squeeze=False, layout='constrained'
+    )
+    points, unknown = [], []  # of each panel; (data set, model) without cost
+    for dataset, pair in zip(table.datasets, grid):
         rows = [table.rows[dataset, model] for model in table.models if (dataset, model) in table.rows]
         for axes, (cost, label) in zip(pair, COSTS.items()):
             known = [row for row in rows if not math.isnan(getattr(row, cost))]
             unknown += [(dataset, row.model) for row in rows if row not in known]
-            _draw_points(axes, known, cost)
-            axes.set(xlabel=label, title=f'{dataset_label(dataset)}, {shape_of(table, dataset)}')
-            todo.append((axes, known, cost))
+            for row in known:
+                marker = 'o' if row.model == FULL else 'D' if row.model.startswith(FULL) else 's'
+                style = dict(color=fill_color(row.model), mec='black', mew=0.6, ms=5, ecolor='0.45', elinewidth=0.7)
+                axes.errorbar(getattr(row, cost), row.mean, yerr=row.sd, fmt=marker, capsize=1.5, zorder=3, **style)
             if not known:
                 axes.text(0.5, 0.5, 'not in these results', transform=axes.transAxes, ha='center', style='italic')
+                axes.set_xticks([])
+            axes.margins(x=0.25, y=0.12)
+            axes.set(xlabel=label, title=f'{dataset_label(dataset)}, {shape_of(table, dataset)}')
+            points.append(
+                (axes, [(model_label(row.model), getattr(row, cost), row.mean, row.sd or 0) for row in known])
+            )
         pair[0].set_ylabel('test accuracy (%)')
-    part = replace(table, datasets=datasets)
-    notes = ['Mean over folds, seeds averaged inside a fold.']
-    if any(row.sd is not None for row in table.rows.values()):
-        notes[0] += ' Whiskers: sample standard deviation over folds.'
-    few = [key for key, row in table.rows.items() if row.missing and key[0] in datasets]
+    few = [key for key, row in table.rows.items() if row.missing and key[0] in table.datasets]
+    notes = ['Mean over folds, seeds averaged inside a fold.' + sd_note(table)]
     notes += [list_pairs('Fewer runs than the panel says', few), list_pairs('No MACs in the results', unknown)]
-    notes += [list_pairs('No complete run', lacking(part, table.rows))]
+    notes += [list_pairs('No complete run', lacking(table, table.rows))]
     frame(figure, title, notes)
-    figure.draw_without_rendering()  # places the panels; then they stay
+    figure.draw_without_rendering()  # moves the panels to where they stay
     figure.set_layout_engine('none')
-    for axes, known, cost in todo:
-        label_points(axes, known, cost)
+    for axes, named in points:
+        label_points(axes, named)
     return figure
 
 
-def _draw_points(axes: Axes, rows: list[Row], cost: str) -> None:
-    for row in rows:
-        marker = 'o' if row.model == FULL else 'D' if row.model.startswith(FULL) else 's'
-        style = dict(color=fill_color(row.model), mec='black', mew=0.6, ms=5, ecolor='0.45', elinewidth=0.7, zorder=3)
-        axes.errorbar(getattr(row, cost), row.mean, yerr=row.sd, fmt=marker, capsize=1.5, **style)
-    axes.margins(x=0.25, y=0.12)
+def label_points(axes: Axes, points: list[tuple[str, float, float, float]]) -> None:
+    """Names near their points, over no other name, point or whisker; one that might be another's has a line to its own.
 
+    Each name takes the cheapest of some hundred places around its point: nothing may lie under it or under its line,
+    and near is better than far. Left and right come first.
 
-def label_points(axes: Axes, rows: list[Row], cost: str) -> None:
-    """Model names near their points, over no other name, point or whisker; where they must stand off, with a line."""
-    unit = axes.figure.dpi / 72
+    Args:
+        points: name, x, y and spread of each.
+    """
+    unit = axes.figure.dpi / 72  # a point in pixels
     inside = axes.get_window_extent().extents
-    points = axes.transData.transform([(getattr(row, cost), row.mean) for row in rows]) if rows else []
-    ends = [axes.transData.transform([(getattr(row, cost), y) for y in spread(row)])[:, 1] for row in rows]
-    taken = [(x - 3 * unit, y - 3.5 * unit, x + 3 * unit, y + 3.5 * unit) for x, y in points]
-    taken += [(x - unit, low, x + unit, high) for (x, _), (low, high) in zip(points, ends)]
-    around = np.arange(24) * math.pi / 12
-    turn = np.stack([np.cos(around), np.sin(around)], -1)[np.argsort(abs(np.sin(around)), kind='stable')]
-    for row, point in sorted(zip(rows, points), key=lambda pair: (pair[0].model != FULL, pair[1][1])):
-        bold = 'bold' if row.model == FULL else 'normal'
-        text = axes.text(0, 0, model_label(row.model), ha='center', va='center', fontsize=7, fontweight=bold, zorder=6)
+    turns = np.arange(32) * math.pi / 16
+    turns = turns[np.argsort(abs(np.sin(turns)).round(6), kind='stable')]
+    reach = np.repeat(np.geomspace(5, 160, 18) * unit, len(turns))
+    ways = np.tile(np.stack([np.cos(turns), np.sin(turns)], 1), (18, 1))
+    centers = axes.transData.transform([(x, y) for _, x, y, _ in points]) if points else np.zeros((0, 2))
+    marks = np.concatenate([centers - 3.5 * unit, centers + 3.5 * unit], 1)  # left, bottom, right, top
+    ends = [axes.transData.transform([(x, y - sd), (x, y + sd)]) for _, x, y, sd in points]
+    names = [(low[0] - unit, low[1], high[0] + unit, high[1]) for low, high in ends]  # whiskers, then names and lines
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0] != model_label(FULL), points[i][2])):
+        name, center = points[index][0], centers[index]
+        bold = 'bold' if name == model_label(FULL) else 'normal'
+        text = axes.text(0, 0, name, ha='center', va='center', fontsize=7, fontweight=bold, zorder=6)
         half = np.array(text.get_window_extent().size) / 2
-        reach = np.repeat(np.geomspace(5, 160, 22), len(turn))[:, None] * unit
-        ways = np.tile(turn, (22, 1))
-        centers, tips = point + ways * (reach + half), point + ways * reach
-        boxes = np.concatenate([centers - half, centers + half], 1)
-        line = point + np.linspace(0, 1, 12)[None, :, None] * (tips - point)[:, None]  # (candidates, 12, 2)
-        bad = _overlaps(boxes, np.array(taken)) + _overlaps(
-            np.tile(line.reshape(-1, 2), 2), np.array(taken[2 * len(rows) :])
-        ).reshape(-1, 12).sum(1)
-        bad = bad + 100 * ((boxes[:, :2] < inside[:2]) | (boxes[:, 2:] > inside[2:])).any(1)
-        best = int(np.argmin(bad))  # the first, that is the nearest, of the best
-        text.set_position(axes.transData.inverted().transform(centers[best]))
-        taken.append(tuple(boxes[best]))
-        if best >= 4 * len(turn):
-            ends = axes.transData.inverted().transform([point, tips[best]])
-            axes.plot(*ends.T, color='0.55', linewidth=0.5, zorder=1, scalex=False, scaley=False)
-            taken += [(x, y, x, y) for x, y in line[best, 2:]]
+        middles, tips = center + ways * (reach[:, None] + half), center + ways * reach[:, None]
+        boxes = np.concatenate([middles - half, middles + half], 1)
+        lines = center + np.linspace(0.2, 1, 10)[:, None, None] * (tips - center)  # (10, candidates, 2)
+        barred = np.array([*np.delete(marks, index, 0), *names[len(points) :]]).reshape(-1, 4)
+        crossed = sum(_overlaps(np.tile(line, 2), barred) > 0 for line in lines)
+        outside = ((boxes[:, :2] < inside[:2]) | (boxes[:, 2:] > inside[2:])).any(1)
+        gaps = np.linalg.norm(np.clip(centers, middles[:, None] - half, middles[:, None] + half) - centers, axis=2)
+        others = np.delete(gaps, index, axis=1).min(1, initial=math.inf)
+        doubtful = others < gaps[:, index] + 4 * unit
+        covers = _overlaps(boxes, marks) + _overlaps(boxes, np.array(names)) + 10 * outside
+        best = int(np.argmin(1000 * covers + 60 * crossed + reach / unit + 12 * doubtful))
+        text.set_position(axes.transData.inverted().transform(middles[best]))
+        names.append(tuple(boxes[best]))
+        if doubtful[best] or reach[best] > 9 * unit:
+            line = axes.transData.inverted().transform([center, tips[best]])
+            axes.plot(*line.T, color='0.5', linewidth=0.5, zorder=1, scalex=False, scaley=False, label='leader')
+            names += [(x, y, x, y) for x, y in lines[:, best]]
 
 
 def _overlaps(boxes: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """How many taken boxes (left, bottom, right, top) each box meets."""
+    """How many of the boxes taken (left, bottom, right, top) each box meets."""
     if not len(taken):
         return np.zeros(len(boxes), int)
     low, high = np.maximum(boxes[:, None, :2], taken[:, :2]), np.minimum(boxes[:, None, 2:], taken[:, 2:])
@@ -501,11 +527,12 @@ def draw_runs(axes: Axes, series: list[dict[int, float]], **style) -> None:
     """Single runs as thin lines, and their mean over the epochs that all of them have as a strong one."""
     for one in series if len(series) > 1 else ():
         marker = '.' if len(one) == 1 else ''
-        axes.plot(list(one), list(one.values()), color=style['color'], lw=0.5, alpha=0.4, marker=marker, zorder=2)
+        axes.plot(list(one), list(one.values()), color=style['color'], lw=0.4, alpha=0.3, marker=marker, zorder=2)
     epochs = sorted(set.intersection(*map(set, series)))
-    style |= dict(markevery=max(1, len(epochs) // 5), zorder=3)
+    step = max(1, len(epochs) // 5)
+    style |= dict(markevery=(len(axes.lines) % step, step), zorder=3)  # markers of different lines apart
     axes.plot(epochs, [statistics.fmean(one[epoch] for one in series) for epoch in epochs], **style)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
 
 
 def plot_curves(table: Table, logs: Logs, title: str) -> list[Figure]:
@@ -522,11 +549,8 @@ def plot_curves(table: Table, logs: Logs, title: str) -> list[Figure]:
 
 
 def _curves_page(table: Table, logs: Logs, title: str) -> Figure:
-    groups = [table.models]
-    if len(table.models) > 9:  # too many lines for one panel
-        groups = [[m for m in table.models if m == FULL or m.startswith(FULL) == own] for own in (False, True)]
-    count = len(table.datasets)
-    size = PAGE[0], max(2.2, 1.6 * count)
+    groups, count = panel_groups(table.models), len(table.datasets)
+    size = PAGE[0], max(2.2, 1.55 * count)
     figure, grid = plt.subplots(count, 2 * len(groups), figsize=size, squeeze=False, sharex='row', layout='constrained')
     drawn = {}
     for dataset, row in zip(table.datasets, grid):
@@ -538,14 +562,25 @@ def _curves_page(table: Table, logs: Logs, title: str) -> Figure:
                     draw_runs(axes, values, label=model_label(model), **line_style(model))
         for place, axes in enumerate(row):
             axes.set_title(dataset_label(dataset) if dataset in DATASETS else '')
-            axes.set_ylabel('validation accuracy (%)' if place % 2 else 'training loss')
+            axes.set_ylabel('val. accuracy (%)' if place % 2 else 'training loss')
             axes.set_xlabel('epoch' if dataset == table.datasets[-1] else '')
-            axes.set_ylim(0 if place % 2 else None, None)
-    handles = [
-        Line2D([], [], label=model_label(m), **line_style(m)) for m in table.models if any(m == key[1] for key in drawn)
-    ]
+            alike = [other.get_ylim() for other in row[place % 2 :: 2]]
+            axes.set_ylim(0 if place % 2 else min(low for low, _ in alike), max(high for _, high in alike))
+    models = [model for model in table.models if any(model == key[1] for key in drawn)]
+    handles = [Line2D([], [], label=model_label(model), **line_style(model)) for model in models]
     frame(figure, title, run_notes(table, logs, drawn), handles)
     return figure
+
+
+def panel_groups(models: list[str]) -> list[list[str]]:
+    """The models of a panel, two panels where they are too many for one; TwistNet-18 is in both."""
+    if len(models) <= 9:
+        return [models]
+    others = [model for model in models if model != FULL]
+    parts = [[model for model in others if model.startswith(FULL) == variant] for variant in (False, True)]
+    return [
+        [FULL] * (FULL in models) + part for part in (parts if all(parts) else chunks(others, len(others) // 2 + 1))
+    ]
 
 
 def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> list[str]:
@@ -569,7 +604,7 @@ def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> li
 def initial_gate(model: str, recipe: dict) -> float | None:
     """sigmoid(gate) before training; None where it is not known: weights that were loaded bring gates of their own."""
     entry = MODELS.get(model, {})
-    if 'twist' not in entry or recipe.get('pretrained', True) and entry.get('own') != '.gate':
+    if 'twist' not in entry or (recipe.get('pretrained', True) and entry.get('own') != '.gate'):
         return None
     return 1 / (1 + math.exp(-entry['twist'].get('gate_init', GATE_INIT)))
 
@@ -596,9 +631,8 @@ def plot_gate(table: Table, logs: Logs, title: str) -> list[Figure]:
 def _gate_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]], title: str) -> Figure:
     columns = min(3, len(gated))
     size = PAGE[0] if columns > 1 else 3.4, max(2.2, 1.6 * math.ceil(len(gated) / columns))
-    figure, grid = plt.subplots(
-        math.ceil(len(gated) / columns), columns, figsize=size, squeeze=False, layout='constrained'
-    )
+    shape = math.ceil(len(gated) / columns), columns
+    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout='constrained')
     blocks = sorted({block for logs in gated.values() for log in logs for gates in log.values() for block in gates})
     styles = {
         block: dict(color=COLORS[i % 6], linestyle=['-', *DASHES][i % 5], marker=['o', *MARKERS][i % 7])
@@ -616,13 +650,14 @@ def _gate_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]]
         if (start := initial_gate(key[1], table.recipe)) is not None:
             axes.axhline(start, color='black', linewidth=0.6, linestyle=(0, (1, 2)), zorder=1, label='start')
             low, high, known = min(low, start), max(high, start), True
-        pad = max(0, 0.02 - (high - low)) / 2 + 0.05 * (high - low)  # a change of a thousandth must not fill the panel
+        pad = max(0, 0.0005 - (high - low)) / 2 + 0.05 * (high - low)  # rounding errors must not fill a panel
+        axes.ticklabel_format(axis='y', useOffset=False)
         axes.set(ylim=(low - pad, high + pad), title=place_label(*key))
         axes.set_ylabel('sigmoid(gate)' if place % columns == 0 else '')
         axes.set_xlabel('epoch' if place + columns >= len(gated) else '')
     handles = [Line2D([], [], label=block, **style) for block, style in styles.items()]
     notes = run_notes(replace(table, datasets=[]), logs, {key: len(series) for key, series in gated.items()})
-    frame(figure, title, ['Dotted: initial value.'] * known + notes, handles)
+    frame(figure, title, ['Dotted: sigmoid(gate) before training.'] * known + notes, handles)
     return figure
 
 

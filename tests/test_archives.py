@@ -372,7 +372,7 @@ def test_check_finds_what_is_wrong(tmp_path, monkeypatch, capsys):
         check('fmd', tmp_path / 'fmd')
 
 
-def test_check_knows_folders_without_a_size_of_their_own(tmp_path):
+def test_check_knows_folders_without_a_size_of_their_own(tmp_path, monkeypatch):
     trees.fmd(tmp_path, **trees.SMALL['fmd'])
     assert check('folder', tmp_path / 'image') == ([], 0)
     for subset in datasets.SUBSETS:
@@ -391,6 +391,9 @@ def test_check_knows_folders_without_a_size_of_their_own(tmp_path):
     tree = tmp_path / 'dtd'
     trees.dtd(tree, **trees.SMALL['dtd'])
     (tree / 'dtd' / 'labels' / 'train10.txt').unlink()
+    with pytest.raises(DataError, match=r'has 3 classes, dtd has 47 \(another tree in its layout can train'):
+        check('dtd', tree)
+    monkeypatch.setitem(DATASETS, 'dtd', {**DATASETS['dtd'], 'classes': 3, 'sizes': (12, 12, 12)})
     with pytest.raises(DataError, match='fold 10 of'):
         check('dtd', tree)
     with pytest.raises(DataError, match='is not downloaded'):

@@ -1,63 +1,499 @@
-"""The promises of plot_results.py: what is drawn is what was logged, for every run, in PDF and PNG."""
+"""The promises of plot_results.py: what is drawn is what was measured, what is missing is named, nothing is pooled."""
 
+import json
+import math
+import re
+import statistics
+import zlib
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
 from conftest import finish, start
+from matplotlib.colors import same_color
+from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
+import models
 import plot_results
 import runs
+from registry import DATASETS, MODELS
+
+FOLDS = {1: 40.0, 2: 44.0, 3: 51.0}  # mean 45
+GATES = {'layer3.0': 0.12, 'layer3.1': 0.13, 'layer4.0': 0.11, 'layer4.1': 0.10}
 
 
-def make(run_dir, name, accuracies):
-    folder = run_dir / name
+@pytest.fixture(autouse=True)
+def _light(monkeypatch):
+    monkeypatch.setitem(plt.rcParams, 'savefig.dpi', 50)
+    yield
+    plt.close('all')
+
+
+def make(root, dataset='dtd', model='resnet18', fold=1, seed=42, acc=40.0, epochs=2, upto=None, done=True, **more):
+    """A run folder as train.py leaves it; `more` goes to results.json, or to what defines the run."""
+    defines = dict(dataset=dataset, model=model, fold=fold, seed=seed, epochs=epochs, img_size=64)
+    defines |= dict(pretrained=None, split=f'{dataset}{fold}', lr=0.01)
+    defines |= {key: more.pop(key) for key in list(more) if key in defines}
+    fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
+    folder = root / runs.run_name(dataset, fold, model, seed)
     folder.mkdir(parents=True)
-    runs.write_json(folder / 'config.json', {})
-    lines = [dict(epoch=i + 1, train_loss=2.0 / (i + 1), val_acc=acc) for i, acc in enumerate(accuracies)]
-    runs.write_log(folder / 'log.jsonl', lines)
+    (folder / 'config.json').write_text(json.dumps(dict(defines=defines, fingerprint=fingerprint)))
+    gates = GATES if model.startswith('twistnet18') else {}
+    write_log(folder, [(2.0 / (i + 1), acc * i / epochs, gates) for i in range(upto or epochs)])
+    if done and upto is None:
+        results = dict(dataset=dataset, model=model, fold=fold, seed=seed, test_acc=acc, n_train=60, n_test=20)
+        results |= dict(params_M=11.2, macs_G=1.8, fingerprint=fingerprint) | more
+        (folder / 'results.json').write_text(json.dumps({k: v for k, v in results.items() if v is not None}))
+    return folder
 
 
-def test_curves_show_every_run_as_logged(tmp_path):
-    make(tmp_path, 'a', [10.0, 20.0, 90.0])
-    make(tmp_path, 'b', [30.0])
-    figure = plot_results.plot_curves(tmp_path)
-    left, right = figure.axes
-    drawn = {line.get_label(): line for line in right.lines}
-    assert list(drawn) == ['a', 'b']
-    assert list(drawn['a'].get_xdata()) == [1, 2, 3]
-    assert list(drawn['a'].get_ydata()) == [10.0, 20.0, 90.0]
-    assert list(left.lines[0].get_ydata()) == [2.0, 1.0, 2.0 / 3]
-    assert right.get_ylim()[0] == left.get_ylim()[0] == 0
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['a', 'b']
-    styles = {(line.get_color(), line.get_linestyle()) for line in right.lines}
-    assert len({style for _, style in styles}) == 2, 'told apart in grey print too'
-    plt.close(figure)
+def write_log(folder, epochs):
+    keys = ('train_loss', 'val_acc', 'gates')
+    lines = [json.dumps(dict(epoch=i, **dict(zip(keys, line)))) + '\n' for i, line in enumerate(epochs, 1)]
+    (folder / 'log.jsonl').write_text(''.join(lines))
 
 
-def test_command_writes_pdf_and_png_and_prints_their_paths(tmp_path):
-    make(tmp_path / 'runs', 'a', [10.0, 20.0])
-    argv = ('--run_dir', str(tmp_path / 'runs'), '--save_dir', str(tmp_path / 'new' / 'figures'), '--plot', 'curves')
-    code, out, err = finish(start('plot_results.py', *argv))
-    assert (code, err) == (0, '')
-    pdf, png = out.split()
-    assert Path(pdf).read_bytes()[:5] == b'%PDF-'
-    assert Image.open(png).width > 1000
+def make_folds(root, dataset='dtd', model='resnet18', shift=0.0, **more):
+    for fold, acc in FOLDS.items():
+        make(root, dataset, model, fold, acc=acc + shift, **more)
 
 
-def test_what_cannot_be_drawn_is_named(tmp_path):
-    with pytest.raises(runs.RunError, match='holds no run'):
-        plot_results.plot_curves(tmp_path)
-    make(tmp_path, 'a', [1.0])
-    (tmp_path / 'a' / 'log.jsonl').unlink()
+def arguments(*argv):
+    return plot_results.get_args_parser().parse_args([str(word) for word in argv])
+
+
+def draw(root, plot, *argv):
+    """The figures of a folder with one recipe."""
+    ((table, logs),) = plot_results.read_runs(arguments('--run_dir', root, *argv))
+    return plot_results.PLOTS[plot](table, logs, 'title')
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(plt.Text) if text.get_text()]
+
+
+def labelled(axes, label):
+    return [line for line in axes.lines if line.get_label() == label]
+
+
+def whiskers(axes):
+    """(low, high) of each horizontal whisker, in the order drawn."""
+    bars = [bar for bar in axes.containers if isinstance(bar, ErrorbarContainer)]
+    return [tuple(bar.lines[2][0].get_segments()[0][:, 0]) for bar in bars]
+
+
+def check_page(figure):
+    """All text lies on the page, is at least 7 points high, and the page fits."""
+    figure.draw_without_rendering()
+    width, height = figure.get_size_inches()
+    assert width <= 7
+    assert height <= 9.6
+    drawn = figure.get_tightbbox()
+    assert min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1) >= -0.02, drawn
+    assert all(text.get_fontsize() >= 7 for text in figure.findobj(plt.Text) if text.get_text())
+
+
+def apart(boxes):
+    return not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+# ---------------------------------------------------------------------------------------------- bar
+
+
+def test_bars_are_means_whiskers_sd_and_points_folds(tmp_path):
+    make_folds(tmp_path)
+    make_folds(tmp_path, model='twistnet18', shift=3.0)
+    for fold, acc in FOLDS.items():  # a second seed: averaged inside the fold
+        make(tmp_path, fold=fold, seed=43, acc=acc + 2)
+        make(tmp_path, model='twistnet18', fold=fold, seed=43, acc=acc + 5)
+    (figure,) = draw(tmp_path, 'bar')
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([46, 49])
+    assert [bar.get_x() for bar in axes.patches] == [0, 0]
+    assert axes.get_xlim()[0] == 0
+    assert axes.get_xlim()[1] >= 55
+    sd = statistics.stdev(FOLDS.values())
+    assert whiskers(axes) == [pytest.approx((46 - sd, 46 + sd)), pytest.approx((49 - sd, 49 + sd))]
+    assert [list(line.get_xdata()) for line in labelled(axes, 'folds')] == [[41, 45, 52], [44, 48, 55]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ['ResNet-18', 'TwistNet-18']
+    assert [label.get_fontweight() for label in axes.get_yticklabels()] == ['normal', 'bold']
+    assert axes.get_title() == 'DTD\n3 folds × 2 seeds'  # noqa: RUF001
+    assert {'46.0', '49.0', 'title'} <= set(texts(figure))
+    check_page(figure)
+
+
+def test_bar_names_what_is_missing_and_draws_no_zero(tmp_path):
+    make_folds(tmp_path)
+    make_folds(tmp_path, 'fmd', 'twistnet18')
+    make(tmp_path, 'fmd', 'resnet18', done=False)
+    make(tmp_path, 'fmd', 'seresnet18', acc=41.0)
+    make(tmp_path, 'cub200', 'swin_tiny', done=False)
+    (figure,) = draw(tmp_path, 'bar')
+    dtd, fmd, cub = figure.axes
+    assert [len(axes.patches) for axes in figure.axes] == [1, 2, 0]
+    assert all(bar.get_width() > 0 for axes in figure.axes for bar in axes.patches)
+    assert [text.get_text() for text in dtd.texts] == ['45.0', 'no run', 'no run', 'no run']
+    assert [text.get_text() for text in fmd.texts] == ['no complete run', '41.0 (1)', 'no run', '45.0']
+    assert [text.get_text() for text in cub.texts][2] == 'no complete run'
+    assert [text.get_position()[1] for text in dtd.texts] == [0, 1, 2, 3]
+    assert [bool(bar.get_hatch()) for bar in fmd.patches] == [True, False]
+    assert cub.get_title() == 'CUB-200\nno complete run'
+    assert any('number of runs in brackets' in text for text in texts(figure))
+
+
+def test_one_fold_has_no_whisker(tmp_path):
+    make(tmp_path)
+    make(tmp_path, model='twistnet18')
+    make(tmp_path, model='twistnet18_no_ais')
+    for plot in ('bar', 'ablation'):
+        (figure,) = draw(tmp_path, plot)
+        assert not whiskers(figure.axes[0])
+        assert not any('Whiskers' in text for text in texts(figure))
+        assert labelled(figure.axes[0], 'folds')
+
+
+# ---------------------------------------------------------------------------------------------- radar
+
+
+def test_radar_values_and_gaps(tmp_path):
+    for dataset, acc in (('dtd', 40.0), ('fmd', 50.0), ('cub200', 62.0)):
+        make(tmp_path, dataset, 'twistnet18', acc=acc)
+        if dataset != 'fmd':
+            make(tmp_path, dataset, 'resnet18', acc=acc - 10)
+    (figure,) = draw(tmp_path, 'radar')
+    (axes,) = figure.axes
+    (full,), (other,) = labelled(axes, 'TwistNet-18'), labelled(axes, 'ResNet-18')
+    assert list(full.get_ydata()) == [40, 50, 62, 40]
+    assert list(full.get_xdata()) == pytest.approx([i * 2 * math.pi / 3 for i in range(4)])
+    assert [*other.get_ydata()[[0, 2, 3]]] == [30, 52, 30]
+    assert math.isnan(other.get_ydata()[1])
+    assert axes.get_ylim()[0] == 0
+    assert axes.get_ylim()[1] >= 62
+    assert {'DTD', 'FMD', 'CUB-200', f'{axes.get_ylim()[1]:g}'} <= set(texts(figure))
+    assert 'No complete run: FMD: ResNet-18.' in '\n'.join(texts(figure))
+    assert full.get_linestyle() != other.get_linestyle()
+    assert full.get_marker() != other.get_marker()
+
+
+def test_radar_needs_three_data_sets(tmp_path):
+    make(tmp_path, 'dtd')
+    make(tmp_path, 'fmd')
+    make(tmp_path, 'cub200', done=False)
+    with pytest.raises(runs.RunError, match='at least 3 data sets; there are 2'):
+        draw(tmp_path, 'radar')
+
+
+# ---------------------------------------------------------------------------------------------- scatter
+
+
+def test_scatter_coordinates_and_results_without_macs(tmp_path):
+    make_folds(tmp_path, params_M=11.5, macs_G=None)
+    make_folds(tmp_path, model='twistnet18', shift=2.0, params_M=11.7, macs_G=1.9)
+    (figure,) = draw(tmp_path, 'scatter')
+    drawn = [[tuple(float(v[0]) for v in bar.lines[0].get_data()) for bar in axes.containers] for axes in figure.axes]
+    assert drawn == [[(11.5, 45.0), (11.7, 47.0)], [(1.9, 47.0)]]
+    sd = statistics.stdev(FOLDS.values())
+    ends = figure.axes[0].containers[0].lines[2][0].get_segments()[0][:, 1]
+    assert list(ends) == pytest.approx([45 - sd, 45 + sd])
+    assert figure.axes[0].get_ylim()[0] > 20
+    assert [text.get_text() for text in figure.axes[1].texts] == ['TwistNet-18']
+    assert 'No MACs in the results: DTD: ResNet-18.' in '\n'.join(texts(figure))
+
+
+def test_names_of_22_models_do_not_overlap(tmp_path):
+    for index, model in enumerate(MODELS):
+        for fold in (1, 2):
+            make(tmp_path, 'dtd', model, fold, acc=40 + index % 7 + fold, params_M=11.2 + index % 4 / 10)
+    (figure,) = draw(tmp_path, 'scatter')
+    check_page(figure)
+    for axes in figure.axes:
+        names = [text for text in axes.texts if text.get_text()]
+        assert sorted(text.get_text() for text in names) == sorted(entry['label'] for entry in MODELS.values())
+        assert apart([text.get_window_extent() for text in names])
+        inside = axes.get_window_extent().padded(1)
+        assert all(inside.contains(*corner) for text in names for corner in text.get_window_extent().corners())
+
+
+# ---------------------------------------------------------------------------------------------- ablation
+
+
+def test_ablation_means_reference_and_differences(tmp_path):
+    make_folds(tmp_path, model='twistnet18_gate_1', shift=-3.0)
+    make_folds(tmp_path, model='twistnet18')
+    make(tmp_path, model='twistnet18_no_ais', fold=3, acc=50.0)
+    make(tmp_path, model='twistnet18_heads1', done=False)
+    make_folds(tmp_path)
+    (figure,) = draw(tmp_path, 'ablation', '--models', ','.join(reversed(MODELS)))
+    (axes,) = figure.axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == ['TwistNet-18', 'w/o AIS', '1 Head', 'Gate 1']
+    assert [line.get_xdata()[0] for line in labelled(axes, 'mean')] == [45, 50, 42]
+    assert [line.get_ydata()[0] for line in labelled(axes, 'mean')] == [0, 1, 3]
+    assert [list(line.get_xdata()) for line in labelled(axes, 'folds')] == [[40, 44, 51], [50], [37, 41, 48]]
+    sd = statistics.stdev(FOLDS.values())
+    assert whiskers(axes) == [pytest.approx((45 - sd, 45 + sd)), pytest.approx((42 - sd, 42 + sd))]
+    assert list(labelled(axes, 'full')[0].get_xdata()) == [45, 45]
+    # w/o AIS has fold 3 alone, where the full model has 51: the difference is of that fold.
+    minus = '\N{MINUS SIGN}'
+    beside = [text.get_text() for text in axes.texts]
+    assert beside == ['45.0 %', f'{minus}1.0 (1)', 'no complete run', f'{minus}3.0']
+    assert axes.get_xlim()[0] > 30, 'dots are zoomed'
+    assert same_color(labelled(axes, 'mean')[1].get_markerfacecolor(), 'white')
+
+
+def test_ablation_needs_a_variant_but_not_the_full_model(tmp_path):
+    make_folds(tmp_path, model='twistnet18')
+    make(tmp_path, model='twistnet18_no_ais', done=False)
+    with pytest.raises(runs.RunError, match='no complete run of a variant'):
+        draw(tmp_path, 'ablation')
+    make_folds(tmp_path / 'other', model='twistnet18_no_ais')
+    (figure,) = draw(tmp_path / 'other', 'ablation')
+    assert not labelled(figure.axes[0], 'full')
+    assert [text.get_text() for text in figure.axes[0].texts] == ['']
+
+
+# ---------------------------------------------------------------------------------------------- curves and gate
+
+
+def test_curves_show_every_run_and_the_mean_where_all_are(tmp_path):
+    write_log(make(tmp_path, fold=1, epochs=3), [(3.0, 10.0, {}), (2.0, 20.0, {}), (1.0, 30.0, {})])
+    write_log(make(tmp_path, fold=2, epochs=3, upto=2), [(5.0, 20.0, {}), (4.0, 40.0, {})])
+    make(tmp_path, 'fmd', 'seresnet18', epochs=3)
+    (figure,) = draw(tmp_path, 'curves')
+    assert [axes.get_title() for axes in figure.axes] == ['DTD', 'DTD', 'FMD', 'FMD']
+    loss, accuracy = figure.axes[:2]
+    (mean,) = labelled(accuracy, 'ResNet-18')
+    assert [list(v) for v in mean.get_data()] == [[1, 2], [15, 30]]
+    assert list(labelled(loss, 'ResNet-18')[0].get_ydata()) == [4, 3]
+    thin = [line for line in accuracy.lines if line is not mean]
+    assert [list(line.get_ydata()) for line in thin] == [[10, 20, 30], [20, 40]]
+    assert all(same_color(line.get_color(), mean.get_color()) for line in thin)
+    assert all(line.get_linewidth() < mean.get_linewidth() for line in thin)
+    assert accuracy.get_ylim()[0] == 0
+    said = '\n'.join(texts(figure))
+    assert 'not come to their last epoch: DTD: ResNet-18 (1 of 2).' in said
+    assert 'No run: DTD: SE-ResNet-18; FMD: ResNet-18.' in said
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['ResNet-18', 'SE-ResNet-18']
+
+
+def test_a_single_run_is_drawn_as_logged_and_one_without_epochs_named(tmp_path):
+    make(tmp_path, epochs=3, acc=30.0)
+    folder = make(tmp_path, model='twistnet18', epochs=3, done=False)
+    (folder / 'log.jsonl').unlink()
+    (figure,) = draw(tmp_path, 'curves')
+    (line,) = figure.axes[1].lines
+    assert list(line.get_ydata()) == [0, 10, 20]
+    assert 'No epoch yet: DTD: TwistNet-18.' in '\n'.join(texts(figure))
     with pytest.raises(runs.RunError, match='no run has finished an epoch'):
-        plot_results.plot_curves(tmp_path)
-    runs.write_log(tmp_path / 'a' / 'log.jsonl', [{'epoch': 1}])
-    with pytest.raises(runs.RunError, match='a line lacks'):
-        plot_results.plot_curves(tmp_path)
+        draw(tmp_path, 'curves', '--models', 'twistnet18')
+
+
+def test_lines_differ_without_colour():
+    styles = [plot_results.line_style(model) for model in MODELS]
+    assert len({(str(style['linestyle']), style['marker']) for style in styles}) == len(MODELS)
+    assert len({(str(style['linestyle']), style['color']) for style in styles}) == len(MODELS)
+
+
+def test_gate_curves_are_the_logs(tmp_path):
+    for seed, shift in ((42, 0.0), (43, 0.02)):
+        gates = [{block: value + shift * epoch for block, value in GATES.items()} for epoch in (1, 2)]
+        write_log(make(tmp_path, model='twistnet18', seed=seed), [(1.0, 1.0, gates[0]), (1.0, 1.0, gates[1])])
+    make(tmp_path, model='twistnet18_gate_0')
+    make(tmp_path)
+    (figure,) = draw(tmp_path, 'gate')
+    assert [axes.get_title() for axes in figure.axes] == ['DTD, TwistNet-18', 'DTD, Gate 0']
+    for block, value in GATES.items():
+        (line,) = labelled(figure.axes[0], block)
+        assert [list(v) for v in line.get_data()] == [[1, 2], pytest.approx([value + 0.01, value + 0.02])]
+    starts = [labelled(axes, 'start')[0].get_ydata()[0] for axes in figure.axes]
+    assert starts == pytest.approx([1 / (1 + math.exp(2)), 0.5])
+    assert figure.axes[0].get_ylabel() == 'sigmoid(gate)'
+    assert len({line.get_marker() for line in figure.axes[0].lines if line.get_label() in GATES}) == 4
+
+
+def test_initial_gate_is_the_models_own_and_unknown_after_loading():
+    for model in ('twistnet18', 'twistnet18_gate_m3'):
+        gates = models.TwistNet(base_width=8, **MODELS[model]['twist']).gates()
+        for value in gates.values():
+            assert plot_results.initial_gate(model, dict(pretrained=False)) == pytest.approx(value)
+    assert plot_results.initial_gate('twistnet18', dict(pretrained=True)) is None
+    assert plot_results.initial_gate('twistnet18_gate_0', dict(pretrained=True)) == 0.5
+    assert plot_results.initial_gate('twistnet18', {}) is None
+    assert plot_results.initial_gate('resnet18', dict(pretrained=False)) is None
+
+
+def test_a_flat_gate_is_drawn_flat(tmp_path):
+    make(tmp_path, model='twistnet18')
+    (figure,) = draw(tmp_path, 'gate')
+    low, high = figure.axes[0].get_ylim()
+    assert high - low >= 0.0005
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+def test_gate_of_one_log(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(plt.rcParams, 'savefig.dpi', plot_results.STYLE['savefig.dpi'])
+    folder = make(tmp_path / 'runs', model='twistnet18')
+    options = ('--log_file', folder / 'log.jsonl', '--save_dir', tmp_path / 'new' / 'figures', '--plot', 'gate')
+    plot_results.main(arguments(*options))
+    out, err = capsys.readouterr()
+    pdf, png = map(Path, out.split())
+    assert (pdf, png) == tuple(tmp_path / 'new' / 'figures' / name for name in ('gate.pdf', 'gate.png'))
+    assert err == ''
+    assert 900 < Image.open(png).width <= 2100
+
+
+def test_gate_of_a_model_without_gates_is_an_error_of_the_command(tmp_path):
+    options = ('--log_file', make(tmp_path / 'runs') / 'log.jsonl', '--save_dir', tmp_path / 'none', '--plot', 'gate')
+    code, out, err = finish(start('plot_results.py', *map(str, options)))
+    assert code == 1
+    assert out == ''
+    assert re.fullmatch(r'plot_results.py: error: gate: no gates in the log.*\n', err)
+    assert not (tmp_path / 'none').exists()
+
+
+def test_a_log_alone_is_enough(tmp_path, capsys):
+    folder = make(tmp_path, model='twistnet18')
+    (folder / 'config.json').unlink()
+    (figure,) = plot_results.plot_gate(*plot_results.read_one(folder / 'log.jsonl')[0], '')
+    assert figure.axes[0].get_title() == folder.name
+    assert not labelled(figure.axes[0], 'start'), 'unknown'
+    plot_results.main(arguments('--log_file', folder / 'log.jsonl', '--save_dir', tmp_path / 'f'))
+    assert {Path(line).name for line in capsys.readouterr().out.split()} == {
+        'curves.pdf', 'curves.png', 'gate.pdf', 'gate.png'
+    }  # fmt: skip
+
+
+def test_pdf_is_vector_with_truetype_fonts(tmp_path):
+    make_folds(tmp_path)
+    paths = plot_results.save(draw(tmp_path, 'bar')[0], tmp_path / 'figures', 'bar')
+    data = paths[0].read_bytes()
+    streams = [
+        zlib.decompress(s) for s in re.findall(rb'FlateDecode.*?>>\s*stream\r?\n(.*?)\r?\nendstream', data, re.S)
+    ]
+    whole = data + b''.join(streams)
+    assert b'/FontFile2' in whole, 'TrueType'
+    assert b'/Type3' not in whole
+    assert b'/Subtype /Image' not in whole
+    again = plot_results.save(draw(tmp_path, 'bar')[0], tmp_path / 'again', 'bar')
+    assert again[0].read_bytes() == data
+    assert again[1].read_bytes() == paths[1].read_bytes()
+
+
+def test_all_draws_what_it_can_and_names_the_rest(tmp_path, capsys):
+    make_folds(tmp_path / 'runs')
+    make_folds(tmp_path / 'runs', model='seresnet18')
+    plot_results.main(arguments('--run_dir', tmp_path / 'runs', '--save_dir', tmp_path / 'f', '--plot', 'all'))
+    out, err = capsys.readouterr()
+    names = [Path(line).name for line in out.splitlines()]
+    assert names == [f'{plot}.{suffix}' for plot in ('bar', 'scatter', 'curves') for suffix in ('pdf', 'png')]
+    assert all(Path(line).stat().st_size for line in out.splitlines())
+    assert [line.split(':')[:2] for line in err.splitlines()] == [
+        ['not drawn', ' radar'], ['not drawn', ' ablation'], ['not drawn', ' gate']
+    ]  # fmt: skip
+
+
+def test_recipes_have_figures_of_their_own(tmp_path, capsys, monkeypatch):
+    make_folds(tmp_path / 'a')
+    make(tmp_path / 'b', acc=90.0, lr=0.5)
+    make(tmp_path / 'c', model='twistnet18', done=False, lr=0.7)
+    figures = {}
+    monkeypatch.setattr(plot_results, 'save', lambda figure, _, name: figures.update({name: figure}) or [])
+    options = ('--run_dir', tmp_path / 'a', tmp_path / 'b', tmp_path / 'c')
+    plot_results.main(arguments(*options, '--plot', 'bar'))
+    assert list(figures) == ['bar_1', 'bar_2']
+    assert [[bar.get_width() for bar in f.axes[0].patches] for f in figures.values()] == [[45], [90]]
+    assert 'lr 0.01' in texts(figures['bar_1'])[0] + ''.join(texts(figures['bar_1']))
+    assert 'lr 0.5' in ''.join(texts(figures['bar_2']))
+    assert capsys.readouterr().err.splitlines()[-1] == 'not drawn: bar_3: no run is complete'
+    plot_results.main(arguments(*options, '--plot', 'curves'))
+    assert list(figures)[2:] == ['curves_1', 'curves_2', 'curves_3']
+
+
+def test_torn_files_are_named_and_left_out(tmp_path, capsys):
+    make_folds(tmp_path)
+    log = tmp_path / 'dtd_fold1_resnet18_seed42' / 'log.jsonl'
+    whole = log.read_bytes()
+    for torn in (
+        b'{"epoch": 3, "trai',
+        b'[]',
+        b'\xff',
+        b'{"epoch": 3, "train_loss": NaN, "val_acc": 1}',
+        b'{"epoch": 3}',
+    ):
+        log.write_bytes(whole + torn)
+        (figure,) = draw(tmp_path, 'curves')
+        assert f'left out: {log} line 3' in capsys.readouterr().err
+        assert all(len(line.get_xdata()) == 2 for line in figure.axes[0].lines)
+    (tmp_path / 'dtd_fold2_resnet18_seed42' / 'results.json').write_text('{')
+    (figure,) = draw(tmp_path, 'bar')
+    assert figure.axes[0].patches[0].get_width() == 45.5
+    assert 'results.json: damaged' in capsys.readouterr().err
+
+
+def test_every_model_on_every_data_set_fits(tmp_path):
+    for dataset in DATASETS:
+        for model in MODELS:
+            make(tmp_path, dataset, model, acc=10.0 + len(model))
+    (figure,) = draw(tmp_path, 'bar')
+    check_page(figure)
+    labels = {entry['label'] for entry in (DATASETS | MODELS).values()}
+    assert labels <= {text.split('\n')[0] for text in texts(figure)}
+    for axes in figure.axes:
+        assert apart([t.get_window_extent() for t in axes.get_yticklabels() if t.get_text()])
+        assert apart([t.get_window_extent() for t in axes.get_xticklabels() if t.get_text()])
+    (figure,) = draw(tmp_path, 'radar')
+    check_page(figure)
+    assert len(figure.axes) == 6
+    assert [len(axes.get_legend().get_texts()) for axes in figure.axes] == [5, 5, 5, 5, 5, 2]
+
+
+def test_what_does_not_fit_a_page_goes_on_in_another(tmp_path, monkeypatch):
+    for dataset in DATASETS:
+        for model in ('resnet18', 'twistnet18'):
+            make(tmp_path, dataset, model)
+    first, second = draw(tmp_path, 'curves')
+    assert [axes.get_title() for axes in first.axes[::2] + second.axes[::2]] == [d['label'] for d in DATASETS.values()]
+    assert 'title (page 1 of 2)' in texts(first)
+    assert 'title (page 2 of 2)' in texts(second)
+    check_page(first)
+    names = []
+    monkeypatch.setattr(plot_results, 'save', lambda figure, _, name: names.append(name) or [])
+    plot_results.main(arguments('--run_dir', tmp_path, '--plot', 'curves'))
+    assert names == ['curves', 'curves_page2']
+
+
+@pytest.mark.parametrize('plot', ['curves', 'gate', 'ablation'])
+def test_22_models_fit(tmp_path, plot):
+    for model in MODELS:
+        make(tmp_path, 'dtd', model)
+    (figure,) = draw(tmp_path, plot)
+    check_page(figure)
+    shown = {label for text in texts(figure) for label in text.split(', ')}
+    wanted = [name for name in MODELS if plot == 'curves' or name.startswith('twistnet18')]
+    assert {MODELS[name]['label'] for name in wanted} <= shown
+
+
+def test_what_cannot_be_drawn_is_one_line(tmp_path):
+    def error(*argv):
+        with pytest.raises(runs.RunError) as caught:
+            plot_results.main(arguments('--save_dir', tmp_path / 'f', *argv))
+        assert '\n' not in str(caught.value)
+        return str(caught.value)
+
+    assert 'holds no run' in error('--run_dir', tmp_path)
+    folder = make(tmp_path / 'runs', done=False)
+    assert error('--run_dir', tmp_path / 'runs', '--plot', 'bar') == 'bar: no run is complete'
+    assert 'gate: no gates' in error('--run_dir', tmp_path / 'runs', '--plot', 'gate')
+    assert "unknown model 'twist'" in error('--run_dir', tmp_path / 'runs', '--models', 'twist')
+    assert 'no run of twistnet18' in error('--run_dir', tmp_path / 'runs', '--models', 'twistnet18')
+    assert 'no such log' in error('--log_file', tmp_path / 'log.jsonl')
+    assert 'needs --run_dir' in error('--log_file', folder / 'log.jsonl', '--plot', 'bar')
+    (folder / 'log.jsonl').write_text('{')
+    assert 'holds no whole epoch' in error('--log_file', folder / 'log.jsonl')
+    (folder / 'log.jsonl').unlink()
+    assert 'bar_' not in error('--run_dir', tmp_path / 'runs')
     (tmp_path / 'file').touch()
-    make(tmp_path, 'b', [1.0])
-    (tmp_path / 'a' / 'log.jsonl').unlink()
-    with pytest.raises(runs.RunError, match='cannot be written'):
-        plot_results.save(plot_results.plot_curves(tmp_path), tmp_path / 'file' / 'x', 'curves')
+    make(tmp_path / 'more')
+    assert 'cannot be written' in error('--run_dir', tmp_path / 'more', '--save_dir', tmp_path / 'file' / 'x')
