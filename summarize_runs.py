@@ -25,6 +25,7 @@ import runs
 from registry import DATASETS, MODELS
 from runs import RunError
 
+LABELS: dict[str, str] = {}  # of data sets, where --labels gives another than the registry's
 LEVEL = 0.05  # of significance, after Holm's correction
 NEEDED = ('dataset', 'fold', 'seed', 'model', 'test_acc', 'n_train', 'n_test', 'params_M', 'fingerprint')
 # Not part of a recipe: what tells the runs of one table apart.
@@ -273,7 +274,7 @@ def _compare(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:
 
 
 def dataset_label(dataset: str) -> str:
-    return DATASETS[dataset]['label']
+    return LABELS.get(dataset) or DATASETS[dataset]['label']
 
 
 def model_label(model: str) -> str:
@@ -480,6 +481,13 @@ def add_run_args(parser: argparse.ArgumentParser) -> None:
     """Which runs: shared with plot_results.py."""
     parser.add_argument('--run_dir', type=Path, nargs='+', default=[Path('runs')], help='one folder or several')
     parser.add_argument('--models', type=lambda text: text.split(','), help='only these, in this order: a,b')
+    parser.add_argument(
+        '--labels',
+        type=lambda text: dict(pair.split('=', 1) for pair in text.split(',')),
+        default={},
+        metavar='KEY=NAME,..',
+        help="other names for data sets, for a tree of one's own in DTD's layout, say",
+    )
     parser.add_argument('--baseline', default='resnet18', help='the model that the others are compared with')
 
 
@@ -494,14 +502,25 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_names(args: argparse.Namespace) -> None:
+    """Take the labels of data sets; refuse a model or a data set that the registry does not have.
+
+    Raises:
+        RunError: naming it.
+    """
+    for option, names, known in (('models', args.models or (), MODELS), ('labels', args.labels, DATASETS)):
+        if unknown := [name for name in names if name not in known]:
+            raise RunError(f"--{option}: unknown '{unknown[0]}'; there are: {', '.join(known)}")
+    LABELS.update(args.labels)
+
+
 def read_tables(args: argparse.Namespace) -> list[Table]:
     """The tables that the options ask for; what was left out is named on stderr.
 
     Raises:
         RunError: no run is complete, or a model that no run has is asked for.
     """
-    if args.models and (unknown := [name for name in args.models if name not in MODELS]):
-        raise RunError(f"--models: unknown model '{unknown[0]}'; the models are: {', '.join(MODELS)}")
+    check_names(args)
     found, notes = load(args.run_dir, args.models)
     for note in notes:
         print(note, file=sys.stderr)

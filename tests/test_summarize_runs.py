@@ -247,7 +247,17 @@ def test_what_cannot_be_summarised_is_named(tmp_path):
     assert 'no run is complete' in fails(tmp_path)
     make_run(tmp_path, fold=2)
     assert 'no run is complete of swin_tiny' in fails(tmp_path, '--models', 'swin_tiny')
-    assert "unknown model 'twist'" in fails(tmp_path, '--models', 'twist')
+    assert "--models: unknown 'twist'; there are: resnet18" in fails(tmp_path, '--models', 'twist')
+    assert "--labels: unknown 'dt'; there are: dtd" in fails(tmp_path, '--labels', 'dt=x')
+
+
+def test_a_tree_in_dtd_s_layout_has_a_name_of_its_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(summarize_runs, 'LABELS', {})
+    make_run(tmp_path)
+    out = show(tmp_path, capsys, '--labels', 'dtd=My_Materials')
+    assert 'My_Materials' in out
+    assert 'DTD' not in out
+    assert r'My\_Materials' in show(tmp_path, capsys, '--labels', 'dtd=My_Materials', '--latex')
 
 
 # ---------------------------------------------------------------------------------------------- formats
