@@ -577,7 +577,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    try:
+    with runs.user_errors('plot_results.py'):
         main(get_args_parser().parse_args())
-    except RunError as error:
-        sys.exit(f'plot_results.py: error: {error}')
