@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 import models
-from models import STCI, ModelError, TwistBlock, TwistNet
+from models import DIRECTIONS, STCI, ModelError, TwistBlock, TwistNet
 from transforms import eval_transform, normalize
 
 
@@ -66,6 +66,15 @@ class Block(NamedTuple):
         products = self.products
         return None if products is None else products.diagonal(dim1=2, dim2=3).sum(-1)
 
+    @property
+    def mean_response(self) -> torch.Tensor | None:
+        """The response's mean over the cells whose neighbour is in the map, see `seen`: (B, heads)."""
+        response = self.response
+        if response is None:
+            return None
+        cells = seen(*response.shape[1:])
+        return (response * cells).sum((-1, -2)) / cells.sum((-1, -2))
+
 
 class Record(NamedTuple):
     """One forward pass."""
@@ -73,6 +82,19 @@ class Record(NamedTuple):
     blocks: dict[str, Block]  # 'layer3.0', ..
     features: torch.Tensor  # (B, num_features), what the classifier reads
     logits: torch.Tensor  # (B, classes)
+
+
+def seen(heads: int, height: int, width: int) -> torch.Tensor:
+    """True where the neighbour a head looks at lies in the map: (heads, height, width).
+
+    Elsewhere the twist reads zero padding, so that t is z itself at half its length and the response 1, of any image.
+    """
+    cells = torch.ones(heads, height, width, dtype=torch.bool)
+    for cell, (dy, dx) in zip(cells, DIRECTIONS):
+        cell[height - dy :] = False  # dy is 0 or 1
+        cell[:, width - dx :] = False
+        cell[:, : max(0, -dx)] = False
+    return cells
 
 
 def matrix(values: torch.Tensor, c_red: int) -> torch.Tensor | None:
