@@ -98,7 +98,7 @@ def seen(heads: int, height: int, width: int) -> torch.Tensor:
 
 
 def matrix(values: torch.Tensor, c_red: int) -> torch.Tensor | None:
-    """Values of the pairs i <= j in row-major order as upper triangles: (B, heads, pairs, ..) -> (B, heads, c, c, ..)."""
+    """Pairs i <= j in row-major order as upper triangles: (B, heads, pairs, ..) -> (B, heads, c_red, c_red, ..)."""
     if values.shape[2] == 0:
         return None
     rows, columns = torch.triu_indices(c_red, c_red)

@@ -1,6 +1,7 @@
 """Options of a run: the recipes, the parser of train.py and the bounds of every value. No torch."""
 
 import argparse
+from pathlib import Path
 
 from registry import DATASETS, MODELS
 from runs import RunError
@@ -71,6 +72,22 @@ def add_data_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--data_dir', help='root of the data set; synthetic needs none')
     group.add_argument('--fold', type=int, default=1, help='from 1')
     group.add_argument('--img_size', type=int, help='side of the square input, pixels')
+
+
+def labels(text: str) -> dict[str, str]:
+    """The value of --labels: 'dtd=Materials,..'."""
+    return dict(pair.split('=', 1) for pair in text.split(','))
+
+
+def add_inside_args(parser: argparse.ArgumentParser) -> None:
+    """What to look into, and at what: of the scripts that draw or measure a trained TwistNet."""
+    group = parser.add_argument_group('inside a model')
+    group.add_argument('--checkpoint', type=Path, help='the best.pt of a run')
+    group.add_argument('--image', type=Path, help='a picture to look at')
+    group.add_argument('--dataset', help="a data set to run over; if not given, the run's own")
+    group.add_argument('--data_dir', help="its root; if not given, the run's own")
+    group.add_argument('--fold', type=int, help="from 1; if not given, the run's own")
+    group.add_argument('--subset', choices=('train', 'val', 'test'), default='test')
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> None:

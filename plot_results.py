@@ -3,10 +3,13 @@
     python plot_results.py --run_dir runs/main --save_dir figures --plot all       # every figure that the runs allow
     python plot_results.py --run_dir runs/ablation --models twistnet18,twistnet18_no_ais --plot ablation
     python plot_results.py --log_file runs/main/dtd_fold1_twistnet18_seed42/log.jsonl --save_dir figures --plot gate
+    python plot_results.py --checkpoint runs/main/dtd_fold1_twistnet18_seed42/best.pt \\
+        --image data/dtd/images/banded/banded_0001.jpg --save_dir figures --plot interaction
 
 bar, radar, scatter and ablation are of complete runs; curves and gate are of all, interrupted ones too. Runs of
 different recipes are never pooled: each recipe has figures of its own, bar_1, bar_2 and so on. What does not fit a page
-goes on in curves_page2 and so on. What is missing is named in the figure.
+goes on in curves_page2 and so on. What is missing is named in the figure. interaction and tsne look into one model,
+from its checkpoint; visualize.py has more of that kind.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+import options
 import runs
 from drawing import COLORS, DASHES, FULL, MARKERS, PAGE, fill_color, frame, label_points, line_style, save
 from registry import DATASETS, MODELS
@@ -532,6 +536,7 @@ PLOTS = {
     'gate': plot_gate,
 }
 OF_LOGS = ('curves', 'gate')  # what a single log can show
+OF_MODELS = ('interaction', 'tsne')  # what a checkpoint shows
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -539,11 +544,18 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_run_args(parser)
     parser.add_argument('--log_file', type=Path, help='the log.jsonl of a single run instead, for gate and curves')
     parser.add_argument('--save_dir', type=Path, default=Path('figures'), help='made if missing')
-    parser.add_argument('--plot', choices=(*PLOTS, 'all'), default='all', help='all: every figure the runs allow')
+    parser.add_argument('--plot', choices=(*PLOTS, *OF_MODELS, 'all'), default='all', help='all: what the runs allow')
+    options.add_inside_args(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.plot in OF_MODELS:
+        import visualize  # and with it torch, which the other figures do without
+
+        return visualize.main(argparse.Namespace(**vars(args), view=args.plot))
+    if args.checkpoint:
+        raise RunError(f'--checkpoint is for --plot {" and ".join(OF_MODELS)}; visualize.py draws more from one')
     possible = OF_LOGS if args.log_file else tuple(PLOTS)
     if args.plot != 'all' and args.plot not in possible:
         raise RunError(f'--plot {args.plot} is of several runs: it needs --run_dir instead of --log_file')

@@ -16,11 +16,13 @@ import math
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scipy import stats
 
+import options
 import runs
 from registry import DATASETS, MODELS
 from runs import RunError
@@ -515,7 +517,7 @@ def add_run_args(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--models', type=lambda text: text.split(','), help='only these, in this order: a,b')
     parser.add_argument(
         '--labels',
-        type=lambda text: dict(pair.split('=', 1) for pair in text.split(',')),
+        type=options.labels,
         default={},
         metavar='KEY=NAME,..',
         help="other names for data sets, for a tree of one's own in DTD's layout, say",
@@ -540,11 +542,20 @@ def check_names(args: argparse.Namespace) -> None:
     Raises:
         RunError: naming it.
     """
-    models = (('models', args.models or (), MODELS), ('baseline', [args.baseline], MODELS))
-    for option, names, known in (*models, ('labels', args.labels, DATASETS)):
-        if unknown := [name for name in names if name not in known]:
-            raise RunError(f"--{option}: unknown '{unknown[0]}'; there are: {', '.join(known)}")
-    LABELS.update(args.labels)
+    for option, names in (('models', args.models or ()), ('baseline', [args.baseline])):
+        _need_known(option, names, MODELS)
+    take_labels(args.labels)
+
+
+def take_labels(labels: dict[str, str]) -> None:
+    """The names of data sets that --labels gives. Raises RunError for one that the registry does not have."""
+    _need_known('labels', labels, DATASETS)
+    LABELS.update(labels)
+
+
+def _need_known(option: str, names: Iterable[str], known: dict) -> None:
+    if unknown := [name for name in names if name not in known]:
+        raise RunError(f"--{option}: unknown '{unknown[0]}'; there are: {', '.join(known)}")
 
 
 def read_runs(args: argparse.Namespace, what: str) -> list[tuple[dict, dict | None]]:

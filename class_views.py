@@ -1,0 +1,298 @@
+"""The views of visualize.py over a data set: selection by block and class, class patterns, t-SNE of the features."""
+
+import argparse
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.cluster.hierarchy import dendrogram, linkage
+from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_samples
+from sklearn.neighbors import NearestNeighbors
+from tqdm import tqdm
+
+import inside
+import runs
+from archives import DataError
+from datasets import load_splits, open_image
+from drawing import COLORS, MARKERS, PAGE, frame
+from inside import Subject
+from models import ModelError
+from registry import DATASETS
+from summarize_runs import dataset_label, model_label
+
+NEIGHBOURS = 5
+BATCH = 16
+CMAP = 'cividis'
+NBSP = '\N{NO-BREAK SPACE}'
+DEGREES = ('0\N{DEGREE SIGN}', '45\N{DEGREE SIGN}', '90\N{DEGREE SIGN}', '135\N{DEGREE SIGN}')
+
+
+class Survey(NamedTuple):
+    """What a model computed for the images of a subset; n images, D channels a block."""
+
+    of: str  # the subset in words
+    labels: np.ndarray  # (n,) class indices
+    features: np.ndarray  # (n, num_features)
+    accuracy: float  # percent
+    signatures: dict[str, np.ndarray]  # by block: means over the map before selection, (n, heads, channels a head)
+    selection: dict[str, np.ndarray]  # by block: AIS's weights, the same shape; empty without AIS
+    gates: dict[str, float]
+    c_red: int
+
+
+def survey(subject: Subject, args: argparse.Namespace) -> Survey:
+    """Run the model over a subset.
+
+    Args:
+        subject: the model.
+        args: dataset, data_dir and fold, each None for what the config.json beside the checkpoint says; subset.
+
+    Raises:
+        RunError: the checkpoint stands alone and no data set is given. DataError: the data set cannot be read, has
+            other classes than the model, or has a class with one image in the subset.
+    """
+    known = (runs.read_json(subject.path.with_name('config.json')) or {}).get('options', {})
+    dataset, fold = args.dataset or known.get('dataset'), args.fold or known.get('fold', 1)
+    if dataset is None:
+        raise runs.RunError(f'{subject.path}: no config.json beside it says what it was trained on; give --dataset')
+    data_dir = args.data_dir or (known.get('data_dir') if dataset == known.get('dataset') else None)
+    splits = load_splits(dataset, data_dir, fold)
+    if splits.classes != subject.classes:
+        raise DataError(
+            f'{data_dir or dataset}: has other classes than the {len(subject.classes)} that {subject.path} was trained '
+            'on; --dataset and --data_dir must name that data set'
+        )
+    items = getattr(splits, args.subset)
+    labels = np.array([label for _, label in items])
+    counts = np.bincount(labels, minlength=len(splits.classes))
+    if (counts < 2).any():
+        few = int(counts.argmin())
+        raise DataError(
+            f"{data_dir or dataset}: class '{splits.classes[few]}' has {('no image', 'one image')[counts[few]]} in the "
+            f'{args.subset} set of fold {fold}; a class needs two to be compared with itself'
+        )
+    features, logits, signatures, selection = [], [], {}, {}  # a part a batch
+    for start in tqdm(range(0, len(items), BATCH), desc=f'{args.subset} images of {dataset}', disable=None):
+        images = [open_image(path) for path, _ in items[start : start + BATCH]]
+        record = inside.observe(subject.model, subject.batch(images))
+        features.append(record.features)
+        logits.append(record.logits)
+        for name, block in record.blocks.items():
+            signatures.setdefault(name, []).append(block.interactions.mean((-1, -2)))
+            if block.selection is not None:
+                selection.setdefault(name, []).append(block.selection)
+    right = torch.cat(logits).argmax(1).numpy() == labels
+    label = dataset_label(dataset) if dataset in DATASETS else dataset
+    return Survey(
+        of=f'{len(items)} {args.subset} images of {label}, fold {fold}',
+        labels=labels,
+        features=torch.cat(features).numpy(),
+        accuracy=100 * right.mean(),
+        signatures={name: torch.cat(rows).numpy() for name, rows in signatures.items()},
+        selection={name: torch.cat(rows).numpy() for name, rows in selection.items()},
+        gates={name: block.gate for name, block in record.blocks.items()},
+        c_red=block.c_red,
+    )
+
+
+def describe(subject: Subject, what: str, found: Survey) -> str:
+    return (
+        f'{what}: {model_label(subject.name)}, epoch {subject.epoch}, {found.of} '
+        f'({found.accuracy:.1f} % right, chance {100 / len(subject.classes):.1f}{NBSP}%)'
+    )
+
+
+def class_means(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(n, ..) -> (classes, ..)."""
+    return np.stack([values[labels == label].mean(0) for label in range(labels.max() + 1)])
+
+
+def list_classes(axes: Axes, names: list[str]) -> None:
+    """A line a class."""
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis='y', length=0)
+
+
+def line_height(classes: int) -> float:
+    """Inches of a line, so that 47 classes fit a page."""
+    return min(0.17, max(0.105, 6.5 / classes))
+
+
+# ---------------------------------------------------------------------------------------------- selection
+
+
+def plot_selection(subject: Subject, found: Survey) -> Figure:
+    """AIS's weights and the gate of every block, and the weights by class.
+
+    Raises:
+        ModelError: the model has no AIS.
+    """
+    if not found.selection:
+        raise ModelError(f'{subject.path}: {subject.name} has no AIS')
+    classes = len(subject.classes)
+    height = max(1.6, line_height(classes) * classes + 0.6)
+    figure = plt.figure(figsize=(PAGE[0], 1.75 + height), layout='constrained')
+    grid = figure.add_gridspec(2, len(found.selection), height_ratios=[1.75, height])
+    first = None
+    for column, (name, weights) in enumerate(found.selection.items()):
+        axes = first = figure.add_subplot(grid[0, column], sharey=first)
+        draw_weights(axes, weights, found.c_red)
+        axes.set_title(f'{name}, gate {found.gates[name]:.3f}')
+        axes.set_ylabel('AIS weight' if column == 0 else '')
+        axes.tick_params(labelleft=column == 0)
+    axes = figure.add_subplot(grid[1, :])
+    columns, ticks, table = [], [], []
+    for name, weights in found.selection.items():
+        for order, part in (('1st', weights[:, :, : found.c_red]), ('2nd', weights[:, :, found.c_red :])):
+            if part.shape[2]:
+                table.append(class_means(part.mean(2), found.labels))  # (classes, heads)
+                columns.append(f'{name}\n{order} order')
+                ticks.append(table[-1].shape[1])
+    values = np.concatenate(table, 1)
+    values = 100 * (values - values.mean(0))
+    bound = abs(values).max()
+    drawn = axes.imshow(values, cmap=CMAP, vmin=-bound, vmax=bound, aspect='auto')
+    list_classes(axes, subject.classes)
+    edges = np.cumsum([0, *ticks]) - 0.5
+    axes.set_xticks((edges[1:] + edges[:-1]) / 2, columns)
+    axes.tick_params(axis='x', length=0)
+    for edge in edges[1:-1]:
+        axes.axvline(edge, color='white', linewidth=1.5)
+    label = 'weight of the class above\nthe mean of classes (points of 100)'
+    figure.colorbar(drawn, ax=axes, label=label, pad=0.01, aspect=25)
+    notes = [
+        "Top: AIS's weight of every channel, mean over images; filled: first order (z), open: products, head by head; "
+        'grey: standard deviation over images. The gate is what the block lets through of its branch. Bottom: a column '
+        'a head (0, 45, 90, 135 degrees), mean over its channels.'
+    ]
+    frame(figure, describe(subject, 'Selection', found), notes)
+    return figure
+
+
+def draw_weights(axes: Axes, weights: np.ndarray, c_red: int) -> None:
+    """The weights of a block by channel, (n, heads, channels)."""
+    heads, channels = weights.shape[1:]
+    mean, sd = weights.mean(0), weights.std(0)
+    x = np.arange(heads * channels).reshape(heads, channels)
+    axes.vlines(x.ravel(), (mean - sd).ravel(), (mean + sd).ravel(), color='0.75', linewidth=0.6, zorder=1)
+    open_ = dict(linestyle='none', marker='o', mec=COLORS[0], mew=0.5)
+    axes.plot(x[:, c_red:].ravel(), mean[:, c_red:].ravel(), ms=1.9, mfc='white', **open_)
+    axes.plot(x[:, :c_red].ravel(), mean[:, :c_red].ravel(), ms=2.4, mfc=COLORS[0], **open_)
+    for edge in x[1:, 0] - 0.5:
+        axes.axvline(edge, color='0.6', linewidth=0.5)
+    axes.set_xticks(x.mean(1), DEGREES[:heads])
+    axes.tick_params(axis='x', length=0)
+    axes.margins(x=0.02)
+
+
+# ---------------------------------------------------------------------------------------------- class patterns
+
+
+def plot_classes(subject: Subject, found: Survey) -> Figure:
+    """Mean products of each class in the last block, clustered.
+
+    Raises:
+        ModelError: the model has no products.
+    """
+    name, signatures = list(found.signatures.items())[-1]
+    products = signatures[:, :, found.c_red :]
+    heads, pairs = products.shape[1:]
+    if not pairs:
+        raise ModelError(f'{subject.path}: {subject.name} has no products of channels to show')
+    flat = products.reshape(len(products), -1)
+    means = class_means(flat, found.labels)
+    spread = means.std(0)
+    values = (means - means.mean(0)) / np.where(spread > 0, spread, 1)
+    tree = linkage(values, 'average', optimal_ordering=True)
+    classes = len(subject.classes)
+    figure = plt.figure(figsize=(PAGE[0], max(1.8, line_height(classes) * classes + 0.5)), layout='constrained')
+    left, right = figure.subplots(1, 2, width_ratios=[1, 6])
+    with plt.rc_context({'lines.linewidth': 0.8}):
+        order = dendrogram(tree, ax=left, orientation='left', color_threshold=0, above_threshold_color='black')[
+            'leaves'
+        ]
+    left.set_axis_off()
+    left.set_ylim(10 * classes, 0)
+    drawn = right.imshow(values[order], cmap=CMAP, vmin=-2.5, vmax=2.5, aspect='auto', interpolation='nearest')
+    list_classes(right, [subject.classes[label] for label in order])
+    right.set_xticks((np.arange(heads) + 0.5) * pairs - 0.5, [f'{text} head' for text in DEGREES[:heads]])
+    right.tick_params(axis='x', length=0)
+    for edge in np.arange(1, heads) * pairs - 0.5:
+        right.axvline(edge, color='white', linewidth=1.5)
+    figure.colorbar(drawn, ax=right, label='class mean, standardised over classes', pad=0.01, aspect=25)
+    notes = [
+        f'Mean of the {pairs} products z_i t_j of every head over the map and the images of a class, each column '
+        'standardised over the classes. Tree: average linkage of Euclidean distances. Share of the variance among '
+        f'images that lies between classes: {100 * between(flat, found.labels):.0f} % (median over products; '
+        f'{100 * (classes - 1) / (len(flat) - 1):.0f} % by chance).'
+    ]
+    frame(figure, describe(subject, f'Class patterns in {name}', found), notes)
+    return figure
+
+
+def between(values: np.ndarray, labels: np.ndarray) -> float:
+    """Between-class share of the variance over images, the median over columns that vary: (n, columns) -> [0, 1]."""
+    total = ((values - values.mean(0)) ** 2).sum(0)
+    means = class_means(values, labels)[labels]
+    within = ((values - means) ** 2).sum(0)
+    varies = total > 1e-12
+    return float(np.median(1 - within[varies] / total[varies])) if varies.any() else 0.0
+
+
+# ---------------------------------------------------------------------------------------------- t-SNE
+
+
+def neighbours_right(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Share of the nearest neighbours of each image, itself left out, that are of its class: (n,)."""
+    count = min(NEIGHBOURS, len(features) - 1)
+    index = NearestNeighbors(n_neighbors=count, algorithm='brute').fit(features).kneighbors(return_distance=False)
+    return (labels[index] == labels[:, None]).mean(1)
+
+
+def class_style(label: int) -> dict:
+    """7 markers, filled or open, in 7 colours: 98 classes differ, and 14 of them in grey too."""
+    group = label // 7
+    color = COLORS[(label + group // 2 + 3 * (group % 2)) % 7]
+    return dict(marker=MARKERS[label % 7], mec=color, mfc='white' if group % 2 else color)
+
+
+def plot_tsne(subject: Subject, found: Survey) -> Figure:
+    """What the classifier reads, in the plane; beside it, in all dimensions, how often a neighbour is of the class."""
+    scaled = found.features / np.linalg.norm(found.features, axis=1, keepdims=True).clip(1e-12)
+    perplexity = min(30.0, max(2.0, len(scaled) / 5))
+    plane = TSNE(perplexity=perplexity, init='pca', random_state=0, n_jobs=1).fit_transform(scaled)
+    right, near = silhouette_samples(scaled, found.labels), neighbours_right(scaled, found.labels)
+    classes = len(subject.classes)
+    height = max(3.4, line_height(classes) * classes + 0.4)
+    figure = plt.figure(figsize=(PAGE[0], height), layout='constrained')
+    scatter, bars = figure.subplots(1, 2, width_ratios=[1.7, 1])
+    for label in range(classes):
+        scatter.plot(*plane[found.labels == label].T, linestyle='none', ms=3.2, mew=0.6, **class_style(label))
+    scatter.set(xticks=[], yticks=[], aspect='equal', adjustable='datalim')
+    scatter.spines[:].set_visible(True)
+    scatter.set_title(f't-SNE, perplexity {perplexity:.0f}')
+    share = 100 * class_means(near, found.labels)
+    bars.barh(range(classes), share, 0.7, color='#80BFE8', edgecolor='black', linewidth=0.4)
+    for label in range(classes):
+        spot = dict(transform=bars.get_yaxis_transform(), clip_on=False, ms=3.6, mew=0.6)
+        bars.plot(-0.04, label, linestyle='none', **spot, **class_style(label))
+    list_classes(bars, subject.classes)
+    bars.tick_params(axis='y', pad=9)
+    chance = 100 * float((np.bincount(found.labels)[found.labels] - 1).mean()) / (len(found.labels) - 1)
+    bars.axvline(chance, color='black', linewidth=0.8, linestyle=(0, (3, 2)))
+    bars.set(xlim=(0, 100), ylim=(classes - 0.4, -0.6), xlabel='neighbours of the same class (%)')
+    bars.set_title(f'all: {100 * near.mean():.1f} %; silhouette {right.mean():+.2f}'.replace('-', '\N{MINUS SIGN}'))
+    notes = [
+        f'Left: the {found.features.shape[1]} features that the classifier reads, at unit length; distances between '
+        f'groups mean nothing. Right, in all {found.features.shape[1]} dimensions: share of the {NEIGHBOURS} nearest '
+        'neighbours that are of the class (dashed: by chance), and the legend.'
+    ]
+    frame(figure, describe(subject, 'Features by class', found), notes)
+    return figure
+
+
+VIEWS = {'selection': plot_selection, 'classes': plot_classes, 'tsne': plot_tsne}
