@@ -279,13 +279,15 @@ def plot_tsne(subject: Subject, found: Survey) -> Figure:
     bars.barh(range(classes), share, 0.7, color='#80BFE8', edgecolor='black', linewidth=0.4)
     for label in range(classes):
         spot = dict(transform=bars.get_yaxis_transform(), clip_on=False, ms=3.6, mew=0.6)
-        bars.plot(-0.04, label, linestyle='none', **spot, **class_style(label))
+        bars.plot(-0.045, label, linestyle='none', **spot, **class_style(label))
     list_classes(bars, subject.classes)
-    bars.tick_params(axis='y', pad=9)
+    bars.tick_params(axis='y', pad=12)
     chance = 100 * float((np.bincount(found.labels)[found.labels] - 1).mean()) / (len(found.labels) - 1)
     bars.axvline(chance, color='black', linewidth=0.8, linestyle=(0, (3, 2)))
     bars.set(xlim=(0, 100), ylim=(classes - 0.4, -0.6), xlabel='neighbours of the same class (%)')
-    bars.set_title(f'all: {100 * near.mean():.1f} %; silhouette {right.mean():+.2f}'.replace('-', '\N{MINUS SIGN}'))
+    bars.set_title(
+        f'all images: {100 * near.mean():.1f} %; silhouette {right.mean():+.2f}'.replace('-', '\N{MINUS SIGN}')
+    )
     notes = [
         f'Left: the {found.features.shape[1]} features that the classifier reads, at unit length; distances between '
         f'groups mean nothing. Right, in all {found.features.shape[1]} dimensions: share of the {NEIGHBOURS} nearest '

@@ -1,0 +1,202 @@
+"""The views of visualize.py of one image: what the heads multiply, where they respond, feature maps."""
+
+import math
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+import inside
+from drawing import PAGE, frame
+from inside import Block, Subject
+from models import DIRECTIONS, ModelError, Twist
+from summarize_runs import model_label
+
+ANGLES = tuple(round(math.degrees(math.atan2(dy, dx))) for dy, dx in DIRECTIONS)  # of the heads; clockwise: dy is down
+ARROWS = '\N{RIGHTWARDS ARROW}\N{SOUTH EAST ARROW}\N{DOWNWARDS ARROW}\N{SOUTH WEST ARROW}'
+DEGREE, TIMES = '\N{DEGREE SIGN}', '\N{MULTIPLICATION SIGN}'
+CMAP = 'cividis'  # its lightness rises evenly: it reads in grey as well
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+def describe(subject: Subject, what: str) -> str:
+    """The title of a figure: what it shows, of which model, and how good that model is."""
+    return (
+        f'{what}: {model_label(subject.name)}, epoch {subject.epoch}, validation accuracy {subject.val_acc:.1f} % '
+        f'({len(subject.classes)} classes)'
+    )
+
+
+def head_label(head: int) -> str:
+    return f'head {head + 1}: {ANGLES[head]}{DEGREE} {ARROWS[head]}'
+
+
+def block_label(name: str, block: Block) -> str:
+    height, width = block.h.shape[-2:]
+    return f'{name}\n{height} {TIMES} {width} cells'
+
+
+def verdict(subject: Subject, logits: torch.Tensor) -> str:
+    """What the model takes an image for, with its probability."""
+    probability, label = logits.softmax(-1).max(-1)
+    return f'predicted:\n{subject.classes[int(label)]} ({100 * probability.item():.0f} %)'
+
+
+def need_twist(subject: Subject) -> None:
+    """Raises ModelError for a variant that displaces nothing: z . t is 1 everywhere, or there is no t."""
+    if not isinstance(next(iter(inside.blocks_of(subject.model).values())).stci.twist, Twist):
+        raise ModelError(f'{subject.path}: {subject.name} has no twist: there is nothing directional to show')
+
+
+# ---------------------------------------------------------------------------------------------- one image
+
+
+def beside_image(subject: Subject, image: Image.Image, rows: int, columns: int, cell: float) -> tuple:
+    """A figure with the image as the model sees it on the left, and a grid of axes without ticks."""
+    size = min(PAGE[0], 1.8 + 1.02 * cell * columns), cell * rows
+    figure = plt.figure(figsize=size, layout='constrained')
+    grid = figure.add_gridspec(rows, columns + 1, width_ratios=[1.3 / cell, *[1] * columns])
+    axes = figure.add_subplot(grid[:, 0])
+    axes.imshow(pixels(subject, image))
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(f'what the model sees\n{subject.img_size} {TIMES} {subject.img_size} pixels')
+    panels = [[figure.add_subplot(grid[row, 1 + column]) for column in range(columns)] for row in range(rows)]
+    for axes_ in (axes_ for row in panels for axes_ in row):
+        axes_.set(xticks=[], yticks=[])
+    return figure, axes, panels
+
+
+def pixels(subject: Subject, image: Image.Image) -> np.ndarray:
+    """The image as the model sees it: (H, W, 3) uint8."""
+    return subject.view(image).permute(1, 2, 0).numpy()
+
+
+def plot_interaction(subject: Subject, image: Image.Image) -> Figure:
+    """z_i t_j of every block and head, averaged over the image.
+
+    Raises:
+        ModelError: the model has no products.
+    """
+    record = inside.observe(subject.model, subject.batch([image]))
+    matrices = {name: block.products for name, block in record.blocks.items()}
+    if any(products is None for products in matrices.values()):
+        raise ModelError(f'{subject.path}: {subject.name} has no products of channels to show')
+    means = {name: products[0].mean((-1, -2)).numpy() for name, products in matrices.items()}  # (heads, c, c)
+    heads, c_red = next(iter(means.values())).shape[:2]
+    figure, left, panels = beside_image(subject, image, len(means), heads, 1.28)
+    left.set_xlabel(verdict(subject, record.logits[0]))
+    top = max(np.nanmax(values) for values in means.values())
+    for row, (name, values) in zip(panels, means.items()):
+        for head, axes in enumerate(row):
+            drawn = axes.imshow(values[head], cmap=CMAP, vmin=0, vmax=top)
+            ticks = dict(ticks=(0, c_red - 1), labels=(1, c_red))
+            axes.set_xticks(**ticks), axes.set_yticks(**ticks)
+            axes.tick_params(length=0, pad=1)
+            axes.spines[:].set_visible(False)
+            if row is panels[0]:
+                axes.set_title(head_label(head))
+            if row is panels[-1]:
+                axes.set_xlabel('j of t')
+        row[0].set_ylabel(f'{block_label(name, record.blocks[name])}\ni of z')
+    figure.colorbar(drawn, ax=[axes for row in panels for axes in row], label='mean of z t', aspect=45, pad=0.01)
+    notes = [
+        'Mean over the image of the products z_i t_j (i \N{LESS-THAN OR EQUAL TO} j) that the network computes, before '
+        'selection, on one scale. On the diagonal a channel meets itself, displaced in the direction of the head.'
+    ]
+    frame(figure, describe(subject, 'What the heads multiply'), notes)
+    return figure
+
+
+def overlay(axes: Axes, image: np.ndarray, response: np.ndarray, cells: np.ndarray) -> None:
+    """A map of cells laid over the image: its colour is the response, its shading the image.
+
+    Args:
+        axes: to draw in.
+        image: (H, W) in [0, 1].
+        response: (h, w), whose range over `cells` is the range of colours.
+        cells: (h, w) bool; others are left without colour. The highest quarter of them is outlined.
+    """
+    shown = response[cells]
+    low, high = shown.min(), shown.max()
+    share = (response - low) / (high - low or 1)
+    color = plt.get_cmap(CMAP)(0.3 + 0.7 * np.clip(share, 0, 1))[..., :3]  # the darkest would hide the image
+    color[~cells] = 1
+
+    def stretch(values: np.ndarray) -> np.ndarray:  # nearest cell of every pixel: the map is no finer than it is
+        rows, columns = (np.arange(n) * m // n for n, m in zip(image.shape, values.shape))
+        return values[rows[:, None], columns]
+
+    axes.imshow(stretch(color) * (0.3 + 0.7 * image[..., None]))
+    best = stretch((cells & (response >= np.quantile(shown, 0.75))).astype(float))
+    for color, width in (('black', 1.8), ('white', 0.9)):
+        axes.contour(best, levels=[0.5], colors=color, linewidths=width)
+    axes.set_xlabel(f'{low:.2f} to {high:.2f}', labelpad=1)
+
+
+def plot_response(subject: Subject, image: Image.Image) -> Figure:
+    """Where in an image each head responds.
+
+    Raises:
+        ModelError: the model has no twist.
+    """
+    need_twist(subject)
+    record = inside.observe(subject.model, subject.batch([image]))
+    blocks = spread_blocks(subject, record.blocks)
+    grey = np.asarray(Image.fromarray(pixels(subject, image)).convert('L')) / 255
+    heads = next(iter(blocks.values())).response.shape[1]
+    figure, left, panels = beside_image(subject, image, len(blocks), heads, 1.45)
+    left.set_xlabel(verdict(subject, record.logits[0]))
+    for row, (name, block) in zip(panels, blocks.items()):
+        cells = inside.seen(heads, *block.h.shape[-2:]).numpy()
+        for head, axes in enumerate(row):
+            overlay(axes, grey, block.response[0, head].numpy(), cells[head])
+            if row is panels[0]:
+                axes.set_title(head_label(head))
+        row[0].set_ylabel(block_label(name, block))
+    notes = [
+        'Colour: z . t, the cosine between the channels of a head and their twist, from dark (low) to light (high), in '
+        'the range below each panel. Shading: the image. Outlined: the highest quarter of the cells. Without colour: '
+        'the head looks at a neighbour beyond the map. Arrows: where a head looks in the image, where dy points down.'
+    ]
+    frame(figure, describe(subject, 'Where the heads respond'), notes)
+    return figure
+
+
+def spread_blocks(subject: Subject, blocks: dict[str, Block]) -> dict[str, Block]:
+    """The blocks whose maps have neighbours in every direction. Raises ModelError where none has."""
+    wide = {name: block for name, block in blocks.items() if min(block.h.shape[-2:]) > 1}
+    if not wide:
+        raise ModelError(f'{subject.path}: at {subject.img_size} pixels its maps are one cell each')
+    return wide
+
+
+def plot_features(subject: Subject, image: Image.Image, columns: int = 6) -> Figure:
+    """The channels of the stem and of every stage that vary most over the image."""
+    with torch.inference_mode():
+        final, maps = subject.model.forward_intermediates(subject.batch([image]))
+        logits = subject.model.forward_head(final)[0]
+    columns = min(columns, *(stage.shape[1] for stage in maps))
+    figure, left, panels = beside_image(subject, image, len(maps), columns, 0.92)
+    figure.get_layout_engine().set(wspace=0.01, hspace=0.01)
+    left.set_xlabel(verdict(subject, logits))
+    for row, info, stage in zip(panels, subject.model.feature_info, maps):
+        values = stage[0].numpy()  # (C, H, W)
+        middle = values[:, 1:-1, 1:-1] if min(values.shape[1:]) > 4 else values  # padding shows at the border
+        for axes, channel in zip(row, np.argsort(-middle.std((1, 2)), kind='stable')):
+            axes.imshow(values[channel], cmap=CMAP, vmin=0)
+            axes.set_title(f'{channel}', pad=1.5, fontsize=7)
+        row[0].set_ylabel(f'{info["module"]}\n{len(values)} {TIMES} {values.shape[1]}$^2$')
+    note = (
+        f'The {columns} channels of each stage that vary most over the image, by number, each from 0 (dark) to its '
+        'highest value (light). Beside the name of a stage: its channels and cells.'
+    )
+    frame(figure, describe(subject, 'Feature maps'), [note])
+    return figure
+
+
+VIEWS = {'interaction': plot_interaction, 'response': plot_response, 'features': plot_features}
