@@ -1,0 +1,381 @@
+"""The promises of analysis.py: estimators that know the right answer, tests that can say no, words that follow."""
+
+import copy
+import json
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from conftest import finish, make_dtd, start
+
+import analysis
+import inside
+import models
+import train
+from models import DIRECTIONS, TwistNet
+from runs import RunError
+
+FIGURES = [f'{key}.{suffix}' for key in analysis.QUESTIONS for suffix in ('pdf', 'png')]
+
+
+@pytest.fixture(autouse=True)
+def _light(monkeypatch, one_thread):
+    for name, value in dict(HALVES=6, DRAWS=1, PERMUTATIONS=199).items():
+        monkeypatch.setattr(analysis, name, value)
+    monkeypatch.setitem(plt.rcParams, 'savefig.dpi', 40)
+    twist = dict(base_width=8, c_red=3, twist_stages=(3,))
+    monkeypatch.setitem(models.MODELS, 'small', dict(label='Small', twist=twist))
+    yield
+    plt.close('all')
+
+
+def make_checkpoint(folder, tree, model='small', img_size=64, config=True, **kwargs):
+    """best.pt of a run that has not trained, and its config.json."""
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    net = models.build_model(model, 3, **kwargs)
+    for name, block in inside.blocks_of(net).items() if isinstance(net, TwistNet) else ():
+        torch.nn.init.normal_(block.stci.proj[1].weight, 1, 0.1)
+        torch.nn.init.normal_(block.stci.twist.dwconv.weight, 0, 0.5)
+        block.gate.data.fill_(2.0 if name == 'layer3.0' else 1.0)
+    transform = dict(img_size=img_size)
+    classes = [f'class{i}' for i in range(3)]
+    best = dict(model=model, num_classes=3, classes=classes, epoch=2, val_acc=50.0, transform=transform)
+    train.save_checkpoint(folder / 'best.pt', best | dict(state_dict=net.state_dict()))
+    options = dict(dataset='dtd', data_dir=str(tree), fold=1)
+    if config:
+        (folder / 'config.json').write_text(json.dumps(dict(options=options, defines=dict(pretrained=None))))
+    return folder / 'best.pt'
+
+
+def arguments(checkpoint, save_dir, *more):
+    argv = ['--checkpoint', checkpoint, '--save_dir', save_dir, '--device', 'cpu', *more]
+    return analysis.get_args_parser().parse_args([str(word) for word in argv])
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A checkpoint over a tree with 48 images that did not train."""
+    return make_checkpoint(tmp_path / 'run', make_dtd(tmp_path / 'tree', per_subset=(2, 8, 8)))
+
+
+def net(**kwargs):
+    """A TwistNet whose branch matters, in evaluation mode."""
+    torch.manual_seed(1)
+    model = TwistNet(num_classes=3, base_width=8, c_red=3, gate_init=2.0, **kwargs).eval()
+    for block in inside.blocks_of(model).values():
+        torch.nn.init.normal_(block.stci.proj[0].weight, std=0.5)
+    return model
+
+
+def every_test(result):
+    """Every test in an answer, at any depth."""
+    if isinstance(result, dict):
+        if 'p_holm' in result:
+            yield result
+        for value in result.values():
+            yield from every_test(value)
+
+
+# ---------------------------------------------------------------------------------------------- information
+
+
+@pytest.mark.parametrize('rho', [0.0, 0.3, 0.6, 0.9])
+def test_mutual_information_of_gaussians_is_the_known_one(rho):
+    """-log(1 - rho^2) / 2, whatever monotone functions hide it. One estimate of 300 pairs scatters by about 0.05 nats,
+    the mean of 40 by 0.008; 0.025 is three times that."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(40):
+        x, noise = rng.standard_normal((2, 300))
+        y = rho * x + math.sqrt(1 - rho**2) * noise
+        scores = analysis.normal_scores(np.stack([np.exp(2 * x), y**3], 1), rng)
+        found.append(analysis.mutual_information(*scores.T))
+    assert np.mean(found) == pytest.approx(-0.5 * math.log(1 - rho**2), abs=0.025)
+
+
+def test_zeros_of_a_relu_neither_make_nor_hide_information():
+    """Independent variables with many zeros share nothing. Two that are zero together and otherwise independent share
+    the entropy of being zero, log 2; across the edge of the point mass neighbours mix, which costs some of it."""
+    rng = np.random.default_rng(0)
+    apart, together = [], []
+    for _ in range(25):
+        x, y = rng.random((2, 300))
+        on, other = rng.random((2, 300)) < 0.5
+        apart.append(analysis.mutual_information(*analysis.normal_scores(np.stack([on * x, other * y], 1), rng).T))
+        together.append(analysis.mutual_information(*analysis.normal_scores(np.stack([on * x, on * y], 1), rng).T))
+    assert np.mean(apart) == pytest.approx(0, abs=0.025)
+    assert math.log(2) - 0.12 < np.mean(together) < math.log(2) + 0.025
+
+
+def test_each_direction_displaces_as_its_head_looks():
+    for angle, step in zip(analysis.ANGLES, DIRECTIONS):
+        pairs = analysis.places(angle, 3, 5)
+        assert {(q // 5 - p // 5, q % 5 - p % 5) for p, q in pairs} == {step}
+        assert len(pairs) == (3 - abs(step[0])) * (5 - abs(step[1]))
+    assert len(analysis.places('0°', 4, 1)) == 0
+    assert len(analysis.places('elsewhere', 2, 2)) == 0
+    assert all(max(abs(q // 5 - p // 5), abs(q % 5 - p % 5)) > 1 for p, q in analysis.places('elsewhere', 3, 5))
+
+
+def informed(z):
+    rng = np.random.default_rng(0)
+    result = analysis.information_of(z, analysis.bias_at_independence(len(z), rng, 200), rng)
+    analysis.correct(
+        [*(t for kind in result['shared'].values() for t in kind.values()), result['local'], result['own']]
+    )
+    return result
+
+
+def test_channels_without_common_information_are_said_to_share_none():
+    z = np.maximum(np.random.default_rng(1).standard_normal((120, 4, 3, 4, 4)), 0).astype(np.float32)
+    assert not [test for test in every_test(informed(z)) if analysis.shown(test)]
+
+
+def test_information_is_found_at_its_displacement_and_nowhere_else():
+    z = np.random.default_rng(1).standard_normal((120, 4, 3, 4, 4)).astype(np.float32)
+    for head, (dy, dx) in enumerate(DIRECTIONS):  # z_1(p + d) = z_0(p)
+        z[:, head, 1] = np.roll(z[:, head, 0], (dy, dx), (1, 2))
+    result = informed(z)
+    different = result['shared']['different channels']
+    assert all(analysis.shown(different[angle]) and different[angle]['value'] > 0.05 for angle in analysis.ANGLES)
+    assert not any(analysis.shown(different[c]) for c in ('in place', 'elsewhere', 'other image'))
+    assert not any(analysis.shown(test) for test in result['shared']['the same channel'].values())
+    for key in ('own', 'local'):
+        assert analysis.shown(result[key])
+        assert result[key]['value'] > 0
+
+
+# ---------------------------------------------------------------------------------------------- features
+
+
+def test_features_are_the_means_their_names_say():
+    record = inside.observe(net(), torch.randn(2, 3, 64, 64))
+    block = record.blocks['layer3.1']
+    found = analysis.features_of(block)
+    h, c = block.h.flatten(2), block.c_red
+    gram = torch.stack(
+        [(image @ image.T / h.shape[2])[tuple(torch.triu_indices(len(image), len(image)))] for image in h]
+    )
+    assert torch.allclose(found['Gram matrix'], gram, atol=1e-5)
+    assert torch.allclose(found['bilinear pooling'], gram.sqrt() / gram.sqrt().norm(dim=1, keepdim=True), atol=1e-5)
+    z = block.interactions[:, :, :c]
+    pairs = [(i, j) for i in range(c) for j in range(i, c)]
+    in_place = torch.stack([(z[:, :, i] * z[:, :, j]).mean((2, 3)) for i, j in pairs], 2).flatten(1)
+    assert torch.allclose(found['products in place'], in_place, atol=1e-6)
+    displaced = torch.stack([block.products[:, :, i, j].mean((2, 3)) for i, j in pairs], 2).flatten(1)
+    assert torch.allclose(found['displaced products'], displaced, atol=1e-6)
+    assert not torch.allclose(displaced, in_place, atol=1e-3)
+
+
+def test_long_features_keep_their_inner_products_in_the_sketch():
+    features = torch.randn(4, 6000) + torch.arange(4)[:, None]
+    short = analysis.sketched(features, 0, {})
+    assert short.shape == (4, analysis.SKETCH)
+    expected, scale = features @ features.T, features.norm(dim=1)
+    assert ((short @ short.T - expected) / (scale[:, None] * scale)).abs().max() < 0.15
+    assert torch.equal(short, analysis.sketched(features, 0, {}))
+
+
+def test_the_probe_reads_classes_where_there_are_any_and_learns_nothing_from_its_test_folds():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 15)
+    noise = rng.standard_normal((60, 200)).astype(np.float32)
+    told = analysis.probe(noise + 2 * (labels[:, None] == np.arange(200) % 4), labels, 10, 5, 0)
+    blind = analysis.probe(noise, labels, 10, 5, 0)
+    assert len(told) == len(blind) == 10
+    assert np.mean(told) > 95
+    assert np.mean(blind) == pytest.approx(25, abs=12)
+
+
+# ---------------------------------------------------------------------------------------------- directions
+
+
+def test_classes_that_differ_are_told_from_classes_that_do_not():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(5), 12)
+    values = rng.standard_normal((60, 8))
+    same = analysis.class_test(analysis.standardised(values), labels, rng)
+    assert same['p'] > 0.05
+    assert same['value'] == pytest.approx(0, abs=0.05)
+    values[:, 2] += 2 * labels
+    other = analysis.class_test(analysis.standardised(values), labels, rng)
+    assert other['p'] == pytest.approx(1 / 200)
+    assert other['value'] > 0.08
+
+
+def test_the_displacement_at_which_features_repeat_has_the_highest_cosine():
+    for direction, (dy, dx) in enumerate(DIRECTIONS):
+        column = torch.randn(2, 3, 8, 20, 20)
+        z = sum(torch.roll(column, (k * dy, k * dx), (3, 4)) for k in range(3))  # repeats along d
+        cosines = analysis.displaced_cosines(torch.nn.functional.normalize(z, dim=2))
+        assert (cosines.argmax(1) == direction).all()
+
+
+# ---------------------------------------------------------------------------------------------- spiral and gates
+
+
+def test_identity_in_place_of_the_twist_is_the_variant_without_spiral():
+    model, plain, images = net(), net(use_spiral=False), torch.randn(2, 3, 64, 64)
+    before = copy.deepcopy(model.state_dict())
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if '.twist.' not in k})
+    changed = analysis.edited(model, analysis.without_twist)
+    assert torch.equal(changed(images), plain(images))
+    assert not torch.allclose(changed(images), model(images), atol=1e-4)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_permuted_heads_look_where_another_head_looked():
+    model = net()
+    for block in inside.blocks_of(model).values():
+        torch.nn.init.uniform_(block.stci.twist.scale)
+    changed = analysis.edited(model, analysis.rolled_heads(1))
+    for old, new in zip(inside.blocks_of(model).values(), inside.blocks_of(changed).values()):
+        kernels, rolled = (b.stci.twist.dwconv.weight.unflatten(0, (4, -1)) for b in (old, new))
+        scales, rolled_scales = (b.stci.twist.scale.unflatten(1, (4, -1)) for b in (old, new))
+        for head in range(4):
+            assert torch.equal(rolled[head], kernels[head - 1])
+            assert torch.equal(rolled_scales[:, head], scales[:, head - 1])
+        assert torch.equal(new.stci.reduce[0].weight, old.stci.reduce[0].weight)
+
+
+def test_a_closed_gate_leaves_the_plain_block():
+    model, images = net(), torch.randn(2, 3, 64, 64)
+    plain = TwistNet(num_classes=3, base_width=8, twist_stages=()).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if '.stci.' not in k and '.gate' not in k})
+    assert torch.equal(analysis.edited(model, analysis.closed)(images), plain(images))
+    one = analysis.edited(model, analysis.closed, 'layer4.1')
+    assert [name for name, gate in one.gates().items() if gate == 0] == ['layer4.1']
+
+
+def test_images_are_turned_by_a_quarter():
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    held = analysis.Held(images, np.zeros(4, int), 4)
+    turned = analysis.Held(images.rot90(1, (2, 3)), np.zeros(4, int), 4)
+    model = net()
+    assert np.allclose(analysis.outcome(model, held, 1)['loss'], analysis.outcome(model, turned)['loss'])
+
+
+def test_accuracy_is_compared_image_by_image_with_the_exact_test():
+    before, after = np.ones(20, bool), np.ones(20, bool)
+    after[:8] = False
+    found = analysis.mcnemar(before, after)
+    assert (found['value'], found['lost'], found['gained']) == (-40, 8, 0)
+    assert found['p'] == pytest.approx(2 * 0.5**8)
+    assert found['low'] < -40 < found['high'] < 0
+    same = analysis.mcnemar(before, before)
+    assert same['p'] == 1
+    assert same['low'] < 0 < same['high']  # nothing seen among 20 is no proof of nothing
+
+
+# ---------------------------------------------------------------------------------------------- report
+
+
+def test_the_report_is_whole_and_the_same_for_the_same_seed(trained, tmp_path, capsys):
+    for name, seed in (('a', 1), ('b', 1), ('c', 2)):
+        analysis.main(arguments(trained, tmp_path / name, '--seed', seed))
+    said = capsys.readouterr().out
+    assert {*FIGURES, 'report.json', 'report.md'} == {path.name for path in (tmp_path / 'a').iterdir()}
+    for name in ('report.json', 'report.md', 'information.pdf'):
+        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
+    assert (tmp_path / 'a' / 'report.json').read_bytes() != (tmp_path / 'c' / 'report.json').read_bytes()
+    report = json.loads((tmp_path / 'a' / 'report.json').read_text())
+    assert not report['not_answered']
+    assert analysis.report_text(report) == (tmp_path / 'a' / 'report.md').read_text()
+    assert said.count(str(report['questions']['gates']['blocks']['layer3.0']['gate'])[:6])  # sigmoid(2)
+    analysis.main(arguments(trained, tmp_path / 'd', '--seed', '1', '--question', 'directions'))
+    alone = json.loads((tmp_path / 'd' / 'report.json').read_text())
+    assert alone['questions'] == {'directions': report['questions']['directions']}
+
+
+def test_every_section_says_no_when_the_numbers_say_no_and_yes_when_they_say_yes(trained, tmp_path):
+    report = analysis.answer(arguments(trained, tmp_path / 'out'))
+    for key, result in report['questions'].items():
+        tell = analysis.QUESTIONS[key][2]
+        for test in every_test(result):
+            test |= dict(p_holm=0.2, value=0.7)
+        no = ' '.join(tell(result)[0])
+        assert 'shown' in no
+        assert not any(word in no for word in ('shared information in', 'better in', 'classes differ', 'higher in')), no
+        for test in every_test(result):
+            test |= dict(p_holm=0.01)
+        yes = ' '.join(tell(result)[0])
+        assert 'was shown' not in yes
+        assert any(word in yes for word in ('shared information in', 'better in', 'classes differ', 'higher in')), yes
+
+
+def test_a_sentence_names_what_was_found_on_either_side_and_what_was_not():
+    def made(value, p):
+        return dict(value=value, low=value - 1, high=value + 1, p=p, p_holm=p)
+
+    tests = dict(a=made(2.0, 0.01), b=made(-3.0, 0.0001), c=made(5.0, 0.3), d=made(0.0, None))
+    assert analysis.outcomes(tests, 'better', 'worse', '{:+.1f} points') == (
+        'better in 1 of 4 (a: +2.0 points, p ≤ 0.010); worse in 1 of 4 (b: -3.0 points, p < 0.001); '
+        'no difference was shown in c, d (smallest p = 0.300)'
+    )
+    assert analysis.outcomes(dict(d=tests['d']), 'better', 'worse', '{:+.1f}') == (
+        'no difference was shown in d (no test, for want of spread)'
+    )
+
+
+def test_what_a_model_cannot_answer_is_named_in_the_report(tmp_path):
+    tree = make_dtd(tmp_path / 'tree', per_subset=(2, 3, 3))
+    checkpoint = make_checkpoint(tmp_path / 'run', tree, img_size=32)
+    analysis.main(arguments(checkpoint, tmp_path / 'out'))
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert report['not_answered'] == {
+        'information': '18 images are too few for mutual information; it takes at least 40'
+    }
+    assert 'Not answered: 18 images are too few' in (tmp_path / 'out' / 'report.md').read_text()
+    with pytest.raises(RunError, match='18 images are too few'):
+        analysis.main(arguments(checkpoint, tmp_path / 'out', '--question', 'information'))
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+def test_what_a_user_can_mend_is_one_line(trained, tmp_path):
+    tree = tmp_path / 'tree'
+
+    def refused(*more, checkpoint=trained, save_dir=tmp_path / 'out'):
+        with pytest.raises((RunError, OSError)) as error:
+            analysis.main(arguments(checkpoint, save_dir, *more))
+        assert '\n' not in str(error.value)
+        return str(error.value)
+
+    assert 'no such checkpoint' in refused(checkpoint=tmp_path / 'none.pt')
+    resnet = make_checkpoint(tmp_path / 'resnet', tree, 'resnet18')
+    assert 'resnet18, which has no STCI branch' in refused(checkpoint=resnet)
+    assert 'was trained on fold 1' in refused('--fold', 2)
+    assert '--seed -1 must not be negative' in refused('--seed', -1)
+    assert 'No such' not in refused(save_dir=trained)  # a file
+    alone = make_checkpoint(tmp_path / 'alone', tree, config=False)
+    assert 'give --dataset' in refused(checkpoint=alone)
+    assert 'give --fold' in refused('--dataset', 'dtd', checkpoint=alone)
+    assert 'was trained on the 3 classes' in refused('--dataset', 'synthetic', '--fold', 1)
+
+    labels = tree / 'labels' / 'test1.txt'
+    lines = labels.read_text()
+    labels.write_text('\n'.join(line for line in lines.split('\n') if 'class1' not in line))
+    val = tree / 'labels' / 'val1.txt'
+    kept = val.read_text()
+    val.write_text('\n'.join(line for line in kept.split('\n') if 'class1' not in line or '_0003' in line))
+    assert "class 'class1' has one image" in refused()
+    labels.write_text(lines)
+    val.write_text(kept)
+    image = tree / 'images' / lines.split('\n')[0]
+    image.write_text('no image')
+    assert str(image) in refused('--question', 'gates')
+
+
+def test_an_error_ends_the_script_with_one_line_and_no_traceback(tmp_path):
+    code, out, err = finish(
+        start('analysis.py', '--checkpoint', str(tmp_path / 'best.pt'), '--save_dir', str(tmp_path))
+    )
+    assert code != 0
+    assert not out
+    assert err.count('\n') == 1
+    assert err.startswith('analysis.py: error: ')
+    assert 'no such checkpoint' in err
