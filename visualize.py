@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 import class_views
@@ -39,9 +40,12 @@ from inside import Subject
 from models import ModelError, Twist
 from runs import RunError
 from summarize_runs import take_labels
+from transforms import normalize
 
 STEP = 15  # degrees between two rotations
-TEXTURES = 24  # streaks that are rotated
+STREAKS = 'streak000_period12'  # of synthetic.py: along the x axis
+TEXTURES = 6  # streaks that are turned
+CELLS, PERIOD = 12, 3  # side of the map they are shown on and distance between two streaks, in cells of a block
 
 
 # ---------------------------------------------------------------------------------------------- the checkpoint
@@ -119,16 +123,13 @@ def rotate(image: Image.Image, angle: float) -> Image.Image:
     return image.rotate(-angle, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
 
 
-def streaks(index: int) -> Image.Image:
-    """A texture along 0 degrees, twice as large each way: the noise of synthetic.draw goes on at its edges."""
-    return Image.fromarray(np.tile(synthetic.draw('streak000_period12', index), (2, 2))).convert('RGB')
-
-
-def turn_streaks(index: int, angle: float) -> Image.Image:
-    """A texture whose streaks run along `angle`, of the size and scale of the data set `synthetic`."""
-    large = rotate(streaks(index), angle)
-    edge = (large.width - synthetic.SIZE) // 2
-    return large.crop((edge, edge, edge + synthetic.SIZE, edge + synthetic.SIZE))
+def turn_streaks(index: int, angle: float, side: int) -> Image.Image:
+    """A texture of streaks along `angle`, CELLS / PERIOD periods wide, drawn large so that turning does not blur it."""
+    texture = Image.fromarray(synthetic.draw(STREAKS, index)).convert('RGB')
+    fine = rotate(texture.resize((8 * synthetic.SIZE, 8 * synthetic.SIZE), Image.Resampling.BICUBIC), angle)
+    kept = 8 * CELLS * 12 // PERIOD  # STREAKS are 12 pixels apart
+    edge = (fine.width - kept) // 2
+    return fine.crop((edge, edge, edge + kept, edge + kept)).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def standardise(values: torch.Tensor) -> torch.Tensor:
@@ -137,15 +138,29 @@ def standardise(values: torch.Tensor) -> torch.Tensor:
 
 
 def measure_directions(
-    subject: Subject, views: Callable[[int, float], Image.Image], count: int, angles: list[int]
+    subject: Subject, angles: list[int], image: Image.Image | None = None, textures: int = TEXTURES
 ) -> dict[str, torch.Tensor]:
-    """The standardised response of every head to `count` textures at every angle, by block: (count, angles, heads)."""
+    """The standardised response of every head at every angle, by block: (textures, angles, heads).
+
+    What an early block sees as a direction is too fine for a late one, whose neighbours lie 16 or 32 pixels apart. So
+    the streaks are scaled to the cells of each block. An image is turned as it is: (1, angles, heads).
+    """
     found: dict[str, list[torch.Tensor]] = {}
-    for index in tqdm(range(count), desc='turned textures', disable=None):
-        record = inside.observe(subject.model, subject.batch(views(index, angle) for angle in angles))
-        for name, block in spread_blocks(subject, record.blocks).items():
-            found.setdefault(name, []).append(block.mean_response)
-    return {name: standardise(torch.cat(rows)).unflatten(0, (count, -1)) for name, rows in found.items()}
+    if image is not None:
+        record = inside.observe(subject.model, subject.batch(rotate(image, angle) for angle in angles))
+        found = {name: [block.mean_response] for name, block in spread_blocks(subject, record.blocks).items()}
+    else:
+        blank = torch.zeros(1, 3, 128, 128)
+        blocks = inside.observe(subject.model, blank).blocks
+        strides = {name: 128 // block.h.shape[-1] for name, block in blocks.items()}  # pixels between two cells
+        steps = [(stride, index) for stride in sorted(set(strides.values())) for index in range(textures)]
+        for stride, index in tqdm(steps, desc='turned textures', disable=None):
+            turned = [turn_streaks(index, angle, CELLS * stride) for angle in angles]
+            batch = normalize(torch.stack([pil_to_tensor(view) for view in turned]))
+            record = inside.observe(subject.model, batch)
+            for name in (name for name, own in strides.items() if own == stride):
+                found.setdefault(name, []).append(record.blocks[name].mean_response)
+    return {name: standardise(torch.cat(rows)).unflatten(0, (len(rows), -1)) for name, rows in found.items()}
 
 
 def plot_direction(subject: Subject, image: Image.Image | None) -> Figure:
@@ -160,10 +175,10 @@ def plot_direction(subject: Subject, image: Image.Image | None) -> Figure:
     """
     need_twist(subject)
     angles = list(range(0, 180, STEP))
-    views, count, what = turn_streaks, TEXTURES, f'{TEXTURES} textures of streaks along an angle'
+    what = f'{TEXTURES} textures of streaks, {PERIOD} cells of the block apart, along an angle'
     if image is not None:
-        views, count, what = lambda _, angle: rotate(image, angle), 1, 'the image, turned clockwise by an angle'
-    responses = measure_directions(subject, views, count, angles)
+        what = 'the image, turned clockwise by an angle'
+    responses = measure_directions(subject, angles, image)
     rows, columns = math.ceil(len(responses) / 2), min(2, len(responses))
     polar = dict(projection='polar')
     figure, grid = plt.subplots(

@@ -20,7 +20,7 @@ from drawing import save
 from models import DIRECTIONS, BasicBlock, TwistBlock, build_model
 
 SIDE = 224  # pixels
-WHITE, GREY, BLUE, DARK = '#FFFFFF', '#E4E4E4', '#BFE0F5', '#7CC0EA'  # four steps that grey print keeps apart
+WHITE, GREY, BLUE, DARK = '#FFFFFF', '#EEEEEE', '#B5DAF2', '#6FB6E4'  # four steps that grey print keeps apart
 CROSS, ARROW = '\N{MULTIPLICATION SIGN}', '\N{RIGHTWARDS ARROW}'
 ARROWS = {(0, 1): ARROW, (1, 1): '\N{SOUTH EAST ARROW}', (1, 0): '\N{DOWNWARDS ARROW}', (1, -1): '\N{SOUTH WEST ARROW}'}
 

@@ -1,0 +1,420 @@
+"""The promises of visualize.py: figures show what the network computed, and on known truth they find it."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, finish, make_dtd, run, start
+from PIL import Image
+
+import assets.architecture as architecture
+import class_views
+import image_views
+import inside
+import models
+import plot_results
+import synthetic
+import visualize
+from inside import Subject
+from runs import RunError
+from transforms import eval_settings, normalize
+
+ANGLES = (0, 45, 90, 135)  # of heads 1 to 4: the convention of synthetic.py's classes
+TINY = dict(base_width=8)
+
+
+@pytest.fixture(autouse=True)
+def _light(monkeypatch):
+    monkeypatch.setitem(plt.rcParams, 'savefig.dpi', 50)
+    monkeypatch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=TINY))
+    yield
+    plt.close('all')
+
+
+def streaks(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`count` textures of each of the four directions, normalised, and the direction of each."""
+    drawn = [synthetic.draw(f'streak{a:03d}_period12', i) for a in ANGLES for i in range(first, first + count)]
+    images = torch.from_numpy(np.stack(drawn))[:, None].expand(-1, 3, -1, -1)
+    return normalize(images), torch.arange(4).repeat_interleave(count)
+
+
+@pytest.fixture(scope='module')
+def early() -> Subject:
+    """A TwistNet of one block, whose branch sits in stage 1, trained to tell four directions apart."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    images, labels = streaks(26, 12)
+    model = models.TwistNet(layers=(1,), base_width=8, num_classes=4, twist_stages=(1,))
+    optimiser = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9, nesterov=True)
+    for _ in range(30):
+        batch = torch.randperm(len(images))[:16]
+        optimiser.zero_grad()
+        F.cross_entropy(model(images[batch]), labels[batch]).backward()
+        optimiser.step()
+    torch.set_num_threads(threads)
+    return Subject(Path('best.pt'), 'twistnet18', model.eval(), list('abcd'), 1, 100.0, 128)
+
+
+def tiny(seed: int = 0, classes: int = 3, **more) -> Subject:
+    torch.manual_seed(seed)
+    model = models.TwistNet(num_classes=classes, **TINY, **more).eval()
+    names = [f'class{i}' for i in range(classes)]
+    return Subject(Path('best.pt'), 'tiny', model, names, 3, 50.0, 64)
+
+
+def write_checkpoint(path: Path, name: str = 'tiny', classes: int = 3) -> Path:
+    model = models.build_model(name, classes)
+    facts = dict(model=name, num_classes=classes, classes=[f'class{i}' for i in range(classes)], epoch=3, val_acc=50.0)
+    torch.save(facts | dict(state_dict=model.state_dict(), transform=eval_settings(64)), path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    return write_checkpoint(tmp_path / 'best.pt')
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 90, 3), np.uint8))
+
+
+def arguments(*argv) -> argparse.Namespace:
+    return visualize.get_args_parser().parse_args([str(word) for word in argv])
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(plt.Text) if text.get_text()]
+
+
+def survey_of(labels: list[int], features: np.ndarray | None = None, signatures: np.ndarray | None = None):
+    """A Survey of one block with two heads of 2 + 3 channels."""
+    rng, n = np.random.default_rng(0), len(labels)
+    return class_views.Survey(
+        of='images',
+        labels=np.array(labels),
+        features=rng.standard_normal((n, 6)) if features is None else features,
+        accuracy=50.0,
+        signatures={'layer3.0': rng.random((n, 2, 5)) if signatures is None else signatures},
+        selection={'layer3.0': rng.random((n, 2, 5))},
+        gates={'layer3.0': 0.123},
+        c_red=2,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- the truth is found
+
+
+def test_the_head_whose_direction_made_the_class_responds_most(early):
+    images, labels = streaks(0, 8)
+    block = inside.observe(early.model, images).blocks['layer1.0']
+    responses = visualize.standardise(block.mean_response)  # (images, heads)
+    table = torch.stack([responses[labels == label].mean(0) for label in range(4)])  # (classes, heads)
+    assert table.argmax(1).tolist() == [0, 1, 2, 3]  # among the heads, that of the class
+    assert table.argmax(0).tolist() == [0, 1, 2, 3]  # among the classes, that of the head
+    assert table.diagonal().min() > 0.8
+    assert table[~torch.eye(4, dtype=bool)].max() < 0.8
+
+
+def test_turned_streaks_find_the_directions(early):
+    angles = list(range(0, 180, visualize.STEP))
+    values = visualize.measure_directions(early, angles, textures=4)['layer1.0'].mean(0)  # (angles, heads)
+    best = np.array(angles)[values.argmax(0)]
+    off = abs(best - np.array(ANGLES))
+    assert (np.minimum(off, 180 - off) <= visualize.STEP).all(), best
+    assert visualize.peaks(angles, values.numpy()) == 4
+
+
+def test_stage_3_finds_the_directions_of_streaks_as_wide_as_its_cells():
+    angles = list(range(0, 180, 45))
+    subjects = [tiny(seed, layers=(1, 1, 1), twist_stages=(3,)) for seed in range(4)]
+    found = [visualize.measure_directions(subject, angles, textures=1)['layer3.0'] for subject in subjects]
+    assert torch.stack(found).mean((0, 1)).argmax(0).tolist() == [0, 1, 2, 3]
+
+
+# ---------------------------------------------------------------------------------------------- turning
+
+
+def test_a_turned_image_has_no_corners():
+    white = Image.new('RGB', (200, 150), 'white')
+    for angle in (0, 17, 45, 90, 133, 180):
+        turned = visualize.rotate(white, angle)
+        assert turned.width == turned.height > 100
+        assert np.asarray(turned).min() == 255
+
+
+@pytest.mark.parametrize(('angle', 'way'), [(0, (0, 1)), (45, (1, 1)), (90, (1, 0)), (135, (1, -1))])
+def test_streaks_run_where_the_head_of_their_angle_looks(angle, way):
+    def change(dy, dx, step=6):
+        levels = np.asarray(visualize.turn_streaks(0, angle, 96).convert('L')).astype(float)
+        moved = np.roll(levels, (-dy * step, -dx * step), (0, 1))
+        return abs(levels - moved)[10:-10, 10:-10].mean()
+
+    assert min(models.DIRECTIONS, key=lambda direction: change(*direction)) == way
+
+
+# ---------------------------------------------------------------------------------------------- what is drawn
+
+
+def test_interaction_is_of_the_tensor_that_the_network_uses(picture):
+    subject = tiny()
+    block, seen = subject.model.layer3[0], {}
+    block.conv2.register_forward_hook(lambda module, inputs, output: seen.update(h=inputs[0]))  # h is what conv2 reads
+    figure = image_views.plot_interaction(subject, picture)
+    means = block.stci.interactions(seen['h']).mean((-1, -2)).reshape(4, 44)[:, 8:]
+    panels = [axes for axes in figure.axes if axes.images and axes.images[0].get_array().shape == (8, 8)]
+    assert len(panels) == 16  # four blocks of four heads
+    for head, axes in enumerate(panels[:4]):
+        shown = axes.images[0].get_array()
+        assert shown[np.triu_indices(8)] == pytest.approx(means[head].detach().numpy(), abs=1e-5)
+        assert np.isnan(shown.filled(np.nan)[np.tril_indices(8, -1)]).all()
+
+
+def test_response_leaves_out_cells_that_look_beyond_the_map(picture):
+    subject = tiny()
+    figure = image_views.plot_response(subject, picture)
+    block = inside.observe(subject.model, subject.batch([picture])).blocks['layer3.0']
+    response = block.response[0].numpy()  # (4, 4, 4) of 64 pixels
+    assert response[0, :, -1] == pytest.approx(1, abs=1e-4)  # of any image: there t is z at half its length
+    shown = [text for text in texts(figure) if ' to ' in text and text[0].isdigit()]
+    parts = response[0, :, :-1], response[1, :-1, :-1], response[2, :-1], response[3, :-1, 1:]
+    assert shown[:4] == [f'{part.min():.2f} to {part.max():.2f}' for part in parts]
+
+
+def test_kernels_show_what_training_changed():
+    subject = tiny()
+    with torch.no_grad():
+        subject.model.layer4[1].stci.twist.dwconv.weight[3 * 8 + 2, 0, 0, 1] -= 0.02
+    found = texts(visualize.plot_kernels(subject))
+    assert found.count('\N{MINUS SIGN}20.0') == 1
+    assert found.count('0.5') == 8  # the start: the centre and the neighbour of four heads
+    assert set(found) & {f'layer{s}.{b}' for s in (3, 4) for b in (0, 1)} == {
+        f'layer{s}.{b}' for s in (3, 4) for b in (0, 1)
+    }
+
+
+def test_arrows_point_where_the_kernels_look(monkeypatch):
+    monkeypatch.setattr(visualize, 'TEXTURES', 1)
+    monkeypatch.setattr(visualize, 'STEP', 45)
+    figure = visualize.plot_direction(tiny(layers=(1, 1, 1), twist_stages=(3,)), None)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    arrows = [child for child in axes.texts if getattr(child, 'arrow_patch', None)]
+    assert len(arrows) == 4
+    for arrow, (dy, dx) in zip(arrows, models.DIRECTIONS):
+        (x0, y0), (x1, y1) = axes.transData.transform([arrow.xyann, arrow.xy])
+        assert np.sign(np.round([x1 - x0, y1 - y0], 6)).tolist() == [dx, -dy]  # on the page y points up
+    assert any('lower right' in text.replace('\n', ' ') for text in texts(figure))
+
+
+def test_features_are_the_stages_own(picture):
+    subject = tiny()
+    figure = image_views.plot_features(subject, picture)
+    with torch.inference_mode():
+        last = subject.model.forward_features(subject.batch([picture]))[0].numpy()
+    panel = figure.axes[-1]
+    assert panel.images[0].get_array() == pytest.approx(last[int(panel.get_title())])
+
+
+def test_selection_is_by_class_and_names_the_gate():
+    found = survey_of([0, 0, 1, 1, 2, 2])
+    figure = class_views.plot_selection(tiny(), found)
+    weights = found.selection['layer3.0']
+    first = np.stack([weights[found.labels == label, :, :2].mean((0, 2)) for label in range(3)])
+    table = next(axes.images[0].get_array() for axes in figure.axes if axes.images)
+    assert table[:, :2] == pytest.approx(100 * (first - first.mean(0)))
+    assert 'layer3.0, gate 0.123' in texts(figure)
+
+
+def test_alike_classes_stand_together():
+    labels = np.arange(4).repeat(5)
+    signatures = np.random.default_rng(1).random((4, 2, 5))[[0, 1, 0, 2]][labels]
+    signatures = signatures + 0.01 * np.random.default_rng(2).random(signatures.shape)
+    figure = class_views.plot_classes(tiny(classes=4), survey_of(labels, signatures=signatures))
+    names = next([tick.get_text() for tick in axes.get_yticklabels()] for axes in figure.axes if axes.images)
+    assert sorted(names) == ['class0', 'class1', 'class2', 'class3']
+    assert abs(names.index('class0') - names.index('class2')) == 1
+
+
+def test_neighbours_leave_the_image_itself_out():
+    features = np.array([[1.0, 0], [1, 0.01], [0, 1], [0.01, 1], [1, 0.02], [0.02, 1]])
+    apart, mixed = np.array([0, 0, 1, 1, 0, 1]), np.array([0, 1, 0, 1, 2, 2])
+    assert class_views.neighbours_right(features, apart).mean() == pytest.approx(2 / 5)  # two of five others
+    assert class_views.neighbours_right(features, mixed).mean() == pytest.approx(1 / 5)
+
+
+def test_the_legend_tells_47_classes_apart_and_fits_a_page():
+    styles = [class_views.class_style(label) for label in range(98)]
+    assert len({tuple(style.values()) for style in styles}) == 98
+    assert len({(style['marker'], style['mfc'] == 'white') for style in styles[:14]}) == 14  # in grey
+    labels = np.arange(47).repeat(2)
+    subject = tiny(classes=47)
+    figure = class_views.plot_tsne(subject, survey_of(labels, np.random.default_rng(0).random((94, 6))))
+    figure.canvas.draw()
+    bars = figure.axes[1]
+    boxes = [tick.get_window_extent() for tick in bars.get_yticklabels()]
+    assert [tick.get_text() for tick in bars.get_yticklabels()] == subject.classes
+    assert all(upper.y0 >= lower.y1 - 1 for upper, lower in zip(boxes, boxes[1:]))
+    assert figure.get_size_inches()[1] <= 9
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+
+def test_a_run_of_train_is_drawn_by_the_commands_of_the_readme(tree, tmp_path, capsys):
+    folder, _ = run(tree, tmp_path / 'runs')
+    checkpoint, save_dir = folder / 'best.pt', tmp_path / 'figures'
+    image = tree / 'images' / 'class0' / 'class0_0000.jpg'
+    commands = {
+        'gate': ['--log_file', folder / 'log.jsonl'],
+        'interaction': ['--checkpoint', checkpoint, '--image', image],
+        'tsne': ['--checkpoint', checkpoint],  # the run's own data set
+    }
+    for plot, options in commands.items():
+        argv = [*options, '--save_dir', save_dir, '--plot', plot]
+        plot_results.main(plot_results.get_args_parser().parse_args([str(word) for word in argv]))
+        printed = capsys.readouterr().out.splitlines()
+        assert printed == [f'{save_dir / plot}.{suffix}' for suffix in ('pdf', 'png')]
+        assert all(Path(path).stat().st_size > 1000 for path in printed)
+
+
+def test_the_same_figure_has_the_same_bytes(tree, tmp_path, checkpoint, capsys):
+    options = ['--checkpoint', checkpoint, '--dataset', 'dtd', '--data_dir', tree]
+    for name in ('a', 'b'):
+        visualize.main(arguments(*options, '--view', 'tsne', '--save_dir', tmp_path / name))
+    for suffix in ('pdf', 'png'):
+        assert (tmp_path / f'a/tsne.{suffix}').read_bytes() == (tmp_path / f'b/tsne.{suffix}').read_bytes()
+
+
+def test_all_draws_what_it_can_and_names_the_rest(tmp_path, checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(visualize, 'TEXTURES', 1)
+    monkeypatch.setattr(visualize, 'STEP', 90)
+    visualize.main(arguments('--checkpoint', checkpoint, '--save_dir', tmp_path / 'figures'))
+    out, err = capsys.readouterr()
+    assert [Path(line).stem for line in out.splitlines()[::2]] == ['kernels', 'direction']
+    named = [line.split(': ')[1] for line in err.splitlines() if line.startswith('not drawn')]
+    assert named == ['interaction', 'response', 'features', 'selection', 'classes', 'tsne']
+
+
+def test_figures_of_runs_need_no_torch():
+    code = "import sys, plot_results; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+def error_of(*argv) -> str:
+    with pytest.raises(RunError) as caught:
+        visualize.main(arguments(*argv))
+    message = str(caught.value)
+    assert '\n' not in message
+    return message
+
+
+def test_a_checkpoint_that_is_missing_or_of_a_resnet_is_named(tmp_path):
+    missing = tmp_path / 'none.pt'
+    assert error_of('--checkpoint', missing).startswith(f'{missing}: no such checkpoint')
+    resnet = write_checkpoint(tmp_path / 'resnet.pt', 'resnet18')
+    assert 'resnet18, which has no STCI' in error_of('--checkpoint', resnet)
+    assert '--checkpoint is missing' in error_of('--view', 'kernels')
+
+
+def test_an_image_that_is_none_is_named(tmp_path, checkpoint):
+    text = tmp_path / 'text.jpg'
+    text.write_text('no image')
+    for path, reason in ((text, 'cannot be read as an image'), (tmp_path / 'none.jpg', 'No such file')):
+        message = error_of('--checkpoint', checkpoint, '--image', path, '--view', 'response')
+        assert str(path) in message
+        assert reason in message
+    assert 'needs --image' in error_of('--checkpoint', checkpoint, '--view', 'features')
+
+
+def test_a_class_with_one_image_is_named(tmp_path, checkpoint):
+    tree = make_dtd(tmp_path / 'one')
+    names = tree / 'labels' / 'test1.txt'
+    names.write_text('\n'.join(line for line in names.read_text().split() if 'class1' not in line or '0012' in line))
+    options = ['--checkpoint', checkpoint, '--dataset', 'dtd', '--view', 'tsne', '--data_dir']
+    assert "class 'class1' has one image in the test set" in error_of(*options, tree)
+    for image in (tree / 'images' / 'class2').iterdir():
+        if not image.name.endswith('_0000.jpg'):
+            image.unlink()
+    options[3] = 'folder'
+    assert "class 'class2' has 1 image" in error_of(*options, tree / 'images')
+
+
+def test_a_data_set_of_other_classes_or_none_is_an_error(tmp_path, checkpoint):
+    assert 'give --dataset' in error_of('--checkpoint', checkpoint, '--view', 'classes')
+    message = error_of('--checkpoint', checkpoint, '--view', 'classes', '--dataset', 'synthetic')
+    assert 'has other classes than the 3' in message
+
+
+def test_variants_say_what_they_lack(picture):
+    for more, view in (
+        (dict(use_spiral=False), lambda subject: image_views.plot_response(subject, picture)),
+        (dict(use_spiral=False), visualize.plot_kernels),
+        (dict(use_spiral=False), lambda subject: visualize.plot_direction(subject, None)),
+        (dict(directional=False), visualize.plot_kernels),
+        (dict(use_products=False), lambda subject: image_views.plot_interaction(subject, picture)),
+        (dict(use_ais=False), lambda s: class_views.plot_selection(s, survey_of([0, 0, 1, 1])._replace(selection={}))),
+    ):
+        with pytest.raises(models.ModelError, match='best.pt: tiny '):
+            view(tiny(**more))
+
+
+def test_the_command_ends_in_one_line(tmp_path):
+    code, out, err = finish(start('visualize.py', '--checkpoint', str(tmp_path / 'none.pt'), '--view', 'kernels'))
+    assert (code, out) == (1, '')
+    assert err.splitlines() == [
+        f'visualize.py: error: {tmp_path}/none.pt: no such checkpoint; train.py writes one, best.pt, into its run folder'
+    ]
+    code, out, err = finish(start('plot_results.py', '--checkpoint', 'best.pt', '--plot', 'bar'))
+    assert (code, out) == (1, '')
+    assert err.splitlines() == [
+        'plot_results.py: error: --checkpoint is for --plot interaction and tsne; visualize.py draws more from one'
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- architecture
+
+
+def test_the_architecture_has_the_shapes_of_the_model():
+    figure = architecture.draw(architecture.measure())
+    found = texts(figure)
+    model = models.build_model('twistnet18').eval()
+    with torch.inference_mode():
+        image = torch.zeros(1, 3, 224, 224)
+        last, maps = model.forward_intermediates(image)
+        stci = model.layer4[1].stci
+        dim = stci.interactions(last).shape[1]
+        shapes = [image, *maps, model.maxpool(maps[0]), model.forward_head(last, pre_logits=True), model(image)]
+    words = [' \N{MULTIPLICATION SIGN} '.join(map(str, tensor.shape[1:])) for tensor in shapes]
+    assert [word for word in words if word not in found] == []
+    assert found.count('44') == stci.num_heads == 4
+    assert dim == 4 * 44
+    for part in (
+        f'concatenate\n{dim} ',
+        '176 \N{RIGHTWARDS ARROW} 44 \N{RIGHTWARDS ARROW} 176',
+        'GroupNorm(22)',
+        '36 products',
+    ):
+        assert any(part in text for text in found), part
+    assert [type(block).__name__ for stage in model.stages for block in stage] == ['BasicBlock'] * 4 + [
+        'TwistBlock'
+    ] * 4
+
+
+def test_the_architecture_in_the_repository_is_the_scripts(tmp_path):
+    architecture.main(argparse.Namespace(save_dir=tmp_path, dpi=150))
+    shown = np.asarray(Image.open(Path(architecture.__file__).with_name('architecture.png')).convert('L'), int)
+    drawn = np.asarray(Image.open(tmp_path / 'architecture.png').convert('L'), int)
+    assert shown.shape == drawn.shape
+    assert shown.shape[1] >= 800
+    assert abs(shown - drawn).mean() < 1  # other versions of matplotlib draw the same picture in other bits
