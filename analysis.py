@@ -642,13 +642,13 @@ def outcomes(tests: dict[str, dict], above: str, below: str, form: str, none: st
         if found := {name: test for name, test in tests.items() if shown(test) and sign * test['value'] > 0}:
             low, high = (form.format(end(test['value'] for test in found.values())) for end in (min, max))
             values = low if low == high else f'{low.split()[0]} to {high}'
-            largest = p_words(max(test['p_holm'] for test in found.values())).replace('=', '≤')
+            largest = p_words(max(test['p_holm'] for test in found.values()))
+            largest = largest.replace('=', '≤') if len(found) > 1 else largest
             where = f'{", ".join(found)}: ' if len(found) <= 6 else ''
             parts.append(f'{word} in {len(found)} of {len(tests)} ({where}{values}, {largest})')
     if rest := [name for name, test in tests.items() if not shown(test)]:
-        least = p_words(
-            min((t['p_holm'] for t in tests.values() if not shown(t) and t['p_holm'] is not None), default=None)
-        )
+        known = [tests[name]['p_holm'] for name in rest if tests[name]['p_holm'] is not None]
+        least = p_words(min(known, default=None))
         everywhere = len(rest) == len(tests) > 1
         where = f'any of {len(rest)}' if everywhere else ', '.join(rest) if len(rest) <= 6 else f'the other {len(rest)}'
         parts.append(f'{none} in {where} ({"smallest " * (len(rest) > 1 and least[0] == "p")}{least})')

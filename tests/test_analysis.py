@@ -274,20 +274,25 @@ def test_accuracy_is_compared_image_by_image_with_the_exact_test():
 
 
 def test_the_report_is_whole_and_the_same_for_the_same_seed(trained, tmp_path, capsys):
-    for name, seed in (('a', 1), ('b', 1), ('c', 2)):
-        analysis.main(arguments(trained, tmp_path / name, '--seed', seed))
+    def answers(name, *more):
+        analysis.main(arguments(trained, tmp_path / name, *more))
+        return json.loads((tmp_path / name / 'report.json').read_text())
+
+    report, again = answers('a', '--seed', 1), answers('b', '--seed', 1)
     said = capsys.readouterr().out
     assert {*FIGURES, 'report.json', 'report.md'} == {path.name for path in (tmp_path / 'a').iterdir()}
-    for name in ('report.json', 'report.md', 'information.pdf'):
-        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
-    assert (tmp_path / 'a' / 'report.json').read_bytes() != (tmp_path / 'c' / 'report.json').read_bytes()
-    report = json.loads((tmp_path / 'a' / 'report.json').read_text())
+    assert report == again
     assert not report['not_answered']
+    for name in ('report.json', 'report.md', 'information.pdf', 'directions.png'):
+        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
     assert analysis.report_text(report) == (tmp_path / 'a' / 'report.md').read_text()
-    assert said.count(str(report['questions']['gates']['blocks']['layer3.0']['gate'])[:6])  # sigmoid(2)
-    analysis.main(arguments(trained, tmp_path / 'd', '--seed', '1', '--question', 'directions'))
-    alone = json.loads((tmp_path / 'd' / 'report.json').read_text())
-    assert alone['questions'] == {'directions': report['questions']['directions']}
+    assert 'layer3.0 0.8808' in said  # sigmoid(2)
+    assert answers('c', '--seed', 1, '--question', 'directions')['questions'] == {
+        'directions': report['questions']['directions']
+    }
+    other = analysis.answer(arguments(trained, tmp_path / 'd', '--seed', 2))
+    assert other['questions']['information'] != report['questions']['information']
+    assert other['questions']['features'] != report['questions']['features']
 
 
 def test_every_section_says_no_when_the_numbers_say_no_and_yes_when_they_say_yes(trained, tmp_path):
@@ -312,7 +317,7 @@ def test_a_sentence_names_what_was_found_on_either_side_and_what_was_not():
 
     tests = dict(a=made(2.0, 0.01), b=made(-3.0, 0.0001), c=made(5.0, 0.3), d=made(0.0, None))
     assert analysis.outcomes(tests, 'better', 'worse', '{:+.1f} points') == (
-        'better in 1 of 4 (a: +2.0 points, p ≤ 0.010); worse in 1 of 4 (b: -3.0 points, p < 0.001); '
+        'better in 1 of 4 (a: +2.0 points, p = 0.010); worse in 1 of 4 (b: -3.0 points, p < 0.001); '
         'no difference was shown in c, d (smallest p = 0.300)'
     )
     assert analysis.outcomes(dict(d=tests['d']), 'better', 'worse', '{:+.1f}') == (
@@ -323,12 +328,11 @@ def test_a_sentence_names_what_was_found_on_either_side_and_what_was_not():
 def test_what_a_model_cannot_answer_is_named_in_the_report(tmp_path):
     tree = make_dtd(tmp_path / 'tree', per_subset=(2, 3, 3))
     checkpoint = make_checkpoint(tmp_path / 'run', tree, img_size=32)
-    analysis.main(arguments(checkpoint, tmp_path / 'out'))
-    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    report = analysis.answer(arguments(checkpoint, tmp_path / 'out'))
     assert report['not_answered'] == {
         'information': '18 images are too few for mutual information; it takes at least 40'
     }
-    assert 'Not answered: 18 images are too few' in (tmp_path / 'out' / 'report.md').read_text()
+    assert 'Not answered: 18 images are too few' in analysis.report_text(report)
     with pytest.raises(RunError, match='18 images are too few'):
         analysis.main(arguments(checkpoint, tmp_path / 'out', '--question', 'information'))
 
