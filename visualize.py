@@ -126,8 +126,8 @@ def rotate(image: Image.Image, angle: float) -> Image.Image:
 def turn_streaks(index: int, angle: float, side: int) -> Image.Image:
     """A texture of streaks along `angle`, CELLS / PERIOD periods wide, drawn large so that turning does not blur it."""
     texture = Image.fromarray(synthetic.draw(STREAKS, index)).convert('RGB')
-    fine = rotate(texture.resize((8 * synthetic.SIZE, 8 * synthetic.SIZE), Image.Resampling.BICUBIC), angle)
-    kept = 8 * CELLS * 12 // PERIOD  # STREAKS are 12 pixels apart
+    fine = rotate(texture.resize((4 * synthetic.SIZE, 4 * synthetic.SIZE), Image.Resampling.BICUBIC), angle)
+    kept = 4 * CELLS * 12 // PERIOD  # STREAKS are 12 pixels apart
     edge = (fine.width - kept) // 2
     return fine.crop((edge, edge, edge + kept, edge + kept)).resize((side, side), Image.Resampling.BICUBIC)
 
