@@ -51,6 +51,7 @@ from transforms import eval_transform, normalize
 
 ANGLES = ('0°', '45°', '90°', '135°')  # of models.DIRECTIONS
 IN_PLACE = 'in place'
+PAIRS = DIFFERENT, SAME = 'different channels', 'the same channel'  # whose information is measured
 NEIGHBOURS = 3  # of the estimator of mutual information
 MAX_IMAGES = 256  # for mutual information, whose time grows with the square
 MIN_IMAGES = 40
@@ -262,7 +263,7 @@ def block_information(z: np.ndarray, rng: np.random.Generator) -> dict[tuple[str
     count, heads, c_red, height, width = z.shape
     flat, rows = z.reshape(count, heads, c_red, -1), np.arange(count)
     subsets = [rows, *(np.sort(rng.permutation(count)[: count // 2]) for _ in range(HALVES))]
-    different, same = list(zip(*np.triu_indices(c_red, 1))), [(i, i) for i in range(c_red)]
+    different, same = list(zip(*np.triu_indices(c_red, 1))), [(i, i) for i in range(c_red)]  # in the order of PAIRS
     found = {}
     for condition in (IN_PLACE, *ANGLES, 'elsewhere', 'other image'):
         pairs = places(condition, height, width)
@@ -314,38 +315,32 @@ def measure_information(subject: Subject, held: Held, settings: dict) -> dict:
     for name, arrays in collect(subject, held.images[chosen], take).items():
         print(f'information: {name}', file=sys.stderr)
         blocks[name] = information_of(arrays['z'], bias, rng)
-    tests = [test for block in blocks.values() for kind in block['shared'].values() for test in kind.values()]
-    correct(tests + [block[key] for block in blocks.values() for key in ('local', 'own') if key in block])
+    shared = [test for block in blocks.values() for kind in block['shared'].values() for test in kind.values()]
+    correct(shared + [test for block in blocks.values() for key in ('local', 'own') for test in block[key].values()])
     return dict(images=len(chosen), draws=DRAWS, neighbours=NEIGHBOURS, bias=bias, blocks=blocks)
 
 
 def information_of(z: np.ndarray, bias: float, rng: np.random.Generator) -> dict:
     """The answers for one block, before Holm's correction, from z of all images: (N, heads, c_red, H, W).
 
-    `shared` has a test against independence by kind of pair and condition; `local` compares a step away with elsewhere
-    in the image and `own` a head's direction with the other three, both over the pairs of a head's products. What the
-    map is too small for is left out.
+    By kind of pair, `shared` has a test against independence for each condition, `local` compares a step away with
+    elsewhere in the image, and `own` a head's direction with the other three. What the map is too small for is left
+    out.
     """
     heads, c_red = z.shape[1:3]
     found = block_information(z, rng)
     conditions = list(dict.fromkeys(condition for condition, _ in found))
     mean = {c: np.mean([found[c, head] for head in range(heads)], 0) for c in conditions}  # (2, 1 + HALVES)
-    result: dict = dict(map=list(z.shape[3:]), zeros=float((z == 0).mean()))
-    result['shared'] = {
-        'different channels': {c: by_halves(mean[c][0], bias) for c in conditions if c_red > 1},
-        'the same channel': {c: by_halves(mean[c][1], bias) for c in conditions if c != IN_PLACE},
-    }
-    # Of a head's c (c + 1) / 2 products c are of a channel with itself.
-    part = 2 / (c_red + 1)
-    product = {key: np.nan_to_num(v[0]) * (1 - part) + v[1] * part for key, v in found.items()}  # (1 + HALVES,)
     steps = [c for c in ANGLES if c in conditions]
-    if steps and 'elsewhere' in conditions:
-        near = np.mean([product[c, head] for c in steps for head in range(heads)], 0)
-        result['local'] = by_halves(near - np.mean([product['elsewhere', head] for head in range(heads)], 0))
-    if len(steps) == len(ANGLES):
-        others = [np.mean([product[c, head] for c in steps if c != ANGLES[head]], 0) for head in range(heads)]
-        result['own'] = by_halves(np.mean([product[ANGLES[h], h] - others[h] for h in range(heads)], 0))
-    return result
+    shared, local, own = {}, {}, {}
+    for which, kind in list(enumerate(PAIRS))[c_red == 1 :]:  # a single channel has no other
+        shared[kind] = {c: by_halves(mean[c][which], bias) for c in conditions if (kind, c) != (SAME, IN_PLACE)}
+        if steps and 'elsewhere' in conditions:
+            local[kind] = by_halves(np.mean([mean[c][which] for c in steps], 0) - mean['elsewhere'][which])
+        if len(steps) == len(ANGLES):
+            others = [np.mean([found[c, h][which] for c in steps if c != ANGLES[h]], 0) for h in range(heads)]
+            own[kind] = by_halves(np.mean([found[ANGLES[h], h][which] - others[h] for h in range(heads)], 0))
+    return dict(map=list(z.shape[3:]), zeros=float((z == 0).mean()), shared=shared, local=local, own=own)
 
 
 # ---------------------------------------------------------------------------------------------- features
@@ -671,33 +666,31 @@ def cell(test: dict | None, digits: int) -> str:
 def tell_information(result: dict) -> Told:
     blocks = result['blocks']
 
-    def by_block(kind: str, condition: str) -> dict:
-        return {n: b['shared'][kind][condition] for n, b in blocks.items() if condition in b['shared'][kind]}
-
-    above, below, none = 'shared information', 'less than independent channels give', 'no shared information was shown'
-    first = by_block('different channels', IN_PLACE)
-    lines = [f'Two channels of a head at zero displacement: {outcomes(first, above, below, NATS, none)}.']
-    for angle in ANGLES:
-        for kind in ('different channels', 'the same channel'):
-            if tests := by_block(kind, angle):
-                lines.append(f'One step along {angle}, {kind}: {outcomes(tests, above, below, NATS, none)}.')
-    for condition, words in (('elsewhere', 'Two steps or more apart in an image'), ('other image', 'In two images')):
-        for kind in ('different channels', 'the same channel'):
-            if tests := by_block(kind, condition):
-                lines.append(f'{words}, {kind}: {outcomes(tests, above, below, NATS, none)}.')
-    for key, words in (
-        ('local', "A head's products one step away against elsewhere in the image"),
+    words = {angle: f'One step along {angle}' for angle in ANGLES}
+    words |= {IN_PLACE: 'At zero displacement', 'elsewhere': 'Two steps or more apart', 'other image': 'In two images'}
+    lines, rows = [], []
+    for condition in (IN_PLACE, *ANGLES, 'elsewhere', 'other image'):
+        for kind in PAIRS:
+            found = {name: block['shared'].get(kind, {}).get(condition) for name, block in blocks.items()}
+            if tests := {name: test for name, test in found.items() if test}:
+                said = outcomes(
+                    tests,
+                    'shared information',
+                    'less than independent channels give',
+                    NATS,
+                    'no shared information was shown',
+                )
+                lines.append(f'{words[condition]}, {kind}: {said}.')
+                rows.append([f'{kind}, {condition}', *(cell(test, 3) for test in found.values())])
+    for key, what in (
+        ('local', 'One step away against two or more'),
         ('own', "A head's own direction against the other three"),
     ):
-        if tests := {name: block[key] for name, block in blocks.items() if key in block}:
-            lines.append(f'{words}: {outcomes(tests, "more information", "less information", NATS)}.')
-        else:
-            lines.append(f'{words}: the maps of {", ".join(blocks)} are too small to say.')
-    rows = []
-    for kind in ('different channels', 'the same channel'):
-        for condition in dict.fromkeys(c for block in blocks.values() for c in block['shared'][kind]):
-            cells = [cell(block['shared'][kind].get(condition), 3) for block in blocks.values()]
-            rows.append([f'{kind}, {condition}', *cells])
+        for kind in PAIRS:
+            if tests := {name: block[key][kind] for name, block in blocks.items() if kind in block[key]}:
+                lines.append(f'{what}, {kind}: {outcomes(tests, "more information", "less information", NATS)}.')
+        if not any(block[key] for block in blocks.values()):
+            lines.append(f'{what}: the maps of {", ".join(blocks)} are too small to say.')
     maps = ', '.join(
         f'{name} {b["map"][0]} x {b["map"][1]}, {100 * b["zeros"]:.0f} % of z zero' for name, b in blocks.items()
     )
@@ -824,15 +817,12 @@ def draw_information(result: dict, title: str) -> Figure:
     blocks = result['blocks']
     conditions = list(dict.fromkeys(c for b in blocks.values() for kind in b['shared'].values() for c in kind))
     conditions.sort(key=[IN_PLACE, *ANGLES, 'elsewhere', 'other image'].index)
-    styles = {
-        'different channels': dict(color=COLORS[0], marker='o'),
-        'the same channel': dict(color=COLORS[1], marker='s'),
-    }
+    styles = {DIFFERENT: dict(color=COLORS[0], marker='o'), SAME: dict(color=COLORS[1], marker='s')}
     figure, grid = panels(len(blocks), PAGE[0], 2.1, sharey=True)
     for place, (axes, (name, block)) in enumerate(zip(grid, blocks.items())):
         axes.axhline(0, color='0.6', linewidth=0.6, zorder=0)
         for shift, (kind, style) in zip((-0.12, 0.12), styles.items()):
-            found = block['shared'][kind]
+            found = block['shared'].get(kind, {})
             points(axes, [conditions.index(c) + shift for c in found], list(found.values()), **style)
         axes.set_xticks(range(len(conditions)), conditions, rotation=90)
         axes.set(title=f'{name}, {block["map"][0]} x {block["map"][1]}', ylabel='' if place % 4 else 'shared, nats')

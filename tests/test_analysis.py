@@ -22,7 +22,7 @@ FIGURES = [f'{key}.{suffix}' for key in analysis.QUESTIONS for suffix in ('pdf',
 
 @pytest.fixture(autouse=True)
 def _light(monkeypatch, one_thread):
-    for name, value in dict(HALVES=6, DRAWS=1, PERMUTATIONS=199).items():
+    for name, value in dict(HALVES=6, DRAWS=1, PERMUTATIONS=199, REPEATS=1).items():
         monkeypatch.setattr(analysis, name, value)
     monkeypatch.setitem(plt.rcParams, 'savefig.dpi', 40)
     twist = dict(base_width=8, c_red=3, twist_stages=(3,))
@@ -123,9 +123,8 @@ def test_each_direction_displaces_as_its_head_looks():
 def informed(z):
     rng = np.random.default_rng(0)
     result = analysis.information_of(z, analysis.bias_at_independence(len(z), rng, 200), rng)
-    analysis.correct(
-        [*(t for kind in result['shared'].values() for t in kind.values()), result['local'], result['own']]
-    )
+    tests = [t for kind in result['shared'].values() for t in kind.values()]
+    analysis.correct([*tests, *result['local'].values(), *result['own'].values()])
     return result
 
 
@@ -144,8 +143,9 @@ def test_information_is_found_at_its_displacement_and_nowhere_else():
     assert not any(analysis.shown(different[c]) for c in ('in place', 'elsewhere', 'other image'))
     assert not any(analysis.shown(test) for test in result['shared']['the same channel'].values())
     for key in ('own', 'local'):
-        assert analysis.shown(result[key])
-        assert result[key]['value'] > 0
+        assert analysis.shown(result[key]['different channels'])
+        assert result[key]['different channels']['value'] > 0
+        assert not analysis.shown(result[key]['the same channel'])
 
 
 # ---------------------------------------------------------------------------------------------- features
@@ -185,7 +185,7 @@ def test_the_probe_reads_classes_where_there_are_any_and_learns_nothing_from_its
     noise = rng.standard_normal((60, 200)).astype(np.float32)
     told = analysis.probe(noise + 2 * (labels[:, None] == np.arange(200) % 4), labels, 10, 5, 0)
     blind = analysis.probe(noise, labels, 10, 5, 0)
-    assert len(told) == len(blind) == 10
+    assert len(told) == len(blind) == 5
     assert np.mean(told) > 95
     assert np.mean(blind) == pytest.approx(25, abs=12)
 
@@ -278,18 +278,18 @@ def test_the_report_is_whole_and_the_same_for_the_same_seed(trained, tmp_path, c
         analysis.main(arguments(trained, tmp_path / name, *more))
         return json.loads((tmp_path / name / 'report.json').read_text())
 
-    report, again = answers('a', '--seed', 1), answers('b', '--seed', 1)
+    report = answers('a', '--seed', 1)
     said = capsys.readouterr().out
     assert {*FIGURES, 'report.json', 'report.md'} == {path.name for path in (tmp_path / 'a').iterdir()}
-    assert report == again
+    assert analysis.answer(arguments(trained, tmp_path, '--seed', 1)) == report
     assert not report['not_answered']
-    for name in ('report.json', 'report.md', 'information.pdf', 'directions.png'):
-        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
     assert analysis.report_text(report) == (tmp_path / 'a' / 'report.md').read_text()
     assert 'layer3.0 0.8808' in said  # sigmoid(2)
     assert answers('c', '--seed', 1, '--question', 'directions')['questions'] == {
         'directions': report['questions']['directions']
     }
+    for name in ('directions.pdf', 'directions.png'):
+        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'c' / name).read_bytes()
     other = analysis.answer(arguments(trained, tmp_path / 'd', '--seed', 2))
     assert other['questions']['information'] != report['questions']['information']
     assert other['questions']['features'] != report['questions']['features']
