@@ -247,7 +247,8 @@ def places(condition: str, height: int, width: int) -> np.ndarray:
         return np.argwhere((dy == step[0]) & (dx == step[1]))
     if condition == 'elsewhere':
         return np.argwhere(np.maximum(abs(dy), abs(dx)) >= 2)
-    return np.argwhere((dy == 0) & (dx == 0))  # in place, in this or another image
+    # In place. The same place of another image shows what borders and position do alone.
+    return np.argwhere((dy == 0) & (dx == 0))
 
 
 def block_information(z: np.ndarray, rng: np.random.Generator) -> dict[tuple[str, int], np.ndarray]:
@@ -274,7 +275,7 @@ def block_information(z: np.ndarray, rng: np.random.Generator) -> dict[tuple[str
             p, q = pairs[rng.integers(len(pairs), size=count)].T
             partner = np.roll(rows, 1) if condition == 'other image' else rows
             x = normal_scores(flat[rows, :, :, p], rng)  # (N, heads, c_red)
-            y = normal_scores(flat[rows, :, :, q][partner], rng)
+            y = normal_scores(flat[partner, :, :, q], rng)
             for head in range(heads):
                 total[head, 0] += [pair_mean(x[s, head], y[s, head], different) for s in subsets]
                 if condition != IN_PLACE:
@@ -667,7 +668,11 @@ def tell_information(result: dict) -> Told:
     blocks = result['blocks']
 
     words = {angle: f'One step along {angle}' for angle in ANGLES}
-    words |= {IN_PLACE: 'At zero displacement', 'elsewhere': 'Two steps or more apart', 'other image': 'In two images'}
+    words |= {
+        IN_PLACE: 'At zero displacement',
+        'elsewhere': 'Two steps or more apart',
+        'other image': 'At one place of two images',
+    }
     lines, rows = [], []
     for condition in (IN_PLACE, *ANGLES, 'elsewhere', 'other image'):
         for kind in PAIRS:

@@ -148,6 +148,14 @@ def test_information_is_found_at_its_displacement_and_nowhere_else():
         assert not analysis.shown(result[key]['the same channel'])
 
 
+def test_what_position_alone_tells_shows_between_two_images():
+    rng = np.random.default_rng(1)
+    z = 3 * rng.standard_normal((1, 4, 3, 4, 4)) + rng.standard_normal((120, 4, 3, 4, 4))  # as padding makes borders
+    other = informed(z.astype(np.float32))['shared']['the same channel']['other image']
+    assert analysis.shown(other)
+    assert other['value'] > 0.1
+
+
 # ---------------------------------------------------------------------------------------------- features
 
 
