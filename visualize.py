@@ -44,8 +44,9 @@ from transforms import normalize
 
 STEP = 15  # degrees between two rotations
 STREAKS = 'streak000_period12'  # of synthetic.py: along the x axis
-TEXTURES = 6  # streaks that are turned
+TEXTURES = 10  # streaks that are turned
 CELLS, PERIOD = 12, 3  # side of the map they are shown on and distance between two streaks, in cells of a block
+RANGE = 1.5  # of the polar plots, in standard deviations
 
 
 # ---------------------------------------------------------------------------------------------- the checkpoint
@@ -196,9 +197,9 @@ def plot_direction(subject: Subject, image: Image.Image | None) -> Figure:
     handles = [Line2D([], [], label=head_label(head), **head_style(head)) for head in range(heads)]
     notes = [
         f'Response of each head to {what} from 0 to 180{DEGREE}: mean of z . t over the map, standardised over all '
-        f'images, from \N{MINUS SIGN}2 at the centre to 2; dashed: 0. Each curve is drawn twice, since an orientation '
-        f'has two ends. Angles grow clockwise because dy points down in the image: the head of 45{DEGREE} looks to the '
-        'lower right. Arrows: where the kernels look.',
+        f'images, from \N{MINUS SIGN}{RANGE} at the centre to {RANGE}; dashed: 0. Each curve is drawn twice, since an '
+        'orientation has two ends. Angles grow clockwise because dy points down in the image: the head of '
+        f'45{DEGREE} looks to the lower right. Arrows: where the kernels look.',
         f'Bands: standard error over textures. By chance {heads * 3 * STEP / 180:.0f} of {heads} would peak there.'
         if image is None
         else "The image's own orientation is not known: compare the heads with one another.",
@@ -219,10 +220,10 @@ def head_style(head: int) -> dict:
 
 def draw_directions(axes: Axes, angles: list[int], values: torch.Tensor) -> None:
     """The mean of (count, angles, heads): a closed curve and an arrow a head; angles run clockwise as in the image."""
-    low, high = -2.0, 2.0
+    low, high = -RANGE, RANGE
     theta = np.deg2rad([*angles, *(angle + 180 for angle in angles), 360])
     axes.set_theta_direction(-1)
-    axes.set(ylim=(low, high), yticks=[-1, 0, 1, 2], yticklabels=[])
+    axes.set(ylim=(low, high), yticks=[-1, 0, 1], yticklabels=[])
     axes.set_thetagrids(range(0, 360, 45), [f'{angle}{DEGREE}' for angle in range(0, 180, 45)] + [''] * 4)
     axes.tick_params(axis='x', pad=0)
     axes.grid(color='0.85', linewidth=0.5)
