@@ -119,7 +119,7 @@ def list_classes(axes: Axes, names: list[str]) -> None:
 
 def line_height(classes: int) -> float:
     """Inches of a line, so that 47 classes fit a page."""
-    return min(0.17, max(0.105, 6.5 / classes))
+    return min(0.17, max(0.105, 6.0 / classes))
 
 
 # ---------------------------------------------------------------------------------------------- selection
@@ -272,7 +272,7 @@ def plot_tsne(subject: Subject, found: Survey) -> Figure:
     scatter, bars = figure.subplots(1, 2, width_ratios=[1.7, 1])
     for label in range(classes):
         scatter.plot(*plane[found.labels == label].T, linestyle='none', ms=3.2, mew=0.6, **class_style(label))
-    scatter.set(xticks=[], yticks=[], aspect='equal', adjustable='datalim')
+    scatter.set(xticks=[], yticks=[], aspect='equal', adjustable='box', anchor='N')
     scatter.spines[:].set_visible(True)
     scatter.set_title(f't-SNE, perplexity {perplexity:.0f}')
     share = 100 * class_means(near, found.labels)

@@ -554,8 +554,8 @@ def main(args: argparse.Namespace) -> None:
         import visualize  # and with it torch, which the other figures do without
 
         return visualize.main(argparse.Namespace(**vars(args), view=args.plot))
-    if args.checkpoint:
-        raise RunError(f'--checkpoint is for --plot {" and ".join(OF_MODELS)}; visualize.py draws more from one')
+    if args.checkpoint or args.image:
+        raise RunError(f'--checkpoint and --image are for --plot {" and ".join(OF_MODELS)}; visualize.py draws more')
     possible = OF_LOGS if args.log_file else tuple(PLOTS)
     if args.plot != 'all' and args.plot not in possible:
         raise RunError(f'--plot {args.plot} is of several runs: it needs --run_dir instead of --log_file')

@@ -380,7 +380,7 @@ def test_the_command_ends_in_one_line(tmp_path):
         f'visualize.py: error: {tmp_path}/none.pt: no such checkpoint; '
         'train.py writes one, best.pt, into its run folder'
     ]
-    with pytest.raises(RunError, match='--checkpoint is for --plot interaction and tsne'):
+    with pytest.raises(RunError, match='--checkpoint and --image are for --plot interaction and tsne'):
         plot_results.main(plot_results.get_args_parser().parse_args(['--checkpoint', 'best.pt', '--plot', 'bar']))
 
 
