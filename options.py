@@ -41,6 +41,8 @@ RECIPES = {
         hflip=0.0,
     ),
 }
+# Pretraining: the batch is each process's, the learning rate that of a global batch of 1024.
+IMAGENET = DEFAULT | dict(epochs=600, batch_size=256, lr=0.1, mixup=0.0, cutmix=0.0, randaug_n=0, clip_grad=0.0)
 # Options that say where and how a run is computed, not what it computes: not part of the fingerprint.
 SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe')
 

@@ -1,7 +1,7 @@
 """A grid as a SLURM job array, through submitit: what run_all.py --launcher slurm does.
 
-Each task of the array makes one run. When SLURM preempts it, requeues it or tells it that its time is up, train.py stops
-and the task is queued again; train.py then goes on from the last whole epoch and ends in the same bits.
+Each task of the array makes one run. When SLURM preempts it, requeues it or tells it that its time is up, train.py
+stops and the task is queued again; train.py then goes on from the last whole epoch and ends in the same bits.
 """
 
 import os

@@ -18,7 +18,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import timm
@@ -80,7 +81,8 @@ def setup(device: str, seed: int) -> torch.device:
     if device != 'cpu':
         torch.cuda.set_device(device)
     if world > 1:
-        dist.init_process_group('gloo' if device == 'cpu' else 'nccl')
+        # Other processes wait while the main one lists a million files.
+        dist.init_process_group('gloo' if device == 'cpu' else 'nccl', timeout=timedelta(hours=1))
     torch.manual_seed(seed)
     return torch.device(device)
 
@@ -138,17 +140,21 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device,
             raise ModelError(f'{weights}: cannot read the weights ({error.strerror})') from error
     defines = {k: v for k, v in values.items() if k not in options.SYSTEM_OPTIONS}
     defines |= dict(processes=world, split=runs.digest('\n'.join(lists).encode()), pretrained=weights)
-    environment = dict(
+    fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
+    return dict(options=values, defines=defines, environment=environment_of(device), fingerprint=fingerprint)
+
+
+def environment_of(device: torch.device) -> dict:
+    """What may change the last bits of a result beside its configuration."""
+    return dict(
         python=platform.python_version(),
-        torch=torch.__version__,
-        torchvision=torchvision.__version__,
+        torch=str(torch.__version__),  # a class of its own, which a checkpoint must not hold
+        torchvision=str(torchvision.__version__),
         timm=timm.__version__,
         device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
         threads=torch.get_num_threads(),
         commit=runs.git_commit(),
     )
-    fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
-    return dict(options=values, defines=defines, environment=environment, fingerprint=fingerprint)
 
 
 def check_batch(args: argparse.Namespace, n_train: int, world: int) -> None:
@@ -172,23 +178,29 @@ def check_batch(args: argparse.Namespace, n_train: int, world: int) -> None:
 class TrainBatches:
     """Batch sampler: the keys (seed, epoch, i) of each batch of an epoch, in an order drawn from (seed, epoch).
 
-    Of every global batch each process takes its share; images that fill no whole batch sit the epoch out.
-    Set `epoch` before iterating.
+    Of every global batch each process takes its share, in `accumulate` parts; images that fill no whole batch sit the
+    epoch out. Set `epoch` before iterating, and `first` to begin within it.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1):
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
-        self.epoch = 0
+        self.accumulate, self.epoch, self.first = accumulate, 0, 0
+
+    @property
+    def steps(self) -> int:
+        """Global batches in an epoch."""
+        return self.length // self.batch_size
 
     def __len__(self) -> int:
-        return self.length // self.batch_size
+        return (self.steps - self.first) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = order[start : start + self.batch_size][self.rank :: self.world]
-            yield [(self.seed, self.epoch, i) for i in batch]
+        order = torch.randperm(self.length, generator=generator)
+        for step in range(self.first, self.steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size][self.rank :: self.world].tolist()
+            for part in range(self.accumulate):
+                yield [(self.seed, self.epoch, i) for i in batch[part :: self.accumulate]]
 
 
 class EvalBatches:
@@ -209,14 +221,17 @@ class EvalBatches:
             yield list(range(slot * self.batch_size, min((slot + 1) * self.batch_size, self.length)))
 
 
-def make_loader(data: ImageList, batches, num_workers: int, device: torch.device) -> DataLoader:
+def make_loader(
+    data: ImageList, batches, num_workers: int, device: torch.device, steadfast: bool = False
+) -> DataLoader:
+    """A loader whose processes live as long as it does; steadfast ones outlast a signal to the whole process group."""
     return DataLoader(
         data,
         batch_sampler=batches,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == 'cuda',
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_outlast_signals if steadfast else _leave_signals_to_parent,
         # The order of the batches is ours; without a generator the loader would draw from the model's stream.
         generator=torch.Generator(),
     )
@@ -226,6 +241,13 @@ def _leave_signals_to_parent(_: int) -> None:
     """A signal to the whole process group is the main process's to handle; a loader only goes, and not as a failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    sys.excepthook = _unless_parent_left
+
+
+def _outlast_signals(_: int) -> None:
+    """The main process needs a few more batches before it can stop; a loader ends with it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _unless_parent_left
 
 
@@ -246,6 +268,61 @@ def lr_at(step: int, lr: float, min_lr: float, warmup_steps: int, total_steps: i
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def train_steps(
+    model: nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+    first_step: int,
+    schedule: Callable[[int], float],
+    batch_loss: Callable[[torch.Tensor, torch.Tensor, int, int], torch.Tensor],
+    clip_grad: float,
+    accumulate: int = 1,
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """The steps of the optimiser, one after another; nothing in here waits for the device.
+
+    Args:
+        model: the plain module.
+        batches: (uint8 images, labels); a whole number of steps of `accumulate` batches each.
+        optimizer: a fused one skips a step whose gradients are not finite; another one takes it.
+        first_step: number of the first step.
+        schedule: learning rate by step.
+        batch_loss: loss of (normalised images, labels, step, part of the step from 0).
+        clip_grad: largest norm of all gradients together; 0 turns clipping off.
+        accumulate: batches whose gradients are averaged in a step.
+
+    Yields:
+        the number of the step that was made, its mean loss in this process, and the norm of the gradients; the last two
+        on the device.
+    """
+    model.train()
+    parameters = list(model.parameters())
+    for index, (images, labels) in enumerate(batches):
+        step, part = first_step + index // accumulate, index % accumulate
+        if part == 0:
+            for group in optimizer.param_groups:
+                group['lr'] = schedule(step)
+            optimizer.zero_grad(set_to_none=True)
+            total = torch.zeros((), device=device)
+        images, labels = normalize(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
+        loss = batch_loss(images, labels, step, part) / accumulate
+        scaler.scale(loss).backward()
+        total += loss.detach()
+        if part < accumulate - 1:
+            continue
+        scaler.unscale_(optimizer)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if clip_grad > 0:
+            nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm)
+        if optimizer.defaults['fused'] and not scaler.is_enabled():
+            optimizer.found_inf = (~norm.isfinite()).float()
+        scaler.step(optimizer)
+        scaler.update()
+        yield step, total, norm
+
+
 def train_epoch(
     model: nn.Module,
     loader: DataLoader,
@@ -254,42 +331,19 @@ def train_epoch(
     device: torch.device,
     first_step: int,
     schedule: Callable[[int], float],
-    batch_loss: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+    batch_loss: Callable[[torch.Tensor, torch.Tensor, int, int], torch.Tensor],
     clip_grad: float,
     bar: tqdm,
 ) -> float:
-    """One pass over the loader.
-
-    Args:
-        model: the plain module.
-        first_step: number of steps before this epoch.
-        schedule: learning rate by step.
-        batch_loss: loss of (normalised images, labels, step).
-        clip_grad: largest norm of all gradients together; 0 turns clipping off.
-        bar: advanced by one a step.
-
-    Returns:
-        the mean training loss over all processes.
+    """One pass over the loader: the mean training loss over all processes; arguments as for train_steps.
 
     Raises:
         RunError: the loss is not finite.
     """
-    model.train()
     total, steps = torch.zeros((), dtype=torch.float64, device=device), len(loader)
-    for done, (images, labels) in enumerate(loader, start=1):
-        step = first_step + done - 1
-        for group in optimizer.param_groups:
-            group['lr'] = schedule(step)
-        images, labels = normalize(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
-        loss = batch_loss(images, labels, step)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        if clip_grad > 0:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-        scaler.step(optimizer)
-        scaler.update()
-        total += loss.detach()
+    made = train_steps(model, loader, optimizer, scaler, device, first_step, schedule, batch_loss, clip_grad)
+    for done, (_, loss, _) in enumerate(made, start=1):
+        total += loss
         if done % CHECK_EVERY == 0 or done == steps:
             mean = total.item() / done
             if not math.isfinite(mean):
@@ -464,7 +518,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     def schedule(step: int) -> float:
         return lr_at(step, args.lr, args.min_lr, args.warmup_epochs * steps, args.epochs * steps)
 
-    def batch_loss(images: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
+    def batch_loss(images: torch.Tensor, labels: torch.Tensor, step: int, _: int) -> torch.Tensor:
         images, targets = mix(images, labels, num_classes, args.mixup, args.cutmix, ('mix', args.seed, step, rank))
         with autocast(device, args.amp):
             return F.cross_entropy(parallel(images), targets, label_smoothing=args.label_smoothing)

@@ -1,0 +1,619 @@
+"""Pretrain a model on ImageNet-1K, or on any tree of train/ and val/ class folders, for as many days as it takes.
+
+    torchrun --nproc_per_node=4 pretrain_imagenet.py --data_dir /path/to/imagenet --epochs 600 --batch_size 256 --lr 0.1
+    python pretrain_imagenet.py --data_dir /path/to/imagenet --epochs 600
+    python pretrain_imagenet.py --data_dir /path/to/imagenet --resume checkpoints/latest.pt      # or --resume auto
+
+The loop, evaluation and checkpoints are train.py's. A run that was killed at any moment goes on from its last
+checkpoint and ends in the bits of an undisturbed one. See PRETRAIN_GUIDE.md.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import models
+import options
+import runs
+from datasets import DataError, ImageList, list_images
+from models import ModelError, TwistNet
+from runs import BUSY, RunBusy, RunError
+from train import (
+    CHECK_EVERY,
+    EvalBatches,
+    TrainBatches,
+    autocast,
+    environment_of,
+    evaluate,
+    is_main,
+    lr_at,
+    make_loader,
+    process_rank,
+    reduce_sum,
+    resolve_amp,
+    save_checkpoint,
+    say,
+    setup,
+    share_object,
+    share_weights,
+    train_steps,
+    world_size,
+)
+from transforms import eval_settings, eval_transform, mix, seed_of, train_transform
+
+BASE_BATCH = 1024  # images; the global batch that --lr is for
+PROJECT_AFTER = 100  # steps until the first estimate of the whole time
+SYSTEM_OPTIONS = ('data_dir', 'checkpoint_dir', 'weights_dir', 'resume', 'save_minutes', 'overwrite', 'num_workers')
+SYSTEM_OPTIONS += ('device', 'max_bad_images', 'max_skipped', 'batch_size', 'accumulate')
+
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+class Index:
+    """The images of a tree as (path, class index) items, in little memory: a million take some tens of megabytes."""
+
+    def __init__(self, root: Path, classes: list[str], names: np.ndarray, counts: np.ndarray):
+        self.root, self.classes, self.names = str(root), classes, names
+        self.ends = np.cumsum(counts)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> tuple[str, int]:
+        label = int(np.searchsorted(self.ends, i, side='right'))
+        return os.path.join(self.root, self.classes[label], os.fsdecode(self.names[i])), label
+
+
+def read_index(root: Path, cache: Path) -> Index:
+    """List a folder of class folders, or take the list from the cache while no class folder has changed since.
+
+    Raises:
+        DataError: there is no such folder, or no image in a class.
+    """
+    if not root.is_dir():
+        raise DataError(f'{root}: no such folder; --data_dir must hold train/ and val/ with a folder for each class')
+    folders = sorted(
+        (entry for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != '.'), key=lambda e: e.name
+    )
+    stamp = runs.digest(json.dumps([str(root.resolve()), *((e.name, e.stat().st_mtime_ns) for e in folders)]).encode())
+    try:
+        with np.load(cache) as stored:
+            if stored['stamp'] == stamp:
+                return Index(root, stored['classes'].tolist(), stored['names'], stored['counts'])
+    except (OSError, ValueError, KeyError):
+        pass  # no cache, or a torn one: it is made again
+    found = list_images(root)
+    if len(found) < 2:
+        raise DataError(f'{root}: needs at least two class folders with images; it has {len(found)}')
+    names = np.array([os.fsencode(os.path.basename(path)) for paths in found.values() for path in paths])
+    counts = np.array([len(paths) for paths in found.values()])
+    with contextlib.suppress(OSError):  # the next start lists the folders again
+        temporary = cache.with_name(cache.name + '.tmp.npz')
+        np.savez(temporary, stamp=np.array(stamp), classes=np.array(list(found)), names=names, counts=counts)
+        os.replace(temporary, cache)
+    return Index(root, list(found), names, counts)
+
+
+class ForgivingImages(ImageList):
+    """An ImageList in which another image of the epoch, drawn from (seed, epoch, i), takes the place of a bad one.
+
+    Items have a third entry: the position of the bad image, -1 where there was none.
+    """
+
+    def __getitem__(self, key: tuple[int, int, int]):
+        seed, epoch, i = key
+        for attempt in range(100):
+            j = i if attempt == 0 else seed_of('replacement', seed, epoch, i, attempt) % len(self)
+            try:
+                return *super().__getitem__((seed, epoch, j)), (i if attempt else -1)
+            except DataError as caught:
+                error = caught
+        raise error
+
+
+def watch(loader: Iterable, clock: dict, bad: set[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The batches of a loader; counts the seconds spent waiting for it, and the bad images that it met."""
+    batches = iter(loader)
+    while True:
+        begin = time.perf_counter()
+        batch = next(batches, None)
+        clock['loader'] += time.perf_counter() - begin
+        if batch is None:
+            return
+        images, labels, replaced = batch
+        bad.update(replaced[replaced >= 0].tolist())
+        yield images, labels
+
+
+# ---------------------------------------------------------------------------------------------- model
+
+
+class AllReduce(torch.autograd.Function):
+    """Sum over all processes, of the gradient too."""
+
+    @staticmethod
+    def forward(_, tensor: torch.Tensor) -> torch.Tensor:
+        return reduce_sum(tensor.clone())
+
+    @staticmethod
+    def backward(_, gradient: torch.Tensor) -> torch.Tensor:
+        return reduce_sum(gradient.clone())
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over the batches of all processes, of one size; on any device, where torch's own needs a GPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        count = x.numel() // x.shape[1] * world_size()
+        values = x.float()
+        mean = AllReduce.apply(values.sum((0, 2, 3))) / count
+        values = values - mean[:, None, None]
+        var = AllReduce.apply(values.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        return (values * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def synchronise(model: nn.Module) -> None:
+    """Turn every BatchNorm2d into a SyncBatchNorm, in place; names in the state dict stay as they are."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            if type(module) is not nn.BatchNorm2d:
+                raise ModelError(f'--sync_bn: {type(module).__name__} is not known')
+            module.__class__ = SyncBatchNorm
+
+
+def float_tensors(model: nn.Module) -> list[torch.Tensor]:
+    """Parameters and floating buffers, what an average of the weights covers."""
+    return [t for t in model.state_dict(keep_vars=True).values() if t.is_floating_point()]
+
+
+@contextlib.contextmanager
+def weights_of(model: nn.Module, average: list[torch.Tensor] | None) -> Iterator[None]:
+    """The model with its averaged weights, if there are any, and with its own again afterwards."""
+    if average is None:
+        yield
+        return
+    own = [t.detach().clone() for t in float_tensors(model)]
+    with torch.no_grad():
+        torch._foreach_copy_([t.detach() for t in float_tensors(model)], average)
+        yield
+        torch._foreach_copy_([t.detach() for t in float_tensors(model)], own)
+
+
+# ---------------------------------------------------------------------------------------------- checkpoints
+
+
+def read_latest(folder: Path, resume: str | None, config: dict) -> dict | None:
+    """The checkpoint to go on from; None to begin.
+
+    Args:
+        folder: the checkpoint folder.
+        resume: 'auto' for the newest that is whole, if there is any; a path for that file; None to begin.
+        config: of this run.
+
+    Raises:
+        RunError: there is a checkpoint and none is asked for; the file is missing, or of another run; none is whole.
+    """
+    latest, previous = folder / 'latest.pt', folder / 'previous.pt'
+    if resume is None and not latest.exists() and not previous.exists():
+        return None
+    if resume is None:
+        raise RunError(
+            f'{folder} holds a run; --resume auto goes on with it, another --checkpoint_dir begins a new one'
+        )
+    if resume != 'auto' and not Path(resume).exists():
+        raise RunError(f'--resume {resume}: no such file')
+    paths = [latest, previous] if resume == 'auto' or Path(resume).resolve() == latest.resolve() else [Path(resume)]
+    torn = False
+    for path in paths:
+        try:
+            checkpoint = models.read_checkpoint(path)
+        except FileNotFoundError:
+            continue
+        except models.UnsafeCheckpoint:
+            raise
+        except ModelError as error:
+            say(f'note: {error}; trying {previous}')
+            torn = True
+            continue
+        if not isinstance(checkpoint, dict) or 'progress' not in checkpoint:
+            raise RunError(f'{path} is no checkpoint of pretrain_imagenet.py')
+        if checkpoint['config']['fingerprint'] != config['fingerprint']:
+            changes = runs.changes(checkpoint['config']['defines'], config['defines'])
+            raise RunError(f'{path} is of another run ({changes}); give its options, or another --checkpoint_dir')
+        if changes := runs.changes(checkpoint['config']['environment'], config['environment']):
+            say(f'note: {path} was made in another environment ({changes}); the last bits may differ')
+        return checkpoint
+    if torn:
+        raise RunError(f'{folder}: no checkpoint is whole; another --checkpoint_dir begins a new run')
+    return None
+
+
+def write_latest(folder: Path, checkpoint: dict) -> None:
+    """Keep the last checkpoint as previous.pt; at any moment one of the two is whole."""
+    latest = folder / 'latest.pt'
+    if latest.exists():
+        os.replace(latest, folder / 'previous.pt')
+    save_checkpoint(latest, checkpoint)
+
+
+# ---------------------------------------------------------------------------------------------- a run
+
+
+def begin(args: argparse.Namespace, world: int, device: torch.device) -> tuple[Index, Index, dict, dict | None]:
+    """In the main process: the images, what defines the run, and the checkpoint to go on from."""
+    folder = Path(args.checkpoint_dir)
+    runs.claim(folder)
+    train, val = (
+        read_index(Path(args.data_dir) / subset, folder / f'index_{subset}.npz') for subset in ('train', 'val')
+    )
+    if train.classes != val.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))
+        raise DataError(f'{args.data_dir}: class {odd[0]} is not in both train/ and val/')
+    global_batch = args.batch_size * args.accumulate * world
+    if args.batch_size < 2 or global_batch > len(train):
+        raise RunError(
+            f'--batch_size {args.batch_size} must be at least 2, and times {args.accumulate * world} (processes and '
+            f'accumulated parts) at most the {len(train)} training images'
+        )
+    defines = {k: v for k, v in vars(args).items() if k not in SYSTEM_OPTIONS}
+    images = hashlib.sha256(train.names.tobytes() + val.names.tobytes() + repr(train.classes).encode()).hexdigest()
+    defines |= dict(global_batch=global_batch, images=images[:16])
+    environment = environment_of(device) | dict(processes=world, accumulate=args.accumulate)
+    fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
+    config = dict(defines=defines, environment=environment, fingerprint=fingerprint)
+    resume = args.resume
+    if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0:
+        resume = 'auto'  # torchrun has started us again
+    return train, val, config, read_latest(folder, resume, config)
+
+
+def pretrain(args: argparse.Namespace, signals: list[int]) -> Path:
+    """Train as the options say, or go on; returns the file with the best weights.
+
+    Args:
+        args: the options.
+        signals: a handler adds numbers to it; with the first, the run saves and stops.
+
+    Raises:
+        RunError, DataError, ModelError: the run cannot begin or go on.
+        KeyboardInterrupt: a signal came and a checkpoint is saved.
+    """
+    options.check(args)
+    rank, world = process_rank()
+    device = setup(args.device, args.seed)
+    torch.set_float32_matmul_precision('high')  # TF32 where there is such a thing
+    args.device, args.amp = device.type, resolve_amp(args.amp, device)
+    global_batch = args.batch_size * args.accumulate * world
+    if args.scale_lr:
+        args.lr = args.lr * global_batch / BASE_BATCH
+        say(f'learning rate {args.lr:g} for a global batch of {global_batch} (--no-scale_lr keeps --lr)')
+    folder, target = Path(args.checkpoint_dir), Path(args.weights_dir) / f'{args.model}_imagenet.pt'
+    train_index, val_index, config, last = share_object(lambda: begin(args, world, device))
+    share_object(lambda: refuse_to_overwrite(target, config, args.overwrite))
+
+    # Model, optimiser and average, new or as they were.
+    model = models.build_model(args.model, len(train_index.classes), img_size=args.img_size)
+    if args.sync_bn:
+        synchronise(model)
+    model.to(device, memory_format=torch.channels_last)
+    # A fused optimiser skips a step on the device when its gradients are not finite.
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        args.lr,
+        args.momentum,
+        weight_decay=args.weight_decay,
+        nesterov=args.momentum > 0,
+        fused=True,
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
+    progress = dict(
+        epoch=0, step=0, loss=0.0, dropped=0, bad=[], seconds=0.0, history=[], best_val_acc=-1.0, best_epoch=0
+    )
+    if last:
+        model.load_state_dict(last['state_dict'])
+        optimizer.load_state_dict(last['optimizer'])
+        scaler.load_state_dict(last['scaler'])
+        progress = last['progress']
+        say(f'{folder}: going on in epoch {progress["epoch"] + 1}, after {progress["step"]} steps of it')
+    average = [t.detach().clone() for t in float_tensors(model)] if args.ema else None
+    if last and average:
+        torch._foreach_copy_(average, [t.to(device) for t in last['average']])
+    if args.compile:
+        model.compile()
+    parallel = model
+    if world > 1:
+        parallel = DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
+
+    # Batches.
+    augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
+    batches = TrainBatches(
+        len(train_index), args.batch_size * args.accumulate * world, args.seed, rank, world, args.accumulate
+    )
+    loader = make_loader(ForgivingImages(train_index, augmentation), batches, args.num_workers, device, steadfast=True)
+    val_images = ImageList(val_index, eval_transform(args.img_size))
+    val_loader = make_loader(
+        val_images, EvalBatches(len(val_index), rank, world), args.num_workers, device, steadfast=True
+    )
+
+    # What a step does.
+    steps, num_classes = batches.steps, len(train_index.classes)
+    statistics = [t for t in model.buffers() if t.is_floating_point()]  # of BatchNorm
+    before = [t.clone() for t in statistics]
+
+    def schedule(step: int) -> float:
+        return lr_at(step, args.lr, args.min_lr, args.warmup_epochs * steps, args.epochs * steps)
+
+    def batch_loss(images: torch.Tensor, labels: torch.Tensor, step: int, part: int) -> torch.Tensor:
+        if part == 0 and statistics:
+            torch._foreach_copy_(before, statistics)
+        torch.manual_seed(seed_of('model', args.seed, step, part, rank))  # dropout and the like
+        images, targets = mix(
+            images, labels, num_classes, args.mixup, args.cutmix, ('mix', args.seed, step, part, rank)
+        )
+        more = part < args.accumulate - 1 and world > 1
+        with parallel.no_sync() if more else contextlib.nullcontext(), autocast(device, args.amp):
+            return F.cross_entropy(parallel(images), targets, label_smoothing=args.label_smoothing)
+
+    def save() -> None:
+        if is_main():
+            checkpoint = dict(config=config, progress=progress, state_dict=model.state_dict(), average=average)
+            checkpoint |= dict(optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
+            write_latest(folder, checkpoint)
+
+    bad = set(progress['bad'])
+    bar = tqdm(
+        total=args.epochs * steps,
+        initial=progress['epoch'] * steps + progress['step'],
+        disable=None if is_main() else True,
+        smoothing=0.05,
+        **runs.terminal(),
+    )
+    started, saved, made = time.monotonic(), time.monotonic(), 0
+    for epoch in range(progress['epoch'], args.epochs):
+        bar.set_description(f'epoch {epoch + 1}/{args.epochs}', refresh=False)
+        clock, begun = dict(loader=0.0), time.monotonic()
+        batches.epoch, batches.first = epoch, progress['step']
+        loss_sum, dropped, streak, worst = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(4))
+        for step, loss, norm in train_steps(
+            model, watch(loader, clock, bad), optimizer, scaler, device, epoch * steps + progress['step'], schedule,
+            batch_loss, args.clip_grad, args.accumulate,
+        ):  # fmt: skip
+            finite = norm.isfinite()
+            for was, now in zip(before, statistics):
+                now.copy_(torch.where(finite, now, was))
+            loss_sum += torch.where(finite, loss, 0.0)
+            dropped += ~finite
+            streak = (streak + 1) * ~finite
+            worst = torch.maximum(worst, streak)
+            if average:
+                torch._foreach_lerp_(average, float_tensors(model), 1 - args.ema_decay)
+            bar.update()
+            made, done = made + 1, step - epoch * steps + 1
+            if made == PROJECT_AFTER:
+                left = (args.epochs - epoch) * steps * (time.monotonic() - started) / made
+                say(
+                    f'{args.epochs - epoch} epochs will take about {timedelta(seconds=round(left))}, without validation'
+                )
+            if done % CHECK_EVERY and done < steps:
+                continue
+            # The only look at the device, and the moment at which all processes agree to save or stop.
+            due = is_main() and time.monotonic() - saved > 60 * args.save_minutes
+            mine = torch.tensor([len(bad) - len(progress['bad']), bool(signals), due], device=device)
+            found = reduce_sum(torch.cat([loss_sum[None], mine.double()])).tolist()
+            progress['step'], progress['loss'] = done, progress['loss'] + found[0] / world
+            progress['dropped'] += int(dropped.item())
+            if found[1]:
+                note_bad(bad, progress, train_index, args.max_bad_images)
+            if worst.item() >= args.max_skipped:
+                raise RunError(
+                    f'the gradients of {int(worst.item())} steps in a row were not finite, near step {step}; the last '
+                    f'checkpoint is {folder / "latest.pt"}; try a lower --lr or --amp off'
+                )
+            for counter in (loss_sum, dropped):
+                counter.zero_()
+            bar.set_postfix_str(
+                f'loss {progress["loss"] / done:.3f}, loader {clock["loader"] / done:.3f} s a step', refresh=False
+            )
+            if found[2] or found[3]:
+                save()
+                saved = time.monotonic()
+            if found[2]:
+                bar.close()
+                raise KeyboardInterrupt(signals[0] if signals else signal.SIGTERM)
+        seconds = time.monotonic() - begun
+        share_weights(model)
+        with weights_of(model, average):
+            share_weights(model)
+            val_loss, val_acc = evaluate(model, val_loader, device, args.amp, quiet())
+            line = dict(
+                epoch=epoch + 1,
+                lr=schedule((epoch + 1) * steps - 1),
+                train_loss=progress['loss'] / max(1, steps - progress['dropped']),
+                val_loss=val_loss,
+                val_acc=val_acc,
+                dropped_steps=progress['dropped'],
+                bad_images=len(progress['bad']),
+                gates=model.gates() if isinstance(model, TwistNet) else {},
+                seconds=round(seconds, 3),
+                loader_seconds=round(clock['loader'], 3),
+                step_seconds=round(seconds - clock['loader'], 3),
+                images_per_second=round((steps - batches.first) * batches.batch_size / max(seconds, 1e-9), 1),
+            )
+            improved = val_acc >= progress['best_val_acc']  # the later on ties
+            if improved and is_main():
+                save_checkpoint(folder / 'best.pt', weights_file(model, args, train_index.classes, line, config))
+        progress['history'].append(line)
+        if improved:
+            progress |= dict(best_val_acc=val_acc, best_epoch=epoch + 1)
+        progress |= dict(epoch=epoch + 1, step=0, loss=0.0, dropped=0)
+        save()
+        saved = time.monotonic()
+        if is_main():
+            runs.write_log(folder / 'log.jsonl', progress['history'])
+        say(
+            f'epoch {epoch + 1}/{args.epochs}: train loss {line["train_loss"]:.3f}, val {val_acc:.2f} %, '
+            f'{line["images_per_second"]:.0f} images/s, loader {line["loader_seconds"]:.1f} s, steps '
+            f'{line["step_seconds"]:.1f} s'
+        )
+    bar.close()
+    if is_main():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_atomic(target, (folder / 'best.pt').read_bytes())
+        runs.write_log(folder / 'log.jsonl', progress['history'])
+    return target
+
+
+def quiet() -> tqdm:
+    return tqdm(disable=True)
+
+
+def weights_file(model: nn.Module, args: argparse.Namespace, classes: list[str], line: dict, config: dict) -> dict:
+    """What weights/<model>_imagenet.pt holds: a plain state dict and where it comes from."""
+    return dict(
+        model=args.model,
+        num_classes=len(classes),
+        classes=classes,
+        epoch=line['epoch'],
+        epochs=args.epochs,
+        val_acc=line['val_acc'],
+        averaged=bool(args.ema),
+        transform=eval_settings(args.img_size),
+        fingerprint=config['fingerprint'],
+        commit=config['environment']['commit'],
+        state_dict={k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
+    )
+
+
+def refuse_to_overwrite(target: Path, config: dict, overwrite: bool) -> None:
+    """Better now than after four days. Weights of this very run, made before, may be made again."""
+    if target.exists() and not overwrite:
+        try:
+            own = models.read_checkpoint(target).get('fingerprint') == config['fingerprint']
+        except (ModelError, AttributeError):
+            own = False
+        if not own:
+            raise RunError(
+                f'{target} exists; --overwrite replaces it at the end, --weights_dir puts the new one elsewhere'
+            )
+
+
+def note_bad(bad: set[int], progress: dict, index: Index, limit: int) -> None:
+    """Bring together the bad images that the processes met; name the new ones.
+
+    Raises:
+        RunError: there are more than the limit.
+    """
+    gathered = [bad]
+    if dist.is_initialized():
+        gathered = [None] * world_size()
+        dist.all_gather_object(gathered, bad)
+    bad.update(*gathered)
+    for i in sorted(bad - set(progress['bad'])):
+        say(f'bad image, another one takes its place: {index[i][0]}')
+    progress['bad'] = sorted(bad)
+    if len(bad) > limit:
+        raise RunError(
+            f'{len(bad)} images cannot be read, more than --max_bad_images {limit}; the last: {index[max(bad)][0]}'
+        )
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description='Pretrain a model on ImageNet-1K, or any tree of train/ and val/ class folders.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group('data and model')
+    group.add_argument('--data_dir', required=True, help='holds train/ and val/, each with a folder for each class')
+    group.add_argument('--img_size', type=int, help='side of the square input, pixels')
+    group.add_argument('--model', default='twistnet18', help='a name that `python models.py` lists')
+    options.add_optimisation_args(parser)
+    options.add_augmentation_args(parser)
+    options.add_system_args(parser)
+    group = parser.add_argument_group('pretraining')
+    group.add_argument('--accumulate', type=int, default=1, help='batches of each process whose gradients make a step')
+    group.add_argument(
+        '--scale_lr',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f'--lr is for a global batch of {BASE_BATCH}',
+    )
+    group.add_argument(
+        '--sync_bn', action=argparse.BooleanOptionalAction, default=False, help='BatchNorm over processes'
+    )
+    group.add_argument('--ema', action=argparse.BooleanOptionalAction, default=False, help='average the weights')
+    group.add_argument('--ema_decay', type=float, default=0.9999, help='of the average, a step')
+    group.add_argument('--checkpoint_dir', default='checkpoints', help='latest.pt, previous.pt, best.pt and log.jsonl')
+    group.add_argument('--resume', metavar='PATH', help='a checkpoint, or auto for the newest that is whole')
+    group.add_argument('--save_minutes', type=float, default=15, help='between two checkpoints')
+    group.add_argument('--weights_dir', default=models.WEIGHTS_DIR, help='where the best weights go at the end')
+    group.add_argument('--overwrite', action='store_true', help='replace weights that are there')
+    group.add_argument('--max_bad_images', type=int, default=100, help='images that may be unreadable')
+    group.add_argument(
+        '--max_skipped', type=int, default=5, help='steps in a row that may be skipped, not being finite'
+    )
+    parser.set_defaults(**options.IMAGENET)
+    for action in parser._actions:
+        if action.dest == 'batch_size':
+            action.help = 'of each process'
+    return parser
+
+
+def main(args: argparse.Namespace, signals: list[int]) -> None:
+    target = pretrain(args, signals)
+    if is_main():
+        best = models.read_checkpoint(target)
+        print(f'{target}: {args.model}, epoch {best["epoch"]}, validation accuracy {best["val_acc"]:.2f} %')
+
+
+def cli(argv: list[str] | None = None) -> None:
+    """main, with what a user can mend as one line on stderr and an exit code that is not 0."""
+    signals: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, lambda number, _: signals.append(number))
+    args = get_args_parser().parse_args(argv)
+    try:
+        main(args, signals)
+    except (DataError, ModelError, RunError) as error:
+        if not is_main() and not (isinstance(error, DataError) and dist.is_initialized()):
+            sys.exit(1)
+        message = str(error).strip().splitlines()[-1].removeprefix('archives.DataError: ')
+        print(f'pretrain_imagenet.py: error: {message}', file=sys.stderr)
+        sys.exit(BUSY if isinstance(error, RunBusy) else 1)
+    except KeyboardInterrupt as stop:
+        say('stopped and saved; --resume auto goes on')
+        sys.exit(128 + stop.args[0])
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    cli()
