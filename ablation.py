@@ -10,9 +10,9 @@ of every study, is trained once for all of them.
 """
 
 import argparse
-import sys
 
 import run_all
+import runs
 from runs import RunError
 
 STUDIES: dict[str, tuple[str, ...]] = {
@@ -66,7 +66,5 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    try:
+    with runs.user_errors('ablation.py'):
         main(*get_args_parser().parse_known_args())
-    except RunError as error:
-        sys.exit(f'ablation.py: error: {error}')

@@ -14,29 +14,27 @@ import json
 import math
 import statistics
 import sys
-import textwrap
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use('agg')
-import matplotlib.pyplot as plt
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 import runs
+from drawing import COLORS, DASHES, FULL, MARKERS, PAGE, fill_color, frame, label_points, line_style, save
 from registry import DATASETS, MODELS
 from runs import RunError
 from summarize_runs import (
     Row,
     Table,
     add_run_args,
+    check_names,
     dataset_label,
     describe_recipe,
     load,
@@ -45,87 +43,7 @@ from summarize_runs import (
     recipe_of,
 )
 
-# ---------------------------------------------------------------------------------------------- style
-
-PAGE = (7.0, 9.0)  # inches: both columns of a page, and what its height leaves for a figure
-STYLE = {
-    'font.family': 'DejaVu Sans',  # comes with matplotlib: the figures are the same everywhere
-    'font.size': 7.5,
-    'axes.titlesize': 7.5,
-    'axes.labelsize': 7.5,
-    'xtick.labelsize': 7,
-    'ytick.labelsize': 7,
-    'legend.fontsize': 7,
-    'legend.frameon': False,
-    'legend.handlelength': 3.0,
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'axes.linewidth': 0.6,
-    'xtick.major.width': 0.6,
-    'ytick.major.width': 0.6,
-    'lines.linewidth': 1.3,
-    'lines.markersize': 3.5,
-    'hatch.linewidth': 0.5,
-    'pdf.fonttype': 42,  # TrueType: text stays text
-    'savefig.dpi': 300,
-}
-plt.rcParams.update(STYLE)
-
-# Okabe and Ito's palette, which the colour-blind tell apart. Dashes and markers tell lines apart in grey print: 5 and 7
-# have no common factor, so 35 models differ in one or the other.
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#000000', '#56B4E9')
-DASHES = ((0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), '-', (0, (9, 2)))
-MARKERS = ('s', '^', 'D', 'v', 'X', 'P', '<')
-FULL = 'twistnet18'
 GATE_INIT = -2.0  # of a TwistBlock, before its sigmoid, where the registry says nothing else
-
-
-def line_style(model: str) -> dict:
-    """Colour, dashes and marker of a model, the same in every figure; TwistNet-18 has the blue and the circle."""
-    if model == FULL:
-        return dict(color=COLORS[0], linestyle='-', marker='o', linewidth=2.0)
-    others = [name for name in MODELS if name != FULL]
-    index = others.index(model) if model in others else len(others)
-    return dict(color=COLORS[1 + index % 6], linestyle=DASHES[index % 5], marker=MARKERS[index % 7])
-
-
-def fill_color(model: str) -> str:
-    """Dark for TwistNet-18, middle for its variants, light for the others."""
-    return '#0072B2' if model == FULL else '#80BFE8' if model.startswith(FULL) else '#D0D0D0'
-
-
-def frame(figure: Figure, title: str, notes: Iterable[str] = (), handles: Iterable[Line2D] = ()) -> None:
-    """Grow a figure upwards by its title and downwards by a legend and notes; the panels keep their size."""
-    width, body = figure.get_size_inches()
-    head = textwrap.wrap(title, int(17 * width))
-    foot = [line for note in notes for line in textwrap.wrap(note, int(19.5 * width))]
-    handles = list(handles)
-    columns = max(1, int(width / (0.65 + 0.062 * max((len(handle.get_label()) for handle in handles), default=0))))
-    top, bottom = 0.15 * len(head), 0.125 * len(foot) + 0.05
-    legend = 0.15 * math.ceil(len(handles) / columns) + 0.1 * bool(handles)
-    height = top + body + legend + bottom
-    figure.set_size_inches(width, height)
-    figure.get_layout_engine().set(rect=(0, (bottom + legend) / height, 1, body / height))
-    figure.text(0.5, 1 - 0.03 / height, '\n'.join(head), ha='center', va='top', fontsize=8)
-    figure.text(0.05 / width, 0.04 / height, '\n'.join(foot), ha='left', va='bottom', fontsize=7, linespacing=1.2)
-    if handles:
-        figure.legend(
-            handles=handles, loc='lower center', bbox_to_anchor=(0.5, bottom / height), ncols=columns, borderaxespad=0.2
-        )
-
-
-def save(figure: Figure, save_dir: Path, name: str) -> list[Path]:
-    """Write a figure as PDF and PNG; returns their paths. The same figure gives the same bytes."""
-    paths = [save_dir / f'{name}.{suffix}' for suffix in ('pdf', 'png')]
-    try:
-        save_dir.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            figure.savefig(path, metadata={'CreationDate': None} if path.suffix == '.pdf' else None)
-    except OSError as error:
-        raise RunError(f'{save_dir}: cannot be written ({error.strerror})') from error
-    finally:
-        plt.close(figure)
-    return paths
 
 
 def chunks(items: list, size: int) -> list[list]:
@@ -161,8 +79,7 @@ def read_runs(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
     Raises:
         RunError: there is no run, or a model that does not exist is asked for.
     """
-    if args.models and (unknown := [name for name in args.models if name not in MODELS]):
-        raise RunError(f"--models: unknown model '{unknown[0]}'; the models are: {', '.join(MODELS)}")
+    check_names(args)
     found, notes = load(args.run_dir, args.models)
     for note in notes:
         print(note, file=sys.stderr)
@@ -469,57 +386,6 @@ def _scatter_page(table: Table, height: float, title: str) -> Figure:
     return figure
 
 
-def label_points(axes: Axes, points: list[tuple[str, float, float, float]]) -> None:
-    """Names near their points, over no other name, point or whisker; one that might be another's has a line to its own.
-
-    Each name takes the cheapest of some hundred places around its point: nothing may lie under it or under its line,
-    and near is better than far. Left and right come first.
-
-    Args:
-        points: name, x, y and spread of each.
-    """
-    unit = axes.figure.dpi / 72  # a point in pixels
-    inside = axes.get_window_extent().extents
-    turns = np.arange(32) * math.pi / 16
-    turns = turns[np.argsort(abs(np.sin(turns)).round(6), kind='stable')]
-    reach = np.repeat(np.geomspace(5, 160, 18) * unit, len(turns))
-    ways = np.tile(np.stack([np.cos(turns), np.sin(turns)], 1), (18, 1))
-    centers = axes.transData.transform([(x, y) for _, x, y, _ in points]) if points else np.zeros((0, 2))
-    marks = np.concatenate([centers - 3.5 * unit, centers + 3.5 * unit], 1)  # left, bottom, right, top
-    ends = [axes.transData.transform([(x, y - sd), (x, y + sd)]) for _, x, y, sd in points]
-    names = [(low[0] - unit, low[1], high[0] + unit, high[1]) for low, high in ends]  # whiskers, then names and lines
-    for index in sorted(range(len(points)), key=lambda i: (points[i][0] != model_label(FULL), points[i][2])):
-        name, center = points[index][0], centers[index]
-        bold = 'bold' if name == model_label(FULL) else 'normal'
-        text = axes.text(0, 0, name, ha='center', va='center', fontsize=7, fontweight=bold, zorder=6)
-        half = np.array(text.get_window_extent().size) / 2
-        middles, tips = center + ways * (reach[:, None] + half), center + ways * reach[:, None]
-        boxes = np.concatenate([middles - half, middles + half], 1)
-        lines = center + np.linspace(0.2, 1, 10)[:, None, None] * (tips - center)  # (10, candidates, 2)
-        barred = np.array([*np.delete(marks, index, 0), *names[len(points) :]]).reshape(-1, 4)
-        crossed = sum(_overlaps(np.tile(line, 2), barred) > 0 for line in lines)
-        outside = ((boxes[:, :2] < inside[:2]) | (boxes[:, 2:] > inside[2:])).any(1)
-        gaps = np.linalg.norm(np.clip(centers, middles[:, None] - half, middles[:, None] + half) - centers, axis=2)
-        others = np.delete(gaps, index, axis=1).min(1, initial=math.inf)
-        doubtful = others < gaps[:, index] + 4 * unit
-        covers = _overlaps(boxes, marks) + _overlaps(boxes, np.array(names)) + 10 * outside
-        best = int(np.argmin(1000 * covers + 60 * crossed + reach / unit + 12 * doubtful))
-        text.set_position(axes.transData.inverted().transform(middles[best]))
-        names.append(tuple(boxes[best]))
-        if doubtful[best] or reach[best] > 9 * unit:
-            line = axes.transData.inverted().transform([center, tips[best]])
-            axes.plot(*line.T, color='0.5', linewidth=0.5, zorder=1, scalex=False, scaley=False, label='leader')
-            names += [(x, y, x, y) for x, y in lines[:, best]]
-
-
-def _overlaps(boxes: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """How many of the boxes taken (left, bottom, right, top) each box meets."""
-    if not len(taken):
-        return np.zeros(len(boxes), int)
-    low, high = np.maximum(boxes[:, None, :2], taken[:, :2]), np.minimum(boxes[:, None, 2:], taken[:, 2:])
-    return (low <= high).all(-1).sum(1)
-
-
 # ---------------------------------------------------------------------------------------------- curves and gates
 
 
@@ -711,7 +577,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    try:
+    with runs.user_errors('plot_results.py'):
         main(get_args_parser().parse_args())
-    except RunError as error:
-        sys.exit(f'plot_results.py: error: {error}')

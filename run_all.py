@@ -11,7 +11,6 @@ Several run_all, here or on other machines that share the file system, may work 
 """
 
 import argparse
-import contextlib
 import os
 import re
 import shlex
@@ -33,6 +32,7 @@ from runs import RunError
 TRAIN = Path(__file__).resolve().parent / 'train.py'
 FOREIGN = 'another configuration'
 POLL = 0.2  # seconds between two looks at the children
+SHOW = 1.0  # seconds between two looks at their logs
 BUSY_POLL = 5.0  # seconds between two looks at runs that other processes make
 STOP_AFTER = 60.0  # seconds that a run gets to stop before it is killed
 
@@ -73,12 +73,17 @@ def parse_names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def parse_pairs(text: str) -> dict[str, str]:
-    """'a=1,b=2' is {'a': '1', 'b': '2'}."""
-    pairs = [pair.strip().partition('=') for pair in text.split(',')]
-    if wrong := [name for name, equals, value in pairs if not (name and equals and value)]:
-        raise argparse.ArgumentTypeError(f"'{wrong[0]}' is not of the form NAME=VALUE")
-    return {name.removeprefix('--'): value for name, _, value in pairs}
+def parse_gpus(text: str) -> list[str]:
+    """'0,0,1' is ['0', '0', '1']: two runs share the first device."""
+    return [name.strip() for name in text.split(',') if name.strip()]
+
+
+def parse_sbatch(text: str) -> dict[str, str | bool]:
+    """'partition=gpu,exclusive' is {'partition': 'gpu', 'exclusive': True}."""
+    pairs = [pair.strip().removeprefix('--').partition('=') for pair in text.split(',')]
+    if not all(name for name, _, _ in pairs):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of NAME=VALUE or NAME")
+    return {name: value if equals else True for name, equals, value in pairs}
 
 
 def honest_folds(dataset: str, folds: list[int]) -> list[int]:
@@ -135,11 +140,17 @@ def state_of(run: Run) -> str:
         return 'new'  # train.py will say what is damaged
     if results is None and not (run.folder / 'last.pt').exists():
         return 'running' if runs.is_claimed(run.folder) else 'new'
-    # What train.py resolves by the machine or the bytes of a file is its to compare; the rest is known here.
-    had = (config or {}).get('options', {})
-    unknown = (*options.SYSTEM_OPTIONS, 'amp', *(['pretrained'] if isinstance(run.options['pretrained'], str) else []))
+    config = config or {}
+    had, unknown = config.get('options', {}), set(options.SYSTEM_OPTIONS)
+    # What train.py resolves by the machine, or by the bytes of a file, is its to compare; the rest is known here.
+    if run.options['amp'] == 'auto':
+        unknown.add('amp')
+    if isinstance(run.options['pretrained'], str) and isinstance(had.get('pretrained'), str):
+        unknown.add('pretrained')
     changes = [f'{k} {had.get(k)} -> {v}' for k, v in run.options.items() if k not in unknown and had.get(k) != v]
-    if changes and not run.options['force']:
+    if results is not None and results.get('fingerprint') != config.get('fingerprint'):
+        changes.append('results.json is of another one')
+    if changes:
         return f'{FOREIGN}: {", ".join(changes)}'
     if results is not None:
         return 'complete'
@@ -163,20 +174,21 @@ class Grid:
     def __init__(self, todo: list[Run], complete: int, args: argparse.Namespace):
         self.waiting, self.elsewhere = deque(todo), deque()
         self.failed: list[Run] = []
-        self.initial = self.complete = complete
-        self.total = complete + len(todo)
+        self.complete, self.total = complete, complete + len(todo)
+        # Epochs of an earlier start say nothing of this one's speed.
+        self.initial = complete + sum(epochs_done(run) / run.options['epochs'] for run in todo)
         self.children: dict[int, tuple[Run, subprocess.Popen]] = {}  # by slot
         self.signals: list[int] = []
         self.args = args
         self.bar = tqdm(
             total=self.total,
-            initial=complete,
+            initial=self.initial,
             smoothing=0,  # the mean speed: runs differ
             disable=None,  # off where stderr is no terminal
             **runs.terminal(),
             bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}',
         )
-        self.started = time.monotonic()
+        self.started, self.shown, self.told = time.monotonic(), 0.0, False
 
     def run(self) -> None:
         """Make all runs, or as many as a signal allows; no child outlives it."""
@@ -202,14 +214,22 @@ class Grid:
         for slot in range(self.args.jobs):
             while slot not in self.children and self.waiting:
                 run = self.waiting.popleft()
-                if not self.args.force and (run.folder / 'results.json').exists():
+                if state_of(run) == 'complete':
                     self.done(run)  # made elsewhere in the meantime
                 elif runs.is_claimed(run.folder):
                     self.elsewhere.append(run)
                 else:
-                    # In a session of its own, so that Ctrl-C reaches us alone.
-                    child = runs.start(run.folder, run.command, self.environment(slot), start_new_session=True)
-                    self.children[slot] = run, child
+                    self.start(run, slot)
+
+    def start(self, run: Run, slot: int) -> None:
+        """train.py in a session of its own, so that Ctrl-C reaches us alone."""
+        try:
+            child = runs.start(run.folder, run.command, self.environment(slot), start_new_session=True)
+        except RunError as error:
+            self.failed.append(run)
+            say(f'failed: {run.folder.name} ({error})')
+        else:
+            self.children[slot] = run, child
 
     def environment(self, slot: int) -> dict[str, str]:
         """That of a child: its share of the cores, unless the user has said how many, and its GPU."""
@@ -236,14 +256,25 @@ class Grid:
     def done(self, run: Run) -> None:
         self.complete += 1
         if self.bar.disable:
-            finished = self.complete + len(self.failed)
+            finished = self.progress()
             speed = (finished - self.initial) / (time.monotonic() - self.started)
-            left = tqdm.format_interval((self.total - finished) / speed)
+            left = tqdm.format_interval((self.total - finished) / speed) if speed > 0 else '?'
             say(f'{self.complete}/{self.total} runs complete, {left} left: {run.folder.name}')
 
+    def progress(self) -> float:
+        """Runs that have ended, and how far those on the way have come."""
+        waiting = (*(run for run, _ in self.children.values()), *self.waiting, *self.elsewhere)
+        partly = sum(min(1.0, epochs_done(run) / run.options['epochs']) for run in waiting)
+        return min(self.total, self.complete + len(self.failed) + partly)
+
     def show(self) -> None:
-        partly = sum(epochs_done(run) / run.options['epochs'] for run, _ in self.children.values())
-        self.bar.n = min(self.total, self.complete + len(self.failed) + partly)
+        if time.monotonic() - self.shown < SHOW:
+            return
+        self.shown = time.monotonic()
+        if self.elsewhere and not self.children and not self.waiting and not self.told:
+            self.told = True
+            say(f'waiting for {len(self.elsewhere)} runs that others make, the first: {self.elsewhere[0].folder}')
+        self.bar.n = self.progress()
         text = f'{self.complete}/{self.total} runs, {len(self.children)} at work'
         text += f', {len(self.elsewhere)} elsewhere' if self.elsewhere else ''
         text += f', {len(self.failed)} failed' if self.failed else ''
@@ -252,13 +283,15 @@ class Grid:
 
     def stop(self) -> None:
         """Ask the children to stop; kill those that do not within a minute, or at once when asked again."""
+        if self.children and self.signals:
+            say(f'stopping {len(self.children)} runs; a second signal kills them')
         for _, child in self.children.values():
             child.terminate()
         asked, give_up = len(self.signals), time.monotonic() + STOP_AFTER
         while any(child.poll() is None for _, child in self.children.values()):
             if time.monotonic() > give_up or len(self.signals) > asked:
                 for _, child in self.children.values():
-                    with contextlib.suppress(ProcessLookupError):
+                    if child.poll() is None:
                         os.killpg(child.pid, signal.SIGKILL)
             time.sleep(POLL)
 
@@ -288,11 +321,11 @@ def add_grid_args(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--run_dir', type=Path, default=Path('runs'), help='where run folders are made')
     parser.add_argument('--dry_run', action='store_true', help='print the plan and stop')
     parser.add_argument('--jobs', type=int, help='runs at once; by default one, or one for each of --gpus')
-    parser.add_argument('--gpus', type=parse_names, help='devices to share, such as 0,1 (as in CUDA_VISIBLE_DEVICES)')
+    parser.add_argument('--gpus', type=parse_gpus, help='devices to share, such as 0,1 (as in CUDA_VISIBLE_DEVICES)')
     parser.add_argument('--launcher', choices=('local', 'slurm'), default='local', help='slurm: --jobs tasks at once')
     parser.add_argument(
         '--slurm',
-        type=parse_pairs,
+        type=parse_sbatch,
         default={},
         metavar='NAME=VALUE,..',
         help='long options of sbatch, such as partition=gpu,gres=gpu:1,cpus-per-task=4,time=600 (in minutes)',
@@ -318,20 +351,24 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     if args.dataset not in DATASETS:
         raise RunError(f"unknown data set '{args.dataset}'; the data sets are: {', '.join(DATASETS)}")
     args.folds = honest_folds(args.dataset, args.folds)
-    grid = make_grid(args, passed + ['--force'] * args.force)
+    grid = make_grid(args, passed)
+    if args.force and not args.dry_run:
+        discard(grid)
     states = {run.folder.name: state_of(run) for run in grid}
     if args.dry_run:
         for run in grid:
             print(f'{states[run.folder.name]:12} {shlex.join(run.command)}')
     counts = Counter(state.partition(':')[0] for state in states.values())
     say(f'{len(grid)} runs in {args.run_dir}: {", ".join(f"{n} {state}" for state, n in counts.items())}')
+    if args.force and args.dry_run:
+        return
     if foreign := [name for name, state in states.items() if state.startswith(FOREIGN)]:
         raise RunError(
             f'{args.run_dir / foreign[0]} holds {states[foreign[0]]}'
             + (f', and {len(foreign) - 1} others do too' if foreign[1:] else '')
             + '; take another --run_dir, or --force to discard them'
         )
-    todo = grid if args.force else [run for run in grid if states[run.folder.name] != 'complete']
+    todo = [run for run in grid if states[run.folder.name] != 'complete']
     if args.dry_run or not todo:
         return
     check_data(args)
@@ -348,6 +385,15 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     if work.failed:
         raise RunError(f'{len(work.failed)} of {work.total} runs failed; the same command tries them again')
     say(f'{work.total} runs complete; `python summarize_runs.py --run_dir {args.run_dir}` makes a table of them')
+
+
+def discard(grid: list[Run]) -> None:
+    """Once, before anything starts: a run that is interrupted later goes on and is not discarded again."""
+    for run in grid:
+        if run.folder.is_dir():
+            runs.claim(run.folder)
+            runs.discard(run.folder)
+            runs.release(run.folder)
 
 
 def submit(args: argparse.Namespace, todo: list[Run]) -> None:
@@ -373,10 +419,8 @@ def check_data(args: argparse.Namespace) -> None:
 
 
 def cli(argv: list[str] | None = None) -> None:
-    try:
+    with runs.user_errors('run_all.py'):
         main(*get_args_parser().parse_known_args(argv))
-    except RunError as error:
-        sys.exit(f'run_all.py: error: {error}')
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
     train.log      what train.py said, where run_all.py started it
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -18,7 +19,9 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 BUSY = 75  # exit code of train.py where another process makes this run (EX_TEMPFAIL of sysexits.h)
@@ -29,6 +32,26 @@ RUN_FILES = ('config.json', 'log.jsonl', 'last.pt', 'best.pt', 'results.json')
 
 class RunError(RuntimeError):
     """A run cannot go on or cannot be read; the message is one line that says why and what is left."""
+
+
+@contextlib.contextmanager
+def user_errors(script: str) -> Iterator[None]:
+    """The body of a script: what a user can mend ends it with one line on stderr, and a reader that left, quietly."""
+    sys.stdout.reconfigure(errors='replace')  # a terminal without a sign gets '?'
+    try:
+        yield
+        sys.stdout.flush()
+    except RunError as error:
+        sys.exit(f'{script}: error: {error}')
+    except KeyboardInterrupt:
+        print(f'\n{script}: stopped', file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more at its end
+        sys.exit(f'{script}: error: {error.filename or "stdout"}: {error.strerror}')
 
 
 class RunBusy(RunError):
@@ -148,6 +171,17 @@ def claim(folder: Path, patience: float = 0.5) -> None:
     _claims[folder.resolve()] = file
 
 
+def release(folder: Path) -> None:
+    """Give up a claim."""
+    _claims.pop(folder.resolve()).close()
+
+
+def discard(folder: Path) -> None:
+    """Remove the run in a folder; its log of starts stays."""
+    for name in reversed(RUN_FILES):  # results.json first: what is left of a run is never taken for complete
+        (folder / name).unlink(missing_ok=True)
+
+
 def is_claimed(folder: Path) -> bool:
     """True while another process makes the run in this folder. A process that has claimed it must not ask."""
     try:
@@ -168,18 +202,25 @@ def _try_lock(file) -> bool:
 
 
 def start(folder: Path, command: list[str], environment: dict[str, str], **popen) -> subprocess.Popen:
-    """Start a command that makes the run in a folder; what it says is appended to the folder's LOG."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOG, 'a') as log:
-        log.write(f'{HEADER}{time.strftime("%Y-%m-%d %H:%M:%S")} {shlex.join(command)}\n')
-        log.flush()
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, **popen)
+    """Start a command that makes the run in a folder; what it says is appended to the folder's LOG.
+
+    Raises:
+        RunError: the folder or the log cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / LOG, 'a', encoding='utf-8', errors='backslashreplace') as log:
+            log.write(f'{HEADER}{time.strftime("%Y-%m-%d %H:%M:%S")} {shlex.join(command)}\n')
+            log.flush()
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, **popen)
+    except OSError as error:
+        raise RunError(f'{error.filename or folder}: cannot be written ({error.strerror})') from error
 
 
 def last_words(folder: Path, lines: int = 3) -> list[str]:
     """The last lines of a folder's LOG, since its last start."""
     try:
-        said = (folder / LOG).read_text(errors='replace').replace('\r', '\n').splitlines()
+        said = (folder / LOG).read_text(encoding='utf-8', errors='replace').replace('\r', '\n').splitlines()
     except OSError as error:
         return [f'{folder / LOG}: cannot be read ({error.strerror})']
     begin = max((i for i, line in enumerate(said) if line.startswith(HEADER)), default=-1)
@@ -223,8 +264,7 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if force:
-            for name in reversed(RUN_FILES):  # results.json first: what is left of a run is never taken for complete
-                (folder / name).unlink(missing_ok=True)
+            discard(folder)
     except OSError as error:
         raise RunError(f'{folder}: cannot be made or emptied ({error.strerror})') from error
     old, results = read_json(folder / 'config.json'), read_json(folder / 'results.json')

@@ -30,19 +30,19 @@ class Task:
         self.folder, self.command = folder, command
 
     def __call__(self) -> None:
-        heard = []
+        heard, child = [], None
 
         def stop(number: int, _) -> None:
             heard.append(number)
-            if number == signal.SIGUSR2:
-                child.terminate()  # SIGTERM it gets from SLURM, as we do
+            if child:
+                child.terminate()
 
-        # The warning goes to every process of the job, and would kill one that does not expect it.
-        of_submitit = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        of_submitit = signal.signal(signal.SIGUSR2, stop)
+        signal.signal(signal.SIGTERM, stop)
         environment = {'OMP_NUM_THREADS': os.environ.get('SLURM_CPUS_PER_TASK', '1'), **os.environ}
         child = runs.start(self.folder, self.command, environment)
-        for number in (signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, stop)
+        if heard:  # before there was a child to stop
+            child.terminate()
         code = child.wait()
         if code == runs.BUSY:
             print(f'{self.folder}: being made elsewhere')
@@ -63,14 +63,14 @@ class Task:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def submit(tasks: list[tuple[Path, list[str]]], folder: Path, at_once: int, sbatch: dict[str, str]) -> list[str]:
+def submit(tasks: list[tuple[Path, list[str]]], folder: Path, at_once: int, sbatch: dict[str, str | bool]) -> list[str]:
     """Submit an array of runs.
 
     Args:
         tasks: run folder and command of each.
         folder: for submitit's files and the output of the jobs.
         at_once: tasks that may run at the same time.
-        sbatch: long options of sbatch by name; `time` in minutes.
+        sbatch: long options of sbatch by name, True for those without a value; `time` in minutes.
 
     Returns:
         the jobs' numbers.
@@ -79,12 +79,12 @@ def submit(tasks: list[tuple[Path, list[str]]], folder: Path, at_once: int, sbat
         RunError: there is no sbatch, or it refuses.
     """
     options = {name.replace('-', '_'): value for name, value in sbatch.items()}
-    minutes = options.pop('time', '60')
+    minutes = str(options.pop('time', '60'))
     if not minutes.isdigit() or int(minutes) < 1:
         raise RunError(f'--slurm time={minutes}: must be a number of minutes')
-    folder.mkdir(parents=True, exist_ok=True)
     here = shlex.quote(str(Path(__file__).resolve().parent))
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         # A run may be interrupted as often as it likes: it goes on each time.
         executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=1_000_000)
         executor.update_parameters(
@@ -98,6 +98,8 @@ def submit(tasks: list[tuple[Path, list[str]]], folder: Path, at_once: int, sbat
         )
         with executor.batch():
             jobs = [executor.submit(Task(run.resolve(), command)) for run, command in tasks]
+    except OSError as error:
+        raise RunError(f'{error.filename or folder}: cannot be written ({error.strerror})') from error
     except (RuntimeError, submitit.core.utils.FailedJobError) as error:  # no sbatch; sbatch's refusal
         raise RunError(f'SLURM: {" ".join(str(error).split())}') from error
     return [job.job_id for job in jobs]

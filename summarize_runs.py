@@ -25,6 +25,7 @@ import runs
 from registry import DATASETS, MODELS
 from runs import RunError
 
+LABELS: dict[str, str] = {}  # of data sets, where --labels gives another than the registry's
 LEVEL = 0.05  # of significance, after Holm's correction
 NEEDED = ('dataset', 'fold', 'seed', 'model', 'test_acc', 'n_train', 'n_test', 'params_M', 'fingerprint')
 # Not part of a recipe: what tells the runs of one table apart.
@@ -147,26 +148,20 @@ def load(run_dirs: list[Path], wanted: list[str] | None = None) -> tuple[list[tu
         RunError: no run in a folder, or two runs of one fold that saw different images.
     """
     found: dict[tuple, tuple[dict, dict | None]] = {}
-    notes = []
+    bare = [path for run_dir in run_dirs for path in run_dir.glob('*/results.json')]
+    notes = [f'left out: {p.parent}: has no config.json' for p in bare if not p.with_name('config.json').exists()]
     splits: dict[tuple, tuple[str, Path]] = {}
     for folder in (folder for run_dir in run_dirs for folder in runs.find_runs(run_dir)):
         try:
             config, results = runs.read_json(folder / 'config.json'), runs.read_json(folder / 'results.json')
-            defines = config['defines']
-            if wanted and defines['model'] not in wanted:
-                continue
-            cell = tuple(defines[key] for key in ('dataset', 'model', 'fold', 'seed'))
-            split = defines['split']
-            if lacking := [key for key in NEEDED if results is not None and key not in results]:
-                raise RunError(f'{folder / "results.json"}: has no {lacking[0]}')
+            check_run(folder, config, results)
         except RunError as error:
             notes.append(f'left out: {error}')
             continue
-        except KeyError as error:
-            notes.append(f'left out: {folder / "config.json"}: has no {error}')
-            continue
-        if results is not None and results['fingerprint'] != config['fingerprint']:
-            notes.append(f'left out: {folder}: its results.json is of another configuration')
+        defines = config['defines']
+        cell = tuple(defines[key] for key in ('dataset', 'model', 'fold', 'seed'))
+        split = defines['split']
+        if wanted and defines['model'] not in wanted:
             continue
         if results is None:
             notes.append(f'not complete: {folder}')
@@ -179,6 +174,34 @@ def load(run_dirs: list[Path], wanted: list[str] | None = None) -> tuple[list[tu
         if key not in found or found[key][1] is None:
             found[key] = config, results
     return list(found.values()), notes
+
+
+def check_run(folder: Path, config: dict, results: dict | None) -> None:
+    """Refuse files that hold something else than train.py writes.
+
+    Raises:
+        RunError: naming the file and what is wrong with it.
+    """
+    path, defines = folder / 'config.json', config.get('defines')
+    kinds = dict(dataset=str, model=str, fold=int, seed=int, split=str)
+    if not isinstance(defines, dict) or 'fingerprint' not in config:
+        raise RunError(f'{path}: has no defines or no fingerprint')
+    if wrong := [key for key, kind in kinds.items() if not isinstance(defines.get(key), kind)]:
+        raise RunError(f'{path}: {wrong[0]} is {defines.get(wrong[0])!r}')
+    if defines['dataset'] not in DATASETS:
+        raise RunError(f"{path}: unknown data set '{defines['dataset']}'")
+    if results is None:
+        return
+    path = folder / 'results.json'
+    if lacking := [key for key in NEEDED if key not in results]:
+        raise RunError(f'{path}: has no {lacking[0]}')
+    if results['fingerprint'] != config['fingerprint']:
+        raise RunError(f'{path}: is of another configuration')
+    bounds = dict(test_acc=(0, 100), n_train=(1, math.inf), n_test=(1, math.inf), params_M=(0, math.inf))
+    for key, (low, high) in bounds.items():
+        value = results[key]
+        if not isinstance(value, int | float) or not low <= value <= high:
+            raise RunError(f'{path}: {key} is {value!r}')
 
 
 def recipe_of(config: dict) -> dict:
@@ -273,7 +296,7 @@ def _compare(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:
 
 
 def dataset_label(dataset: str) -> str:
-    return DATASETS[dataset]['label']
+    return LABELS.get(dataset) or DATASETS[dataset]['label']
 
 
 def model_label(model: str) -> str:
@@ -337,6 +360,9 @@ WIDE = 3  # data sets; a LaTeX table with more has no room for p values and mark
 def cells_of(table: Table, style: dict, published: bool) -> list[tuple[str, list[list[str]]]]:
     """Sections of a table, (title, rows of cells): the measured rows, the differences, the published rows."""
 
+    def name(model: str) -> str:
+        return escape(model_label(model)) if style is LATEX else model_label(model)
+
     def measured(row: Row | None) -> str:
         if row is None:
             return style['empty']
@@ -362,13 +388,13 @@ def cells_of(table: Table, style: dict, published: bool) -> list[tuple[str, list
         some = next((row for row in rows if row), None)
         size = (number(some.params_M, 2, 'M'), number(some.macs_G, 2, 'G')) if some else ('-', '-')
         size = [style['empty'] if text == '-' else text for text in size]
-        first.append([model_label(model), *size, *map(measured, rows)])
+        first.append([name(model), *size, *map(measured, rows)])
         if any(row and row.difference for row in rows):
-            second.append([model_label(model), '', '', *map(difference, rows)])
+            second.append([name(model), '', '', *map(difference, rows)])
     for model, figures in PUBLISHED.items() if published else ():
         # The paper's ablation variants only beside our own.
         if any(dataset in figures for dataset in table.datasets) and (model in table.models or len(figures) > 1):
-            line = [model_label(model) + style['published'], '', '']
+            line = [name(model) + style['published'], '', '']
             third.append(line + [given(figures, dataset) for dataset in table.datasets])
     sections = [('', first), (f'Difference to {model_label(table.baseline)}', second), ('Published', third)]
     return [(title, lines) for title, lines in sections if lines]
@@ -460,6 +486,8 @@ def print_csv(tables: list[tuple[Table, str]], published: bool) -> None:
     writer = csv.writer(sys.stdout, lineterminator='\n')
     writer.writerow(CSV_COLUMNS)
     for table, title in tables:
+        for note in table.notes:
+            print(note, file=sys.stderr)
         for row in table.rows.values():
             missing = ' '.join(f'fold{fold}_seed{seed}' for fold, seed in row.missing)
             line = ['measured', title, row.dataset, row.model, len(row.folds), len(row.accuracies), row.mean, row.sd]
@@ -480,6 +508,13 @@ def add_run_args(parser: argparse.ArgumentParser) -> None:
     """Which runs: shared with plot_results.py."""
     parser.add_argument('--run_dir', type=Path, nargs='+', default=[Path('runs')], help='one folder or several')
     parser.add_argument('--models', type=lambda text: text.split(','), help='only these, in this order: a,b')
+    parser.add_argument(
+        '--labels',
+        type=lambda text: dict(pair.split('=', 1) for pair in text.split(',')),
+        default={},
+        metavar='KEY=NAME,..',
+        help="other names for data sets, for a tree of one's own in DTD's layout, say",
+    )
     parser.add_argument('--baseline', default='resnet18', help='the model that the others are compared with')
 
 
@@ -494,14 +529,26 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_names(args: argparse.Namespace) -> None:
+    """Take the labels of data sets; refuse a model or a data set that the registry does not have.
+
+    Raises:
+        RunError: naming it.
+    """
+    models = (('models', args.models or (), MODELS), ('baseline', [args.baseline], MODELS))
+    for option, names, known in (*models, ('labels', args.labels, DATASETS)):
+        if unknown := [name for name in names if name not in known]:
+            raise RunError(f"--{option}: unknown '{unknown[0]}'; there are: {', '.join(known)}")
+    LABELS.update(args.labels)
+
+
 def read_tables(args: argparse.Namespace) -> list[Table]:
     """The tables that the options ask for; what was left out is named on stderr.
 
     Raises:
         RunError: no run is complete, or a model that no run has is asked for.
     """
-    if args.models and (unknown := [name for name in args.models if name not in MODELS]):
-        raise RunError(f"--models: unknown model '{unknown[0]}'; the models are: {', '.join(MODELS)}")
+    check_names(args)
     found, notes = load(args.run_dir, args.models)
     for note in notes:
         print(note, file=sys.stderr)
@@ -526,7 +573,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    try:
+    with runs.user_errors('summarize_runs.py'):
         main(get_args_parser().parse_args())
-    except RunError as error:
-        sys.exit(f'summarize_runs.py: error: {error}')

@@ -19,6 +19,8 @@ import runs
 import train
 
 ROOT = Path(__file__).parent.parent
+# A program that holds the lock of a run folder until it is killed.
+HOLD = 'import sys, time, pathlib, runs; runs.claim(pathlib.Path(sys.argv[1])); print(1, flush=True); time.sleep(60)'
 RUN_OPTIONS = ('--img_size', '32', '--batch_size', '8', '--epochs', '3', '--warmup_epochs', '1', '--amp', 'off')
 
 

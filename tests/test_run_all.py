@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, finish, start
+from conftest import HOLD, ROOT, finish, start
 
 import ablation
 import run_all
@@ -21,15 +21,15 @@ STAND_IN = Path(__file__).parent / 'stand_in.py'
 WITH_STAND_IN = (
     f'import sys, pathlib, run_all; run_all.TRAIN = pathlib.Path({str(STAND_IN)!r}); run_all.BUSY_POLL = 0.2; '
 )
-WITH_STAND_IN += 'run_all.cli(sys.argv[1:])'
 
 
-def grid(run_dir, *more, cwd=None) -> subprocess.Popen:
+def grid(run_dir, *more, cwd=None, before: str = '') -> subprocess.Popen:
     """run_all.py on synthetic, two models by two folds, with the stand-in for train.py."""
     argv = ['--dataset', 'synthetic', '--models', 'resnet18,twistnet18', '--folds', '1-2', '--epochs', '6']
     environment = {k: v for k, v in os.environ.items() if k != 'OMP_NUM_THREADS'} | dict(PYTHONPATH=str(ROOT))
+    program = f'{WITH_STAND_IN}{before}run_all.cli(sys.argv[1:])'
     return subprocess.Popen(
-        [sys.executable, '-c', WITH_STAND_IN, *argv, '--warmup_epochs', '0', '--run_dir', str(run_dir), *more],
+        [sys.executable, '-c', program, *argv, '--warmup_epochs', '0', '--run_dir', str(run_dir), *more],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd, start_new_session=True,
     )  # fmt: skip
 
@@ -130,6 +130,69 @@ def test_complete_runs_are_skipped_and_interrupted_ones_go_on(tmp_path):
     assert [len(starts) for starts in lines_of(tmp_path, 'starts').values()] == [3, 2, 3, 2]
 
 
+def test_force_discards_once_and_an_interrupted_grid_goes_on(tmp_path):
+    assert finish(grid(tmp_path, '--epochs', '3'))[0] == 0
+    process = grid(tmp_path, '--epochs', '50', '--force')
+    log = tmp_path / 'synthetic_fold1_resnet18_seed42' / 'log.jsonl'
+    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 3)
+    assert len(lines_of(tmp_path, 'results.json')) == 0, 'old results are not taken for new ones'
+    os.kill(process.pid, signal.SIGTERM)
+    assert 'the same command without --force goes on' in finish(process)[2]
+    code, _, err = finish(grid(tmp_path, '--epochs', '50', '--jobs', '4'))
+    assert code == 0
+    assert '1 interrupted' in err
+    assert all(len(lines) == 50 for lines in lines_of(tmp_path, 'log.jsonl').values())
+
+
+def test_damaged_results_are_not_complete(tmp_path):
+    assert finish(grid(tmp_path, '--folds', '1'))[0] == 0
+    results = tmp_path / 'synthetic_fold1_resnet18_seed42' / 'results.json'
+    results.write_text('{"torn')
+    code, out, _ = finish(grid(tmp_path, '--folds', '1', '--dry_run'))
+    assert [line.split()[0] for line in out.splitlines()] == ['new', 'complete']
+    real = [sys.executable, str(ROOT / 'run_all.py'), '--dataset', 'synthetic', '--models', 'resnet18', '--epochs', '6']
+    result = subprocess.run(
+        [*real, '--warmup_epochs', '0', '--run_dir', str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 1
+    assert 'results.json: damaged' in result.stderr, "train.py's word, which does not make it again unasked"
+    results.write_text('{"fingerprint": "other"}')
+    code, _, err = finish(grid(tmp_path, '--folds', '1'))
+    assert (code, 'results.json is of another one' in err) == (1, True)
+
+
+def test_a_run_that_turns_out_to_be_made_elsewhere_is_waited_for(tmp_path):
+    # The look before the start saw nobody; train.py then finds the lock taken.
+    folder = tmp_path / 'synthetic_fold1_resnet18_seed42'
+    owner = subprocess.Popen([sys.executable, '-c', HOLD, str(folder)], stdout=subprocess.PIPE, cwd=ROOT)
+    owner.stdout.readline()
+    process = grid(tmp_path, '--folds', '1', before='run_all.runs.is_claimed = lambda folder: False; ')
+    wait_for(lambda: (tmp_path / 'synthetic_fold1_twistnet18_seed42' / 'results.json').exists())
+    time.sleep(1)
+    assert process.poll() is None
+    assert not (folder / 'results.json').exists()
+    owner.kill()
+    owner.communicate()
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert len(lines_of(tmp_path, 'made')) == 2
+
+
+def test_a_folder_that_cannot_be_made_fails_that_run_alone(tmp_path):
+    (tmp_path / 'synthetic_fold1_resnet18_seed42').touch()
+    code, _, err = finish(grid(tmp_path, '--folds', '1'))
+    assert code == 1
+    assert 'Traceback' not in err
+    assert len(lines_of(tmp_path, 'made')) == 1
+
+
+@pytest.mark.parametrize('option', [('--pretrained', 'no_such.pt'), ('--amp', 'fp16'), ('--lr', '0.3')])
+def test_any_known_difference_counts(tmp_path, option):
+    assert finish(grid(tmp_path, '--folds', '1', '--amp', 'off'))[0] == 0
+    code, _, err = finish(grid(tmp_path, '--folds', '1', '--amp', 'off', *option))
+    assert (code, f'another configuration: {option[0][2:]} ' in err) == (1, True)
+
+
 def test_another_configuration_is_shown_and_nothing_is_started(tmp_path):
     assert finish(grid(tmp_path))[0] == 0
     code, _, err = finish(grid(tmp_path, '--epochs', '7', '--lr', '0.1'))
@@ -177,10 +240,12 @@ def test_the_run_of_a_dead_owner_is_taken_over(tmp_path):
 def test_signals_stop_the_children_and_the_same_command_goes_on(tmp_path, number, code):
     process = grid(tmp_path, '--epochs', '60', '--jobs', '2')
     wait_for(lambda: sum(len(log) > 2 for log in lines_of(tmp_path, 'log.jsonl').values()) == 2)
-    os.kill(process.pid, number)
+    os.killpg(process.pid, number)  # as a terminal does; the children are in sessions of their own
     returned, _, err = finish(process)
     assert returned == code
     assert err.splitlines()[-1] == 'stopped with 0 of 4 runs complete; the same command goes on'
+    stopped = (tmp_path / 'synthetic_fold1_resnet18_seed42' / runs.LOG).read_text()
+    assert 'KeyboardInterrupt' not in stopped, 'the children get SIGTERM from us, and no SIGINT'
     for lines in lines_of(tmp_path, 'starts').values():
         with pytest.raises(ProcessLookupError):
             os.kill(json.loads(lines[0])['pid'], 0)
@@ -188,6 +253,37 @@ def test_signals_stop_the_children_and_the_same_command_goes_on(tmp_path, number
     assert returned == 0
     assert '2 interrupted, 2 new' in err
     assert all(len(lines) == 60 for lines in lines_of(tmp_path, 'log.jsonl').values())
+
+
+def test_a_second_signal_kills(tmp_path):
+    process = grid(tmp_path, '--epochs', '400', '--seeds', '666')  # the stand-in does not hear SIGTERM then
+    wait_for(lambda: any(len(log) > 2 for log in lines_of(tmp_path, 'log.jsonl').values()))
+    begin = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130
+    assert 'a second signal kills them' in err
+    assert time.monotonic() - begin < 15
+
+
+def test_progress_counts_only_what_is_made_now(tmp_path):
+    args = run_all.get_args_parser().parse_args(['--dataset', 'synthetic', '--models', 'a'])
+    args.jobs = 1
+    todo = []
+    for i, done in enumerate((150, 0)):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        (folder / 'log.jsonl').write_text('{}\n' * done)
+        todo.append(run_all.Run(folder, [], dict(epochs=200)))
+    work = run_all.Grid(todo, 2, args)
+    assert work.initial == work.progress() == 2.75
+    (tmp_path / '1' / 'log.jsonl').write_text('{}\n' * 50)
+    assert work.progress() == 3.0
+    work.failed.append(work.waiting.popleft())
+    assert work.progress() == 3.25
 
 
 def test_jobs_share_the_cores_and_the_devices(tmp_path):
@@ -203,6 +299,15 @@ def test_jobs_share_the_cores_and_the_devices(tmp_path):
     assert {(start['OMP_NUM_THREADS'], start['CUDA_VISIBLE_DEVICES']) for start in starts} == {(None, None)}
     ends = sorted(float(line.split()[1]) for lines in lines_of(tmp_path / 'b', 'made').values() for line in lines)
     assert all(end < begin for end, begin in zip(ends, sorted(start['begin'] for start in starts)[1:]))
+
+
+def test_devices_and_options_of_sbatch():
+    assert run_all.parse_gpus('0,0, 1') == ['0', '0', '1'], 'two runs on the first device'
+    assert run_all.parse_sbatch('partition=gpu,--exclusive,gres=gpu:1') == dict(
+        partition='gpu', exclusive=True, gres='gpu:1'
+    )
+    with pytest.raises(argparse.ArgumentTypeError):
+        run_all.parse_sbatch('=3')
 
 
 def test_relative_paths_mean_the_folder_of_the_caller(tmp_path):

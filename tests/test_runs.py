@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import HOLD, ROOT
 
 import runs
 from runs import RunBusy, RunError
@@ -83,11 +83,6 @@ def test_a_run_folder_that_cannot_be_made(tmp_path):
 
 def test_run_name():
     assert runs.run_name('dtd', 1, 'twistnet18', 42) == 'dtd_fold1_twistnet18_seed42'
-
-
-HOLD = (
-    'import sys, time, pathlib, runs; runs.claim(pathlib.Path(sys.argv[1])); print("mine", flush=True); time.sleep(60)'
-)
 
 
 def test_a_run_is_one_process_s_at_a_time_and_free_when_that_is_killed(tmp_path):

@@ -50,16 +50,18 @@ def test_a_preempted_array_ends_in_the_results_of_the_local_launcher(tree, tmp_p
         assert submitted.returncode == 0, submitted.stderr
         first, second = submitted.stdout.split()
         assert (first.partition('_')[2], second.partition('_')[2]) == ('0', '1'), 'one array'
-        log = tmp_path / 'runs' / names[0] / 'log.jsonl'
+        log, said = tmp_path / 'runs' / names[0] / 'log.jsonl', (tmp_path / 'runs' / names[0] / runs.LOG).read_text
         wait_for(lambda: log.exists() and len(log.read_text().splitlines()) >= 2)
         subprocess.run(['scontrol', 'requeue', first], env=environment, check=True)
+        # Told that its time is up, as SLURM tells it with --signal.
+        wait_for(lambda: said().count(runs.HEADER) == 2 and 'train loss' in said().rpartition(runs.HEADER)[2])
+        subprocess.run(['scancel', '--signal=USR2', first], env=environment, check=True)
         wait_for(lambda: all((tmp_path / 'runs' / name / 'results.json').exists() for name in names))
         wait_for(lambda: not subprocess.check_output(['squeue', '--noheader'], env=environment))
         again = run_all(environment, *argv)
         assert (again.returncode, again.stdout) == (0, ''), 'complete: nothing is submitted'
-    said = (tmp_path / 'runs' / names[0] / runs.LOG).read_text()
-    assert said.count(runs.HEADER) == 2, 'it was interrupted and went on'
-    assert 'going on after epoch' in said
+    assert said().count(runs.HEADER) == 3, 'it was interrupted twice and went on'
+    assert said().count('going on after epoch') == 2
     for name in names:
         results = [runs.read_json(tmp_path / place / name / 'results.json') for place in ('local', 'runs')]
         assert results[0] | dict(seconds=0) == results[1] | dict(seconds=0)

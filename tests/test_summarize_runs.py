@@ -2,11 +2,14 @@
 
 import csv
 import io
+import json
 import math
+import os
 import re
 import shutil
 import statistics
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -90,6 +93,10 @@ def test_seeds_are_averaged_inside_a_fold_and_the_spread_is_over_folds(tmp_path)
     for fold, values in accuracies.items():
         for seed, value in zip((42, 43, 44), values):
             make_run(tmp_path, fold=fold, seed=seed, test_acc=value)
+    make_run(tmp_path, model='twistnet18', fold=1, seed=42, test_acc=50.0)
+    make_run(tmp_path, model='twistnet18', fold=1, seed=43, test_acc=52.0)
+    make_run(tmp_path, model='twistnet18', fold=2, seed=42, test_acc=60.0)
+    assert table(tmp_path).rows['dtd', 'twistnet18'].mean == 55.5, 'a fold with more seeds has no more weight'
     row = table(tmp_path).rows['dtd', 'resnet18']
     assert row.folds == {1: 30.0, 2: 50.0, 3: 71.0}
     assert row.mean == pytest.approx(151 / 3)
@@ -112,9 +119,11 @@ def fill(run_dir, model, values, dataset='dtd', **changes):
 
 
 def test_differences_are_paired_by_fold_and_corrected_over_the_models(tmp_path):
-    base, twist, plain = [50.0, 60.0, 40.0, 55.0], [52.0, 61.0, 43.5, 56.0], [49.0, 63.0, 38.0, 55.5]
+    base, twist, plain = [50.0, 60.0, 40.0, 55.0], [52.0, 61.0, 43.5, 56.0], [63.0, 38.0, 49.0, 55.5]
     for model, values in (('resnet18', base), ('twistnet18', twist), ('twistnet18_no_spiral', plain)):
-        fill(tmp_path, model, values)
+        for fold, value in enumerate(values, start=1):  # n_test / n_train is 2/3 on average, though it is no run's
+            sizes = dict(n_train=60, n_test=(20, 30, 50, 60)[fold - 1])
+            make_run(tmp_path, model=model, fold=fold, test_acc=value, **sizes)
     rows = table(tmp_path).rows
     assert rows['dtd', 'resnet18'].difference is None
     got = {model: rows['dtd', model].difference for model in ('twistnet18', 'twistnet18_no_spiral')}
@@ -123,7 +132,6 @@ def test_differences_are_paired_by_fold_and_corrected_over_the_models(tmp_path):
     assert got['twistnet18'] == pytest.approx((*want[0], adjusted[0]))
     assert got['twistnet18_no_spiral'] == pytest.approx((*want[1], adjusted[1]))
     assert adjusted[0] == pytest.approx(2 * want[0][3]), 'two models are compared'
-    # The ratio n_test / n_train is that of the runs, here 40 to 60.
     assert want[0][3] > stats.ttest_rel(twist, base).pvalue
 
 
@@ -234,11 +242,61 @@ def test_torn_and_foreign_results_are_reported_not_fatal(tmp_path, capsys):
     assert table(tmp_path).rows['dtd', 'resnet18'].accuracies == {(5, 42): 50.0}
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 4
-    for line, words in zip(
-        err, ('results.json: damaged', "has no 'defines'", 'has no dataset', 'another configuration')
-    ):
+    for line, words in zip(err, ('results.json: damaged', 'has no defines', 'has no dataset', 'another configuration')):
         assert line.startswith('left out: ')
         assert words in line
+
+
+@pytest.mark.parametrize(
+    ('file', 'changes', 'words'),
+    [
+        ('results.json', dict(test_acc='x'), "test_acc is 'x'"),
+        ('results.json', dict(test_acc=None), 'test_acc is None'),
+        ('results.json', dict(test_acc=150.0), 'test_acc is 150.0'),
+        ('results.json', dict(n_train=0), 'n_train is 0'),
+        ('results.json', dict(n_test=0), 'n_test is 0'),
+        ('config.json', dict(fingerprint=...), 'has no defines or no fingerprint'),
+        ('config.json', dict(defines=[1]), 'has no defines or no fingerprint'),
+    ],
+)
+def test_wrong_values_are_left_out_and_said(tmp_path, capsys, file, changes, words):
+    make_run(tmp_path, fold=1, test_acc=40.0)
+    path = make_run(tmp_path, fold=2) / file
+    value = {k: v for k, v in (runs.read_json(path) | changes).items() if v is not ...}
+    path.write_text(json.dumps(value))
+    assert table(tmp_path).rows['dtd', 'resnet18'].accuracies == {(1, 42): 40.0}
+    assert capsys.readouterr().err == f'left out: {path}: {words}\n'
+
+
+def test_nothing_is_dropped_in_silence(tmp_path, capsys):
+    make_run(tmp_path)
+    make_run(tmp_path, model='twistnet18', fold=2)
+    (make_run(tmp_path, fold=3) / 'config.json').unlink()
+    path = make_run(tmp_path, fold=4) / 'config.json'
+    config = runs.read_json(path)
+    config['defines']['dataset'] = 'other'
+    runs.write_json(path, config)
+    show(tmp_path, capsys)
+    summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(tmp_path), '--csv']))
+    err = capsys.readouterr().err
+    assert 'dtd_fold3_resnet18_seed42: has no config.json' in err
+    assert "config.json: unknown data set 'other'" in err
+    assert 'DTD: the models have different folds or seeds' in err, 'a CSV has no place for notes'
+    assert "--baseline: unknown 'resnt18'" in fails(tmp_path, '--baseline', 'resnt18')
+
+
+def test_a_reader_that_leaves_and_a_terminal_without_signs(tmp_path):
+    make_run(tmp_path, fold=1)
+    make_run(tmp_path, fold=2, test_acc=60.0)
+    command = f'{sys.executable} {ROOT}/summarize_runs.py --run_dir {tmp_path}'
+    result = subprocess.run(f'{command} | true', shell=True, capture_output=True, text=True)
+    assert result.stderr == ''
+    result = subprocess.run(f'{command} > /dev/full', shell=True, capture_output=True, text=True)
+    assert (result.returncode, result.stderr.count('\n')) == (1, 1)
+    assert 'No space left on device' in result.stderr
+    environment = {**os.environ, 'PYTHONIOENCODING': 'ascii'}
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+    assert '55.0 ? 7.1' in result.stdout
 
 
 def test_what_cannot_be_summarised_is_named(tmp_path):
@@ -247,7 +305,17 @@ def test_what_cannot_be_summarised_is_named(tmp_path):
     assert 'no run is complete' in fails(tmp_path)
     make_run(tmp_path, fold=2)
     assert 'no run is complete of swin_tiny' in fails(tmp_path, '--models', 'swin_tiny')
-    assert "unknown model 'twist'" in fails(tmp_path, '--models', 'twist')
+    assert "--models: unknown 'twist'; there are: resnet18" in fails(tmp_path, '--models', 'twist')
+    assert "--labels: unknown 'dt'; there are: dtd" in fails(tmp_path, '--labels', 'dt=x')
+
+
+def test_a_tree_in_dtd_s_layout_has_a_name_of_its_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(summarize_runs, 'LABELS', {})
+    make_run(tmp_path)
+    out = show(tmp_path, capsys, '--labels', 'dtd=My_Materials')
+    assert 'My_Materials' in out
+    assert 'DTD' not in out
+    assert r'My\_Materials' in show(tmp_path, capsys, '--labels', 'dtd=My_Materials', '--latex')
 
 
 # ---------------------------------------------------------------------------------------------- formats
@@ -352,3 +420,8 @@ def test_the_seed_s_command_works_on_a_fresh_clone(tmp_path):
     # The shell opens tables/main_results.tex before Python starts: git must hold the folder.
     listed = subprocess.run(['git', 'ls-files', 'tables'], cwd=ROOT, capture_output=True, text=True).stdout.split()
     assert listed == ['tables/.gitkeep']
+    (tmp_path / 'tables').mkdir()
+    make_run(tmp_path / 'runs' / 'main')
+    command = f'{sys.executable} {ROOT}/summarize_runs.py --run_dir runs/main --latex > tables/main_results.tex'
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    assert (tmp_path / 'tables' / 'main_results.tex').read_text().rstrip().endswith(r'\end{table*}')

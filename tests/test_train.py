@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, argv_of, finish, make_dtd, run, start, write_image
+from conftest import HOLD, ROOT, argv_of, finish, make_dtd, run, start, write_image
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -497,10 +497,7 @@ def test_bad_options_are_one_line_and_leave_nothing(tree, tmp_path, tiny, capfd,
 
 def test_a_run_that_another_process_makes_is_left_to_it(tree, tmp_path, tiny, capfd):
     folder = tmp_path / 'dtd_fold1_tiny_seed42'
-    hold = (
-        'import sys, time, pathlib, runs; runs.claim(pathlib.Path(sys.argv[1])); print(1, flush=True); time.sleep(60)'
-    )
-    other = subprocess.Popen([sys.executable, '-c', hold, str(folder)], stdout=subprocess.PIPE, cwd=ROOT)
+    other = subprocess.Popen([sys.executable, '-c', HOLD, str(folder)], stdout=subprocess.PIPE, cwd=ROOT)
     other.stdout.readline()
     with pytest.raises(SystemExit) as caught:
         train.cli(argv_of(tree, tmp_path))
