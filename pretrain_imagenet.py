@@ -164,7 +164,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         if not self.training or world_size() == 1:
             return super().forward(x)
         count = x.numel() // x.shape[1] * world_size()
-        values = x.float()
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = AllReduce.apply(values.sum((0, 2, 3))) / count
         values = values - mean[:, None, None]
         var = AllReduce.apply(values.square().sum((0, 2, 3))) / count
@@ -236,7 +236,9 @@ def read_latest(folder: Path, resume: str | None, config: dict) -> dict | None:
         except models.UnsafeCheckpoint:
             raise
         except ModelError as error:
-            say(f'note: {error}; trying {previous}')
+            say(f'note: {error}' + f'; trying {previous}' * (path != paths[-1]))
+            if len(paths) > 1:  # aside, or the next checkpoint would put it in the place of the one before
+                path.rename(path.with_name(path.name + '.damaged'))
             torn = True
             continue
         if not isinstance(checkpoint, dict) or 'progress' not in checkpoint:
@@ -410,7 +412,8 @@ def pretrain(args: argparse.Namespace, signals: list[int]) -> Path:
             streak = (streak + 1) * ~finite
             worst = torch.maximum(worst, streak)
             if average:
-                torch._foreach_lerp_(average, float_tensors(model), 1 - args.ema_decay)
+                with torch.no_grad():
+                    torch._foreach_lerp_(average, float_tensors(model), 1 - args.ema_decay)
             bar.update()
             made, done = made + 1, step - epoch * steps + 1
             if made == PROJECT_AFTER:

@@ -245,9 +245,10 @@ def _leave_signals_to_parent(_: int) -> None:
 
 
 def _outlast_signals(_: int) -> None:
-    """The main process needs a few more batches before it can stop; a loader ends with it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    """The main process needs a few more batches before it can stop; the second SIGTERM is from there."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0)))
     sys.excepthook = _unless_parent_left
 
 

@@ -1,5 +1,6 @@
-"""pretrain_imagenet.py with a TwistNet of width 8, called 'tiny', and the loss of every step in a file.
+"""pretrain_imagenet.py with a TwistNet of width 8, called 'tiny', in float64, and the loss of every step in a file.
 
+In float64, so that what grows from rounding errors, as they do in small batches under BatchNorm, stays small.
 DRIVER_NORM=group puts GroupNorm in the place of BatchNorm, whose statistics are of a process's own part of a step.
 DRIVER_LOSSES names the file.
 """
@@ -19,20 +20,22 @@ import registry
 import train
 
 registry.MODELS['tiny'] = dict(label='Tiny', twist=dict(base_width=8))
-build = models.build_model
+build, normalize = models.build_model, train.normalize
 
 
-def without_batchnorm(*args, **kwargs) -> nn.Module:
+def build_double(*args, **kwargs) -> nn.Module:
     model = build(*args, **kwargs)
-    for module in list(model.modules()):
+    for module in list(model.modules()) if os.environ.get('DRIVER_NORM') == 'group' else ():
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, nn.GroupNorm(1, child.num_features))
-    return model
+    return model.double()
+
+
+losses: list[float] = []
 
 
 def recorded(*args, **kwargs):
-    losses = []
     for step, loss, norm in train.train_steps(*args, **kwargs):
         losses.append(train.reduce_sum(loss.clone()).item() / train.world_size())
         if train.is_main():
@@ -40,9 +43,10 @@ def recorded(*args, **kwargs):
         yield step, loss, norm
 
 
-if os.environ.get('DRIVER_NORM') == 'group':
-    models.build_model = without_batchnorm
+models.build_model = build_double
+train.normalize = lambda images: normalize(images).double()
 if 'DRIVER_LOSSES' in os.environ:
     pretrain_imagenet.train_steps = recorded
+import faulthandler; faulthandler.register(__import__('signal').SIGUSR2, all_threads=True, file=open('/tmp/fault.txt', 'a'))
 torch.set_num_threads(1)
 pretrain_imagenet.cli()

@@ -96,7 +96,7 @@ def test_losses_do_not_depend_on_processes_or_parts(imagenet, tmp_path, norm, wa
     for processes, batch, parts in ways:
         folder = tmp_path / f'{processes}_{batch}_{parts}'
         process = drive(
-            imagenet, folder, '--batch_size', str(batch), '--accumulate', str(parts), '--epochs', '2',
+            imagenet, folder, '--batch_size', str(batch), '--accumulate', str(parts), '--lr', '0.1',
             *(('--sync_bn',) if norm == 'batch' else ()), launcher=torchrun(processes),
             DRIVER_NORM=norm, DRIVER_LOSSES=str(tmp_path / 'losses.json'),
         )  # fmt: skip
@@ -105,11 +105,11 @@ def test_losses_do_not_depend_on_processes_or_parts(imagenet, tmp_path, norm, wa
         losses.append(json.loads((tmp_path / 'losses.json').read_text()))
         ends.append(runs.read_log(folder / 'checkpoints' / 'log.jsonl')[0])
         assert 'learning rate 0.0015625 for a global batch of 16' in err
-    assert len(losses[0]) == 15
+    assert len(losses[0]) == 30
     for other, end in zip(losses[1:], ends[1:]):
-        assert other == pytest.approx(losses[0], rel=2e-3)
-        assert end['train_loss'] == pytest.approx(ends[0]['train_loss'], rel=1e-3)
-        assert end['val_loss'] == pytest.approx(ends[0]['val_loss'], rel=1e-2), 'every image counts once'
+        assert other[:20] == pytest.approx(losses[0][:20], rel=1e-6)
+        assert end['train_loss'] == pytest.approx(ends[0]['train_loss'], rel=1e-6)
+        assert end['val_loss'] == pytest.approx(ends[0]['val_loss'], rel=1e-5), 'every image counts once'
 
 
 def test_two_agents_meet_on_the_loopback(imagenet, tmp_path):
