@@ -328,13 +328,18 @@ def explain(table: Table, published: bool, stars: bool = False) -> list[str]:
         for size in dict.fromkeys(table.rows[dataset, m].size for m in table.models if (dataset, m) in table.rows):
             sizes[size].append(dataset_label(dataset))
     shape = '; '.join(f'{size} on {", ".join(names)}' for size, names in sizes.items())
-    notes = [f'Test accuracy in %, mean ± sample standard deviation over folds, seeds averaged inside a fold: {shape}.']
-    if any(row.difference for row in table.rows.values()):
-        what = f'* marks p < {LEVEL:g} of' if stars else 'in brackets p of'
-        notes.append(
-            f'Differences to {model_label(table.baseline)} in points, paired by fold; {what} the corrected resampled '
-            "t-test (Nadeau and Bengio, 2003) after Holm's correction over the models of a data set."
-        )
+    rows = table.rows.values()
+    what = 'mean ± sample standard deviation' if any(row.sd is not None for row in rows) else 'mean'
+    notes = [f'Test accuracy in %, {what} over folds, seeds averaged inside a fold: {shape}.']
+    if differences := [row.difference for row in rows if row.difference]:
+        note = f'Differences to {model_label(table.baseline)} in points, paired by fold'
+        if not all(math.isnan(p) for *_, p in differences):
+            note += f'; * marks p < {LEVEL:g} of' if stars else '; in brackets p of'
+            note += (
+                " the corrected resampled t-test (Nadeau and Bengio, 2003) after Holm's correction over the models of"
+            )
+            note += ' a data set'
+        notes.append(f'{note}.')
     if shared := [dataset_label(name) for name in table.datasets if DATASETS[name].get('shared_test')]:
         notes.append(f'All folds of {", ".join(shared)} share one test set: spread and p say nothing of other images.')
     notes += [f'{note}.' for note in table.notes]

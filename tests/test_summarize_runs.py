@@ -111,6 +111,11 @@ def test_one_fold_has_no_spread(tmp_path, capsys):
     out = show(tmp_path, capsys)
     assert re.search(r'ResNet-18 +11.20M +1.82G +50.0$', out, re.M)
     assert '1 fold x 1 seed on DTD' in out
+    make_run(tmp_path, model='twistnet18')
+    out = show(tmp_path, capsys)
+    assert 'Differences to ResNet-18 in points, paired by fold.' in out
+    assert 'standard deviation' not in out
+    assert 't-test' not in out, 'there is none for one fold'
 
 
 def fill(run_dir, model, values, dataset='dtd', **changes):
