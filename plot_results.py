@@ -34,12 +34,11 @@ from summarize_runs import (
     Row,
     Table,
     add_run_args,
-    check_names,
     dataset_label,
     describe_recipe,
-    load,
     make_tables,
     model_label,
+    read_runs,
     recipe_of,
 )
 
@@ -73,19 +72,13 @@ def read_log(path: Path) -> Log:
     return dict(sorted(log.items()))
 
 
-def read_runs(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
+def read_all(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
     """A table and the logs of each recipe; what was left out is named on stderr.
 
     Raises:
         RunError: there is no run, or a model that does not exist is asked for.
     """
-    check_names(args)
-    found, notes = load(args.run_dir, args.models)
-    for note in notes:
-        print(note, file=sys.stderr)
-    if not found:
-        of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
-        raise RunError(f'{", ".join(map(str, args.run_dir))}: no run{of}')
+    found = read_runs(args, 'run')
     wanted = {config['fingerprint'] for config, _ in found}
     by_run: dict[str, Log] = {}
     for path in (folder / 'log.jsonl' for run_dir in args.run_dir for folder in runs.find_runs(run_dir)):
@@ -554,7 +547,7 @@ def main(args: argparse.Namespace) -> None:
     possible = OF_LOGS if args.log_file else tuple(PLOTS)
     if args.plot != 'all' and args.plot not in possible:
         raise RunError(f'--plot {args.plot} is of several runs: it needs --run_dir instead of --log_file')
-    groups = read_one(args.log_file) if args.log_file else read_runs(args)
+    groups = read_one(args.log_file) if args.log_file else read_all(args)
     recipes = [table.recipe for table, _ in groups]
     drawn, failures = 0, []
     for plot in possible if args.plot == 'all' else (args.plot,):

@@ -547,19 +547,29 @@ def check_names(args: argparse.Namespace) -> None:
     LABELS.update(args.labels)
 
 
-def read_tables(args: argparse.Namespace) -> list[Table]:
-    """The tables that the options ask for; what was left out is named on stderr.
+def read_runs(args: argparse.Namespace, what: str) -> list[tuple[dict, dict | None]]:
+    """The runs that the options ask for, as `load` gives them; what was left out is named on stderr.
+
+    Args:
+        args: those of add_run_args.
+        what: 'run' for any, 'complete run' where one at least must be.
 
     Raises:
-        RunError: no run is complete, or a model that no run has is asked for.
+        RunError: there is no such run, or a name is not known.
     """
     check_names(args)
     found, notes = load(args.run_dir, args.models)
     for note in notes:
         print(note, file=sys.stderr)
-    names = ', '.join(map(str, args.run_dir))
-    if not any(results for _, results in found):
-        raise RunError(f'{names}: no run is complete' + (f' of {", ".join(args.models)}' if args.models else ''))
+    if not any(results or what == 'run' for _, results in found):
+        of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
+        raise RunError(f'{", ".join(map(str, args.run_dir))}: no {what}{of}')
+    return found
+
+
+def read_tables(args: argparse.Namespace) -> list[Table]:
+    """The tables that the options ask for."""
+    found = read_runs(args, 'complete run')
     return [table for table in make_tables(found, args.baseline, args.models) if table.rows]
 
 

@@ -291,12 +291,18 @@ def test_archives_that_point_outside_or_are_damaged_are_refused(tmp_path):
         file.add(__file__, 'a.py')
     (tmp_path / 'torn.tgz').write_bytes((tmp_path / 'whole.tgz').read_bytes()[:-500])
     (tmp_path / 'text.bin').write_text('hello')
-    with zipfile.ZipFile(tmp_path / 'torn.zip', 'w', zipfile.ZIP_DEFLATED) as file:
-        file.write(__file__, 'a.py')
-    whole = bytearray((tmp_path / 'torn.zip').read_bytes())
-    whole[200] ^= 0xFF
-    (tmp_path / 'torn.zip').write_bytes(whole)
-    for name, words in (('torn.tgz', 'damaged'), ('torn.zip', 'damaged'), ('text.bin', 'neither a tar nor a zip')):
+    for name, method in (('torn.zip', zipfile.ZIP_DEFLATED), ('stored.zip', zipfile.ZIP_STORED)):
+        with zipfile.ZipFile(tmp_path / name, 'w', method) as file:
+            file.write(__file__, 'a.py')
+        whole = bytearray((tmp_path / name).read_bytes())
+        whole[200] ^= 0xFF
+        (tmp_path / name).write_bytes(whole)
+    for name, words in (
+        ('torn.tgz', 'damaged'),
+        ('torn.zip', 'damaged'),
+        ('stored.zip', 'damaged'),
+        ('text.bin', 'neither a tar nor a zip'),
+    ):
         with pytest.raises(DataError, match=words):
             unpack(tmp_path / name, tmp_path / 'in')
 

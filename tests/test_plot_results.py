@@ -66,7 +66,7 @@ def arguments(*argv):
 
 def draw(root, plot, *argv):
     """The figures of a folder with one recipe."""
-    ((table, logs),) = plot_results.read_runs(arguments('--run_dir', root, *argv))
+    ((table, logs),) = plot_results.read_all(arguments('--run_dir', root, *argv))
     return plot_results.PLOTS[plot](table, logs, 'title')
 
 

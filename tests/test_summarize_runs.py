@@ -307,9 +307,9 @@ def test_a_reader_that_leaves_and_a_terminal_without_signs(tmp_path):
 def test_what_cannot_be_summarised_is_named(tmp_path):
     assert 'holds no run' in fails(tmp_path)
     make_run(tmp_path, complete=False)
-    assert 'no run is complete' in fails(tmp_path)
+    assert 'no complete run that can be read' in fails(tmp_path)
     make_run(tmp_path, fold=2)
-    assert 'no run is complete of swin_tiny' in fails(tmp_path, '--models', 'swin_tiny')
+    assert 'no complete run of swin_tiny' in fails(tmp_path, '--models', 'swin_tiny')
     assert "--models: unknown 'twist'; there are: resnet18" in fails(tmp_path, '--models', 'twist')
     assert "--labels: unknown 'dt'; there are: dtd" in fails(tmp_path, '--labels', 'dt=x')
 
