@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
@@ -39,8 +41,10 @@ from train import (
     EvalBatches,
     TrainBatches,
     autocast,
+    end_loaders,
     environment_of,
     evaluate,
+    interrupt,
     is_main,
     lr_at,
     make_loader,
@@ -53,11 +57,13 @@ from train import (
     share_object,
     share_weights,
     train_steps,
+    was_restarted,
     world_size,
 )
 from transforms import eval_settings, eval_transform, mix, seed_of, train_transform
 
 BASE_BATCH = 1024  # images; the global batch that --lr is for
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PROJECT_AFTER = 100  # steps until the first estimate of the whole time
 SYSTEM_OPTIONS = ('data_dir', 'checkpoint_dir', 'weights_dir', 'resume', 'save_minutes', 'overwrite', 'num_workers')
 SYSTEM_OPTIONS += ('device', 'max_bad_images', 'max_skipped', 'batch_size', 'accumulate')
@@ -265,9 +271,9 @@ def write_latest(folder: Path, checkpoint: dict) -> None:
 # ---------------------------------------------------------------------------------------------- a run
 
 
-def begin(args: argparse.Namespace, world: int, device: torch.device) -> tuple[Index, Index, dict, dict | None]:
+def begin(args: argparse.Namespace, device: torch.device) -> tuple[Index, Index, dict, dict | None]:
     """In the main process: the images, what defines the run, and the checkpoint to go on from."""
-    folder = Path(args.checkpoint_dir)
+    folder, world = Path(args.checkpoint_dir), world_size()
     runs.claim(folder)
     train, val = (
         read_index(Path(args.data_dir) / subset, folder / f'index_{subset}.npz') for subset in ('train', 'val')
@@ -286,39 +292,26 @@ def begin(args: argparse.Namespace, world: int, device: torch.device) -> tuple[I
     defines |= dict(global_batch=global_batch, images=images[:16])
     environment = environment_of(device) | dict(processes=world, accumulate=args.accumulate)
     fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
-    config = dict(defines=defines, environment=environment, fingerprint=fingerprint)
+    config = dict(defines=defines, environment=environment, fingerprint=fingerprint, classes=len(train.classes))
     resume = args.resume
-    if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0:
-        resume = 'auto'  # torchrun has started us again
+    if was_restarted():
+        resume = 'auto'
     return train, val, config, read_latest(folder, resume, config)
 
 
-def pretrain(args: argparse.Namespace, signals: list[int]) -> Path:
-    """Train as the options say, or go on; returns the file with the best weights.
+class State(NamedTuple):
+    """What training changes."""
 
-    Args:
-        args: the options.
-        signals: a handler adds numbers to it; with the first, the run saves and stops.
+    model: nn.Module
+    parallel: nn.Module  # the model, with its gradients averaged over processes
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: list[torch.Tensor] | None  # of float_tensors(model), with --ema
 
-    Raises:
-        RunError, DataError, ModelError: the run cannot begin or go on.
-        KeyboardInterrupt: a signal came and a checkpoint is saved.
-    """
-    options.check(args)
-    rank, world = process_rank()
-    device = setup(args.device, args.seed)
-    torch.set_float32_matmul_precision('high')  # TF32 where there is such a thing
-    args.device, args.amp = device.type, resolve_amp(args.amp, device)
-    global_batch = args.batch_size * args.accumulate * world
-    if args.scale_lr:
-        args.lr = args.lr * global_batch / BASE_BATCH
-        say(f'learning rate {args.lr:g} for a global batch of {global_batch} (--no-scale_lr keeps --lr)')
-    folder, target = Path(args.checkpoint_dir), Path(args.weights_dir) / f'{args.model}_imagenet.pt'
-    train_index, val_index, config, last = share_object(lambda: begin(args, world, device))
-    share_object(lambda: refuse_to_overwrite(target, config, args.overwrite))
 
-    # Model, optimiser and average, new or as they were.
-    model = models.build_model(args.model, len(train_index.classes), img_size=args.img_size)
+def build(args: argparse.Namespace, num_classes: int, device: torch.device, last: dict | None) -> State:
+    """Model, optimiser and average, new or as they are in a checkpoint."""
+    model = models.build_model(args.model, num_classes, img_size=args.img_size)
     if args.sync_bn:
         synchronise(model)
     model.to(device, memory_format=torch.channels_last)
@@ -332,37 +325,158 @@ def pretrain(args: argparse.Namespace, signals: list[int]) -> Path:
         fused=True,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
-    progress = dict(
-        epoch=0, step=0, loss=0.0, dropped=0, bad=[], seconds=0.0, history=[], best_val_acc=-1.0, best_epoch=0
-    )
     if last:
         model.load_state_dict(last['state_dict'])
         optimizer.load_state_dict(last['optimizer'])
         scaler.load_state_dict(last['scaler'])
-        progress = last['progress']
-        say(f'{folder}: going on in epoch {progress["epoch"] + 1}, after {progress["step"]} steps of it')
     average = [t.detach().clone() for t in float_tensors(model)] if args.ema else None
     if last and average:
         torch._foreach_copy_(average, [t.to(device) for t in last['average']])
     if args.compile:
         model.compile()
     parallel = model
-    if world > 1:
+    if world_size() > 1:
         parallel = DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
+    return State(model, parallel, optimizer, scaler, average)
 
-    # Batches.
+
+def make_loaders(
+    args: argparse.Namespace, train: Index, val: Index, device: torch.device
+) -> tuple[DataLoader, DataLoader]:
+    rank, world = process_rank()
     augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
-    batches = TrainBatches(
-        len(train_index), args.batch_size * args.accumulate * world, args.seed, rank, world, args.accumulate
-    )
-    loader = make_loader(ForgivingImages(train_index, augmentation), batches, args.num_workers, device, steadfast=True)
-    val_images = ImageList(val_index, eval_transform(args.img_size))
-    val_loader = make_loader(
-        val_images, EvalBatches(len(val_index), rank, world), args.num_workers, device, steadfast=True
+    global_batch = args.batch_size * args.accumulate * world
+    batches = TrainBatches(len(train), global_batch, args.seed, rank, world, args.accumulate)
+    val_batches = EvalBatches(len(val), rank, world)
+    images, val_images = ForgivingImages(train, augmentation), ImageList(val, eval_transform(args.img_size))
+    return (
+        make_loader(images, batches, args.num_workers, device, steadfast=True),
+        make_loader(val_images, val_batches, args.num_workers, device, steadfast=True),
     )
 
-    # What a step does.
-    steps, num_classes = batches.steps, len(train_index.classes)
+
+def save_state(folder: Path, config: dict, progress: dict, state: State) -> None:
+    if is_main():
+        checkpoint = dict(config=config, progress=progress, state_dict=state.model.state_dict(), average=state.average)
+        checkpoint |= dict(optimizer=state.optimizer.state_dict(), scaler=state.scaler.state_dict())
+        write_latest(folder, checkpoint)
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Within, a signal to stop is only noted, for the loop to save and stop when all processes look up next."""
+    noted: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in STOP_SIGNALS}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def pretrain(args: argparse.Namespace) -> Path:
+    """Train as the options say, or go on; returns the file with the best weights.
+
+    Raises:
+        RunError, DataError, ModelError: the run cannot begin or go on.
+        KeyboardInterrupt: a signal came, and a checkpoint is saved.
+    """
+    options.check(args)
+    device = setup(args.device, args.seed)
+    torch.set_float32_matmul_precision('high')  # TF32 where there is such a thing
+    args.device, args.amp = device.type, resolve_amp(args.amp, device)
+    global_batch = args.batch_size * args.accumulate * world_size()
+    if args.scale_lr:
+        args.lr = args.lr * global_batch / BASE_BATCH
+        say(f'learning rate {args.lr:g} for a global batch of {global_batch} (--no-scale_lr keeps --lr)')
+    folder, target = Path(args.checkpoint_dir), Path(args.weights_dir) / f'{args.model}_imagenet.pt'
+    train_index, val_index, config, last = share_object(lambda: begin(args, device))
+    share_object(lambda: refuse_to_overwrite(target, config, args.overwrite))
+    state = build(args, len(train_index.classes), device, last)
+    progress = dict(
+        epoch=0, step=0, loss=0.0, dropped=0, bad=[], history=[], best_val_acc=-1.0, best_epoch=0
+    )  # 'step', 'loss' and 'dropped' are of the epoch under way
+    if last:
+        progress = last['progress']
+        say(f'{folder}: going on in epoch {progress["epoch"] + 1}, after {progress["step"]} steps of it')
+    loader, val_loader = make_loaders(args, train_index, val_index, device)
+    steps = loader.batch_sampler.steps
+    bar = tqdm(
+        total=args.epochs * steps,
+        initial=progress['epoch'] * steps + progress['step'],
+        disable=None if is_main() else True,
+        smoothing=0.05,
+        **runs.terminal(),
+    )
+    clock = dict(started=time.monotonic(), saved=time.monotonic(), steps=0)
+    with noted_signals() as signals:
+        for epoch in range(progress['epoch'], args.epochs):
+            bar.set_description(f'epoch {epoch + 1}/{args.epochs}', refresh=False)
+            times = train_epoch(args, state, loader, progress, config, device, signals, clock, bar)
+            share_weights(state.model)
+            with weights_of(state.model, state.average):
+                share_weights(state.model)
+                with tqdm(disable=True) as quiet:
+                    val_loss, val_acc = evaluate(state.model, val_loader, device, args.amp, quiet)
+                line = dict(
+                    epoch=epoch + 1,
+                    lr=state.optimizer.param_groups[0]['lr'],
+                    train_loss=progress['loss'] / max(1, steps - progress['dropped']),
+                    val_loss=val_loss,
+                    val_acc=val_acc,
+                    dropped_steps=progress['dropped'],
+                    bad_images=len(progress['bad']),
+                    gates=state.model.gates() if isinstance(state.model, TwistNet) else {},
+                    **times,
+                )
+                improved = val_acc >= progress['best_val_acc']  # the later on ties
+                if improved and is_main():
+                    best = weights_file(state.model, args, train_index.classes, line, config)
+                    save_checkpoint(folder / 'best.pt', best)
+            progress['history'].append(line)
+            if improved:
+                progress |= dict(best_val_acc=val_acc, best_epoch=epoch + 1)
+            progress |= dict(epoch=epoch + 1, step=0, loss=0.0, dropped=0)
+            save_state(folder, config, progress, state)
+            clock['saved'] = time.monotonic()
+            if is_main():
+                runs.write_log(folder / 'log.jsonl', progress['history'])
+            say(
+                f'epoch {epoch + 1}/{args.epochs}: train loss {line["train_loss"]:.3f}, val {val_acc:.2f} %, '
+                f'{line["images_per_second"]:.0f} images/s, loader {line["loader_seconds"]:.1f} s, steps '
+                f'{line["step_seconds"]:.1f} s'
+            )
+    bar.close()
+    if is_main():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_atomic(target, (folder / 'best.pt').read_bytes())
+        runs.write_log(folder / 'log.jsonl', progress['history'])  # a run killed before the log left it short
+    return target
+
+
+def train_epoch(
+    args: argparse.Namespace,
+    state: State,
+    loader: DataLoader,
+    progress: dict,
+    config: dict,
+    device: torch.device,
+    signals: list[int],
+    clock: dict,
+    bar: tqdm,
+) -> dict:
+    """The rest of the epoch that `progress` is in; saves on the way when it is time, or when a signal came.
+
+    Returns:
+        seconds of the epoch in this process, of them for the loader and for steps, and images a second of all.
+
+    Raises:
+        RunError: too many bad images, or steps in a row that are not finite. KeyboardInterrupt: as for pretrain.
+    """
+    model, average, batches = state.model, state.average, loader.batch_sampler
+    folder, rank, world = Path(args.checkpoint_dir), *process_rank()
+    steps, num_classes = batches.steps, config['classes']
+    epoch, batches.epoch, batches.first = progress['epoch'], progress['epoch'], progress['step']
     statistics = [t for t in model.buffers() if t.is_floating_point()]  # of BatchNorm
     before = [t.clone() for t in statistics]
 
@@ -373,125 +487,77 @@ def pretrain(args: argparse.Namespace, signals: list[int]) -> Path:
         if part == 0 and statistics:
             torch._foreach_copy_(before, statistics)
         torch.manual_seed(seed_of('model', args.seed, step, part, rank))  # dropout and the like
-        images, targets = mix(
-            images, labels, num_classes, args.mixup, args.cutmix, ('mix', args.seed, step, part, rank)
-        )
+        key = ('mix', args.seed, step, part, rank)
+        images, targets = mix(images, labels, num_classes, args.mixup, args.cutmix, key)
         more = part < args.accumulate - 1 and world > 1
-        with parallel.no_sync() if more else contextlib.nullcontext(), autocast(device, args.amp):
-            return F.cross_entropy(parallel(images), targets, label_smoothing=args.label_smoothing)
+        with state.parallel.no_sync() if more else contextlib.nullcontext(), autocast(device, args.amp):
+            return F.cross_entropy(state.parallel(images), targets, label_smoothing=args.label_smoothing)
 
-    def save() -> None:
-        if is_main():
-            checkpoint = dict(config=config, progress=progress, state_dict=model.state_dict(), average=average)
-            checkpoint |= dict(optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
-            write_latest(folder, checkpoint)
-
-    bad = set(progress['bad'])
-    bar = tqdm(
-        total=args.epochs * steps,
-        initial=progress['epoch'] * steps + progress['step'],
-        disable=None if is_main() else True,
-        smoothing=0.05,
-        **runs.terminal(),
-    )
-    started, saved, made = time.monotonic(), time.monotonic(), 0
-    for epoch in range(progress['epoch'], args.epochs):
-        bar.set_description(f'epoch {epoch + 1}/{args.epochs}', refresh=False)
-        clock, begun = dict(loader=0.0), time.monotonic()
-        batches.epoch, batches.first = epoch, progress['step']
-        loss_sum, dropped, streak, worst = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(4))
-        for step, loss, norm in train_steps(
-            model, watch(loader, clock, bad), optimizer, scaler, device, epoch * steps + progress['step'], schedule,
-            batch_loss, args.clip_grad, args.accumulate,
-        ):  # fmt: skip
-            finite = norm.isfinite()
-            for was, now in zip(before, statistics):
-                now.copy_(torch.where(finite, now, was))
-            loss_sum += torch.where(finite, loss, 0.0)
-            dropped += ~finite
-            streak = (streak + 1) * ~finite
-            worst = torch.maximum(worst, streak)
-            if average:
-                with torch.no_grad():
-                    torch._foreach_lerp_(average, float_tensors(model), 1 - args.ema_decay)
-            bar.update()
-            made, done = made + 1, step - epoch * steps + 1
-            if made == PROJECT_AFTER:
-                left = (args.epochs - epoch) * steps * (time.monotonic() - started) / made
-                say(
-                    f'{args.epochs - epoch} epochs will take about {timedelta(seconds=round(left))}, without validation'
-                )
-            if done % CHECK_EVERY and done < steps:
-                continue
-            # The only look at the device, and the moment at which all processes agree to save or stop.
-            due = is_main() and time.monotonic() - saved > 60 * args.save_minutes
-            mine = torch.tensor([len(bad) - len(progress['bad']), bool(signals), due], device=device)
-            found = reduce_sum(torch.cat([loss_sum[None], mine.double()])).tolist()
-            progress['step'], progress['loss'] = done, progress['loss'] + found[0] / world
-            progress['dropped'] += int(dropped.item())
-            if found[1]:
-                note_bad(bad, progress, train_index, args.max_bad_images)
-            if worst.item() >= args.max_skipped:
-                raise RunError(
-                    f'the gradients of {int(worst.item())} steps in a row were not finite, near step {step}; the last '
-                    f'checkpoint is {folder / "latest.pt"}; try a lower --lr or --amp off'
-                )
-            for counter in (loss_sum, dropped):
-                counter.zero_()
-            bar.set_postfix_str(
-                f'loss {progress["loss"] / done:.3f}, loader {clock["loader"] / done:.3f} s a step', refresh=False
-            )
-            if found[2] or found[3]:
-                save()
-                saved = time.monotonic()
-            if found[2]:
-                bar.close()
-                raise KeyboardInterrupt(signals[0] if signals else signal.SIGTERM)
-        seconds = time.monotonic() - begun
-        share_weights(model)
-        with weights_of(model, average):
-            share_weights(model)
-            val_loss, val_acc = evaluate(model, val_loader, device, args.amp, quiet())
-            line = dict(
-                epoch=epoch + 1,
-                lr=schedule((epoch + 1) * steps - 1),
-                train_loss=progress['loss'] / max(1, steps - progress['dropped']),
-                val_loss=val_loss,
-                val_acc=val_acc,
-                dropped_steps=progress['dropped'],
-                bad_images=len(progress['bad']),
-                gates=model.gates() if isinstance(model, TwistNet) else {},
-                seconds=round(seconds, 3),
-                loader_seconds=round(clock['loader'], 3),
-                step_seconds=round(seconds - clock['loader'], 3),
-                images_per_second=round((steps - batches.first) * batches.batch_size / max(seconds, 1e-9), 1),
-            )
-            improved = val_acc >= progress['best_val_acc']  # the later on ties
-            if improved and is_main():
-                save_checkpoint(folder / 'best.pt', weights_file(model, args, train_index.classes, line, config))
-        progress['history'].append(line)
-        if improved:
-            progress |= dict(best_val_acc=val_acc, best_epoch=epoch + 1)
-        progress |= dict(epoch=epoch + 1, step=0, loss=0.0, dropped=0)
-        save()
-        saved = time.monotonic()
-        if is_main():
-            runs.write_log(folder / 'log.jsonl', progress['history'])
-        say(
-            f'epoch {epoch + 1}/{args.epochs}: train loss {line["train_loss"]:.3f}, val {val_acc:.2f} %, '
-            f'{line["images_per_second"]:.0f} images/s, loader {line["loader_seconds"]:.1f} s, steps '
-            f'{line["step_seconds"]:.1f} s'
+    times, begun, bad = dict(loader=0.0), time.monotonic(), set(progress['bad'])
+    loss_sum, dropped, streak, worst = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(4))
+    for step, loss, norm in train_steps(
+        model,
+        watch(loader, times, bad),
+        state.optimizer,
+        state.scaler,
+        device,
+        epoch * steps + progress['step'],
+        schedule,
+        batch_loss,
+        args.clip_grad,
+        args.accumulate,
+    ):
+        finite = norm.isfinite()
+        for was, now in zip(before, statistics):
+            now.copy_(torch.where(finite, now, was))
+        loss_sum += torch.where(finite, loss, 0.0)
+        dropped += ~finite
+        streak = (streak + 1) * ~finite
+        worst = torch.maximum(worst, streak)
+        if average:
+            with torch.no_grad():
+                torch._foreach_lerp_(average, float_tensors(model), 1 - args.ema_decay)
+        bar.update()
+        clock['steps'] += 1
+        done = step - epoch * steps + 1
+        if clock['steps'] == PROJECT_AFTER:
+            left = ((args.epochs - epoch) * steps - done) * (time.monotonic() - clock['started']) / PROJECT_AFTER
+            say(f'the rest will take about {timedelta(seconds=round(left))}, without validation')
+        if done % CHECK_EVERY and done < steps:
+            continue
+        # The only look at the device, and the moment at which all processes agree to save or stop.
+        due = is_main() and time.monotonic() - clock['saved'] > 60 * args.save_minutes
+        mine = torch.tensor([len(bad) - len(progress['bad']), bool(signals), due], device=device)
+        loss_of_all, new_bad, stop, due = reduce_sum(torch.cat([loss_sum[None], mine.double()])).tolist()
+        progress |= dict(
+            step=done, loss=progress['loss'] + loss_of_all / world, dropped=progress['dropped'] + int(dropped.item())
         )
-    bar.close()
-    if is_main():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_atomic(target, (folder / 'best.pt').read_bytes())
-        runs.write_log(folder / 'log.jsonl', progress['history'])
-    return target
-
-
-def quiet() -> tqdm:
-    return tqdm(disable=True)
+        if new_bad:
+            note_bad(bad, progress, loader.dataset.items, args.max_bad_images)
+        if worst.item() >= args.max_skipped:
+            raise RunError(
+                f'the gradients of {int(worst.item())} steps in a row were not finite, near step {step}; the last '
+                f'checkpoint is {folder / "latest.pt"}; try a lower --lr or --amp off'
+            )
+        loss_sum.zero_()
+        dropped.zero_()
+        bar.set_postfix_str(
+            f'loss {progress["loss"] / done:.3f}, loader {times["loader"] / done:.3f} s a step', refresh=False
+        )
+        if stop or due:
+            save_state(folder, config, progress, state)
+            clock['saved'] = time.monotonic()
+        if stop:
+            bar.close()
+            say(f'{folder / "latest.pt"} is saved; --resume auto goes on from there')
+            raise KeyboardInterrupt(signals[0] if signals else signal.SIGTERM)
+    seconds = time.monotonic() - begun
+    return dict(
+        seconds=round(seconds, 3),
+        loader_seconds=round(times['loader'], 3),
+        step_seconds=round(seconds - times['loader'], 3),
+        images_per_second=round((steps - batches.first) * batches.batch_size / max(seconds, 1e-9), 1),
+    )
 
 
 def weights_file(model: nn.Module, args: argparse.Namespace, classes: list[str], line: dict, config: dict) -> dict:
@@ -589,8 +655,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(args: argparse.Namespace, signals: list[int]) -> None:
-    target = pretrain(args, signals)
+def main(args: argparse.Namespace) -> None:
+    target = pretrain(args)
     if is_main():
         best = models.read_checkpoint(target)
         print(f'{target}: {args.model}, epoch {best["epoch"]}, validation accuracy {best["val_acc"]:.2f} %')
@@ -598,12 +664,11 @@ def main(args: argparse.Namespace, signals: list[int]) -> None:
 
 def cli(argv: list[str] | None = None) -> None:
     """main, with what a user can mend as one line on stderr and an exit code that is not 0."""
-    signals: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, lambda number, _: signals.append(number))
+    for number in STOP_SIGNALS:
+        signal.signal(number, interrupt)
     args = get_args_parser().parse_args(argv)
     try:
-        main(args, signals)
+        main(args)
     except (DataError, ModelError, RunError) as error:
         if not is_main() and not (isinstance(error, DataError) and dist.is_initialized()):
             sys.exit(1)
@@ -611,9 +676,10 @@ def cli(argv: list[str] | None = None) -> None:
         print(f'pretrain_imagenet.py: error: {message}', file=sys.stderr)
         sys.exit(BUSY if isinstance(error, RunBusy) else 1)
     except KeyboardInterrupt as stop:
-        say('stopped and saved; --resume auto goes on')
+        say('stopped')
         sys.exit(128 + stop.args[0])
     finally:
+        end_loaders()
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -12,12 +12,14 @@ import argparse
 import io
 import json
 import math
+import multiprocessing
 import os
 import platform
 import re
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -81,10 +83,42 @@ def setup(device: str, seed: int) -> torch.device:
     if device != 'cpu':
         torch.cuda.set_device(device)
     if world > 1:
-        # Other processes wait while the main one lists a million files.
-        dist.init_process_group('gloo' if device == 'cpu' else 'nccl', timeout=timedelta(hours=1))
+        join('gloo' if device == 'cpu' else 'nccl')
     torch.manual_seed(seed)
     return torch.device(device)
+
+
+def join(backend: str) -> None:
+    """Join the process group, with keys in torchrun's store that no earlier process has used.
+
+    torchrun keeps one store through all restarts, and with it the addresses of processes that are dead, which the new
+    ones would try to reach. So the main process offers a new prefix, and the others take it when it has answered them.
+    Polls instead of waiting, so that a signal is heard.
+    """
+    # Other processes wait while the main one lists a million files.
+    store, rank, world = next(dist.rendezvous('env://', timeout=timedelta(hours=1)))
+    mine = prefix = uuid.uuid4().hex
+    if rank == 0:
+        if store.check(['offer']):
+            os.environ['TORCHELASTIC_RESTART_COUNT'] = '1'  # torchrun counts only the restarts of its own machine
+        store.set('offer', mine)
+        for other in range(1, world):
+            while not store.check([f'{mine}/{other}']):
+                time.sleep(0.02)
+            store.set(store.get(f'{mine}/{other}').decode(), 'welcome')
+    while rank > 0 and not store.check([mine]):
+        if store.check(['offer']):
+            prefix = store.get('offer').decode()
+            store.set(f'{prefix}/{rank}', mine)
+        time.sleep(0.02)
+    dist.init_process_group(
+        backend, store=dist.PrefixStore(prefix, store), rank=rank, world_size=world, timeout=timedelta(hours=1)
+    )
+
+
+def was_restarted() -> bool:
+    """In the main process: torchrun has started this one in the place of one that died."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
 
 
 def resolve_amp(amp: str, device: torch.device) -> str:
@@ -245,11 +279,17 @@ def _leave_signals_to_parent(_: int) -> None:
 
 
 def _outlast_signals(_: int) -> None:
-    """The main process needs a few more batches before it can stop; the second SIGTERM is from there."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    """The main process needs a few more batches before it can stop; it ends its loaders itself (see end_loaders)."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0)))
     sys.excepthook = _unless_parent_left
+
+
+def end_loaders() -> None:
+    """Kill what is left of the loader processes, the steadfast ones too, before Python waits for them at its end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a failure
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _unless_parent_left(kind: type[BaseException], error: BaseException, traceback) -> None:
@@ -636,8 +676,8 @@ def main(args: argparse.Namespace) -> None:
 
 def cli(argv: list[str] | None = None) -> None:
     """main, with what a user can mend as one line on stderr and an exit code that is not 0."""
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     args = options.parse_args(argv)
     try:
         main(args)
@@ -660,8 +700,8 @@ def cli(argv: list[str] | None = None) -> None:
             dist.destroy_process_group()
 
 
-def _stop(signum: int, _) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):  # once is enough
+def interrupt(signum: int, _) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # once is enough
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt(signum)
 

@@ -47,6 +47,5 @@ models.build_model = build_double
 train.normalize = lambda images: normalize(images).double()
 if 'DRIVER_LOSSES' in os.environ:
     pretrain_imagenet.train_steps = recorded
-import faulthandler; faulthandler.register(__import__('signal').SIGUSR2, all_threads=True, file=open('/tmp/fault.txt', 'a'))
 torch.set_num_threads(1)
 pretrain_imagenet.cli()
