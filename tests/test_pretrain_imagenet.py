@@ -11,12 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import mini_imagenet
 import numpy as np
 import pytest
 import torch
 from conftest import finish, write_image
 
-import mini_imagenet
 import models
 import pretrain_imagenet
 import runs
