@@ -64,6 +64,11 @@ BOUNDS = dict(
     cutmix=(0, 1e3),
     seed=(0, 2**63 - 1),
     num_workers=(0, 1024),
+    accumulate=(1, 100_000),
+    ema_decay=(0, 1),
+    save_minutes=(0, 1e6),
+    max_bad_images=(0, 10**9),
+    max_skipped=(1, 10**9),
 )
 
 
@@ -162,7 +167,7 @@ def check(args: argparse.Namespace) -> None:
     if args.model not in MODELS:
         raise RunError(f"unknown model '{args.model}'; the models are: {', '.join(MODELS)}")
     for name, (low, high) in BOUNDS.items():
-        value = getattr(args, name)
+        value = getattr(args, name, None)
         if value is not None and not low <= value <= high:  # NaN fails too
             raise RunError(f'--{name} {value} must be from {low} to {high}')
     low, high = args.crop_scale

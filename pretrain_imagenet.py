@@ -10,12 +10,13 @@ checkpoint and ends in the bits of an undisturbed one. See PRETRAIN_GUIDE.md.
 
 import argparse
 import contextlib
-import hashlib
 import json
+import math
 import os
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +27,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -35,7 +35,7 @@ import options
 import runs
 from datasets import DataError, ImageList, list_images
 from models import ModelError, TwistNet
-from runs import BUSY, RunBusy, RunError
+from runs import RunError
 from train import (
     CHECK_EVERY,
     EvalBatches,
@@ -44,10 +44,12 @@ from train import (
     end_loaders,
     environment_of,
     evaluate,
+    fail,
     interrupt,
     is_main,
     lr_at,
     make_loader,
+    parallelise,
     process_rank,
     reduce_sum,
     resolve_amp,
@@ -91,21 +93,22 @@ def read_index(root: Path, cache: Path) -> Index:
     """List a folder of class folders, or take the list from the cache while no class folder has changed since.
 
     Raises:
-        DataError: there is no such folder, or no image in a class.
+        DataError: there is no such folder, it cannot be listed, or fewer than two classes have images.
     """
     if not root.is_dir():
         raise DataError(f'{root}: no such folder; --data_dir must hold train/ and val/ with a folder for each class')
-    folders = sorted(
-        (entry for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != '.'), key=lambda e: e.name
-    )
-    stamp = runs.digest(json.dumps([str(root.resolve()), *((e.name, e.stat().st_mtime_ns) for e in folders)]).encode())
     try:
-        with np.load(cache) as stored:
-            if stored['stamp'] == stamp:
-                return Index(root, stored['classes'].tolist(), stored['names'], stored['counts'])
-    except (OSError, ValueError, KeyError):
-        pass  # no cache, or a torn one: it is made again
-    found = list_images(root)
+        folders = sorted((e.name, e.stat().st_mtime_ns) for e in os.scandir(root) if e.is_dir() and e.name[0] != '.')
+        stamp = runs.digest(json.dumps([str(root.resolve()), *folders]).encode())
+        try:
+            with np.load(cache) as stored:
+                if stored['stamp'] == stamp:
+                    return Index(root, stored['classes'].tolist(), stored['names'], stored['counts'])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass  # no cache, or a torn one: it is made again
+        found = list_images(root)
+    except OSError as error:
+        raise DataError(f'{error.filename}: cannot be listed ({error.strerror})') from error
     if len(found) < 2:
         raise DataError(f'{root}: needs at least two class folders with images; it has {len(found)}')
     names = np.array([os.fsencode(os.path.basename(path)) for paths in found.values() for path in paths])
@@ -224,48 +227,59 @@ def read_latest(folder: Path, resume: str | None, config: dict) -> dict | None:
         RunError: there is a checkpoint and none is asked for; the file is missing, or of another run; none is whole.
     """
     latest, previous = folder / 'latest.pt', folder / 'previous.pt'
-    if resume is None and not latest.exists() and not previous.exists():
-        return None
-    if resume is None:
+    own = [path for path in (latest, previous) if path.exists()]
+    if resume is None and own:
         raise RunError(
             f'{folder} holds a run; --resume auto goes on with it, another --checkpoint_dir begins a new one'
         )
-    if resume != 'auto' and not Path(resume).exists():
+    if resume is None or (resume == 'auto' and not own):
+        return None
+    if resume == 'auto' or (own and Path(resume).resolve() == latest.resolve()):
+        return _read_newest(own, config)
+    if not Path(resume).exists():
         raise RunError(f'--resume {resume}: no such file')
-    paths = [latest, previous] if resume == 'auto' or Path(resume).resolve() == latest.resolve() else [Path(resume)]
-    torn = False
+    for path in own[:1]:  # going on elsewhere must not overwrite the run that is here
+        _check_run(path, models.read_checkpoint(path), config)
+    return _check_run(Path(resume), models.read_checkpoint(resume), config)
+
+
+def _read_newest(paths: list[Path], config: dict) -> dict:
+    """The first checkpoint that is whole; torn ones are put aside, or the next one written would displace it."""
+    torn = []
     for path in paths:
         try:
-            checkpoint = models.read_checkpoint(path)
-        except FileNotFoundError:
-            continue
+            checkpoint = _check_run(path, models.read_checkpoint(path), config)
         except models.UnsafeCheckpoint:
             raise
         except ModelError as error:
-            say(f'note: {error}' + f'; trying {previous}' * (path != paths[-1]))
-            if len(paths) > 1:  # aside, or the next checkpoint would put it in the place of the one before
-                path.rename(path.with_name(path.name + '.damaged'))
-            torn = True
+            torn.append(path)
+            say(f'note: {error}' + (f'; trying {paths[-1]}' if path != paths[-1] else ''))
             continue
-        if not isinstance(checkpoint, dict) or 'progress' not in checkpoint:
-            raise RunError(f'{path} is no checkpoint of pretrain_imagenet.py')
-        if checkpoint['config']['fingerprint'] != config['fingerprint']:
-            changes = runs.changes(checkpoint['config']['defines'], config['defines'])
-            raise RunError(f'{path} is of another run ({changes}); give its options, or another --checkpoint_dir')
-        if changes := runs.changes(checkpoint['config']['environment'], config['environment']):
-            say(f'note: {path} was made in another environment ({changes}); the last bits may differ')
+        for damaged in torn:
+            damaged.rename(damaged.with_name(damaged.name + '.damaged'))
         return checkpoint
-    if torn:
-        raise RunError(f'{folder}: no checkpoint is whole; another --checkpoint_dir begins a new run')
-    return None
+    raise RunError(f'{paths[0].parent}: no checkpoint is whole; another --checkpoint_dir begins a new run')
+
+
+def _check_run(path: Path, checkpoint: dict, config: dict) -> dict:
+    """The checkpoint, if it is of this run. Raises RunError if not."""
+    if not isinstance(checkpoint, dict) or 'progress' not in checkpoint:
+        raise RunError(f'{path} is no checkpoint of pretrain_imagenet.py')
+    if checkpoint['config']['fingerprint'] != config['fingerprint']:
+        changes = runs.changes(checkpoint['config']['defines'], config['defines'])
+        raise RunError(f'{path} is of another run ({changes}); give its options, or another --checkpoint_dir')
+    if changes := runs.changes(checkpoint['config']['environment'], config['environment']):
+        say(f'note: {path} was made in another environment ({changes}); the last bits may differ')
+    return checkpoint
 
 
 def write_latest(folder: Path, checkpoint: dict) -> None:
     """Keep the last checkpoint as previous.pt; at any moment one of the two is whole."""
     latest = folder / 'latest.pt'
+    save_checkpoint(folder / 'next.pt', checkpoint)
     if latest.exists():
         os.replace(latest, folder / 'previous.pt')
-    save_checkpoint(latest, checkpoint)
+    os.replace(folder / 'next.pt', latest)
 
 
 # ---------------------------------------------------------------------------------------------- a run
@@ -288,14 +302,15 @@ def begin(args: argparse.Namespace, device: torch.device) -> tuple[Index, Index,
             f'accumulated parts) at most the {len(train)} training images'
         )
     defines = {k: v for k, v in vars(args).items() if k not in SYSTEM_OPTIONS}
-    images = hashlib.sha256(train.names.tobytes() + val.names.tobytes() + repr(train.classes).encode()).hexdigest()
-    defines |= dict(global_batch=global_batch, images=images[:16])
+    images = runs.digest(
+        b''.join([repr(train.classes).encode(), *(a.tobytes() for i in (train, val) for a in (i.names, i.ends))])
+    )
+    defines |= dict(global_batch=global_batch, images=images)
     environment = environment_of(device) | dict(processes=world, accumulate=args.accumulate)
     fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
     config = dict(defines=defines, environment=environment, fingerprint=fingerprint, classes=len(train.classes))
-    resume = args.resume
-    if was_restarted():
-        resume = 'auto'
+    begun = (folder / 'latest.pt').exists() or (folder / 'previous.pt').exists()
+    resume = 'auto' if was_restarted() and begun else args.resume
     return train, val, config, read_latest(folder, resume, config)
 
 
@@ -324,6 +339,9 @@ def build(args: argparse.Namespace, num_classes: int, device: torch.device, last
         nesterov=args.momentum > 0,
         fused=True,
     )
+    # Zeros give the same first step, and a skipped first step would leave the buffers as the memory was.
+    for parameter in model.parameters() if args.momentum else ():
+        optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
     if last:
         model.load_state_dict(last['state_dict'])
@@ -334,9 +352,7 @@ def build(args: argparse.Namespace, num_classes: int, device: torch.device, last
         torch._foreach_copy_(average, [t.to(device) for t in last['average']])
     if args.compile:
         model.compile()
-    parallel = model
-    if world_size() > 1:
-        parallel = DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
+    parallel = parallelise(model, device, args.amp, args.batch_size, args.img_size)
     return State(model, parallel, optimizer, scaler, average)
 
 
@@ -356,6 +372,7 @@ def make_loaders(
 
 
 def save_state(folder: Path, config: dict, progress: dict, state: State) -> None:
+    """Everything that the run needs to go on, its best weights so far included, in one file."""
     if is_main():
         checkpoint = dict(config=config, progress=progress, state_dict=state.model.state_dict(), average=state.average)
         checkpoint |= dict(optimizer=state.optimizer.state_dict(), scaler=state.scaler.state_dict())
@@ -382,6 +399,9 @@ def pretrain(args: argparse.Namespace) -> Path:
         KeyboardInterrupt: a signal came, and a checkpoint is saved.
     """
     options.check(args)
+    if args.num_workers is None:
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+        args.num_workers = min(max(cores, 1), 16)
     device = setup(args.device, args.seed)
     torch.set_float32_matmul_precision('high')  # TF32 where there is such a thing
     args.device, args.amp = device.type, resolve_amp(args.amp, device)
@@ -389,13 +409,13 @@ def pretrain(args: argparse.Namespace) -> Path:
     if args.scale_lr:
         args.lr = args.lr * global_batch / BASE_BATCH
         say(f'learning rate {args.lr:g} for a global batch of {global_batch} (--no-scale_lr keeps --lr)')
+        options.check(args)
     folder, target = Path(args.checkpoint_dir), Path(args.weights_dir) / f'{args.model}_imagenet.pt'
     train_index, val_index, config, last = share_object(lambda: begin(args, device))
     share_object(lambda: refuse_to_overwrite(target, config, args.overwrite))
     state = build(args, len(train_index.classes), device, last)
-    progress = dict(
-        epoch=0, step=0, loss=0.0, dropped=0, bad=[], history=[], best_val_acc=-1.0, best_epoch=0
-    )  # 'step', 'loss' and 'dropped' are of the epoch under way
+    # 'step', 'loss' and 'dropped' are of the epoch under way; 'streak' counts skipped steps in a row.
+    progress = dict(epoch=0, step=0, loss=0.0, dropped=0, streak=0, bad=[], history=[], best=dict(val_acc=-1.0))
     if last:
         progress = last['progress']
         say(f'{folder}: going on in epoch {progress["epoch"] + 1}, after {progress["step"]} steps of it')
@@ -408,16 +428,19 @@ def pretrain(args: argparse.Namespace) -> Path:
         smoothing=0.05,
         **runs.terminal(),
     )
-    clock = dict(started=time.monotonic(), saved=time.monotonic(), steps=0)
+    clock = dict(saved=time.monotonic(), steps=0)
     with noted_signals() as signals:
         for epoch in range(progress['epoch'], args.epochs):
             bar.set_description(f'epoch {epoch + 1}/{args.epochs}', refresh=False)
             times = train_epoch(args, state, loader, progress, config, device, signals, clock, bar)
+            save_state(folder, config, progress, state)  # before a damaged image can end the validation
             share_weights(state.model)
             with weights_of(state.model, state.average):
                 share_weights(state.model)
                 with tqdm(disable=True) as quiet:
                     val_loss, val_acc = evaluate(state.model, val_loader, device, args.amp, quiet)
+                if not math.isfinite(val_loss):
+                    raise RunError(f'the validation loss is {val_loss} after epoch {epoch + 1}; {last_words(folder)}')
                 line = dict(
                     epoch=epoch + 1,
                     lr=state.optimizer.param_groups[0]['lr'],
@@ -429,13 +452,9 @@ def pretrain(args: argparse.Namespace) -> Path:
                     gates=state.model.gates() if isinstance(state.model, TwistNet) else {},
                     **times,
                 )
-                improved = val_acc >= progress['best_val_acc']  # the later on ties
-                if improved and is_main():
-                    best = weights_file(state.model, args, train_index.classes, line, config)
-                    save_checkpoint(folder / 'best.pt', best)
+                if val_acc >= progress['best']['val_acc']:  # the later on ties
+                    progress['best'] = weights_file(state.model, args, train_index.classes, line, config)
             progress['history'].append(line)
-            if improved:
-                progress |= dict(best_val_acc=val_acc, best_epoch=epoch + 1)
             progress |= dict(epoch=epoch + 1, step=0, loss=0.0, dropped=0)
             save_state(folder, config, progress, state)
             clock['saved'] = time.monotonic()
@@ -448,10 +467,16 @@ def pretrain(args: argparse.Namespace) -> Path:
             )
     bar.close()
     if is_main():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_atomic(target, (folder / 'best.pt').read_bytes())
         runs.write_log(folder / 'log.jsonl', progress['history'])  # a run killed before the log left it short
+        refuse_to_overwrite(target, config, args.overwrite)  # one that has come in the meantime
+        save_checkpoint(target, progress['best'])
     return target
+
+
+def last_words(folder: Path) -> str:
+    """What is left, and what to try, when numbers are not finite."""
+    saved = f'the last checkpoint is {folder / "latest.pt"}; ' if (folder / 'latest.pt').exists() else ''
+    return f'{saved}try a lower --lr or --amp off'
 
 
 def train_epoch(
@@ -468,7 +493,8 @@ def train_epoch(
     """The rest of the epoch that `progress` is in; saves on the way when it is time, or when a signal came.
 
     Returns:
-        seconds of the epoch in this process, of them for the loader and for steps, and images a second of all.
+        seconds of the epoch in this process, of them waiting for the loader, in steps, and, of these, waiting for the
+        device when the loss is looked at; and images a second of all processes.
 
     Raises:
         RunError: too many bad images, or steps in a row that are not finite. KeyboardInterrupt: as for pretrain.
@@ -493,8 +519,9 @@ def train_epoch(
         with state.parallel.no_sync() if more else contextlib.nullcontext(), autocast(device, args.amp):
             return F.cross_entropy(state.parallel(images), targets, label_smoothing=args.label_smoothing)
 
-    times, begun, bad = dict(loader=0.0), time.monotonic(), set(progress['bad'])
+    times, begun, bad = dict(loader=0.0, look=0.0), time.monotonic(), set(progress['bad'])
     loss_sum, dropped, streak, worst = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(4))
+    streak += progress['streak']
     for step, loss, norm in train_steps(
         model,
         watch(loader, times, bad),
@@ -520,33 +547,45 @@ def train_epoch(
         bar.update()
         clock['steps'] += 1
         done = step - epoch * steps + 1
-        if clock['steps'] == PROJECT_AFTER:
-            left = ((args.epochs - epoch) * steps - done) * (time.monotonic() - clock['started']) / PROJECT_AFTER
-            say(f'the rest will take about {timedelta(seconds=round(left))}, without validation')
         if done % CHECK_EVERY and done < steps:
             continue
         # The only look at the device, and the moment at which all processes agree to save or stop.
         due = is_main() and time.monotonic() - clock['saved'] > 60 * args.save_minutes
+        look = time.monotonic()
         mine = torch.tensor([len(bad) - len(progress['bad']), bool(signals), due], device=device)
-        loss_of_all, new_bad, stop, due = reduce_sum(torch.cat([loss_sum[None], mine.double()])).tolist()
-        progress |= dict(
-            step=done, loss=progress['loss'] + loss_of_all / world, dropped=progress['dropped'] + int(dropped.item())
-        )
+        found = reduce_sum(torch.cat([loss_sum[None], mine.double()]))
+        loss_of_all, new_bad, stop, due, skipped, row, most = [
+            *found.tolist(), *torch.stack([dropped, streak, worst]).tolist()
+        ]  # fmt: skip
+        times['look'] += time.monotonic() - look
+        progress |= dict(step=done, loss=progress['loss'] + loss_of_all / world, streak=int(row))
+        progress['dropped'] += int(skipped)
         if new_bad:
             note_bad(bad, progress, loader.dataset.items, args.max_bad_images)
-        if worst.item() >= args.max_skipped:
+        if most >= args.max_skipped:
             raise RunError(
-                f'the gradients of {int(worst.item())} steps in a row were not finite, near step {step}; the last '
-                f'checkpoint is {folder / "latest.pt"}; try a lower --lr or --amp off'
+                f'the gradients of {int(most)} steps in a row were not finite, near step {step}; {last_words(folder)}'
             )
-        loss_sum.zero_()
-        dropped.zero_()
-        bar.set_postfix_str(
-            f'loss {progress["loss"] / done:.3f}, loader {times["loader"] / done:.3f} s a step', refresh=False
+        for counter in (loss_sum, dropped, worst):
+            counter.zero_()
+        here = done - batches.first  # steps of this process in the epoch
+        now = (
+            f'loss {progress["loss"] / max(1, done - progress["dropped"]):.3f}, '
+            f'{(time.monotonic() - begun) / here:.3f} s a step, of them loader {times["loader"] / here:.3f} s'
         )
+        bar.set_postfix_str(now, refresh=False)
+        if 'first_look' not in clock:  # what came before was also starting, and compiling
+            clock['first_look'] = time.monotonic(), clock['steps']
+        elif clock['steps'] >= PROJECT_AFTER and 'projected' not in clock:
+            then, count = clock['first_look']
+            left = ((args.epochs - epoch) * steps - done) * (time.monotonic() - then) / (clock['steps'] - count)
+            say(f'the rest will take about {timedelta(seconds=round(left))}, validation apart')
+            clock['projected'] = True
         if stop or due:
             save_state(folder, config, progress, state)
             clock['saved'] = time.monotonic()
+            if bar.disable:
+                say(f'epoch {epoch + 1}/{args.epochs} step {done}/{steps}: {now}; saved')
         if stop:
             bar.close()
             say(f'{folder / "latest.pt"} is saved; --resume auto goes on from there')
@@ -556,6 +595,7 @@ def train_epoch(
         seconds=round(seconds, 3),
         loader_seconds=round(times['loader'], 3),
         step_seconds=round(seconds - times['loader'], 3),
+        look_seconds=round(times['look'], 3),
         images_per_second=round((steps - batches.first) * batches.batch_size / max(seconds, 1e-9), 1),
     )
 
@@ -573,12 +613,24 @@ def weights_file(model: nn.Module, args: argparse.Namespace, classes: list[str],
         transform=eval_settings(args.img_size),
         fingerprint=config['fingerprint'],
         commit=config['environment']['commit'],
-        state_dict={k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
+        state_dict={
+            k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()
+        },
     )
 
 
 def refuse_to_overwrite(target: Path, config: dict, overwrite: bool) -> None:
-    """Better now than after four days. Weights of this very run, made before, may be made again."""
+    """Better before four days than after. Weights of this very run, made before, may be made again.
+
+    Raises:
+        RunError: there are weights of another run, or nothing can be written there.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f'--weights_dir {target.parent}: cannot be made ({error.strerror})') from error
+    if not os.access(target.parent, os.W_OK):
+        raise RunError(f'--weights_dir {target.parent}: cannot be written to')
     if target.exists() and not overwrite:
         try:
             own = models.read_checkpoint(target).get('fingerprint') == config['fingerprint']
@@ -639,7 +691,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     group.add_argument('--ema', action=argparse.BooleanOptionalAction, default=False, help='average the weights')
     group.add_argument('--ema_decay', type=float, default=0.9999, help='of the average, a step')
-    group.add_argument('--checkpoint_dir', default='checkpoints', help='latest.pt, previous.pt, best.pt and log.jsonl')
+    group.add_argument('--checkpoint_dir', default='checkpoints', help='latest.pt, previous.pt and log.jsonl')
     group.add_argument('--resume', metavar='PATH', help='a checkpoint, or auto for the newest that is whole')
     group.add_argument('--save_minutes', type=float, default=15, help='between two checkpoints')
     group.add_argument('--weights_dir', default=models.WEIGHTS_DIR, help='where the best weights go at the end')
@@ -670,11 +722,7 @@ def cli(argv: list[str] | None = None) -> None:
     try:
         main(args)
     except (DataError, ModelError, RunError) as error:
-        if not is_main() and not (isinstance(error, DataError) and dist.is_initialized()):
-            sys.exit(1)
-        message = str(error).strip().splitlines()[-1].removeprefix('archives.DataError: ')
-        print(f'pretrain_imagenet.py: error: {message}', file=sys.stderr)
-        sys.exit(BUSY if isinstance(error, RunBusy) else 1)
+        fail('pretrain_imagenet.py', error)
     except KeyboardInterrupt as stop:
         say('stopped')
         sys.exit(128 + stop.args[0])

@@ -23,6 +23,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import timm
 import torch
@@ -321,7 +322,7 @@ def train_steps(
     clip_grad: float,
     accumulate: int = 1,
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """The steps of the optimiser, one after another; nothing in here waits for the device.
+    """The steps of the optimiser, one after another; with a fused one nothing in here waits for the device.
 
     Args:
         model: the plain module.
@@ -442,6 +443,7 @@ def share_object(make: Callable):
     if dist.is_initialized():
         dist.broadcast_object_list(box)
     if isinstance(box[0], Exception):
+        box[0].shared = True  # the main process speaks for all
         raise box[0]
     return box[0]
 
@@ -454,6 +456,26 @@ def share_weights(model: nn.Module) -> None:
     if dist.is_initialized():
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, 0)
+
+
+def parallelise(model: nn.Module, device: torch.device, amp: str, batch_size: int, img_size: int) -> nn.Module:
+    """The model with its gradients averaged over processes; itself where there is one.
+
+    DistributedDataParallel sorts the gradients into buckets anew after its first backward pass, which changes the order
+    of their sums. A pass over zeros gets that over with: the first step of a resumed run is then like any other.
+    """
+    if world_size() == 1:
+        return model
+    parallel = DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    zeros = torch.zeros(batch_size, 3, img_size, img_size, device=device).to(memory_format=torch.channels_last)
+    with autocast(device, amp):
+        parallel.train()(normalize(zeros.byte())).float().sum().backward()
+    parallel.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), buffers):
+            buffer.copy_(before)
+    return parallel
 
 
 # ---------------------------------------------------------------------------------------------- a run
@@ -535,9 +557,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         say(f'{folder}: going on after epoch {len(run["history"])}')
     if args.compile:
         model.compile()  # in place: names in the state dict stay as they are
-    parallel = model
-    if world > 1:
-        parallel = DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
+    parallel = parallelise(model, device, args.amp, args.batch_size // world, args.img_size)
 
     # Batches.
     augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
@@ -682,15 +702,7 @@ def cli(argv: list[str] | None = None) -> None:
     try:
         main(args)
     except (DataError, ModelError, RunError) as error:
-        # Of several processes that fail alike one speaks; one that fails alone, over an image it reads, does too.
-        if not is_main() and not (isinstance(error, DataError) and dist.is_initialized()):
-            sys.exit(1)
-        # An error from a loader process arrives with that process's traceback; the last line is the message.
-        message = str(error).strip().splitlines()[-1].removeprefix('archives.DataError: ')
-        if isinstance(error, RunBusy):
-            print(f'train.py: error: {message}', file=sys.stderr)
-            sys.exit(BUSY)
-        sys.exit(f'train.py: error: {message}')
+        fail('train.py', error)
     except KeyboardInterrupt as stop:
         again = 'the same command without --force' if args.force else 'the same command'
         say(f'stopped; {again} goes on from the last whole epoch')
@@ -698,6 +710,19 @@ def cli(argv: list[str] | None = None) -> None:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def fail(script: str, error: Exception) -> NoReturn:
+    """End this process over an error of ours: one line on stderr, exit code 1, or BUSY where another makes the run.
+
+    Of several processes that fail alike one speaks; one that fails alone, over an image that it reads, does too.
+    """
+    alone = isinstance(error, DataError) and dist.is_initialized() and not hasattr(error, 'shared')
+    if is_main() or alone:
+        # An error from a loader process arrives with that process's traceback; the last line is the message.
+        message = str(error).strip().splitlines()[-1].removeprefix('archives.DataError: ')
+        print(f'{script}: error: {message}', file=sys.stderr)
+    sys.exit(BUSY if isinstance(error, RunBusy) else 1)
 
 
 def interrupt(signum: int, _) -> None:

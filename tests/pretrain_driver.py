@@ -2,7 +2,7 @@
 
 In float64, so that what grows from rounding errors, as they do in small batches under BatchNorm, stays small.
 DRIVER_NORM=group puts GroupNorm in the place of BatchNorm, whose statistics are of a process's own part of a step.
-DRIVER_LOSSES names the file.
+DRIVER_LOSSES names the file, DRIVER_LOOK the steps between two looks at the loss.
 """
 
 import json
@@ -47,5 +47,6 @@ models.build_model = build_double
 train.normalize = lambda images: normalize(images).double()
 if 'DRIVER_LOSSES' in os.environ:
     pretrain_imagenet.train_steps = recorded
+pretrain_imagenet.CHECK_EVERY = int(os.environ.get('DRIVER_LOOK', train.CHECK_EVERY))
 torch.set_num_threads(1)
 pretrain_imagenet.cli()

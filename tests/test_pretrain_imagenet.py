@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -18,7 +19,9 @@ import torch
 from conftest import finish, write_image
 
 import models
+import options
 import pretrain_imagenet
+import registry
 import runs
 import train
 from archives import DataError
@@ -93,7 +96,7 @@ def test_losses_do_not_depend_on_processes_or_parts(imagenet, tmp_path, norm, wa
     for processes, batch, parts in ways:
         folder = tmp_path / f'{processes}_{batch}_{parts}'
         process = drive(
-            imagenet, folder, '--batch_size', str(batch), '--accumulate', str(parts), '--lr', '0.1',
+            imagenet, folder, '--batch_size', str(batch), '--accumulate', str(parts), '--lr', '0.02',
             *(('--sync_bn',) if norm == 'batch' else ()), launcher=torchrun(2) if processes > 1 else (),
             DRIVER_NORM=norm, DRIVER_LOSSES=str(tmp_path / 'losses.json'),
         )  # fmt: skip
@@ -101,12 +104,21 @@ def test_losses_do_not_depend_on_processes_or_parts(imagenet, tmp_path, norm, wa
         assert code == 0, err
         losses.append(json.loads((tmp_path / 'losses.json').read_text()))
         ends.append(runs.read_log(folder / 'checkpoints' / 'log.jsonl')[0])
-        assert 'learning rate 0.0015625 for a global batch of 16' in err
+        assert 'learning rate 0.0003125 for a global batch of 16' in err
     assert len(losses[0]) == 30
     for other, end in zip(losses[1:], ends[1:]):
         assert other[:20] == pytest.approx(losses[0][:20], rel=1e-6)
         assert end['train_loss'] == pytest.approx(ends[0]['train_loss'], rel=1e-6)
         assert end['val_loss'] == pytest.approx(ends[0]['val_loss'], rel=1e-5), 'every image counts once'
+
+
+def test_no_option_but_the_folder_is_needed(imagenet, tmp_path, tiny, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(options, 'IMAGENET', {**options.IMAGENET, 'epochs': 6, 'batch_size': 120, 'img_size': 32})
+    monkeypatch.setitem(registry.MODELS, 'twistnet18', registry.MODELS['tiny'])
+    pretrain_imagenet.cli(['--data_dir', str(imagenet)])
+    assert (tmp_path / 'weights' / 'twistnet18_imagenet.pt').exists()
+    assert capfd.readouterr().out.startswith('weights/twistnet18_imagenet.pt: twistnet18, epoch ')
 
 
 def test_learning_rate_scales_with_the_global_batch(imagenet, tmp_path, tiny, capfd):
@@ -206,21 +218,43 @@ def test_two_machines_meet_and_meet_again_when_a_rank_of_one_is_killed(imagenet,
     assert outcome(tmp_path) == whole_of_two
 
 
-@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
-def test_a_scheduler_s_signal_saves_and_stops(imagenet, tmp_path, number, code):
-    more = ('--epochs', '40', '--num_workers', '1', '--save_minutes', '1000')
-    process = drive(imagenet, tmp_path, *more)
+def test_a_signal_saves_and_stops(imagenet, tmp_path):
+    process = drive(imagenet, tmp_path, '--epochs', '40', '--num_workers', '1', '--save_minutes', '1000')
     wait_for(tmp_path / 'checkpoints' / 'log.jsonl', process)
     time.sleep(0.3)
-    os.killpg(process.pid, number)  # to the loader's processes as well, as SLURM does
-    returned, out, err = finish(process)
-    assert (returned, out) == (code, ''), err
-    assert err.splitlines()[-2:] == [
-        f'{tmp_path}/checkpoints/latest.pt is saved; --resume auto goes on from there',
-        'stopped',
-    ]
+    os.killpg(process.pid, signal.SIGUSR1)  # to the loader's processes as well, as SLURM does
+    code, out, err = finish(process)
+    assert (code, out) == (128 + signal.SIGUSR1, ''), err
+    saved = f'{tmp_path}/checkpoints/latest.pt is saved; --resume auto goes on from there'
+    assert err.splitlines()[-2:] == [saved, 'stopped']
     progress = models.read_checkpoint(tmp_path / 'checkpoints' / 'latest.pt')['progress']
     assert 0 < progress['epoch'] + progress['step'] / 15 < 40
+
+
+def test_three_processes_stopped_through_torchrun_go_on_in_the_same_bits(imagenet, tmp_path):
+    # Of three gradients the order matters, which DistributedDataParallel changes after its first backward pass.
+    more = ('--epochs', '4', '--batch_size', '5', '--save_minutes', '1000')
+    ends = []
+    for name in ('whole', 'cut', 'cut'):
+        process = drive(
+            imagenet, tmp_path / name, *more, '--resume', 'auto', launcher=torchrun(3), DRIVER_LOOK='2'
+        )  # fmt: skip
+        if name == 'cut' and len(ends) == 1:
+            wait_for(tmp_path / name / 'checkpoints' / 'latest.pt', process)
+            process.terminate()
+        ends.append(finish(process))
+    codes = [code for code, _, _ in ends]
+    assert codes[0] == codes[2] == 0, ends
+    assert codes[1] != 0
+    assert 'is saved; --resume auto goes on' in ends[1][2]
+    assert re.search(r'going on in epoch \d, after ([2-9]|1\d) steps', ends[2][2]), ends[2][2]
+    assert outcome(tmp_path / 'cut') == outcome(tmp_path / 'whole')
+
+
+def test_another_number_of_processes_goes_on(imagenet, tmp_path, tiny, capfd):
+    run(imagenet, tmp_path, '--batch_size', '8', '--accumulate', '2')
+    run(imagenet, tmp_path, '--batch_size', '16', '--resume', 'auto')
+    assert 'was made in another environment (accumulate 2 -> 1)' in capfd.readouterr().err
 
 
 def test_a_torn_checkpoint_falls_back_to_the_one_before(imagenet, tmp_path, tiny, capfd):
@@ -237,9 +271,10 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(imagenet, tmp_path, tiny
         assert 'previous.pt' in err
         assert 'going on in epoch' in err
         assert outcome(tmp_path / 'torn') == outcome(tmp_path / 'whole')
-    latest.unlink()  # killed between the two moves
-    run(imagenet, tmp_path / 'torn', '--resume', 'auto')
-    assert outcome(tmp_path / 'torn') == outcome(tmp_path / 'whole')
+    for resume in ('auto', str(latest)):
+        latest.unlink()  # killed between the two moves
+        run(imagenet, tmp_path / 'torn', '--resume', resume)
+        assert outcome(tmp_path / 'torn') == outcome(tmp_path / 'whole')
 
 
 def test_what_cannot_be_resumed_is_refused(imagenet, tmp_path, tiny):
@@ -255,8 +290,57 @@ def test_what_cannot_be_resumed_is_refused(imagenet, tmp_path, tiny):
         run(imagenet, tmp_path, '--resume', str(tmp_path / 'foreign.pt'))
     for name in ('latest.pt', 'previous.pt'):
         (tmp_path / 'checkpoints' / name).write_bytes(b'torn')
-    with pytest.raises(RunError, match='no checkpoint is whole'):
-        run(imagenet, tmp_path, '--resume', 'auto')
+    for _ in range(2):  # the second start must not begin anew either
+        with pytest.raises(RunError, match='no checkpoint is whole'):
+            run(imagenet, tmp_path, '--resume', 'auto')
+
+
+def test_a_copy_of_a_checkpoint_goes_on_elsewhere_with_its_best_weights(imagenet, tmp_path, tiny, monkeypatch):
+    accuracies = iter([60.0, 50.0, 40.0, 40.0])
+    monkeypatch.setattr(pretrain_imagenet, 'evaluate', lambda *_: (1.0, next(accuracies)))
+    run(imagenet, tmp_path / 'a', '--epochs', '3')
+    copy = tmp_path / 'copy.pt'
+    (tmp_path / 'a' / 'checkpoints' / 'previous.pt').rename(copy)  # before the last validation
+    run(imagenet, tmp_path / 'b', '--epochs', '3', '--resume', str(copy))
+    best, again = (models.read_checkpoint(tmp_path / x / 'weights' / 'tiny_imagenet.pt') for x in 'ab')
+    assert best['epoch'] == again['epoch'] == 1
+    assert all(again['state_dict'][k].equal(v) for k, v in best['state_dict'].items())
+    assert not best['state_dict']['stem.1.bias'].equal(
+        models.read_checkpoint(tmp_path / 'b' / 'checkpoints' / 'latest.pt')['state_dict']['stem.1.bias']
+    )
+    with pytest.raises(RunError, match=r'latest\.pt is of another run \(seed 42 -> 7\)'):
+        run(imagenet, tmp_path / 'b', '--epochs', '3', '--seed', '7', '--resume', str(copy))
+
+
+def test_torchrun_s_restart_before_the_first_checkpoint_keeps_the_one_given(
+    imagenet, tmp_path, tiny, monkeypatch, capfd
+):
+    run(imagenet, tmp_path / 'a')
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    latest = tmp_path / 'a' / 'checkpoints' / 'latest.pt'
+    run(imagenet, tmp_path / 'b', '--resume', str(latest))
+    assert 'going on in epoch 3' in capfd.readouterr().err
+    with pytest.raises(RunError, match='no such file'):
+        run(imagenet, tmp_path / 'c', '--resume', 'missing.pt')
+    run(imagenet, tmp_path / 'a')  # without --resume: a restart
+
+
+def test_a_full_disk_loses_nothing(imagenet, tmp_path, tiny, monkeypatch):
+    run(imagenet, tmp_path / 'whole')
+    real, calls = os.fsync, [0]
+
+    def full(number: int) -> None:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise OSError(28, 'No space left on device')
+        real(number)
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(RunError, match=r'cannot be written \(No space left on device\); what was saved before'):
+        run(imagenet, tmp_path / 'cut')
+    latest = tmp_path / 'cut' / 'checkpoints' / 'latest.pt'
+    run(imagenet, tmp_path / 'cut', '--resume', str(latest))
+    assert outcome(tmp_path / 'cut') == outcome(tmp_path / 'whole')
 
 
 # ------------------------------------------------------------------------------------------ what comes out
@@ -292,6 +376,17 @@ def test_weights_that_are_there_are_not_replaced_unasked(imagenet, tmp_path, tin
     run(imagenet, tmp_path, '--overwrite')
     assert models.read_checkpoint(target)['model'] == 'tiny'
     run(imagenet, tmp_path, '--resume', 'auto')  # complete: its own weights may be written again
+    (tmp_path / 'file').touch()
+    with pytest.raises(RunError, match=r'--weights_dir .*file: cannot be made'):
+        run(imagenet, tmp_path / 'a', '--weights_dir', str(tmp_path / 'file'))
+
+
+def test_weights_that_came_during_the_run_are_not_replaced(imagenet, tmp_path, tiny, monkeypatch):
+    target = tmp_path / 'weights' / 'tiny_imagenet.pt'
+    monkeypatch.setattr(pretrain_imagenet, 'evaluate', lambda *_: (target.write_bytes(b'precious'), 1.0)[::-1])
+    with pytest.raises(RunError, match='exists; --overwrite replaces it'):
+        run(imagenet, tmp_path, '--epochs', '1', '--warmup_epochs', '0')
+    assert target.read_bytes() == b'precious'
 
 
 def test_the_best_epoch_is_kept_and_the_average_evaluated(imagenet, tmp_path, tiny, monkeypatch):
@@ -332,9 +427,14 @@ def test_bad_images_are_named_counted_and_replaced(imagenet, tmp_path, tiny, cap
     with pytest.raises(RunError, match='3 images cannot be read, more than --max_bad_images 2'):
         run(root, tmp_path / 'c', '--max_bad_images', '2')
     broken_val = next((root / 'val' / 'n00000001').iterdir())
+    whole = broken_val.read_bytes()
     broken_val.write_bytes(b'')
     with pytest.raises(DataError, match='cannot be read as an image'):
         run(root, tmp_path / 'd')
+    broken_val.write_bytes(whole)
+    run(root, tmp_path / 'd', '--resume', 'auto')  # the training of the epoch is not lost
+    assert 'going on in epoch 1, after 15 steps' in capfd.readouterr().err
+    assert outcome(tmp_path / 'd') == outcome(tmp_path / 'a')
 
 
 def test_the_replacement_depends_on_the_image_alone(imagenet, tmp_path):
@@ -357,7 +457,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(imagenet, tmp_path, t
         return real(images) * (float('nan') if calls[0] in broken else 1)
 
     monkeypatch.setattr(train, 'normalize', normalize)
-    broken |= {3, 4, 9}
+    broken |= {1, 3, 9}
     run(imagenet, tmp_path / 'a', '--epochs', '2')
     line = runs.read_log(tmp_path / 'a' / 'checkpoints' / 'log.jsonl')[0]
     assert line['dropped_steps'] == 3
@@ -373,6 +473,21 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(imagenet, tmp_path, t
     last = models.read_checkpoint(tmp_path / 'b' / 'checkpoints' / 'latest.pt')
     assert last['progress']['epoch'] == 1
     assert all(t.isfinite().all() for t in last['state_dict'].values())
+
+
+def test_fp16_skips_the_steps_that_find_its_scale(imagenet, tmp_path, tiny):
+    run(imagenet, tmp_path, '--amp', 'fp16', '--epochs', '1', '--warmup_epochs', '0')
+    line = runs.read_log(tmp_path / 'checkpoints' / 'log.jsonl')[0]
+    assert 0 < line['dropped_steps'] < 5, 'a scale of 65536 overflows at first'
+    assert np.isfinite(line['val_loss'])
+
+
+def test_a_validation_that_is_not_finite_keeps_the_last_good_checkpoint(imagenet, tmp_path, tiny, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_imagenet, 'evaluate', lambda *_: (float('nan'), 1.0))
+        with pytest.raises(RunError, match=r'the validation loss is nan after epoch 1; .*latest\.pt'):
+            run(imagenet, tmp_path)
+    run(imagenet, tmp_path, '--resume', 'auto')
 
 
 # ------------------------------------------------------------------------------------------ the list of a million files
@@ -393,8 +508,10 @@ def test_the_index_is_read_from_its_cache_until_a_folder_changes(imagenet, tmp_p
     assert [cached[i] for i in range(6)] == [index[i] for i in range(6)]
     (root / 'a' / '9.JPEG').touch()
     assert len(read_index(root, cache)) == 7
-    cache.write_bytes(b'torn')
-    assert len(read_index(root, cache)) == 7
+    whole = cache.read_bytes()
+    for torn in (b'torn', b'', whole[:200]):
+        cache.write_bytes(torn)
+        assert len(read_index(root, cache)) == 7
 
 
 @pytest.mark.parametrize(
@@ -405,6 +522,10 @@ def test_the_index_is_read_from_its_cache_until_a_folder_changes(imagenet, tmp_p
         (('--batch_size', '1'), '--batch_size 1 must be'),
         (('--model', 'resnet19'), "unknown model 'resnet19'"),
         (('--lr', '-1'), '--lr -1.0 must be'),
+        (('--lr', '0.001', '--min_lr', '0.0009'), '--min_lr 0.0009 must not exceed --lr 1.5625e-05'),
+        (('--accumulate', '0'), '--accumulate 0 must be from 1'),
+        (('--max_skipped', '0'), '--max_skipped 0 must be from 1'),
+        (('--ema_decay', '2'), '--ema_decay 2.0 must be from 0 to 1'),
     ],
 )
 def test_bad_options_are_one_line(imagenet, tmp_path, tiny, capfd, more, words):
