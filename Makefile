@@ -16,7 +16,7 @@ demo: $(VENV)/run
 	$(VENV)/bin/python plot_results.py --run_dir runs/demo --save_dir figures --plot curves
 
 test: $(VENV)/dev
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .

@@ -206,7 +206,7 @@ def _read_text(path: Path) -> str:
 def folder_splits(root: Path, fold: int) -> Splits:
     """A folder of class folders, split by `partition`; or train/, val/, test/ of such, taken as they are."""
     if not (root / 'train').is_dir():
-        return partition(_list_classes(root), fold, str(root))
+        return partition(list_images(root), fold, str(root))
     if fold != 1:
         raise DataError(
             f'fold {fold} of {root} does not exist; it has train/, val/ and test/ of its own, which is fold 1'
@@ -214,7 +214,7 @@ def folder_splits(root: Path, fold: int) -> Splits:
     for subset in SUBSETS:
         if not (root / subset).is_dir():
             raise DataError(f'{root / subset}: no such folder; a split tree needs train/, val/ and test/')
-    files = {subset: _list_classes(root / subset) for subset in SUBSETS}
+    files = {subset: list_images(root / subset) for subset in SUBSETS}
     classes = sorted(set().union(*files.values()))
     items = {
         subset: [(path, label) for label, name in enumerate(classes) for path in files[subset].get(name, [])]
@@ -225,11 +225,11 @@ def folder_splits(root: Path, fold: int) -> Splits:
 
 def fmd_splits(root: Path, fold: int) -> Splits:
     """image/<class>/*.jpg as the archive unpacks, or <class>/*.jpg. Masks carry the same names and are never read."""
-    files = _list_classes(root / 'image' if (root / 'image').is_dir() else root)
+    files = list_images(root / 'image' if (root / 'image').is_dir() else root)
     return partition(files, fold, str(root))
 
 
-def _list_classes(root: Path) -> dict[str, list[str]]:
+def list_images(root: Path) -> dict[str, list[str]]:
     """{class: sorted paths of its images}; hidden folders, folders without images and other files are passed over."""
     found = {}
     for folder in sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != '.'):

@@ -42,6 +42,8 @@ RECIPES = {
         hflip=0.0,
     ),
 }
+# Pretraining: the batch is each process's, the learning rate that of a global batch of 1024.
+IMAGENET = DEFAULT | dict(epochs=600, batch_size=256, lr=0.1, mixup=0.0, cutmix=0.0, randaug_n=0, clip_grad=0.0)
 # Options that say where and how a run is computed, not what it computes: not part of the fingerprint.
 SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe')
 
@@ -63,6 +65,11 @@ BOUNDS = dict(
     cutmix=(0, 1e3),
     seed=(0, 2**63 - 1),
     num_workers=(0, 1024),
+    accumulate=(1, 100_000),
+    ema_decay=(0, 1),
+    save_minutes=(0, 1e6),
+    max_bad_images=(0, 10**9),
+    max_skipped=(1, 10**9),
 )
 
 
@@ -177,7 +184,7 @@ def check(args: argparse.Namespace) -> None:
     if args.model not in MODELS:
         raise RunError(f"unknown model '{args.model}'; the models are: {', '.join(MODELS)}")
     for name, (low, high) in BOUNDS.items():
-        value = getattr(args, name)
+        value = getattr(args, name, None)
         if value is not None and not low <= value <= high:  # NaN fails too
             raise RunError(f'--{name} {value} must be from {low} to {high}')
     low, high = args.crop_scale

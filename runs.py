@@ -78,8 +78,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise RunError(
-            f'{path}: cannot be written ({error.strerror}); what was saved before is intact, and the same command, '
-            'without --force, goes on from there'
+            f'{path}: cannot be written ({error.strerror}); what was saved before is intact, and the run can go on '
+            'from there'
         ) from error
 
 
@@ -272,21 +272,22 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
         write_json(folder / 'config.json', config)
         return None, ''
     old = old or {}
-    changes = ''
+    changed = ''
     if old.get('fingerprint') != config['fingerprint']:
-        changes = _changes(old.get('defines', {}), config['defines'])
+        changed = changes(old.get('defines', {}), config['defines'])
     elif results is not None and results.get('fingerprint') != config['fingerprint']:
-        changes = 'results.json is of another one'
-    if changes:
+        changed = 'results.json is of another one'
+    if changed:
         raise RunError(
-            f'{folder} holds a run of another configuration ({changes}); take another --run_dir, or --force to '
+            f'{folder} holds a run of another configuration ({changed}); take another --run_dir, or --force to '
             'discard it'
         )
     if results is not None or old.get('environment') == config['environment']:
         return results, ''
-    return None, f'begun in another environment ({_changes(old.get("environment", {}), config["environment"])})'
+    return None, f'begun in another environment ({changes(old.get("environment", {}), config["environment"])})'
 
 
-def _changes(old: dict, new: dict) -> str:
+def changes(old: dict, new: dict) -> str:
+    """'key old -> new' for every value that differs."""
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     return ', '.join(f'{key} {old.get(key)} -> {new.get(key)}' for key in keys)

@@ -12,14 +12,18 @@ import argparse
 import io
 import json
 import math
+import multiprocessing
 import os
 import platform
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import timm
 import torch
@@ -80,9 +84,42 @@ def setup(device: str, seed: int) -> torch.device:
     if device != 'cpu':
         torch.cuda.set_device(device)
     if world > 1:
-        dist.init_process_group('gloo' if device == 'cpu' else 'nccl')
+        join('gloo' if device == 'cpu' else 'nccl')
     torch.manual_seed(seed)
     return torch.device(device)
+
+
+def join(backend: str) -> None:
+    """Join the process group, with keys in torchrun's store that no earlier process has used.
+
+    torchrun keeps one store through all restarts, and with it the addresses of processes that are dead, which the new
+    ones would try to reach. So the main process offers a new prefix, and the others take it when it has answered them.
+    Polls instead of waiting, so that a signal is heard.
+    """
+    # Other processes wait while the main one lists a million files.
+    store, rank, world = next(dist.rendezvous('env://', timeout=timedelta(hours=1)))
+    mine = prefix = uuid.uuid4().hex
+    if rank == 0:
+        if store.check(['offer']):
+            os.environ['TORCHELASTIC_RESTART_COUNT'] = '1'  # torchrun counts only the restarts of its own machine
+        store.set('offer', mine)
+        for other in range(1, world):
+            while not store.check([f'{mine}/{other}']):
+                time.sleep(0.02)
+            store.set(store.get(f'{mine}/{other}').decode(), 'welcome')
+    while rank > 0 and not store.check([mine]):
+        if store.check(['offer']):
+            prefix = store.get('offer').decode()
+            store.set(f'{prefix}/{rank}', mine)
+        time.sleep(0.02)
+    dist.init_process_group(
+        backend, store=dist.PrefixStore(prefix, store), rank=rank, world_size=world, timeout=timedelta(hours=1)
+    )
+
+
+def was_restarted() -> bool:
+    """In the main process: torchrun has started this one in the place of one that died."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
 
 
 def resolve_amp(amp: str, device: torch.device) -> str:
@@ -138,17 +175,21 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device,
             raise ModelError(f'{weights}: cannot read the weights ({error.strerror})') from error
     defines = {k: v for k, v in values.items() if k not in options.SYSTEM_OPTIONS}
     defines |= dict(processes=world, split=runs.digest('\n'.join(lists).encode()), pretrained=weights)
-    environment = dict(
+    fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
+    return dict(options=values, defines=defines, environment=environment_of(device), fingerprint=fingerprint)
+
+
+def environment_of(device: torch.device) -> dict:
+    """What may change the last bits of a result beside its configuration."""
+    return dict(
         python=platform.python_version(),
-        torch=torch.__version__,
-        torchvision=torchvision.__version__,
+        torch=str(torch.__version__),  # a class of its own, which a checkpoint must not hold
+        torchvision=str(torchvision.__version__),
         timm=timm.__version__,
         device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
         threads=torch.get_num_threads(),
         commit=runs.git_commit(),
     )
-    fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
-    return dict(options=values, defines=defines, environment=environment, fingerprint=fingerprint)
 
 
 def check_batch(args: argparse.Namespace, n_train: int, world: int) -> None:
@@ -172,23 +213,29 @@ def check_batch(args: argparse.Namespace, n_train: int, world: int) -> None:
 class TrainBatches:
     """Batch sampler: the keys (seed, epoch, i) of each batch of an epoch, in an order drawn from (seed, epoch).
 
-    Of every global batch each process takes its share; images that fill no whole batch sit the epoch out.
-    Set `epoch` before iterating.
+    Of every global batch each process takes its share, in `accumulate` parts; images that fill no whole batch sit the
+    epoch out. Set `epoch` before iterating, and `first` to begin within it.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1):
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
-        self.epoch = 0
+        self.accumulate, self.epoch, self.first = accumulate, 0, 0
+
+    @property
+    def steps(self) -> int:
+        """Global batches in an epoch."""
+        return self.length // self.batch_size
 
     def __len__(self) -> int:
-        return self.length // self.batch_size
+        return (self.steps - self.first) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = order[start : start + self.batch_size][self.rank :: self.world]
-            yield [(self.seed, self.epoch, i) for i in batch]
+        order = torch.randperm(self.length, generator=generator)
+        for step in range(self.first, self.steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size][self.rank :: self.world].tolist()
+            for part in range(self.accumulate):
+                yield [(self.seed, self.epoch, i) for i in batch[part :: self.accumulate]]
 
 
 class EvalBatches:
@@ -209,14 +256,17 @@ class EvalBatches:
             yield list(range(slot * self.batch_size, min((slot + 1) * self.batch_size, self.length)))
 
 
-def make_loader(data: ImageList, batches, num_workers: int, device: torch.device) -> DataLoader:
+def make_loader(
+    data: ImageList, batches, num_workers: int, device: torch.device, steadfast: bool = False
+) -> DataLoader:
+    """A loader whose processes live as long as it does; steadfast ones outlast a signal to the whole process group."""
     return DataLoader(
         data,
         batch_sampler=batches,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == 'cuda',
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_outlast_signals if steadfast else _leave_signals_to_parent,
         # The order of the batches is ours; without a generator the loader would draw from the model's stream.
         generator=torch.Generator(),
     )
@@ -227,6 +277,20 @@ def _leave_signals_to_parent(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     sys.excepthook = _unless_parent_left
+
+
+def _outlast_signals(_: int) -> None:
+    """The main process needs a few more batches before it can stop; it ends its loaders itself (see end_loaders)."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _unless_parent_left
+
+
+def end_loaders() -> None:
+    """Kill what is left of the loader processes, the steadfast ones too, before Python waits for them at its end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a failure
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _unless_parent_left(kind: type[BaseException], error: BaseException, traceback) -> None:
@@ -246,6 +310,61 @@ def lr_at(step: int, lr: float, min_lr: float, warmup_steps: int, total_steps: i
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def train_steps(
+    model: nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+    first_step: int,
+    schedule: Callable[[int], float],
+    batch_loss: Callable[[torch.Tensor, torch.Tensor, int, int], torch.Tensor],
+    clip_grad: float,
+    accumulate: int = 1,
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """The steps of the optimiser, one after another; with a fused one nothing in here waits for the device.
+
+    Args:
+        model: the plain module.
+        batches: (uint8 images, labels); a whole number of steps of `accumulate` batches each.
+        optimizer: a fused one skips a step whose gradients are not finite; another one takes it.
+        first_step: number of the first step.
+        schedule: learning rate by step.
+        batch_loss: loss of (normalised images, labels, step, part of the step from 0).
+        clip_grad: largest norm of all gradients together; 0 turns clipping off.
+        accumulate: batches whose gradients are averaged in a step.
+
+    Yields:
+        the number of the step that was made, its mean loss in this process, and the norm of the gradients; the last two
+        on the device.
+    """
+    model.train()
+    parameters = list(model.parameters())
+    for index, (images, labels) in enumerate(batches):
+        step, part = first_step + index // accumulate, index % accumulate
+        if part == 0:
+            for group in optimizer.param_groups:
+                group['lr'] = schedule(step)
+            optimizer.zero_grad(set_to_none=True)
+            total = torch.zeros((), device=device)
+        images, labels = normalize(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
+        loss = batch_loss(images, labels, step, part) / accumulate
+        scaler.scale(loss).backward()
+        total += loss.detach()
+        if part < accumulate - 1:
+            continue
+        scaler.unscale_(optimizer)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if clip_grad > 0:
+            nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm)
+        if optimizer.defaults['fused'] and not scaler.is_enabled():
+            optimizer.found_inf = (~norm.isfinite()).float()
+        scaler.step(optimizer)
+        scaler.update()
+        yield step, total, norm
+
+
 def train_epoch(
     model: nn.Module,
     loader: DataLoader,
@@ -254,42 +373,19 @@ def train_epoch(
     device: torch.device,
     first_step: int,
     schedule: Callable[[int], float],
-    batch_loss: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+    batch_loss: Callable[[torch.Tensor, torch.Tensor, int, int], torch.Tensor],
     clip_grad: float,
     bar: tqdm,
 ) -> float:
-    """One pass over the loader.
-
-    Args:
-        model: the plain module.
-        first_step: number of steps before this epoch.
-        schedule: learning rate by step.
-        batch_loss: loss of (normalised images, labels, step).
-        clip_grad: largest norm of all gradients together; 0 turns clipping off.
-        bar: advanced by one a step.
-
-    Returns:
-        the mean training loss over all processes.
+    """One pass over the loader: the mean training loss over all processes; arguments as for train_steps.
 
     Raises:
         RunError: the loss is not finite.
     """
-    model.train()
     total, steps = torch.zeros((), dtype=torch.float64, device=device), len(loader)
-    for done, (images, labels) in enumerate(loader, start=1):
-        step = first_step + done - 1
-        for group in optimizer.param_groups:
-            group['lr'] = schedule(step)
-        images, labels = normalize(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
-        loss = batch_loss(images, labels, step)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        if clip_grad > 0:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-        scaler.step(optimizer)
-        scaler.update()
-        total += loss.detach()
+    made = train_steps(model, loader, optimizer, scaler, device, first_step, schedule, batch_loss, clip_grad)
+    for done, (_, loss, _) in enumerate(made, start=1):
+        total += loss
         if done % CHECK_EVERY == 0 or done == steps:
             mean = total.item() / done
             if not math.isfinite(mean):
@@ -347,6 +443,7 @@ def share_object(make: Callable):
     if dist.is_initialized():
         dist.broadcast_object_list(box)
     if isinstance(box[0], Exception):
+        box[0].shared = True  # the main process speaks for all
         raise box[0]
     return box[0]
 
@@ -359,6 +456,26 @@ def share_weights(model: nn.Module) -> None:
     if dist.is_initialized():
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, 0)
+
+
+def parallelise(model: nn.Module, device: torch.device, amp: str, batch_size: int, img_size: int) -> nn.Module:
+    """The model with its gradients averaged over processes; itself where there is one.
+
+    DistributedDataParallel sorts the gradients into buckets anew after its first backward pass, which changes the order
+    of their sums. A pass over zeros gets that over with: the first step of a resumed run is then like any other.
+    """
+    if world_size() == 1:
+        return model
+    parallel = DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    zeros = torch.zeros(batch_size, 3, img_size, img_size, device=device).to(memory_format=torch.channels_last)
+    with autocast(device, amp):
+        parallel.train()(normalize(zeros.byte())).float().sum().backward()
+    parallel.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), buffers):
+            buffer.copy_(before)
+    return parallel
 
 
 # ---------------------------------------------------------------------------------------------- a run
@@ -440,9 +557,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         say(f'{folder}: going on after epoch {len(run["history"])}')
     if args.compile:
         model.compile()  # in place: names in the state dict stay as they are
-    parallel = model
-    if world > 1:
-        parallel = DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
+    parallel = parallelise(model, device, args.amp, args.batch_size // world, args.img_size)
 
     # Batches.
     augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
@@ -464,7 +579,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     def schedule(step: int) -> float:
         return lr_at(step, args.lr, args.min_lr, args.warmup_epochs * steps, args.epochs * steps)
 
-    def batch_loss(images: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
+    def batch_loss(images: torch.Tensor, labels: torch.Tensor, step: int, _: int) -> torch.Tensor:
         images, targets = mix(images, labels, num_classes, args.mixup, args.cutmix, ('mix', args.seed, step, rank))
         with autocast(device, args.amp):
             return F.cross_entropy(parallel(images), targets, label_smoothing=args.label_smoothing)
@@ -581,21 +696,13 @@ def main(args: argparse.Namespace) -> None:
 
 def cli(argv: list[str] | None = None) -> None:
     """main, with what a user can mend as one line on stderr and an exit code that is not 0."""
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     args = options.parse_args(argv)
     try:
         main(args)
     except (DataError, ModelError, RunError) as error:
-        # Of several processes that fail alike one speaks; one that fails alone, over an image it reads, does too.
-        if not is_main() and not (isinstance(error, DataError) and dist.is_initialized()):
-            sys.exit(1)
-        # An error from a loader process arrives with that process's traceback; the last line is the message.
-        message = str(error).strip().splitlines()[-1].removeprefix('archives.DataError: ')
-        if isinstance(error, RunBusy):
-            print(f'train.py: error: {message}', file=sys.stderr)
-            sys.exit(BUSY)
-        sys.exit(f'train.py: error: {message}')
+        fail('train.py', error)
     except KeyboardInterrupt as stop:
         again = 'the same command without --force' if args.force else 'the same command'
         say(f'stopped; {again} goes on from the last whole epoch')
@@ -605,8 +712,21 @@ def cli(argv: list[str] | None = None) -> None:
             dist.destroy_process_group()
 
 
-def _stop(signum: int, _) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):  # once is enough
+def fail(script: str, error: Exception) -> NoReturn:
+    """End this process over an error of ours: one line on stderr, exit code 1, or BUSY where another makes the run.
+
+    Of several processes that fail alike one speaks; one that fails alone, over an image that it reads, does too.
+    """
+    alone = isinstance(error, DataError) and dist.is_initialized() and not hasattr(error, 'shared')
+    if is_main() or alone:
+        # An error from a loader process arrives with that process's traceback; the last line is the message.
+        message = str(error).strip().splitlines()[-1].removeprefix('archives.DataError: ')
+        print(f'{script}: error: {message}', file=sys.stderr)
+    sys.exit(BUSY if isinstance(error, RunBusy) else 1)
+
+
+def interrupt(signum: int, _) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # once is enough
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt(signum)
 

@@ -6,7 +6,7 @@ Images travel as uint8 and become floats on the device. Everything random takes 
 
 import hashlib
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from PIL import Image
@@ -96,10 +96,15 @@ def eval_settings(img_size: int) -> dict:
     )
 
 
+@lru_cache  # a copy to the device waits for it
+def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    values = torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD], device=device) * 255
+    return values[0].view(3, 1, 1), values[1].view(3, 1, 1)
+
+
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) uint8 -> float32 in channels_last, ImageNet mean 0 and standard deviation 1, on its device."""
-    mean = torch.tensor(IMAGENET_DEFAULT_MEAN, device=images.device).view(3, 1, 1) * 255
-    std = torch.tensor(IMAGENET_DEFAULT_STD, device=images.device).view(3, 1, 1) * 255
+    mean, std = _statistics(images.device)
     return images.to(memory_format=torch.channels_last).float().sub_(mean).div_(std)
 
 
