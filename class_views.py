@@ -15,7 +15,6 @@ from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 import inside
-import runs
 from archives import DataError
 from datasets import load_splits, open_image
 from drawing import COLORS, MARKERS, PAGE, frame
@@ -49,17 +48,14 @@ def survey(subject: Subject, args: argparse.Namespace) -> Survey:
 
     Args:
         subject: the model.
-        args: dataset, data_dir and fold, each None for what the config.json beside the checkpoint says; subset.
+        args: dataset, data_dir and fold, see inside.data_of; subset.
 
     Raises:
-        RunError: the checkpoint stands alone and no data set is given. DataError: the data set cannot be read, has
-            other classes than the model, or has a class with one image in the subset.
+        RunError: data set and fold are not known, or trained on. DataError: the data set cannot be read, has other
+            classes than the model, or has a class with one image in the subset.
     """
-    known = (runs.read_json(subject.path.with_name('config.json')) or {}).get('options', {})
-    dataset, fold = args.dataset or known.get('dataset'), args.fold or known.get('fold', 1)
-    if dataset is None:
-        raise runs.RunError(f'{subject.path}: no config.json beside it says what it was trained on; give --dataset')
-    data_dir = args.data_dir or (known.get('data_dir') if dataset == known.get('dataset') else None)
+    data = inside.data_of(args, subject.path)
+    dataset, data_dir, fold = (data[key] for key in ('dataset', 'data_dir', 'fold'))
     splits = load_splits(dataset, data_dir, fold)
     if splits.classes != subject.classes:
         raise DataError(

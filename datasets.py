@@ -256,7 +256,8 @@ def partition(files: dict[str, list[str]], fold: int, name: str, folds: int = 5)
     subsets: dict[str, list[tuple[str, int]]] = {subset: [] for subset in SUBSETS}
     for label, (cls, paths) in enumerate(sorted(files.items())):
         if len(paths) < folds:
-            raise DataError(f"{name}: class '{cls}' has {len(paths)} images; {folds} folds need at least {folds}")
+            has = 'one image' if len(paths) == 1 else f'{len(paths)} images'
+            raise DataError(f"{name}: class '{cls}' has {has}; {folds} folds need at least {folds}")
         by_name = {f'{cls}/{os.path.basename(path)}': path for path in paths}
         for rank, key in enumerate(_rank(list(by_name))):
             subset = {fold: 'test', fold % folds + 1: 'val'}.get(rank % folds + 1, 'train')

@@ -8,6 +8,7 @@ What is shown is what the network computed: h, the tensor between a TwistBlock's
 from the pass itself, and everything else of the branch follows from it by the branch's own modules.
 """
 
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,9 @@ from PIL import Image
 from torch import nn
 
 import models
+import runs
 from models import DIRECTIONS, STCI, ModelError, TwistBlock, TwistNet
+from runs import RunError
 from transforms import eval_transform, normalize
 
 
@@ -133,6 +136,32 @@ def load(path: str | Path) -> Subject:
         raise ModelError(f'{path}: its tensors are not those of {name}') from error
     img_size = checkpoint['transform']['img_size']
     return Subject(path, name, model.eval(), classes, checkpoint['epoch'], checkpoint['val_acc'], img_size)
+
+
+def data_of(args: argparse.Namespace, checkpoint: Path) -> dict:
+    """dataset, data_dir and fold from the options or else from the run, and `defines` of the run's config.json.
+
+    Args:
+        args: dataset, data_dir and fold, each None where not given.
+        checkpoint: best.pt; the config.json beside it says what the run was trained on, if it is there.
+
+    Raises:
+        RunError: neither says it, or the fold is not the one whose images the checkpoint has not seen.
+    """
+    config = runs.read_json(checkpoint.with_name('config.json')) or {}
+    made = config.get('options', {})
+    given = {key: getattr(args, key) for key in ('dataset', 'data_dir', 'fold')}
+    same = given['dataset'] in (None, made.get('dataset'))
+    found = {key: made.get(key) if value is None and same else value for key, value in given.items()}
+    if missing := [key for key in ('dataset', 'fold') if found[key] is None]:
+        of = '' if missing[0] == 'dataset' or not made else f' of {found["dataset"]}'
+        raise RunError(f'{checkpoint}: no config.json beside it says the {missing[0]}{of}; give --{missing[0]}')
+    if made and same and found['fold'] != made['fold']:
+        raise RunError(
+            f'--fold {found["fold"]}: {checkpoint} was trained on fold {made["fold"]}, so images of another fold '
+            'may have trained it; leave --fold out, or give the checkpoint of that fold'
+        )
+    return found | dict(defines=config.get('defines', {}))
 
 
 def blocks_of(model: nn.Module) -> dict[str, TwistBlock]:

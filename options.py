@@ -91,10 +91,16 @@ def add_inside_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('inside a model')
     group.add_argument('--checkpoint', type=Path, help='the best.pt of a run')
     group.add_argument('--image', type=Path, help='a picture to look at')
+    add_data_of_run_args(parser)
+    group.add_argument('--subset', choices=('train', 'val', 'test'), default='test')
+
+
+def add_data_of_run_args(parser: argparse.ArgumentParser) -> None:
+    """The data set that a checkpoint runs over; what is not given, inside.data_of finds."""
+    group = parser.add_argument_group('data')
     group.add_argument('--dataset', help="a data set to run over; if not given, the run's own")
     group.add_argument('--data_dir', help="its root; if not given, the run's own")
     group.add_argument('--fold', type=int, help="from 1; if not given, the run's own")
-    group.add_argument('--subset', choices=('train', 'val', 'test'), default='test')
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,11 @@ import torch
 from conftest import finish, make_dtd, start
 
 import analysis
+import findings
+import information
 import inside
 import models
+import significance
 import train
 from models import DIRECTIONS, TwistNet
 from runs import RunError
@@ -22,8 +25,13 @@ FIGURES = [f'{key}.{suffix}' for key in analysis.QUESTIONS for suffix in ('pdf',
 
 @pytest.fixture(autouse=True)
 def _light(monkeypatch, one_thread):
-    for name, value in dict(HALVES=6, DRAWS=1, PERMUTATIONS=199, REPEATS=1).items():
-        monkeypatch.setattr(analysis, name, value)
+    for module, name, value in (
+        (information, 'HALVES', 6),
+        (information, 'DRAWS', 1),
+        (significance, 'PERMUTATIONS', 199),
+        (analysis, 'REPEATS', 1),
+    ):
+        monkeypatch.setattr(module, name, value)
     monkeypatch.setitem(plt.rcParams, 'savefig.dpi', 40)
     twist = dict(base_width=8, c_red=3, twist_stages=(3,))
     monkeypatch.setitem(models.MODELS, 'small', dict(label='Small', twist=twist))
@@ -53,6 +61,11 @@ def make_checkpoint(folder, tree, model='small', img_size=64, config=True, **kwa
 def arguments(checkpoint, save_dir, *more):
     argv = ['--checkpoint', checkpoint, '--save_dir', save_dir, '--device', 'cpu', *more]
     return analysis.get_args_parser().parse_args([str(word) for word in argv])
+
+
+def answered(checkpoint, save_dir, *more):
+    args = arguments(checkpoint, save_dir, *more)
+    return analysis.answer(args, *analysis.prepare(args))
 
 
 @pytest.fixture
@@ -91,8 +104,8 @@ def test_mutual_information_of_gaussians_is_the_known_one(rho):
     for _ in range(40):
         x, noise = rng.standard_normal((2, 300))
         y = rho * x + math.sqrt(1 - rho**2) * noise
-        scores = analysis.normal_scores(np.stack([np.exp(2 * x), y**3], 1), rng)
-        found.append(analysis.mutual_information(*scores.T))
+        scores = information.normal_scores(np.stack([np.exp(2 * x), y**3], 1), rng)
+        found.append(information.mutual_information(*scores.T))
     assert np.mean(found) == pytest.approx(-0.5 * math.log(1 - rho**2), abs=0.025)
 
 
@@ -104,33 +117,37 @@ def test_zeros_of_a_relu_neither_make_nor_hide_information():
     for _ in range(25):
         x, y = rng.random((2, 300))
         on, other = rng.random((2, 300)) < 0.5
-        apart.append(analysis.mutual_information(*analysis.normal_scores(np.stack([on * x, other * y], 1), rng).T))
-        together.append(analysis.mutual_information(*analysis.normal_scores(np.stack([on * x, on * y], 1), rng).T))
+        apart.append(
+            information.mutual_information(*information.normal_scores(np.stack([on * x, other * y], 1), rng).T)
+        )
+        together.append(
+            information.mutual_information(*information.normal_scores(np.stack([on * x, on * y], 1), rng).T)
+        )
     assert np.mean(apart) == pytest.approx(0, abs=0.025)
     assert math.log(2) - 0.12 < np.mean(together) < math.log(2) + 0.025
 
 
 def test_each_direction_displaces_as_its_head_looks():
-    for angle, step in zip(analysis.ANGLES, DIRECTIONS):
-        pairs = analysis.places(angle, 3, 5)
+    for angle, step in zip(information.ANGLES, DIRECTIONS):
+        pairs = information.places(angle, 3, 5)
         assert {(q // 5 - p // 5, q % 5 - p % 5) for p, q in pairs} == {step}
         assert len(pairs) == (3 - abs(step[0])) * (5 - abs(step[1]))
-    assert len(analysis.places('0°', 4, 1)) == 0
-    assert len(analysis.places('elsewhere', 2, 2)) == 0
-    assert all(max(abs(q // 5 - p // 5), abs(q % 5 - p % 5)) > 1 for p, q in analysis.places('elsewhere', 3, 5))
+    assert len(information.places('0°', 4, 1)) == 0
+    assert len(information.places('elsewhere', 2, 2)) == 0
+    assert all(max(abs(q // 5 - p // 5), abs(q % 5 - p % 5)) > 1 for p, q in information.places('elsewhere', 3, 5))
 
 
 def informed(z):
     rng = np.random.default_rng(0)
-    result = analysis.information_of(z, analysis.bias_at_independence(len(z), rng, 200), rng)
+    result = information.information_of(z, information.bias_at_independence(len(z), rng, 200), rng)
     tests = [t for kind in result['shared'].values() for t in kind.values()]
-    analysis.correct([*tests, *result['local'].values(), *result['own'].values()])
+    significance.correct([*tests, *result['local'].values(), *result['own'].values()])
     return result
 
 
 def test_channels_without_common_information_are_said_to_share_none():
     z = np.maximum(np.random.default_rng(1).standard_normal((120, 4, 3, 4, 4)), 0).astype(np.float32)
-    assert not [test for test in every_test(informed(z)) if analysis.shown(test)]
+    assert not [test for test in every_test(informed(z)) if findings.shown(test)]
 
 
 def test_information_is_found_at_its_displacement_and_nowhere_else():
@@ -139,20 +156,20 @@ def test_information_is_found_at_its_displacement_and_nowhere_else():
         z[:, head, 1] = np.roll(z[:, head, 0], (dy, dx), (1, 2))
     result = informed(z)
     different = result['shared']['different channels']
-    assert all(analysis.shown(different[angle]) and different[angle]['value'] > 0.05 for angle in analysis.ANGLES)
-    assert not any(analysis.shown(different[c]) for c in ('in place', 'elsewhere', 'other image'))
-    assert not any(analysis.shown(test) for test in result['shared']['the same channel'].values())
+    assert all(findings.shown(different[angle]) and different[angle]['value'] > 0.05 for angle in information.ANGLES)
+    assert not any(findings.shown(different[c]) for c in ('in place', 'elsewhere', 'other image'))
+    assert not any(findings.shown(test) for test in result['shared']['the same channel'].values())
     for key in ('own', 'local'):
-        assert analysis.shown(result[key]['different channels'])
+        assert findings.shown(result[key]['different channels'])
         assert result[key]['different channels']['value'] > 0
-        assert not analysis.shown(result[key]['the same channel'])
+        assert not findings.shown(result[key]['the same channel'])
 
 
 def test_what_position_alone_tells_shows_between_two_images():
     rng = np.random.default_rng(1)
     z = 3 * rng.standard_normal((1, 4, 3, 4, 4)) + rng.standard_normal((120, 4, 3, 4, 4))  # as padding makes borders
     other = informed(z.astype(np.float32))['shared']['the same channel']['other image']
-    assert analysis.shown(other)
+    assert findings.shown(other)
     assert other['value'] > 0.1
 
 
@@ -205,11 +222,11 @@ def test_classes_that_differ_are_told_from_classes_that_do_not():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(5), 12)
     values = rng.standard_normal((60, 8))
-    same = analysis.class_test(analysis.standardised(values), labels, rng)
+    same = significance.class_test(significance.standardised(values), labels, rng)
     assert same['p'] > 0.05
     assert same['value'] == pytest.approx(0, abs=0.05)
     values[:, 2] += 2 * labels
-    other = analysis.class_test(analysis.standardised(values), labels, rng)
+    other = significance.class_test(significance.standardised(values), labels, rng)
     assert other['p'] == pytest.approx(1 / 200)
     assert other['value'] > 0.08
 
@@ -269,11 +286,11 @@ def test_images_are_turned_by_a_quarter():
 def test_accuracy_is_compared_image_by_image_with_the_exact_test():
     before, after = np.ones(20, bool), np.ones(20, bool)
     after[:8] = False
-    found = analysis.mcnemar(before, after)
+    found = significance.mcnemar(before, after)
     assert (found['value'], found['lost'], found['gained']) == (-40, 8, 0)
     assert found['p'] == pytest.approx(2 * 0.5**8)
     assert found['low'] < -40 < found['high'] < 0
-    same = analysis.mcnemar(before, before)
+    same = significance.mcnemar(before, before)
     assert same['p'] == 1
     assert same['low'] < 0 < same['high']  # nothing seen among 20 is no proof of nothing
 
@@ -289,7 +306,7 @@ def test_the_report_is_whole_and_the_same_for_the_same_seed(trained, tmp_path, c
     report = answers('a', '--seed', 1)
     said = capsys.readouterr().out
     assert {*FIGURES, 'report.json', 'report.md'} == {path.name for path in (tmp_path / 'a').iterdir()}
-    assert analysis.answer(arguments(trained, tmp_path, '--seed', 1)) == report
+    assert answered(trained, tmp_path, '--seed', 1) == report
     assert not report['not_answered']
     assert analysis.report_text(report) == (tmp_path / 'a' / 'report.md').read_text()
     assert 'layer3.0 0.8808' in said  # sigmoid(2)
@@ -298,13 +315,13 @@ def test_the_report_is_whole_and_the_same_for_the_same_seed(trained, tmp_path, c
     }
     for name in ('directions.pdf', 'directions.png'):
         assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'c' / name).read_bytes()
-    other = analysis.answer(arguments(trained, tmp_path / 'd', '--seed', 2))
+    other = answered(trained, tmp_path / 'd', '--seed', 2)
     assert other['questions']['information'] != report['questions']['information']
     assert other['questions']['features'] != report['questions']['features']
 
 
 def test_every_section_says_no_when_the_numbers_say_no_and_yes_when_they_say_yes(trained, tmp_path):
-    report = analysis.answer(arguments(trained, tmp_path / 'out'))
+    report = answered(trained, tmp_path / 'out')
     for key, result in report['questions'].items():
         tell = analysis.QUESTIONS[key][2]
         for test in every_test(result):
@@ -324,11 +341,11 @@ def test_a_sentence_names_what_was_found_on_either_side_and_what_was_not():
         return dict(value=value, low=value - 1, high=value + 1, p=p, p_holm=p)
 
     tests = dict(a=made(2.0, 0.01), b=made(-3.0, 0.0001), c=made(5.0, 0.3), d=made(0.0, None))
-    assert analysis.outcomes(tests, 'better', 'worse', '{:+.1f} points') == (
+    assert findings.outcomes(tests, 'better', 'worse', '{:+.1f} points') == (
         'better in 1 of 4 (a: +2.0 points, p = 0.010); worse in 1 of 4 (b: -3.0 points, p < 0.001); '
         'no difference was shown in c, d (smallest p = 0.300)'
     )
-    assert analysis.outcomes(dict(d=tests['d']), 'better', 'worse', '{:+.1f}') == (
+    assert findings.outcomes(dict(d=tests['d']), 'better', 'worse', '{:+.1f}') == (
         'no difference was shown in d (no test, for want of spread)'
     )
 
@@ -336,7 +353,7 @@ def test_a_sentence_names_what_was_found_on_either_side_and_what_was_not():
 def test_what_a_model_cannot_answer_is_named_in_the_report(tmp_path):
     tree = make_dtd(tmp_path / 'tree', per_subset=(2, 3, 3))
     checkpoint = make_checkpoint(tmp_path / 'run', tree, img_size=32)
-    report = analysis.answer(arguments(checkpoint, tmp_path / 'out'))
+    report = answered(checkpoint, tmp_path / 'out')
     assert report['not_answered'] == {
         'information': '18 images are too few for mutual information; it takes at least 40'
     }
@@ -361,6 +378,7 @@ def test_what_a_user_can_mend_is_one_line(trained, tmp_path):
     resnet = make_checkpoint(tmp_path / 'resnet', tree, 'resnet18')
     assert 'resnet18, which has no STCI branch' in refused(checkpoint=resnet)
     assert 'was trained on fold 1' in refused('--fold', 2)
+    assert not (tmp_path / 'out').exists()
     assert '--seed -1 must not be negative' in refused('--seed', -1)
     assert 'No such' not in refused(save_dir=trained)  # a file
     alone = make_checkpoint(tmp_path / 'alone', tree, config=False)

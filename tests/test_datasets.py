@@ -176,7 +176,7 @@ def test_bad_input_is_named(tmp_path, tree):
     fails('at least two class folders', 'folder', tree / 'images' / 'class0')
     write_image(tmp_path / 'few' / 'a' / '0.png', 0)
     shutil.copytree(tree / 'images' / 'class0', tmp_path / 'few' / 'b')
-    fails("class 'a' has 1 images", 'folder', tmp_path / 'few')
+    fails("class 'a' has one image;", 'folder', tmp_path / 'few')
 
     missing = tree / 'images' / 'class1' / 'class1_0002.jpg'
     missing.rename(tmp_path / 'away.jpg')

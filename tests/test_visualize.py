@@ -1,6 +1,7 @@
 """The promises of visualize.py: figures show what the network computed, and on known truth they find it."""
 
 import argparse
+import json
 import subprocess
 import sys
 from itertools import pairwise
@@ -290,7 +291,7 @@ def test_a_run_of_train_is_drawn_by_the_commands_of_the_readme(tree, tmp_path, c
 
 
 def test_the_same_figure_has_the_same_bytes(tree, tmp_path, checkpoint, capsys):
-    options = ['--checkpoint', checkpoint, '--dataset', 'dtd', '--data_dir', tree]
+    options = ['--checkpoint', checkpoint, '--dataset', 'dtd', '--fold', 1, '--data_dir', tree]
     for name in ('a', 'b'):
         visualize.main(arguments(*options, '--view', 'tsne', '--save_dir', tmp_path / name))
     for suffix in ('pdf', 'png'):
@@ -345,19 +346,26 @@ def test_a_class_with_one_image_is_named(tmp_path, checkpoint):
     tree = make_dtd(tmp_path / 'one')
     names = tree / 'labels' / 'test1.txt'
     names.write_text('\n'.join(line for line in names.read_text().split() if 'class1' not in line or '0012' in line))
-    options = ['--checkpoint', checkpoint, '--dataset', 'dtd', '--view', 'tsne', '--data_dir']
+    options = ['--checkpoint', checkpoint, '--dataset', 'dtd', '--view', 'tsne', '--fold', 1, '--data_dir']
     assert "class 'class1' has one image in the test set" in error_of(*options, tree)
     for image in (tree / 'images' / 'class2').iterdir():
         if not image.name.endswith('_0000.jpg'):
             image.unlink()
     options[3] = 'folder'
-    assert "class 'class2' has 1 image" in error_of(*options, tree / 'images')
+    assert "class 'class2' has one image;" in error_of(*options, tree / 'images')
 
 
 def test_a_data_set_of_other_classes_or_none_is_an_error(tmp_path, checkpoint):
     assert 'give --dataset' in error_of('--checkpoint', checkpoint, '--view', 'classes')
-    message = error_of('--checkpoint', checkpoint, '--view', 'classes', '--dataset', 'synthetic')
-    assert 'has other classes than the 3' in message
+    options = ['--checkpoint', checkpoint, '--view', 'classes', '--dataset', 'synthetic']
+    assert 'give --fold' in error_of(*options)
+    assert 'has other classes than the 3' in error_of(*options, '--fold', 1)
+
+
+def test_another_fold_whose_images_may_have_trained_the_model_is_refused(tmp_path, checkpoint):
+    made = dict(dataset='dtd', data_dir=str(make_dtd(tmp_path / 'tree')), fold=2)
+    (tmp_path / 'config.json').write_text(json.dumps(dict(options=made)))
+    assert 'was trained on fold 2' in error_of('--checkpoint', checkpoint, '--view', 'tsne', '--fold', 1)
 
 
 def test_variants_say_what_they_lack(picture):

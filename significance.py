@@ -1,0 +1,92 @@
+"""Is a measured difference one? Tests as dictionaries: value, 95 % interval (low, high) and two-sided p.
+
+correct adds p_holm, Holm's correction over all tests of a question; findings.py says in words what they found.
+"""
+
+import math
+
+import numpy as np
+from scipy import stats
+
+from summarize_runs import holm
+
+PERMUTATIONS = 9999
+
+
+def a_test(value: float, error: float, df: float) -> dict:
+    """A measured difference with its 95 % interval and p of Student's t; no p where it has no spread."""
+    if not error > 0:
+        return dict(value=float(value), low=float(value), high=float(value), p=None)
+    reach = error * stats.t.ppf(0.975, df)
+    return dict(
+        value=float(value),
+        low=float(value - reach),
+        high=float(value + reach),
+        p=float(2 * stats.t.sf(abs(value / error), df)),
+    )
+
+
+def correct(tests: list[dict]) -> None:
+    """Add p_holm to the tests of one question."""
+    for test, p in zip(tests, holm([math.nan if test['p'] is None else test['p'] for test in tests])):
+        test['p_holm'] = None if math.isnan(p) else p
+
+
+def paired(differences: np.ndarray) -> dict:
+    """Is the mean of differences, one an image, zero? Paired t-test."""
+    return a_test(differences.mean(), differences.std(ddof=1) / math.sqrt(len(differences)), len(differences) - 1)
+
+
+def mcnemar(before: np.ndarray, after: np.ndarray) -> dict:
+    """Change of accuracy on the same images, in points, with McNemar's exact p.
+
+    The 95 % interval is that of Agresti and Min (Statistics in Medicine 24, 2005): half an image added to each of the
+    four cells, so that it has a width where no image changed sides.
+
+    Args:
+        before, after: (N,) bool, which images are right.
+    """
+    lost, gained, count = int((before & ~after).sum()), int((after & ~before).sum()), len(before)
+    middle = (gained - lost) / (count + 2)
+    reach = stats.norm.ppf(0.975) * math.sqrt((lost + gained + 1) / (count + 2) - middle**2) / math.sqrt(count + 2)
+    p = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
+    return dict(
+        value=100 * (gained - lost) / count,
+        low=float(100 * (middle - reach)),
+        high=float(100 * (middle + reach)),
+        p=float(p),
+        lost=lost,
+        gained=gained,
+    )
+
+
+def class_test(values: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> dict:
+    """Do classes differ in several measurements at once? Permutation test of the variance between classes.
+
+    The statistic is the share R^2 of the total sum of squares that lies between classes, which orders permutations as
+    the pseudo-F of Anderson (Austral Ecology 26, 2001) does. `effect` is R^2 less what unrelated labels would give
+    (epsilon squared); 0 is none.
+
+    Args:
+        values: (N, Q), standardised.
+        labels: (N,).
+    """
+    count, classes = len(labels), np.unique(labels)
+    total = (values**2).sum()
+
+    def between(order: np.ndarray) -> float:
+        sums = members @ values[order]
+        return float(((sums**2).sum(1) / members.sum(1)).sum())
+
+    members = (labels == classes[:, None]).astype(float)  # (classes, N)
+    observed = between(np.arange(count))
+    exceeding = sum(between(rng.permutation(count)) >= observed - 1e-9 * total for _ in range(PERMUTATIONS))
+    share = observed / total if total else 0.0
+    effect = 1 - (1 - share) * (count - 1) / (count - len(classes))
+    return dict(value=effect, share=share, p=(1 + exceeding) / (1 + PERMUTATIONS))
+
+
+def standardised(values: np.ndarray) -> np.ndarray:
+    values = values.astype(float)
+    spread = values.std(0)
+    return (values - values.mean(0)) / np.where(spread > 1e-9, spread, np.inf)
