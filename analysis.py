@@ -5,14 +5,16 @@
 
 information  how much the channels of a head share, in one place, a step away and elsewhere in an image
 features     a linear probe on the head's displaced products, the Gram matrix and bilinear pooling
-directions   do classes differ in the directions they respond to
-spiral       the same weights without twists, with heads permuted, on turned images
+directions   do classes differ in the direction along which the channels repeat
+spiral       the same weights without twists, with heads permuted, on turned images with twists and without
 gates        where the gates end, and what closing them costs
 
 Data set, fold and folder are those of the run (config.json beside the checkpoint) unless given. Only images that did
 not train are read: spiral and gates take the test set, the others validation and test together. save_dir gets
 report.md, whose sentences are made from report.json, and a figure a question; the same seed gives the same bytes.
-p values are two-sided and Holm-corrected over all tests of a question.
+p values are two-sided and Holm-corrected over all tests of a question. They take images as independent: where several
+are copies of one picture, each counts, and p and intervals are too small. --copies names such files, and of each
+picture the first is read. Images of validation chose the epoch of the checkpoint.
 
 Here a checkpoint and its images become numbers. information.py estimates, significance.py tests, findings.py makes the
 words and the figures.
@@ -21,6 +23,7 @@ words and the figures.
 import argparse
 import copy
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +32,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import RepeatedStratifiedKFold
@@ -52,8 +54,8 @@ from inside import Block, Subject
 from models import ModelError, TwistNet
 from plot_results import initial_gate
 from runs import RunError
-from significance import class_test, correct, mcnemar, paired, standardised
-from summarize_runs import LEVEL, corrected_t_test
+from significance import class_test, correct, kruskal, mcnemar, paired, standardised
+from summarize_runs import LEVEL, corrected_t_test, dataset_label, take_labels
 from transforms import eval_transform, normalize
 
 MAX_IMAGES = 256  # for mutual information, whose time grows with the square
@@ -69,10 +71,11 @@ class Held(NamedTuple):
     images: torch.Tensor  # (N, 3, img_size, img_size) uint8
     labels: np.ndarray  # (N,), class indices
     n_test: int
+    n_copies: int = 0  # left out
 
     @property
     def test(self) -> 'Held':
-        return Held(self.images[: self.n_test], self.labels[: self.n_test], self.n_test)
+        return Held(self.images[: self.n_test], self.labels[: self.n_test], self.n_test, self.n_copies)
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -93,6 +96,9 @@ def read_images(subject: Subject, settings: dict, with_val: bool) -> Held:
             f'{splits.classes[-1]}; --dataset and --data_dir must name the one it was trained on'
         )
     items = splits.test + (splits.val if with_val else [])
+    kept = without_copies(items, settings['copies'])
+    n_test = len(set(kept) & set(splits.test))
+    items, n_copies = kept, len(items) - len(kept)
     labels = np.array([label for _, label in items])
     counts = np.bincount(labels, minlength=len(splits.classes))
     if with_val and counts.min() < 2:
@@ -102,7 +108,16 @@ def read_images(subject: Subject, settings: dict, with_val: bool) -> Held:
             'add images, or ask --question spiral or gates'
         )
     data = ImageList(items, eval_transform(subject.img_size))
-    return Held(torch.stack([data[i][0] for i in range(len(data))]), labels, len(splits.test))
+    return Held(torch.stack([data[i][0] for i in range(len(data))]), labels, n_test, n_copies)
+
+
+def without_copies(items: list[tuple[Path, int]], pattern: str | None) -> list[tuple[Path, int]]:
+    """Of the images of a class whose file names begin with a match of the pattern, and the same one, the first."""
+    first: dict = {}
+    for path, label in items:
+        match = re.match(pattern, Path(path).name) if pattern else None
+        first.setdefault((label, match.group() if match else path), (path, label))
+    return list(first.values())
 
 
 def batches(model: TwistNet, images: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -129,6 +144,7 @@ def measure_information(subject: Subject, held: Held, settings: dict) -> dict:
     if len(chosen) < MIN_IMAGES:
         raise RunError(f'{len(chosen)} images are too few for mutual information; it takes at least {MIN_IMAGES}')
     modules = inside.blocks_of(subject.model)
+    directional = getattr(next(iter(modules.values())).stci.twist, 'directional', False)
 
     def take(name: str, block: Block) -> dict:  # before the L2 norm, which ties the channels of a head
         stci = modules[name].stci
@@ -138,9 +154,11 @@ def measure_information(subject: Subject, held: Held, settings: dict) -> dict:
     blocks, bias = {}, information.bias_at_independence(len(chosen), rng)
     for name, arrays in collect(subject, held.images[chosen], take).items():
         print(f'information: {name}', file=sys.stderr)
-        blocks[name] = information.information_of(arrays['z'], bias, rng)
+        blocks[name] = information.information_of(arrays['z'], bias, rng, directional)
     shared = [test for block in blocks.values() for kind in block['shared'].values() for test in kind.values()]
-    correct(shared + [test for block in blocks.values() for key in ('local', 'own') for test in block[key].values()])
+    correct(
+        shared + [test for block in blocks.values() for key in ('local', 'own') for test in block.get(key, {}).values()]
+    )
     return dict(
         images=len(chosen), draws=information.DRAWS, neighbours=information.NEIGHBOURS, bias=bias, blocks=blocks
     )
@@ -148,8 +166,7 @@ def measure_information(subject: Subject, held: Held, settings: dict) -> dict:
 
 # ---------------------------------------------------------------------------------------------- features
 
-DISPLACED = 'displaced products'
-KINDS = (DISPLACED, 'products in place', 'Gram matrix', 'bilinear pooling', 'mean of h')
+KINDS = ('displaced products', 'products in place', 'Gram matrix', 'bilinear pooling', 'mean of h')
 
 
 def features_of(block: Block) -> dict[str, torch.Tensor]:
@@ -166,7 +183,7 @@ def features_of(block: Block) -> dict[str, torch.Tensor]:
     upper = torch.triu_indices(h.shape[1], h.shape[1], device=h.device)
     gram = (h @ h.transpose(1, 2) / h.shape[2])[:, upper[0], upper[1]]
     return {
-        DISPLACED: block.interactions[:, :, block.c_red :].mean((3, 4)).flatten(1),
+        KINDS[0]: block.interactions[:, :, block.c_red :].mean((3, 4)).flatten(1),
         'products in place': in_place.flatten(1),
         'Gram matrix': gram,
         'bilinear pooling': F.normalize(gram.sign() * gram.abs().sqrt()),
@@ -205,7 +222,7 @@ def measure_features(subject: Subject, held: Held, settings: dict) -> dict:
     seed, stci = settings['seed'], next(iter(inside.blocks_of(subject.model).values())).stci
     if not stci.use_products:
         raise RunError(f'{subject.name} has no products to compare')
-    kinds = KINDS if not isinstance(stci.twist, nn.Identity) else tuple(k for k in KINDS if k != 'products in place')
+    kinds = KINDS[isinstance(stci.twist, nn.Identity) :]  # without twists nothing is displaced
     cache: dict = {}
 
     def take(_: str, block: Block) -> dict:
@@ -221,7 +238,7 @@ def measure_features(subject: Subject, held: Held, settings: dict) -> dict:
         accuracies = {kind: probe(kept[kind], held.labels, dimension, folds, seed) for kind in kinds}
         against = {}
         for kind in kinds[1:]:
-            differences = np.subtract(accuracies[DISPLACED], accuracies[kind]).tolist()
+            differences = np.subtract(accuracies[kinds[0]], accuracies[kind]).tolist()
             value, low, high, p = corrected_t_test(differences, 1 / (folds - 1))
             spread = dict(low=low, high=high, p=p) if not math.isnan(p) else dict(low=value, high=value, p=None)
             against[kind] = dict(value=value) | spread
@@ -236,6 +253,11 @@ def measure_features(subject: Subject, held: Held, settings: dict) -> dict:
 
 # ---------------------------------------------------------------------------------------------- directions
 
+CONTRASTS = {
+    '0° less 90°': (0, 2),
+    '45° less 135°': (1, 3),
+}  # of ANGLES: two steps of one length, so that smoothness cancels
+
 
 def displaced_cosines(z: torch.Tensor) -> torch.Tensor:
     """Mean cosine of z(p) and z(p + d) over heads and positions, for each d: (B, heads, c_red, H, W) -> (B, 4)."""
@@ -248,41 +270,44 @@ def displaced_cosines(z: torch.Tensor) -> torch.Tensor:
     return torch.stack(cosines, 1)
 
 
+def contrasts(z: torch.Tensor) -> torch.Tensor:
+    """How much more z repeats along a direction than across it: (B, heads, c_red, H, W) -> (B, contrasts)."""
+    cosines = displaced_cosines(z)
+    return torch.stack([cosines[:, along] - cosines[:, across] for along, across in CONTRASTS.values()], 1)
+
+
 def measure_directions(subject: Subject, held: Held, settings: dict) -> dict:
-    stci = next(iter(inside.blocks_of(subject.model).values())).stci
-    if not stci.use_products or isinstance(stci.twist, nn.Identity) or stci.num_heads < 2:
-        raise RunError(f'{subject.name} has no two heads with directions to compare')
     rng = np.random.default_rng([settings['seed'], 3])
 
     def take(_: str, block: Block) -> dict:
         if min(block.h.shape[2:]) < 2:  # no cell has a neighbour in every direction
             return {}
-        return dict(heads=block.mean_response, steps=displaced_cosines(block.interactions[:, :, : block.c_red]))
+        return dict(contrasts=contrasts(block.interactions[:, :, : block.c_red]))
 
-    arrays = {name: kept for name, kept in collect(subject, held.images, take).items() if kept}
+    arrays = {name: kept['contrasts'] for name, kept in collect(subject, held.images, take).items() if kept}
     if not arrays:
         raise RunError(f'no block of {subject.name} has a map of 2 x 2 or more at {subject.img_size} px')
-    result: dict = dict(images=len(held.labels), permutations=significance.PERMUTATIONS, classes=subject.classes)
-    tests = []
-    for view in ('heads', 'steps'):
-        # Against the mean over directions: some textures repeat more than others whichever way one looks.
-        kept = {n: a[view] - a[view].mean(1, keepdims=True) for n, a in arrays.items()}
-        values = standardised(np.concatenate(list(kept.values()), 1))
-        names = [f'{name} {ANGLES[i]}' for name, array in kept.items() for i in range(array.shape[1])]
-        overall, single = class_test(values, held.labels, rng), {}
-        for column, name in zip(values.T, names):
-            groups = [column[held.labels == label] for label in np.unique(held.labels)]
-            if np.ptp(column) > 0:
-                statistic, p = stats.kruskal(*groups)
-                single[name] = dict(value=float(statistic / (len(column) - 1)), p=float(p))  # epsilon squared
-        tests += [overall, *single.values()]
-        profile = [values[held.labels == label].mean(0).tolist() for label in range(len(subject.classes))]
-        result[view] = dict(overall=overall, single=single, names=names, profile=profile)
-    correct(tests)
-    return result
+    values = standardised(np.concatenate(list(arrays.values()), 1))
+    names = [f'{name} {contrast}' for name in arrays for contrast in CONTRASTS]
+    overall, single = class_test(values, held.labels, rng), {}
+    for column, name in zip(values.T, names):
+        if np.ptp(column) > 0:
+            single[name] = kruskal(column, held.labels)
+    correct([overall, *single.values()])
+    return dict(
+        images=len(held.labels),
+        permutations=significance.PERMUTATIONS,
+        classes=subject.classes,
+        overall=overall,
+        single=single,
+        names=names,
+        profile=[values[held.labels == label].mean(0).tolist() for label in range(len(subject.classes))],
+    )
 
 
 # ---------------------------------------------------------------------------------------------- spiral and gates
+
+REPLACED, TURNED = 'twists replaced by identity', 'images rotated by 90°'
 
 
 @torch.inference_mode()
@@ -308,16 +333,28 @@ def compare(before: dict, after: dict) -> dict:
     )
 
 
-def compare_all(model: TwistNet, held: Held, changed: dict[str, tuple[TwistNet, int]]) -> dict:
-    """The test set as it is and under each change: (model, quarter turns) by name."""
-    before = outcome(model, held)
-    changes = {name: compare(before, outcome(other, held, turns)) for name, (other, turns) in changed.items()}
+def compare_all(before: dict, after: dict[str, dict], across: dict[str, dict] | None = None) -> dict:
+    """The test set as it is against each change of it, all as `outcome` gives them.
+
+    Args:
+        across: further tests of the same question.
+    """
+    changes = {name: compare(before, one) for name, one in after.items()}
     tests = [change[key] for change in changes.values() for key in ('accuracy_change', 'loss_change')]
+    tests += (across or {}).values()
     correct(tests)
-    # The fewest images, all lost or all gained, that the exact test could tell from chance under this correction.
-    least = next(n for n in range(1, 200) if len(tests) * 2 * 0.5**n < LEVEL)
-    accuracy, loss = float(100 * before['right'].mean()), float(before['loss'].mean())
-    return dict(images=len(held.labels), accuracy=accuracy, loss=loss, tests=len(tests), least=least, changes=changes)
+    # The fewest images, all lost or all gained, that the exact test could tell from chance: Holm's factor for the
+    # largest p that is shown is the number of tests that are not, and one.
+    factor = max(1, sum(test['p'] is not None and test['p_holm'] >= LEVEL for test in tests))
+    least = next(n for n in range(1, 200) if factor * 2 * 0.5**n < LEVEL)
+    return dict(
+        images=len(before['right']),
+        accuracy=float(100 * before['right'].mean()),
+        loss=float(before['loss'].mean()),
+        least=least,
+        changes=changes,
+        across=across,
+    )
 
 
 def edited(model: TwistNet, edit: Callable[[str, nn.Module], None], only: str | None = None) -> TwistNet:
@@ -351,20 +388,30 @@ def closed(_: str, block: nn.Module) -> None:
 
 
 def measure_spiral(subject: Subject, held: Held, settings: dict) -> dict:
-    model, stci = subject.model, next(iter(inside.blocks_of(subject.model).values())).stci
+    model, test, stci = subject.model, held.test, next(iter(inside.blocks_of(subject.model).values())).stci
+    before, turned = outcome(model, test), outcome(model, test, turns=1)
     if isinstance(stci.twist, nn.Identity):
-        raise RunError(f'{subject.name} has no twists to take away')
-    changed = {'twists replaced by identity': (edited(model, without_twist), 0)}
-    for by in range(1, stci.num_heads):
-        changed[f'heads permuted by {by}'] = edited(model, rolled_heads(by)), 0
-    return compare_all(model, held.test, changed | {'images rotated by 90°': (model, 1)})
+        return compare_all(before, {TURNED: turned})
+    plain = edited(model, without_twist)
+    after = {REPLACED: outcome(plain, test)}
+    for by in range(1, stci.num_heads if stci.twist.directional else 1):
+        after[f'heads permuted by {by}'] = outcome(edited(model, rolled_heads(by)), test)
+    after |= {TURNED: turned, f'rotated, {REPLACED}': outcome(plain, test, turns=1)}
+    # What turning changes with the twists, less what it changes without them: the trunk alone minds turning too.
+    across = {}
+    for key, unit in (('right', 100.0), ('loss', 1.0)):
+        old, new, bare, both = (
+            o[key].astype(float) for o in (before, turned, *(after[n] for n in (REPLACED, f'rotated, {REPLACED}')))
+        )
+        across[key] = paired(unit * ((new - old) - (both - bare)))
+    return compare_all(before, after, across)
 
 
 def measure_gates(subject: Subject, held: Held, settings: dict) -> dict:
     names, test = list(inside.blocks_of(subject.model)), held.test
-    changed = {f'{name} closed': (edited(subject.model, closed, name), 0) for name in names}
+    after = {f'{name} closed': outcome(edited(subject.model, closed, name), test) for name in names}
     if len(names) > 1:
-        changed['all closed'] = edited(subject.model, closed), 0
+        after['all closed'] = outcome(edited(subject.model, closed), test)
 
     def take(_: str, block: Block) -> dict:  # mean squares an image of what the gate lets through and of the output
         added = block.gate * block.branch
@@ -377,7 +424,7 @@ def measure_gates(subject: Subject, held: Held, settings: dict) -> dict:
         for name in names
     }
     start = initial_gate(subject.name, defines) if defines else None
-    return dict(start=start, blocks=blocks) | compare_all(subject.model, test, changed)
+    return dict(start=start, blocks=blocks) | compare_all(outcome(subject.model, test), after)
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -393,13 +440,22 @@ QUESTIONS: dict[str, tuple] = {
 OF_TEST = ('spiral', 'gates')  # questions that read the test images alone
 
 
+def title_of(report: dict) -> str:
+    return f'{report["model"]} on {report["label"]}, fold {report["fold"]}'
+
+
 def report_text(report: dict) -> str:
     """The report in Markdown; every sentence is made from the numbers of report.json."""
+    copies = ''
+    if report['copies']:
+        copies = f'`--copies` left out {report["n_copies"]} images, which the answers do not count. '
     lines = [
-        f'# {report["model"]} on {report["dataset"]}, fold {report["fold"]}',
+        f'# {title_of(report)}',
         f'`{report["checkpoint"]}`, epoch {report["epoch"]}, validation accuracy {report["val_acc"]:.1f} %, '
         f'{report["img_size"]} px; {report["n_test"]} test images and {report["n_val"]} of validation, '
         f'{report["classes"]} classes; seed {report["seed"]}.',
+        'p values take images as independent of each other: copies of one picture count as several, and make p and '
+        f'intervals too small. {copies}' + 'Images of validation chose the epoch. ' * (report['n_val'] > 0),
     ]
     for key, result in report['questions'].items():
         name, _, tell, _ = QUESTIONS[key]
@@ -415,6 +471,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument('--checkpoint', type=Path, required=True, help='best.pt of a TwistNet')
     options.add_data_of_run_args(parser)
     parser.add_argument('--save_dir', type=Path, default=Path('analysis'), help='made if missing')
+    parser.add_argument('--labels', type=options.labels, default={}, metavar='KEY=NAME,..', help='names for data sets')
+    parser.add_argument(
+        '--copies', metavar='REGEX', help='images of a class whose names begin with the same match are one picture'
+    )
     parser.add_argument('--question', choices=(*QUESTIONS, 'all'), default='all')
     parser.add_argument('--seed', type=int, default=42, help='of all that is drawn at random')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
@@ -434,8 +494,13 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, Held, dict]:
     """
     if args.seed < 0:
         raise RunError(f'--seed {args.seed} must not be negative')
+    try:
+        re.compile(args.copies or '')
+    except re.error as error:
+        raise RunError(f'--copies {args.copies}: {error}') from error
+    take_labels(args.labels)
     subject = inside.load(args.checkpoint)
-    settings = inside.data_of(args, args.checkpoint) | dict(seed=args.seed)
+    settings = inside.data_of(args, args.checkpoint) | dict(seed=args.seed, copies=args.copies)
     subject.model.to(train.setup(args.device, args.seed))
     return subject, read_images(subject, settings, with_val=not set(asked(args)) <= set(OF_TEST)), settings
 
@@ -459,8 +524,11 @@ def answer(args: argparse.Namespace, subject: Subject, held: Held, settings: dic
         checkpoint=str(args.checkpoint),
         model=subject.name,
         dataset=settings['dataset'],
+        label=dataset_label(settings['dataset']),
         fold=settings['fold'],
         seed=args.seed,
+        copies=args.copies,
+        n_copies=held.n_copies,
         epoch=subject.epoch,
         val_acc=subject.val_acc,
         img_size=subject.img_size,
@@ -475,17 +543,22 @@ def answer(args: argparse.Namespace, subject: Subject, held: Held, settings: dic
 def main(args: argparse.Namespace) -> None:
     try:
         subject, held, settings = prepare(args)
+        made = not args.save_dir.exists()
         args.save_dir.mkdir(parents=True, exist_ok=True)  # before the minutes that the answers take
-        report = answer(args, subject, held, settings)
+        try:
+            report = answer(args, subject, held, settings)
+        except RunError:
+            if made:
+                args.save_dir.rmdir()
+            raise
     except (DataError, ModelError) as error:
         raise RunError(str(error)) from error
     runs.write_json(args.save_dir / 'report.json', report)
     runs.write_atomic(args.save_dir / 'report.md', report_text(report).encode())
-    title = f'{report["model"]} on {report["dataset"]}, fold {report["fold"]}'
     for key, result in report['questions'].items():
         name, _, tell, draw = QUESTIONS[key]
         print(f'{name}:', *tell(result)[0], sep='\n  ')
-        save(draw(result, title), args.save_dir, key)
+        save(draw(result, title_of(report)), args.save_dir, key)
     for key, reason in report['not_answered'].items():
         print(f'{QUESTIONS[key][0]}: not answered: {reason}')
     print(args.save_dir / 'report.md')

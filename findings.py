@@ -94,10 +94,10 @@ def tell_information(result: dict) -> Told:
                 )
                 lines.append(f'{words[condition]}, {kind}: {said}.')
                 rows.append([f'{kind}, {condition}', *(cell(test, 3) for test in found.values())])
-    for key, what in (
-        ('local', 'One step away against two or more'),
-        ('own', "A head's own direction against the other three"),
-    ):
+    words = {'local': 'One step away against two or more', 'own': "A head's own direction against the one across it"}
+    for key, what in words.items():
+        if not any(key in block for block in blocks.values()):  # no directions
+            continue
         for kind in PAIRS:
             if tests := {name: block[key][kind] for name, block in blocks.items() if kind in block[key]}:
                 lines.append(f'{what}, {kind}: {outcomes(tests, "more information", "less information", NATS)}.')
@@ -124,39 +124,34 @@ def tell_features(result: dict) -> Told:
     ]
     for kind in kinds[1:]:
         tests = {name: block['against'][kind] for name, block in blocks.items()}
-        lines.append(f'Displaced products against {kind}: {outcomes(tests, "better", "worse", POINTS)}.')
+        lines.append(f'{kinds[0].capitalize()} against {kind}: {outcomes(tests, "better", "worse", POINTS)}.')
     rows = [[kind, *(f'{np.mean(b["accuracies"][kind]):.1f}' for b in blocks.values())] for kind in kinds]
     note = (
         f'Accuracy in % of a linear probe on {result["images"]} images that did not train the network; '
-        f'{result["repeats"]} x {result["folds"]} folds, corrected resampled t-test.'
+        f'{result["repeats"]} x {result["folds"]} folds, corrected resampled t-test. Those of validation chose the '
+        'epoch.'
     )
     return lines, [markdown_table(['', *blocks], rows), note]
 
 
 def tell_directions(result: dict) -> Told:
-    lines = []
-    for view, words in (
-        ('heads', "the heads' responses, relative to their mean"),
-        ('steps', 'the displacements at which the same channels repeat'),
-    ):
-        found, names = result[view], result[view]['names']
-        overall = found['overall']
-        yes = 'classes differ' if shown(overall) else 'no difference between classes was shown'
-        lines.append(
-            f'In {words}: {yes} (epsilon squared {overall["value"]:.3f}, {p_words(overall["p_holm"])}, '
-            f'{result["images"]} images, {result["permutations"]} permutations).'
-        )
-        lines.append(
-            f'One by one (Kruskal-Wallis): {outcomes(found["single"], "classes differ", "", "{:.2f} epsilon squared")}.'
-        )
-        if shown(overall):
-            profile, tops = np.array(found['profile']), []
-            for angle in ANGLES:
-                columns = [i for i, name in enumerate(names) if name.endswith(f' {angle}')]
-                if columns:
-                    means = profile[:, columns].mean(1)
-                    tops.append(f'{angle} {result["classes"][means.argmax()]} ({means.max():+.2f})')
-            lines.append(f'Most inclined to each direction, in standard deviations: {", ".join(tops)}.')
+    overall, names = result['overall'], result['names']
+    yes = 'classes differ' if shown(overall) else 'no difference between classes was shown'
+    single = outcomes(result['single'], 'classes differ', '', '{:.2f} epsilon squared')
+    lines = [
+        f'In how much more the channels repeat along a direction than across it: {yes} (epsilon squared '
+        f'{overall["value"]:.3f}, {p_words(overall["p_holm"])}, {result["images"]} images, '
+        f'{result["permutations"]} permutations).',
+        f'One by one (Kruskal-Wallis): {single}.',
+    ]
+    if shown(overall):
+        profile, ends = np.array(result['profile']), []
+        for contrast in dict.fromkeys(name.split(maxsplit=1)[1] for name in names):
+            means = profile[:, [i for i, name in enumerate(names) if name.endswith(f' {contrast}')]].mean(1)
+            high, low = means.argmax(), means.argmin()
+            classes = result['classes']
+            ends.append(f'{contrast} {classes[high]} ({means[high]:+.2f}) and {classes[low]} ({means[low]:+.2f})')
+        lines.append(f'Highest and lowest class means over blocks, in standard deviations: {", ".join(ends)}.')
     return lines, []
 
 
@@ -166,9 +161,15 @@ def tell_changes(result: dict) -> Told:
     for key, what, form in (('accuracy_change', 'Accuracy', POINTS), ('loss_change', 'Cross-entropy', NATS)):
         tests = {name: change[key] for name, change in changes.items()}
         lines.append(f'{what} on the {result["images"]} test images: {outcomes(tests, "higher", "lower", form)}.')
+    if across := result['across']:
+        said = []
+        for key, what, form in (('right', 'accuracy', POINTS), ('loss', 'cross-entropy', NATS)):
+            answer = 'a difference' if shown(across[key]) else 'no difference was shown'
+            said.append(f'{what} {form.format(across[key]["value"])} ({answer}, {p_words(across[key]["p_holm"])})')
+        lines.append(f'What rotation changes with the twists, less what it changes without them: {", ".join(said)}.')
     lines.append(
-        f'With {result["images"]} images and {result["tests"]} tests, a change of fewer than {result["least"]} images, '
-        'all one way, could not have been shown.'
+        f'With {result["images"]} images and the other tests as they are, a change of accuracy by fewer than '
+        f'{result["least"]} images, all one way, could not have been shown.'
     )
     head = ['', 'accuracy', 'change', '95 %', 'lost', 'gained', 'p', 'loss change', 'p', 'other answers']
     rows = [['as trained', f'{result["accuracy"]:.1f}', *[''] * 8]]
@@ -200,7 +201,7 @@ def tell_gates(result: dict) -> Told:
 
 # ---------------------------------------------------------------------------------------------- figures
 
-FILLED = f"Filled: p < {LEVEL:g} after Holm's correction. Bars: 95 % intervals."
+FILLED = f"Filled: p < {LEVEL:g} after Holm's correction. Bars: 95 % intervals, each of its test alone."
 
 
 def points(axes: plt.Axes, at: list[float], tests: list[dict], across: bool = False, **style) -> None:
@@ -252,54 +253,45 @@ def draw_features(result: dict, title: str) -> Figure:
         for row, kind in enumerate(kinds):
             values = block['accuracies'][kind]
             axes.plot(values, [row] * len(values), '|', color='0.55', markersize=5, zorder=1)
-            other = row and shown(block['against'][kind])
-            face = COLORS[0] if row == 0 or other else 'white'
-            axes.plot(np.mean(values), row, 'o', color=COLORS[0], markerfacecolor=face, markersize=5)
+            face = COLORS[0] if row and shown(block['against'][kind]) else 'white'
+            marker, color = ('o', COLORS[0]) if row else ('x', 'black')  # the first is what the others are held against
+            axes.plot(np.mean(values), row, marker, color=color, markerfacecolor=face, markersize=5)
         axes.axvline(result['chance'], color='0.4', linestyle=(0, (1, 2)), linewidth=0.8, zorder=0)
         axes.set(title=name, xlabel='accuracy, %', ylim=(len(kinds) - 0.5, -0.5))
         axes.set_yticks(range(len(kinds)), kinds)
     notes = [
-        f'{result["dimension"]} dimensions each. Ticks: {result["repeats"]} x {result["folds"]} folds; circles: means, '
-        f"filled where they differ from the displaced products (p < {LEVEL:g} after Holm's correction). "
-        'Dotted: the most frequent class.'
+        f'{result["dimension"]} dimensions each. Ticks: {result["repeats"]} x {result["folds"]} folds; cross and '
+        f"circles: means, filled where they differ from the {kinds[0]} (p < {LEVEL:g} after Holm's correction). "
+        'Dotted: the most frequent class. Images of validation chose the epoch.'
     ]
     frame(figure, f'Linear probe on frozen features: {title}', notes)
     return figure
 
 
 def draw_directions(result: dict, title: str) -> Figure:
-    views = ('heads', 'steps')
-    strongest = np.max([np.abs(result[view]['profile']).max(1) for view in views], 0)  # (classes,)
+    profile, names = np.array(result['profile']), result['names']
+    strongest = np.abs(profile).max(1)  # (classes,)
     rows = np.sort(np.argsort(-strongest, kind='stable')[:MAX_ROWS])
-    height = 0.7 + 0.14 * len(rows)
-    figure, grid = plt.subplots(
-        1, len(views), figsize=(PAGE[0], height), squeeze=False, layout='constrained', sharey=True
-    )
+    figure, axes = plt.subplots(figsize=(PAGE[0], 0.7 + 0.14 * len(rows)), layout='constrained')
     limit = max(float(strongest.max()), 1e-9)
-    for axes, view in zip(grid[0], views):
-        names = result[view]['names']
-        image = axes.imshow(
-            np.array(result[view]['profile'])[rows], cmap='cividis', vmin=-limit, vmax=limit, aspect='auto'
-        )
-        blocks = [name.split()[0] for name in names]
-        for edge in [i for i in range(1, len(names)) if blocks[i] != blocks[i - 1]]:
-            axes.axvline(edge - 0.5, color='white', linewidth=2)
-        for block in dict.fromkeys(blocks):
-            middle = np.mean([i for i, other in enumerate(blocks) if other == block])
-            axes.text(middle, -0.8, block, ha='center', va='bottom', fontsize=7)
-        axes.set_xticks(range(len(names)), [name.split()[1] for name in names], rotation=90)
-        axes.set_yticks(range(len(rows)), [result['classes'][row] for row in rows])
-        overall = result[view]['overall']
-        what = 'heads' if view == 'heads' else 'displacements, same channels'
-        axes.set_title(f'{what}: {p_words(overall["p_holm"])}', pad=14)
-    figure.colorbar(image, ax=grid[0], label='standard deviations', fraction=0.03, pad=0.01)
+    image = axes.imshow(profile[rows], cmap='cividis', vmin=-limit, vmax=limit, aspect='auto')
+    blocks = [name.split()[0] for name in names]
+    for edge in [i for i in range(1, len(names)) if blocks[i] != blocks[i - 1]]:
+        axes.axvline(edge - 0.5, color='white', linewidth=2)
+    for block in dict.fromkeys(blocks):
+        middle = np.mean([i for i, other in enumerate(blocks) if other == block])
+        axes.text(middle, -0.8, block, ha='center', va='bottom', fontsize=7)
+    axes.set_xticks(range(len(names)), [name.split(maxsplit=1)[1] for name in names])
+    axes.set_yticks(range(len(rows)), [result['classes'][row] for row in rows])
+    axes.set_title(p_words(result['overall']['p_holm']), pad=14)
+    figure.colorbar(image, ax=axes, label='standard deviations', fraction=0.03, pad=0.01)
     notes = [
-        'Class means of the cosine in each direction, less the mean over directions, in standard deviations of '
-        f'{result["images"]} images.'
+        'Class means of the cosine one step along a direction less that one step across it, of the same channels, in '
+        f'standard deviations of {result["images"]} images.'
     ]
     if len(rows) < len(result['classes']):
         notes.append(f'The {len(rows)} classes of {len(result["classes"])} that depart most.')
-    frame(figure, f'Directions that classes respond to: {title}', notes)
+    frame(figure, f'Directions along which the channels repeat, by class: {title}', notes)
     return figure
 
 
@@ -322,7 +314,7 @@ def draw_changes(result: dict, title: str, before: int = 0) -> tuple[Figure, lis
 
 
 def draw_spiral(result: dict, title: str) -> Figure:
-    return draw_changes(result, f'The same weights with the spiral changed: {title}')[0]
+    return draw_changes(result, f'The same weights, twists or images changed: {title}')[0]
 
 
 def draw_gates(result: dict, title: str) -> Figure:

@@ -125,12 +125,12 @@ def by_halves(values: np.ndarray, null: float = 0.0) -> dict:
     return a_test(values[0] - null, values[1:].std(ddof=1), HALVES - 1)
 
 
-def information_of(z: np.ndarray, bias: float, rng: np.random.Generator) -> dict:
+def information_of(z: np.ndarray, bias: float, rng: np.random.Generator, directional: bool = True) -> dict:
     """The answers for one block, before Holm's correction, from z of all images: (N, heads, c_red, H, W).
 
     By kind of pair, `shared` has a test against independence for each condition, `local` compares a step away with
-    elsewhere in the image, and `own` a head's direction with the other three. What the map is too small for is left
-    out.
+    elsewhere in the image, and `own` a head's direction with that at right angles, whose step is as long. What the map
+    is too small for is left out, and so is `own` without directional twists.
     """
     heads, c_red = z.shape[1:3]
     found = block_information(z, rng)
@@ -143,6 +143,9 @@ def information_of(z: np.ndarray, bias: float, rng: np.random.Generator) -> dict
         if steps and 'elsewhere' in conditions:
             local[kind] = by_halves(np.mean([mean[c][which] for c in steps], 0) - mean['elsewhere'][which])
         if len(steps) == len(ANGLES):
-            others = [np.mean([found[c, h][which] for c in steps if c != ANGLES[h]], 0) for h in range(heads)]
-            own[kind] = by_halves(np.mean([found[ANGLES[h], h][which] - others[h] for h in range(heads)], 0))
-    return dict(map=list(z.shape[3:]), zeros=float((z == 0).mean()), shared=shared, local=local, own=own)
+            across = [ANGLES[(h + 2) % 4] for h in range(heads)]
+            own[kind] = by_halves(
+                np.mean([found[ANGLES[h], h][which] - found[across[h], h][which] for h in range(heads)], 0)
+            )
+    result = dict(map=list(z.shape[3:]), zeros=float((z == 0).mean()), shared=shared, local=local)
+    return result | dict(own=own) if directional else result

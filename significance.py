@@ -90,3 +90,18 @@ def standardised(values: np.ndarray) -> np.ndarray:
     values = values.astype(float)
     spread = values.std(0)
     return (values - values.mean(0)) / np.where(spread > 1e-9, spread, np.inf)
+
+
+def kruskal(values: np.ndarray, labels: np.ndarray) -> dict:
+    """Do classes differ in one measurement? Kruskal-Wallis; the value is epsilon squared, as in class_test 0 by chance.
+
+    Source: Tomczak and Tomczak, "The need to report effect size estimates revisited", Trends Sport Sci. 21 (2014),
+    where (H - k + 1) / (n - k) is called eta squared.
+
+    Args:
+        values: (N,), not all equal.
+        labels: (N,).
+    """
+    groups = [values[labels == label] for label in np.unique(labels)]
+    statistic, p = stats.kruskal(*groups)
+    return dict(value=float((statistic - len(groups) + 1) / (len(values) - len(groups))), p=float(p))
