@@ -75,7 +75,7 @@ class Block(NamedTuple):
         response = self.response
         if response is None:
             return None
-        cells = seen(*response.shape[1:])
+        cells = seen(*response.shape[1:]).to(response.device)
         return (response * cells).sum((-1, -2)) / cells.sum((-1, -2))
 
 
