@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import finish, make_dtd, start
+from scipy import ndimage
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import analysis
 import findings
@@ -16,6 +18,7 @@ import information
 import inside
 import models
 import significance
+import summarize_runs
 import train
 from models import DIRECTIONS, TwistNet
 from runs import RunError
@@ -165,6 +168,16 @@ def test_information_is_found_at_its_displacement_and_nowhere_else():
         assert not findings.shown(result[key]['the same channel'])
 
 
+def test_a_longer_step_is_not_taken_for_a_direction():
+    """Smooth maps share more a step of 1 away than one of sqrt(2): a head at 0° must not gain by it, nor one at 45°."""
+    z = np.random.default_rng(1).standard_normal((120, 2, 3, 7, 7))
+    smooth = ndimage.gaussian_filter(z, (0, 0, 0, 0.8, 0.8), mode='wrap').astype(np.float32)
+    for head in range(2):
+        alone = informed(np.roll(smooth, -head, 1)[:, :1])
+        assert findings.shown(alone['shared'][information.SAME]['0°'])
+        assert not findings.shown(alone['own'][information.SAME])
+
+
 def test_what_position_alone_tells_shows_between_two_images():
     rng = np.random.default_rng(1)
     z = 3 * rng.standard_normal((1, 4, 3, 4, 4)) + rng.standard_normal((120, 4, 3, 4, 4))  # as padding makes borders
@@ -239,6 +252,49 @@ def test_the_displacement_at_which_features_repeat_has_the_highest_cosine():
         assert (cosines.argmax(1) == direction).all()
 
 
+def smoothed(sigmas, count=20):
+    """(len(sigmas) * count, 1, 8, 14, 14) of noise smoothed by (along y, along x), of unit length, and its classes."""
+    rng = np.random.default_rng(0)
+    maps = [
+        ndimage.gaussian_filter(rng.standard_normal((count, 1, 8, 14, 14)), (0, 0, 0, *sigma), mode='wrap')
+        for sigma in sigmas
+    ]
+    z = torch.nn.functional.normalize(torch.from_numpy(np.concatenate(maps)), dim=2)
+    return z, np.repeat(np.arange(len(sigmas)), count)
+
+
+def test_classes_that_differ_in_smoothness_alone_do_not_differ_in_direction():
+    z, labels = smoothed([(0.4, 0.4), (0.8, 0.8), (1.6, 1.6)])
+    values, rng = analysis.contrasts(z).numpy(), np.random.default_rng(0)
+    assert significance.class_test(significance.standardised(values), labels, rng)['p'] > 0.05
+    steps = analysis.displaced_cosines(z).numpy()  # a step of sqrt(2) is farther: these do differ
+    steps -= steps.mean(1, keepdims=True)
+    assert significance.class_test(significance.standardised(steps), labels, rng)['p'] < 0.01
+
+
+def test_classes_of_streaks_across_each_other_differ_in_direction():
+    z, labels = smoothed([(0, 1.5), (1.5, 0)])
+    values = analysis.contrasts(z).numpy()
+    test = significance.class_test(significance.standardised(values), labels, np.random.default_rng(0))
+    assert test['p'] < 0.01
+    assert values[labels == 0, 0].min() > 0.2  # along 0° more than along 90°
+    assert values[labels == 1, 0].max() < -0.2
+    assert significance.kruskal(values[:, 0], labels)['value'] > 0.5
+
+
+def test_epsilon_squared_is_zero_by_chance_for_one_measurement_as_for_all():
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(8), 5)
+    values = [significance.kruskal(rng.standard_normal(40), labels)['value'] for _ in range(300)]
+    assert np.mean(values) == pytest.approx(0, abs=0.02)
+
+
+def test_the_mean_response_stays_on_the_device_of_the_network():
+    with FakeTensorMode():
+        h, interactions = (torch.empty(2, *shape, 3, 3, device='cuda') for shape in ((8,), (4, 9)))
+        block = inside.Block(h, interactions, None, h, h, 0.5, c_red=3)
+        assert block.mean_response.device.type == 'cuda'
+
+
 # ---------------------------------------------------------------------------------------------- spiral and gates
 
 
@@ -295,7 +351,100 @@ def test_accuracy_is_compared_image_by_image_with_the_exact_test():
     assert same['low'] < 0 < same['high']  # nothing seen among 20 is no proof of nothing
 
 
+def images_of(model, count=12):
+    """Test images of three classes, which the model knows half of the time."""
+    images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8)
+    right = analysis.outcome(model, analysis.Held(images, np.zeros(count, int), count))['guess']
+    return analysis.Held(images, np.where(np.arange(count) % 2, right, (right + 1) % 3), count)
+
+
+def subject_of(model):
+    return inside.Subject('best.pt', 'small', model, ['a', 'b', 'c'], 1, 50.0, 64)
+
+
+def test_rotation_with_the_twists_is_held_against_rotation_without_them():
+    model = net()
+    held = images_of(model)
+    result = analysis.measure_spiral(subject_of(model), held, {})
+    plain = analysis.edited(model, analysis.without_twist)
+    loss = [[analysis.outcome(m, held, turns)['loss'] for turns in (0, 1)] for m in (model, plain)]
+    expected = (loss[0][1] - loss[0][0]) - (loss[1][1] - loss[1][0])
+    assert result['across']['loss']['value'] == pytest.approx(expected.mean())
+    moved = result['across']['right']['value']
+    accuracy = {name: change['accuracy'] for name, change in result['changes'].items()}
+    with_twists = accuracy['images rotated by 90°'] - result['accuracy']
+    without = accuracy['rotated, twists replaced by identity'] - accuracy['twists replaced by identity']
+    assert moved == pytest.approx(with_twists - without)
+    assert 'What rotation changes with the twists, less' in ' '.join(findings.tell_changes(result)[0])
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'changes'), [(dict(use_spiral=False), 1), (dict(use_products=False), 1), (dict(directional=False), 3)]
+)
+def test_nothing_is_said_of_directions_that_a_model_has_not(kwargs, changes):
+    model = net(**kwargs)
+    held = images_of(model, 48)
+    spiral = analysis.measure_spiral(subject_of(model), held, {})
+    assert len(spiral['changes']) == changes
+    assert 'images rotated by 90°' in spiral['changes']
+    assert not any('permuted' in name for name in spiral['changes'])
+    told = ' '.join(findings.tell_information(analysis.measure_information(subject_of(model), held, dict(seed=0)))[0])
+    assert 'One step along 45°' in told
+    assert 'own direction' not in told
+
+
+def test_probes_of_a_model_without_twists_are_held_against_products_in_place():
+    held = images_of(net(), 24)._replace(labels=np.arange(24) % 3)
+    result = analysis.measure_features(subject_of(net(use_spiral=False)), held, dict(seed=0))
+    told = ' '.join(findings.tell_features(result)[0])
+    assert 'Products in place against Gram matrix: ' in told
+    assert 'isplaced' not in told
+
+
+def test_the_least_change_that_could_be_shown_is_the_least_that_holm_would_pass():
+    count = 60
+
+    def made(right, loss):
+        return dict(right=right, loss=loss, guess=np.zeros(count, int))
+
+    noise = np.random.default_rng(0).standard_normal((6, count))
+    before = made(np.ones(count, bool), noise[0])
+    for moved in (0, 5):  # five losses that are shown leave more room to the rest
+        found = []
+        for lost in range(20):
+            after = {str(i): made(np.ones(count, bool), noise[0] + noise[i] + (i <= moved)) for i in range(1, 6)}
+            after['1']['right'][:lost] = False
+            result = analysis.compare_all(before, after)
+            found.append(findings.shown(result['changes']['1']['accuracy_change']))
+            if not found[-1]:
+                least = result['least']
+        assert found.index(True) == least
+
+
 # ---------------------------------------------------------------------------------------------- report
+
+
+def test_of_copies_the_first_is_read_and_the_report_says_so(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(summarize_runs, 'LABELS', {})
+    report = answered(trained, tmp_path / 'a', '--question', 'features', '--labels', 'dtd=Materials')
+    text = analysis.report_text(report)
+    assert text.startswith('# small on Materials, fold 1\n')
+    assert 'p values take images as independent' in text
+    assert '`--copies` left out' not in text
+    assert 'Images of validation chose the epoch' in text
+    args = ('--question', 'features', '--copies', r'class\d_001(?=[0-3])')  # four pictures of each class are one
+    report = answered(trained, tmp_path / 'b', *args)
+    assert [report[key] for key in ('n_test', 'n_val', 'n_copies')] == [15, 24, 9]
+    assert report['questions']['features']['images'] == 39
+    assert '`--copies` left out 9 images' in analysis.report_text(report)
+    with pytest.raises(RunError, match='--copies'):
+        analysis.main(arguments(trained, tmp_path / 'c', '--copies', '('))
+
+
+def test_copies_are_of_one_class_and_one_match():
+    items = [('x/a1_h.jpg', 0), ('x/a1_v.jpg', 0), ('y/a1.jpg', 1), ('x/a2.jpg', 0), ('x/b.jpg', 0), ('x/b_k.jpg', 0)]
+    assert analysis.without_copies(items, r'\D*\d+') == [items[0], *items[2:]]
+    assert analysis.without_copies(items, None) == items
 
 
 def test_the_report_is_whole_and_the_same_for_the_same_seed(trained, tmp_path, capsys):
@@ -359,7 +508,8 @@ def test_what_a_model_cannot_answer_is_named_in_the_report(tmp_path):
     }
     assert 'Not answered: 18 images are too few' in analysis.report_text(report)
     with pytest.raises(RunError, match='18 images are too few'):
-        analysis.main(arguments(checkpoint, tmp_path / 'out', '--question', 'information'))
+        analysis.main(arguments(checkpoint, tmp_path / 'none', '--question', 'information'))
+    assert not (tmp_path / 'none').exists()
 
 
 # ---------------------------------------------------------------------------------------------- errors
