@@ -13,7 +13,7 @@ Data set, fold and folder are those of the run (config.json beside the checkpoin
 not train are read: spiral and gates take the test set, the others validation and test together. save_dir gets
 report.md, whose sentences are made from report.json, and a figure a question; the same seed gives the same bytes.
 p values are two-sided and Holm-corrected over all tests of a question. They take images as independent: where several
-are copies of one picture, each counts, and p and intervals are too small. --copies names such files, and of each
+are copies of one picture, each counts, and p is too small. --copies names such files, and of each
 picture the first is read. Images of validation chose the epoch of the checkpoint.
 
 Here a checkpoint and its images become numbers. information.py estimates, significance.py tests, findings.py makes the
@@ -446,16 +446,17 @@ def title_of(report: dict) -> str:
 
 def report_text(report: dict) -> str:
     """The report in Markdown; every sentence is made from the numbers of report.json."""
-    copies = ''
+    notes = ['p values take images as independent: copies of one picture count as several, and make p too small.']
     if report['copies']:
-        copies = f'`--copies` left out {report["n_copies"]} images, which the answers do not count. '
+        notes.append(f'`--copies {report["copies"]}` left {report["n_copies"]} images out.')
+    if report['n_val']:
+        notes.append('Images of validation chose the epoch.')
     lines = [
         f'# {title_of(report)}',
         f'`{report["checkpoint"]}`, epoch {report["epoch"]}, validation accuracy {report["val_acc"]:.1f} %, '
         f'{report["img_size"]} px; {report["n_test"]} test images and {report["n_val"]} of validation, '
         f'{report["classes"]} classes; seed {report["seed"]}.',
-        'p values take images as independent of each other: copies of one picture count as several, and make p and '
-        f'intervals too small. {copies}' + 'Images of validation chose the epoch. ' * (report['n_val'] > 0),
+        ' '.join(notes),
     ]
     for key, result in report['questions'].items():
         name, _, tell, _ = QUESTIONS[key]

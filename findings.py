@@ -151,7 +151,10 @@ def tell_directions(result: dict) -> Told:
             high, low = means.argmax(), means.argmin()
             classes = result['classes']
             ends.append(f'{contrast} {classes[high]} ({means[high]:+.2f}) and {classes[low]} ({means[low]:+.2f})')
-        lines.append(f'Highest and lowest class means over blocks, in standard deviations: {", ".join(ends)}.')
+        lines.append(
+            'Highest and lowest class, mean over blocks, in standard deviations from the mean of all images: '
+            f'{", ".join(ends)}.'
+        )
     return lines, []
 
 
@@ -286,8 +289,8 @@ def draw_directions(result: dict, title: str) -> Figure:
     axes.set_title(p_words(result['overall']['p_holm']), pad=14)
     figure.colorbar(image, ax=axes, label='standard deviations', fraction=0.03, pad=0.01)
     notes = [
-        'Class means of the cosine one step along a direction less that one step across it, of the same channels, in '
-        f'standard deviations of {result["images"]} images.'
+        'Class means of the cosine one step along a direction less that one step across it, of the same channels, less '
+        f'the mean of all {result["images"]} images, in their standard deviations.'
     ]
     if len(rows) < len(result['classes']):
         notes.append(f'The {len(rows)} classes of {len(result["classes"])} that depart most.')

@@ -430,13 +430,13 @@ def test_of_copies_the_first_is_read_and_the_report_says_so(trained, tmp_path, m
     text = analysis.report_text(report)
     assert text.startswith('# small on Materials, fold 1\n')
     assert 'p values take images as independent' in text
-    assert '`--copies` left out' not in text
+    assert '`--copies' not in text
     assert 'Images of validation chose the epoch' in text
     args = ('--question', 'features', '--copies', r'class\d_001(?=[0-3])')  # four pictures of each class are one
     report = answered(trained, tmp_path / 'b', *args)
     assert [report[key] for key in ('n_test', 'n_val', 'n_copies')] == [15, 24, 9]
     assert report['questions']['features']['images'] == 39
-    assert '`--copies` left out 9 images' in analysis.report_text(report)
+    assert '` left 9 images out' in analysis.report_text(report)
     with pytest.raises(RunError, match='--copies'):
         analysis.main(arguments(trained, tmp_path / 'c', '--copies', '('))
 
