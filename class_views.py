@@ -18,16 +18,17 @@ import inside
 from archives import DataError
 from datasets import load_splits, open_image
 from drawing import COLORS, MARKERS, PAGE, frame
+from image_views import ANGLES, DEGREE
 from inside import Subject
 from models import ModelError
 from registry import DATASETS
 from summarize_runs import dataset_label, model_label
 
 NEIGHBOURS = 5
+GREY = 2 * len(MARKERS)  # classes that markers alone tell apart, filled or open
 BATCH = 16
 CMAP = 'cividis'
 NBSP = '\N{NO-BREAK SPACE}'
-DEGREES = ('0\N{DEGREE SIGN}', '45\N{DEGREE SIGN}', '90\N{DEGREE SIGN}', '135\N{DEGREE SIGN}')
 
 
 class Survey(NamedTuple):
@@ -62,17 +63,18 @@ def survey(subject: Subject, args: argparse.Namespace) -> Survey:
             f'{data_dir or dataset}: has other classes than the {len(subject.classes)} that {subject.path} was trained '
             'on; --dataset and --data_dir must name that data set'
         )
-    items = getattr(splits, args.subset)
+    subset = args.subset or 'test'
+    items = getattr(splits, subset)
     labels = np.array([label for _, label in items])
     counts = np.bincount(labels, minlength=len(splits.classes))
     if (counts < 2).any():
         few = int(counts.argmin())
         raise DataError(
             f"{data_dir or dataset}: class '{splits.classes[few]}' has {('no image', 'one image')[counts[few]]} in the "
-            f'{args.subset} set of fold {fold}; a class needs two to be compared with itself'
+            f'{subset} set of fold {fold}; a class needs two to be compared with itself'
         )
     features, logits, signatures, selection = [], [], {}, {}  # a part a batch
-    for start in tqdm(range(0, len(items), BATCH), desc=f'{args.subset} images of {dataset}', disable=None):
+    for start in tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {dataset}', disable=None):
         images = [open_image(path) for path, _ in items[start : start + BATCH]]
         record = inside.observe(subject.model, subject.batch(images))
         features.append(record.features)
@@ -84,7 +86,7 @@ def survey(subject: Subject, args: argparse.Namespace) -> Survey:
     right = torch.cat(logits).argmax(1).numpy() == labels
     label = dataset_label(dataset) if dataset in DATASETS else dataset
     return Survey(
-        of=f'{len(items)} {args.subset} images of {label}, fold {fold}',
+        of=f'{len(items)} {subset} images of {label}, fold {fold}',
         labels=labels,
         features=torch.cat(features).numpy(),
         accuracy=100 * right.mean(),
@@ -113,6 +115,11 @@ def list_classes(axes: Axes, names: list[str]) -> None:
     axes.tick_params(axis='y', length=0)
 
 
+def head_names(subject: Subject, heads: int) -> list[str]:
+    """The direction of each head; a number where it has none."""
+    return [f'{angle}{DEGREE}' for angle in ANGLES[:heads]] if subject.directional else [*map(str, range(1, heads + 1))]
+
+
 def line_height(classes: int) -> float:
     """Inches of a line, so that 47 classes fit a page."""
     return min(0.17, max(0.105, 6.0 / classes))
@@ -133,10 +140,11 @@ def plot_selection(subject: Subject, found: Survey) -> Figure:
     height = max(1.6, line_height(classes) * classes + 0.6)
     figure = plt.figure(figsize=(PAGE[0], 1.75 + height), layout='constrained')
     grid = figure.add_gridspec(2, len(found.selection), height_ratios=[1.75, height])
+    names = head_names(subject, found.selection[next(iter(found.selection))].shape[1])
     first = None
     for column, (name, weights) in enumerate(found.selection.items()):
         axes = first = figure.add_subplot(grid[0, column], sharey=first)
-        draw_weights(axes, weights, found.c_red)
+        draw_weights(axes, weights, found.c_red, names)
         axes.set_title(f'{name}, gate {found.gates[name]:.3f}')
         axes.set_ylabel('AIS weight' if column == 0 else '')
         axes.tick_params(labelleft=column == 0)
@@ -163,14 +171,14 @@ def plot_selection(subject: Subject, found: Survey) -> Figure:
     notes = [
         "Top: AIS's weight of every channel, mean over images; filled: first order (z), open: products, head by head; "
         'grey: standard deviation over images. The gate is what the block lets through of its branch. Bottom: a column '
-        'a head (0, 45, 90, 135 degrees), mean over its channels.'
+        f'a head ({", ".join(names)}), mean over its channels.'
     ]
     frame(figure, describe(subject, 'Selection', found), notes)
     return figure
 
 
-def draw_weights(axes: Axes, weights: np.ndarray, c_red: int) -> None:
-    """The weights of a block by channel, (n, heads, channels)."""
+def draw_weights(axes: Axes, weights: np.ndarray, c_red: int, names: list[str]) -> None:
+    """The weights of a block by channel, (n, heads, channels), under the names of the heads."""
     heads, channels = weights.shape[1:]
     mean, sd = weights.mean(0), weights.std(0)
     x = np.arange(heads * channels).reshape(heads, channels)
@@ -180,7 +188,7 @@ def draw_weights(axes: Axes, weights: np.ndarray, c_red: int) -> None:
     axes.plot(x[:, :c_red].ravel(), mean[:, :c_red].ravel(), ms=2.4, mfc=COLORS[0], **open_)
     for edge in x[1:, 0] - 0.5:
         axes.axvline(edge, color='0.6', linewidth=0.5)
-    axes.set_xticks(x.mean(1), DEGREES[:heads])
+    axes.set_xticks(x.mean(1), names)
     axes.tick_params(axis='x', length=0)
     axes.margins(x=0.02)
 
@@ -215,7 +223,8 @@ def plot_classes(subject: Subject, found: Survey) -> Figure:
     left.set_ylim(10 * classes, 0)
     drawn = right.imshow(values[order], cmap=CMAP, vmin=-2.5, vmax=2.5, aspect='auto', interpolation='nearest')
     list_classes(right, [subject.classes[label] for label in order])
-    right.set_xticks((np.arange(heads) + 0.5) * pairs - 0.5, [f'{text} head' for text in DEGREES[:heads]])
+    names = [f'{text} head' if subject.directional else f'head {text}' for text in head_names(subject, heads)]
+    right.set_xticks((np.arange(heads) + 0.5) * pairs - 0.5, names)
     right.tick_params(axis='x', length=0)
     for edge in np.arange(1, heads) * pairs - 0.5:
         right.axvline(edge, color='white', linewidth=1.5)
@@ -250,7 +259,7 @@ def neighbours_right(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def class_style(label: int) -> dict:
-    """7 markers, filled or open, in 7 colours: 98 classes differ, and 14 of them in grey too."""
+    """7 markers, filled or open, in 7 colours: 98 classes differ, and GREY of them in grey too."""
     group = label // 7
     color = COLORS[(label + group // 2 + 3 * (group % 2)) % 7]
     return dict(marker=MARKERS[label % 7], mec=color, mfc='white' if group % 2 else color)
@@ -289,6 +298,8 @@ def plot_tsne(subject: Subject, found: Survey) -> Figure:
         f'groups mean nothing. Right, in all {found.features.shape[1]} dimensions: share of the {NEIGHBOURS} nearest '
         'neighbours that are of the class (dashed: by chance), and the legend.'
     ]
+    if classes > GREY:
+        notes.append(f'In grey print only {GREY} of the {classes} markers can be told apart: the left needs colours.')
     frame(figure, describe(subject, 'Features by class', found), notes)
     return figure
 

@@ -22,6 +22,7 @@ PAGE = (7.0, 9.0)  # inches: both columns of a page, and what its height leaves 
 STYLE = {
     'font.family': 'DejaVu Sans',  # comes with matplotlib: the figures are the same everywhere
     'font.size': 7.5,
+    'text.parse_math': False,  # a $ in the name of a class is a $
     'axes.titlesize': 7.5,
     'axes.labelsize': 7.5,
     'xtick.labelsize': 7,

@@ -12,7 +12,7 @@ from PIL import Image
 import inside
 from drawing import PAGE, frame
 from inside import Block, Subject
-from models import DIRECTIONS, ModelError, Twist
+from models import DIRECTIONS, ModelError
 from summarize_runs import model_label
 
 ANGLES = tuple(round(math.degrees(math.atan2(dy, dx))) for dy, dx in DIRECTIONS)  # of the heads; clockwise: dy is down
@@ -32,8 +32,8 @@ def describe(subject: Subject, what: str) -> str:
     )
 
 
-def head_label(head: int) -> str:
-    return f'head {head + 1}: {ANGLES[head]}{DEGREE} {ARROWS[head]}'
+def head_label(head: int, directional: bool = True) -> str:
+    return f'head {head + 1}' + f': {ANGLES[head]}{DEGREE} {ARROWS[head]}' * directional
 
 
 def block_label(name: str, block: Block) -> str:
@@ -48,9 +48,12 @@ def verdict(subject: Subject, logits: torch.Tensor) -> str:
 
 
 def need_twist(subject: Subject) -> None:
-    """Raises ModelError for a variant that displaces nothing: z . t is 1 everywhere, or there is no t."""
-    if not isinstance(next(iter(inside.blocks_of(subject.model).values())).stci.twist, Twist):
-        raise ModelError(f'{subject.path}: {subject.name} has no twist: there is nothing directional to show')
+    """Raises ModelError for a variant whose heads look in no direction."""
+    if not subject.directional:
+        raise ModelError(
+            f'{subject.path}: {subject.name} has no directions to show: its twist is left out, or its kernels started '
+            'at random'
+        )
 
 
 # ---------------------------------------------------------------------------------------------- one image
@@ -90,23 +93,28 @@ def plot_interaction(subject: Subject, image: Image.Image) -> Figure:
     heads, c_red = next(iter(means.values())).shape[:2]
     figure, left, panels = beside_image(subject, image, len(means), heads, 1.28)
     left.set_xlabel(verdict(subject, record.logits[0]))
+    low = min(0.0, *(float(np.nanmin(values)) for values in means.values()))
     top = max(np.nanmax(values) for values in means.values())
     for row, (name, values) in zip(panels, means.items()):
         for head, axes in enumerate(row):
-            drawn = axes.imshow(values[head], cmap=CMAP, vmin=0, vmax=top)
+            drawn = axes.imshow(values[head], cmap=CMAP, vmin=low, vmax=top)
             ticks = dict(ticks=(0, c_red - 1), labels=(1, c_red))
             axes.set_xticks(**ticks), axes.set_yticks(**ticks)
             axes.tick_params(length=0, pad=1)
             axes.spines[:].set_visible(False)
             if row is panels[0]:
-                axes.set_title(head_label(head))
+                axes.set_title(head_label(head, subject.directional))
             if row is panels[-1]:
                 axes.set_xlabel('j of t')
         row[0].set_ylabel(f'{block_label(name, record.blocks[name])}\ni of z')
-    figure.colorbar(drawn, ax=[axes for row in panels for axes in row], label='mean of z t', aspect=45, pad=0.01)
+    bar = figure.colorbar(drawn, ax=[axes for row in panels for axes in row], label='mean of z t', aspect=45, pad=0.01)
+    if low < 0:
+        bar.ax.axhline(0, color='white', linewidth=0.8)
     notes = [
         'Mean over the image of the products z_i t_j (i \N{LESS-THAN OR EQUAL TO} j) that the network computes, before '
-        'selection, on one scale. On the diagonal a channel meets itself, displaced in the direction of the head.'
+        'selection, on one scale. On the diagonal a channel meets itself'
+        + (', displaced in the direction of the head.' if subject.directional else '.')
+        + ' White line: 0.' * (low < 0)
     ]
     frame(figure, describe(subject, 'What the heads multiply'), notes)
     return figure
@@ -142,7 +150,7 @@ def plot_response(subject: Subject, image: Image.Image) -> Figure:
     """Where in an image each head responds.
 
     Raises:
-        ModelError: the model has no twist.
+        ModelError: the heads of the model look in no direction.
     """
     need_twist(subject)
     record = inside.observe(subject.model, subject.batch([image]))
@@ -190,7 +198,7 @@ def plot_features(subject: Subject, image: Image.Image, columns: int = 6) -> Fig
         for axes, channel in zip(row, np.argsort(-middle.std((1, 2)), kind='stable')):
             axes.imshow(values[channel], cmap=CMAP, vmin=0)
             axes.set_title(f'{channel}', pad=1.5, fontsize=7)
-        row[0].set_ylabel(f'{info["module"]}\n{len(values)} {TIMES} {values.shape[1]}$^2$')
+        row[0].set_ylabel(f'{info["module"]}\n{len(values)} {TIMES} {values.shape[1]}\N{SUPERSCRIPT TWO}')
     note = (
         f'The {columns} channels of each stage that vary most over the image, by number, each from 0 (dark) to its '
         'highest value (light). Beside the name of a stage: its channels and cells.'

@@ -35,6 +35,11 @@ class Subject(NamedTuple):
     val_acc: float  # percent
     img_size: int  # pixels, side of the square input
 
+    @property
+    def directional(self) -> bool:
+        """Whether its heads look in directions: not without a twist, nor where its kernels started at random."""
+        return all(getattr(block.stci.twist, 'directional', False) for block in blocks_of(self.model).values())
+
     def view(self, image: Image.Image) -> torch.Tensor:
         """A PIL image as the model sees it: (3, img_size, img_size) uint8."""
         return eval_transform(self.img_size)(image, 0)
@@ -117,12 +122,12 @@ def load(path: str | Path) -> Subject:
         ModelError: no such file, a foreign one, or a model without STCI.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ModelError(f'{path}: is a folder; give the best.pt in it')
     try:
         checkpoint = models.read_checkpoint(path)
     except FileNotFoundError as error:
         raise ModelError(f'{path}: no such checkpoint; train.py writes one, best.pt, into its run folder') from error
-    except IsADirectoryError as error:
-        raise ModelError(f'{path}: is a folder; give the best.pt in it') from error
     wanted = {'model', 'classes', 'state_dict', 'transform'}
     if not isinstance(checkpoint, dict) or not wanted <= checkpoint.keys():
         raise ModelError(f'{path}: is no best.pt of train.py')

@@ -92,7 +92,7 @@ def add_inside_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--checkpoint', type=Path, help='the best.pt of a run')
     group.add_argument('--image', type=Path, help='a picture to look at')
     add_data_of_run_args(parser)
-    group.add_argument('--subset', choices=('train', 'val', 'test'), default='test')
+    group.add_argument('--subset', choices=('train', 'val', 'test'), help='of the data set; test if not given')
 
 
 def add_data_of_run_args(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ import synthetic
 from archives import DataError
 from datasets import open_image
 from drawing import COLORS, DASHES, PAGE, frame, save
-from image_views import ANGLES, DEGREE, describe, head_label, need_twist, spread_blocks
+from image_views import ANGLES, DEGREE, TIMES, describe, head_label, need_twist, spread_blocks
 from inside import Subject
 from models import ModelError, Twist
 from runs import RunError
@@ -56,15 +56,11 @@ def plot_kernels(subject: Subject) -> Figure:
     """The kernels that the heads start from, and how far those of every block and head have moved.
 
     Raises:
-        ModelError: the model has no twist, or started from random kernels, which no checkpoint keeps.
+        ModelError: the model has no twist, or started from random kernels.
     """
     need_twist(subject)
     twists = {name: block.stci.twist for name, block in inside.blocks_of(subject.model).items()}
     first = next(iter(twists.values()))
-    if not first.directional:
-        raise ModelError(
-            f'{subject.path}: {subject.name} starts from random kernels, which its checkpoint has not kept'
-        )
     start = Twist(first.num_heads, first.c_red)
     start.reset_parameters()
     initial, trained = effective(start), {name: effective(twist) for name, twist in twists.items()}
@@ -118,8 +114,13 @@ def rotate(image: Image.Image, angle: float) -> Image.Image:
     Args:
         image: its shorter side gives the square: 1 / sqrt(2) of it.
         angle: degrees from the x axis towards the y axis, which points down.
+
+    Raises:
+        RunError: that square would be a single pixel or less.
     """
     side = int(min(image.size) / math.sqrt(2)) - 1
+    if side < 2:
+        raise RunError(f'--image: {image.width} {TIMES} {image.height} pixels are too small to be turned')
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.rotate(-angle, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
 
@@ -172,7 +173,7 @@ def plot_direction(subject: Subject, image: Image.Image | None) -> Figure:
         image: the texture that is turned; None for streaks of `synthetic`.
 
     Raises:
-        ModelError: the model has no twist.
+        ModelError: the heads of the model look in no direction. RunError: the image is too small.
     """
     need_twist(subject)
     angles = list(range(0, 180, STEP))

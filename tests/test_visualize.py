@@ -11,12 +11,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import ROOT, finish, make_dtd, run, start
 from PIL import Image
 
 import assets.architecture as architecture
 import class_views
+import drawing
 import image_views
 import inside
 import models
@@ -44,24 +44,6 @@ def streaks(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     drawn = [synthetic.draw(f'streak{a:03d}_period12', i) for a in ANGLES for i in range(first, first + count)]
     images = torch.from_numpy(np.stack(drawn))[:, None].expand(-1, 3, -1, -1)
     return normalize(images), torch.arange(4).repeat_interleave(count)
-
-
-@pytest.fixture(scope='module')
-def early() -> Subject:
-    """A TwistNet of one block, whose branch sits in stage 1, trained to tell four directions apart."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(1)
-    images, labels = streaks(26, 12)
-    model = models.TwistNet(layers=(1,), base_width=8, num_classes=4, twist_stages=(1,))
-    optimiser = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9, nesterov=True)
-    for _ in range(30):
-        batch = torch.randperm(len(images))[:16]
-        optimiser.zero_grad()
-        F.cross_entropy(model(images[batch]), labels[batch]).backward()
-        optimiser.step()
-    torch.set_num_threads(threads)
-    return Subject(Path('best.pt'), 'twistnet18', model.eval(), list('abcd'), 1, 100.0, 128)
 
 
 def tiny(seed: int = 0, classes: int = 3, **more) -> Subject:
@@ -114,31 +96,43 @@ def survey_of(labels: list[int], features: np.ndarray | None = None, signatures:
 # ---------------------------------------------------------------------------------------------- the truth is found
 
 
-def test_the_head_whose_direction_made_the_class_responds_most(early):
-    images, labels = streaks(0, 8)
-    block = inside.observe(early.model, images).blocks['layer1.0']
-    responses = visualize.standardise(block.mean_response)  # (images, heads)
-    table = torch.stack([responses[labels == label].mean(0) for label in range(4)])  # (classes, heads)
-    assert table.argmax(1).tolist() == [0, 1, 2, 3]  # among the heads, that of the class
-    assert table.argmax(0).tolist() == [0, 1, 2, 3]  # among the classes, that of the head
+# The twist prefers its direction as soon as it is made, so the networks below are untrained: they show the twist, not
+# learning. Random channels make one network noisy, the mean of several is not.
+SEEDS = range(6)
+EARLY = dict(layers=(1,), twist_stages=(1,))  # one block, in stage 1: cells of 4 pixels, texture streaks 12 apart
+
+
+def test_the_twist_prefers_streaks_in_its_direction_at_the_scale_of_its_cells():
+    images, labels = streaks(0, 2)
+    tables = []
+    for seed in SEEDS:
+        block = inside.observe(tiny(seed, classes=4, **EARLY).model, images).blocks['layer1.0']
+        responses = visualize.standardise(block.mean_response)  # (images, heads)
+        tables.append(torch.stack([responses[labels == label].mean(0) for label in range(4)]))
+    table = torch.stack(tables).mean(0)  # (classes, heads); by chance 0 everywhere
     assert table.diagonal().min() > 0.8
-    assert table[~torch.eye(4, dtype=bool)].max() < 0.8
+    assert table[~torch.eye(4, dtype=bool)].max() < 0.4
 
 
-def test_turned_streaks_find_the_directions(early):
+def test_turned_streaks_find_the_directions():
     angles = list(range(0, 180, visualize.STEP))
-    values = visualize.measure_directions(early, angles, textures=2)['layer1.0'].mean(0)  # (angles, heads)
-    best = np.array(angles)[values.argmax(0)]
-    off = abs(best - np.array(ANGLES))
-    assert (np.minimum(off, 180 - off) <= visualize.STEP).all(), best
-    assert visualize.peaks(angles, values.numpy()) == 4
+    near = 0
+    for seed in SEEDS:
+        values = visualize.measure_directions(tiny(seed, **EARLY), angles, textures=1)['layer1.0'].mean(0)
+        off = abs(np.array(angles)[values.argmax(0)] - np.array(ANGLES))  # of the angle at which each head is highest
+        found = int((np.minimum(off, 180 - off) <= visualize.STEP).sum())
+        assert visualize.peaks(angles, values.numpy()) == found
+        near += found
+    assert near >= 16  # of 24 heads; by chance 6
 
 
-def test_stage_3_finds_the_directions_of_streaks_as_wide_as_its_cells():
+def test_stage_3_prefers_its_directions_in_streaks_as_wide_as_its_cells():
     angles = list(range(0, 180, 45))
-    subjects = [tiny(seed, layers=(1, 1, 1), twist_stages=(3,)) for seed in range(4)]
+    subjects = [tiny(seed, layers=(1, 1, 1), twist_stages=(3,)) for seed in SEEDS]
     found = [visualize.measure_directions(subject, angles, textures=1)['layer3.0'] for subject in subjects]
-    assert torch.stack(found).mean((0, 1)).argmax(0).tolist() == [0, 1, 2, 3]
+    mean = torch.stack(found).mean((0, 1))  # (angles, heads); by chance 0 everywhere
+    assert mean.argmax(0).tolist() == [0, 1, 2, 3]
+    assert mean.diagonal().min() > 0.6
 
 
 # ---------------------------------------------------------------------------------------------- turning
@@ -329,6 +323,7 @@ def test_a_checkpoint_that_is_missing_or_of_a_resnet_is_named(tmp_path):
     assert error_of('--checkpoint', missing).startswith(f'{missing}: no such checkpoint')
     resnet = write_checkpoint(tmp_path / 'resnet.pt', 'resnet18')
     assert 'resnet18, which has no STCI' in error_of('--checkpoint', resnet)
+    assert f'{tmp_path}: is a folder' in error_of('--checkpoint', tmp_path)
     assert '--checkpoint is missing' in error_of('--view', 'kernels')
 
 
@@ -360,12 +355,16 @@ def test_a_data_set_of_other_classes_or_none_is_an_error(tmp_path, checkpoint):
     options = ['--checkpoint', checkpoint, '--view', 'classes', '--dataset', 'synthetic']
     assert 'give --fold' in error_of(*options)
     assert 'has other classes than the 3' in error_of(*options, '--fold', 1)
+    assert 'fold 0 of synthetic does not exist' in error_of(*options, '--fold', 0)
 
 
 def test_another_fold_whose_images_may_have_trained_the_model_is_refused(tmp_path, checkpoint):
     made = dict(dataset='dtd', data_dir=str(make_dtd(tmp_path / 'tree')), fold=2)
     (tmp_path / 'config.json').write_text(json.dumps(dict(options=made)))
-    assert 'was trained on fold 2' in error_of('--checkpoint', checkpoint, '--view', 'tsne', '--fold', 1)
+    for fold in (1, 0):
+        message = error_of('--checkpoint', checkpoint, '--view', 'tsne', '--fold', fold)
+        assert message.startswith(f'--fold {fold}: ')
+        assert 'was trained on fold 2' in message
 
 
 def test_variants_say_what_they_lack(picture):
@@ -374,11 +373,79 @@ def test_variants_say_what_they_lack(picture):
         (dict(use_spiral=False), visualize.plot_kernels),
         (dict(use_spiral=False), lambda subject: visualize.plot_direction(subject, None)),
         (dict(directional=False), visualize.plot_kernels),
+        (dict(directional=False), lambda subject: visualize.plot_direction(subject, None)),
+        (dict(directional=False), lambda subject: image_views.plot_response(subject, picture)),
         (dict(use_products=False), lambda subject: image_views.plot_interaction(subject, picture)),
         (dict(use_ais=False), lambda s: class_views.plot_selection(s, survey_of([0, 0, 1, 1])._replace(selection={}))),
     ):
         with pytest.raises(models.ModelError, match=r'best\.pt: tiny '):
             view(tiny(**more))
+
+
+@pytest.mark.parametrize('more', [dict(directional=False), dict(use_spiral=False)])
+def test_heads_without_a_direction_are_numbered(picture, more):
+    subject, found = tiny(**more), survey_of([0, 0, 1, 1, 2, 2])
+    assert any('45\N{DEGREE SIGN}' in text for text in texts(class_views.plot_classes(tiny(), found)))
+    for figure in (
+        image_views.plot_interaction(subject, picture),
+        class_views.plot_selection(subject, found),
+        class_views.plot_classes(subject, found),
+    ):
+        drawn = ' '.join(texts(figure))
+        assert not set(drawn) & {'\N{DEGREE SIGN}', *image_views.ARROWS}
+        assert 'direction' not in drawn
+
+
+def test_an_image_that_is_too_small_to_be_turned_is_named(tmp_path, checkpoint):
+    for side in (1, 2, 4):
+        Image.new('RGB', (side, 9)).save(tmp_path / 'dot.png')
+        message = error_of('--checkpoint', checkpoint, '--image', tmp_path / 'dot.png', '--view', 'direction')
+        assert f'{side} \N{MULTIPLICATION SIGN} 9 pixels are too small to be turned' in message
+    assert visualize.rotate(Image.new('RGB', (5, 5)), 45).size == (2, 2)
+
+
+def test_a_dollar_in_the_name_of_a_class_is_a_dollar(tmp_path, picture):
+    names = ['a$b_{', r'$\frac$', '$x$']
+    subject, found = tiny()._replace(classes=names), survey_of([0, 0, 1, 1, 2, 2])
+    figures = [
+        image_views.plot_interaction(subject, picture),
+        class_views.plot_selection(subject, found),
+        class_views.plot_classes(subject, found),
+        class_views.plot_tsne(subject, found),
+    ]
+    for figure in figures:
+        drawing.save(figure, tmp_path, 'figure')
+        text = [text for text in figure.findobj(plt.Text) if '$' in text.get_text()]
+        assert text
+        if figure is not figures[0]:  # which names the predicted class
+            assert {one.get_text() for one in text} == set(names)
+        assert not any(one.get_parse_math() for one in text)
+
+
+def test_47_classes_are_more_than_grey_print_tells_apart():
+    def notes(classes: int) -> str:
+        labels = np.arange(classes).repeat(2)
+        return ' '.join(texts(class_views.plot_tsne(tiny(classes=classes), survey_of(labels)))).replace('\n', ' ')
+
+    assert 'only 14 of the 47 markers' in notes(47)
+    assert 'grey' not in notes(14)
+
+
+def test_products_below_0_are_drawn_below_0(picture, monkeypatch):
+    def colours(shift: float) -> tuple:
+        monkeypatch.setattr(inside, 'matrix', lambda values, c_red: matrix(values, c_red) - shift)
+        figure = image_views.plot_interaction(tiny(), picture)
+        note = any('White line: 0' in text.replace('\n', ' ') for text in texts(figure))
+        image = next(axes.images[0] for axes in figure.axes if axes.images and axes.images[0].get_array().ndim == 2)
+        shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+        lowest = min(values.min() for values in shown if values.shape == (8, 8))
+        return image.norm.vmin, lowest, note
+
+    matrix = inside.matrix
+    assert colours(0)[0] == 0
+    low, lowest, note = colours(0.05)
+    assert low == lowest < 0
+    assert note
 
 
 def test_the_command_ends_in_one_line(tmp_path):
@@ -388,8 +455,20 @@ def test_the_command_ends_in_one_line(tmp_path):
         f'visualize.py: error: {tmp_path}/none.pt: no such checkpoint; '
         'train.py writes one, best.pt, into its run folder'
     ]
-    with pytest.raises(RunError, match='--checkpoint and --image are for --plot interaction and tsne'):
-        plot_results.main(plot_results.get_args_parser().parse_args(['--checkpoint', 'best.pt', '--plot', 'bar']))
+
+
+def test_options_of_a_checkpoint_are_refused_where_runs_are_drawn():
+    for option, value in (
+        ('--checkpoint', 'best.pt'),
+        ('--image', 'a.jpg'),
+        ('--dataset', 'dtd'),
+        ('--data_dir', 'dtd'),
+        ('--fold', '0'),
+        ('--subset', 'test'),
+    ):
+        args = plot_results.get_args_parser().parse_args([option, value, '--plot', 'bar'])
+        with pytest.raises(RunError, match=f'{option}: only for --plot interaction and tsne'):
+            plot_results.main(args)
 
 
 # ---------------------------------------------------------------------------------------------- architecture
