@@ -107,14 +107,12 @@ def plot_interaction(subject: Subject, image: Image.Image) -> Figure:
             if row is panels[-1]:
                 axes.set_xlabel('j of t')
         row[0].set_ylabel(f'{block_label(name, record.blocks[name])}\ni of z')
-    bar = figure.colorbar(drawn, ax=[axes for row in panels for axes in row], label='mean of z t', aspect=45, pad=0.01)
-    if low < 0:
-        bar.ax.axhline(0, color='white', linewidth=0.8)
+    figure.colorbar(drawn, ax=[axes for row in panels for axes in row], label='mean of z t', aspect=45, pad=0.01)
     notes = [
         'Mean over the image of the products z_i t_j (i \N{LESS-THAN OR EQUAL TO} j) that the network computes, before '
         'selection, on one scale. On the diagonal a channel meets itself'
         + (', displaced in the direction of the head.' if subject.directional else '.')
-        + ' White line: 0.' * (low < 0)
+        + f' The lowest mean is \N{MINUS SIGN}{-low:.1g}.' * (low < 0)
     ]
     frame(figure, describe(subject, 'What the heads multiply'), notes)
     return figure

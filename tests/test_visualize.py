@@ -435,7 +435,7 @@ def test_products_below_0_are_drawn_below_0(picture, monkeypatch):
     def colours(shift: float) -> tuple:
         monkeypatch.setattr(inside, 'matrix', lambda values, c_red: matrix(values, c_red) - shift)
         figure = image_views.plot_interaction(tiny(), picture)
-        note = any('White line: 0' in text.replace('\n', ' ') for text in texts(figure))
+        note = any('The lowest mean is \N{MINUS SIGN}0.05.' in text.replace('\n', ' ') for text in texts(figure))
         image = next(axes.images[0] for axes in figure.axes if axes.images and axes.images[0].get_array().ndim == 2)
         shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
         lowest = min(values.min() for values in shown if values.shape == (8, 8))
