@@ -13,8 +13,8 @@ Data set, fold and folder are those of the run (config.json beside the checkpoin
 not train are read: spiral and gates take the test set, the others validation and test together. save_dir gets
 report.md, whose sentences are made from report.json, and a figure a question; the same seed gives the same bytes.
 p values are two-sided and Holm-corrected over all tests of a question. They take images as independent: where several
-are copies of one picture, each counts, and p is too small. --copies names such files, and of each
-picture the first is read. Images of validation chose the epoch of the checkpoint.
+are copies of one picture, each counts, and p is too small. --copies names such files, and of each picture the first is
+read. Images of validation chose the epoch of the checkpoint.
 
 Here a checkpoint and its images become numbers. information.py estimates, significance.py tests, findings.py makes the
 words and the figures.
@@ -253,10 +253,8 @@ def measure_features(subject: Subject, held: Held, settings: dict) -> dict:
 
 # ---------------------------------------------------------------------------------------------- directions
 
-CONTRASTS = {
-    '0° less 90°': (0, 2),
-    '45° less 135°': (1, 3),
-}  # of ANGLES: two steps of one length, so that smoothness cancels
+# Of ANGLES, as along and across: two steps of one length, so that smoothness cancels.
+CONTRASTS = {'0° less 90°': (0, 2), '45° less 135°': (1, 3)}
 
 
 def displaced_cosines(z: torch.Tensor) -> torch.Tensor:

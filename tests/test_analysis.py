@@ -170,12 +170,12 @@ def test_information_is_found_at_its_displacement_and_nowhere_else():
 
 def test_a_longer_step_is_not_taken_for_a_direction():
     """Smooth maps share more a step of 1 away than one of sqrt(2): a head at 0° must not gain by it, nor one at 45°."""
-    z = np.random.default_rng(1).standard_normal((120, 2, 3, 7, 7))
+    z = np.random.default_rng(1).standard_normal((120, 2, 6, 7, 7))
     smooth = ndimage.gaussian_filter(z, (0, 0, 0, 0.8, 0.8), mode='wrap').astype(np.float32)
     for head in range(2):
         alone = informed(np.roll(smooth, -head, 1)[:, :1])
         assert findings.shown(alone['shared'][information.SAME]['0°'])
-        assert not findings.shown(alone['own'][information.SAME])
+        assert alone['own'][information.SAME]['p'] > 0.05
 
 
 def test_what_position_alone_tells_shows_between_two_images():
