@@ -144,7 +144,6 @@ def measure_information(subject: Subject, held: Held, settings: dict) -> dict:
     if len(chosen) < MIN_IMAGES:
         raise RunError(f'{len(chosen)} images are too few for mutual information; it takes at least {MIN_IMAGES}')
     modules = inside.blocks_of(subject.model)
-    directional = getattr(next(iter(modules.values())).stci.twist, 'directional', False)
 
     def take(name: str, block: Block) -> dict:  # before the L2 norm, which ties the channels of a head
         stci = modules[name].stci
@@ -154,7 +153,7 @@ def measure_information(subject: Subject, held: Held, settings: dict) -> dict:
     blocks, bias = {}, information.bias_at_independence(len(chosen), rng)
     for name, arrays in collect(subject, held.images[chosen], take).items():
         print(f'information: {name}', file=sys.stderr)
-        blocks[name] = information.information_of(arrays['z'], bias, rng, directional)
+        blocks[name] = information.information_of(arrays['z'], bias, rng, subject.directional)
     shared = [test for block in blocks.values() for kind in block['shared'].values() for test in kind.values()]
     correct(
         shared + [test for block in blocks.values() for key in ('local', 'own') for test in block.get(key, {}).values()]
@@ -392,7 +391,7 @@ def measure_spiral(subject: Subject, held: Held, settings: dict) -> dict:
         return compare_all(before, {TURNED: turned})
     plain = edited(model, without_twist)
     after = {REPLACED: outcome(plain, test)}
-    for by in range(1, stci.num_heads if stci.twist.directional else 1):
+    for by in range(1, stci.num_heads if subject.directional else 1):
         after[f'heads permuted by {by}'] = outcome(edited(model, rolled_heads(by)), test)
     after |= {TURNED: turned, f'rotated, {REPLACED}': outcome(plain, test, turns=1)}
     # What turning changes with the twists, less what it changes without them: the trunk alone minds turning too.
