@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -466,6 +467,8 @@ def parallelise(model: nn.Module, device: torch.device, amp: str, batch_size: in
     """
     if world_size() == 1:
         return model
+    # Of a 1x1 kernel the two layouts are the same memory; torch warns of the strides.
+    warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
     parallel = DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
     buffers = [buffer.clone() for buffer in model.buffers()]
     zeros = torch.zeros(batch_size, 3, img_size, img_size, device=device).to(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,9 @@ ROOT = Path(__file__).parent.parent
 # A program that holds the lock of a run folder until it is killed.
 HOLD = 'import sys, time, pathlib, runs; runs.claim(pathlib.Path(sys.argv[1])); print(1, flush=True); time.sleep(60)'
 RUN_OPTIONS = ('--img_size', '32', '--batch_size', '8', '--epochs', '3', '--warmup_epochs', '1', '--amp', 'off')
+
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the programs tested would inherit that it is ignored
 
 
 def write_image(path: Path, seed: int, size: int = 40) -> None:

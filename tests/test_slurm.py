@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -40,7 +42,8 @@ def test_a_preempted_array_ends_in_the_results_of_the_local_launcher(tree, tmp_p
     local = run_all(here, '--data_dir', str(tree), '--run_dir', str(tmp_path / 'local'))
     assert local.returncode == 0, local.stderr
     names = ['dtd_fold1_resnet18_seed42', 'dtd_fold2_resnet18_seed42']
-    with slurm_node(tmp_path / 's') as environment:
+    # The path of a socket must be short.
+    with tempfile.TemporaryDirectory() as folder, slurm_node(Path(folder)) as environment:
         argv = ('--data_dir', str(tree), '--run_dir', str(tmp_path / 'runs'), '--launcher', 'slurm')
         refused = run_all(environment, *argv, '--slurm', 'partition=none')
         assert refused.returncode == 1
