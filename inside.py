@@ -201,22 +201,22 @@ def observe(model: TwistNet, images: torch.Tensor) -> Record:
         model.eval()
         features = model.forward_head(model.forward_features(images), pre_logits=True)
         logits = model.fc(features)
+        blocks = {}
+        for name, block in blocks_of(model).items():
+            stci, seen = block.stci, taken[name]
+            values = stci.interactions(seen['h'])  # (B, D, H, W)
+            selection = stci.ais.weights(values) if hasattr(stci.ais, 'weights') else None
+            blocks[name] = Block(
+                h=seen['h'],
+                interactions=values.unflatten(1, (stci.num_heads, -1)),
+                selection=None if selection is None else selection.unflatten(1, (stci.num_heads, -1)),
+                branch=seen['branch'],
+                out=seen['out'],
+                gate=torch.sigmoid(block.gate).item(),
+                c_red=stci.c_red,
+            )
     finally:
         model.train(was_training)
         for handle in handles:
             handle.remove()
-    blocks = {}
-    for name, block in blocks_of(model).items():
-        stci, seen = block.stci, taken[name]
-        values = stci.interactions(seen['h'])  # (B, D, H, W)
-        selection = stci.ais.weights(values) if hasattr(stci.ais, 'weights') else None
-        blocks[name] = Block(
-            h=seen['h'],
-            interactions=values.unflatten(1, (stci.num_heads, -1)),
-            selection=None if selection is None else selection.unflatten(1, (stci.num_heads, -1)),
-            branch=seen['branch'],
-            out=seen['out'],
-            gate=torch.sigmoid(block.gate).item(),
-            c_red=stci.c_red,
-        )
     return Record(blocks, features, logits)

@@ -67,7 +67,8 @@ def read_log(path: Path) -> Log:
     for number, text in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             line = json.loads(text)
-            values = [line['train_loss'], line['val_acc'], *line.get('gates', {}).values()]
+            values = [line['train_loss'], line['val_acc']]
+            values += [*line.get('gates', {}).values(), *line.get('selection', {}).values()]
             if not all(map(math.isfinite, values)):
                 raise ValueError
             log[int(line['epoch'])] = line
@@ -478,20 +479,35 @@ def plot_gate(table: Table, logs: Logs, title: str) -> list[Figure]:
     Raises:
         RunError: no run has gates.
     """
+    return by_block(table, logs, title, 'gates', 'sigmoid(gate)')
+
+
+def plot_selection(table: Table, logs: Logs, title: str) -> list[Figure]:
+    """AIS's mean weight in every block by epoch, over the first validation images, as plot_gate.
+
+    Raises:
+        RunError: no run has such weights.
+    """
+    return by_block(table, logs, title, 'selection', 'mean AIS weight')
+
+
+def by_block(table: Table, logs: Logs, title: str, entry: str, label: str) -> list[Figure]:
+    """What an entry of the log's lines says of every block, by epoch."""
     gated = {}
     for key in ((dataset, model) for dataset in table.datasets for model in table.models):
-        found = [
-            {e: line['gates'] for e, line in log.items() if line.get('gates')} for log in logs.get(key, {}).values()
-        ]
+        found = [{e: line[entry] for e, line in log.items() if line.get(entry)} for log in logs.get(key, {}).values()]
         if any(found):
             gated[key] = [log for log in found if log]
     if not gated:
-        raise RunError('no gates in the log: only TwistNet runs with at least one epoch have them')
-    pages = chunks(list(gated), 15)
-    return [_gate_page(table, logs, {key: gated[key] for key in page}, title + page_of(page, pages)) for page in pages]
+        raise RunError(f'no {entry} in the log: only TwistNet runs with at least one epoch have them')
+    figures, pages = [], chunks(list(gated), 15)
+    for page in pages:
+        drawn = {key: gated[key] for key in page}
+        figures.append(_block_page(table, logs, drawn, title + page_of(page, pages), label))
+    return figures
 
 
-def _gate_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]], title: str) -> Figure:
+def _block_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]], title: str, label: str) -> Figure:
     columns = min(3, len(gated))
     size = PAGE[0] if columns > 1 else 3.4, max(2.2, 1.6 * math.ceil(len(gated) / columns))
     shape = math.ceil(len(gated) / columns), columns
@@ -510,13 +526,13 @@ def _gate_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]]
             if values := [one for one in values if one]:
                 draw_runs(axes, values, label=block, **styles[block])
         low, high = axes.get_ylim()
-        if (start := initial_gate(key[1], table.recipe)) is not None:
+        if label == 'sigmoid(gate)' and (start := initial_gate(key[1], table.recipe)) is not None:
             axes.axhline(start, color='black', linewidth=0.6, linestyle=(0, (1, 2)), zorder=1, label='start')
             low, high, known = min(low, start), max(high, start), True
         pad = max(0, 0.0005 - (high - low)) / 2 + 0.05 * (high - low)  # rounding errors must not fill a panel
         axes.ticklabel_format(axis='y', useOffset=False)
         axes.set(ylim=(low - pad, high + pad), title=place_label(*key))
-        axes.set_ylabel('sigmoid(gate)' if place % columns == 0 else '')
+        axes.set_ylabel(label if place % columns == 0 else '')
         axes.set_xlabel('epoch' if place + columns >= len(gated) else '')
     handles = [Line2D([], [], label=block, **style) for block, style in styles.items()]
     notes = run_notes(replace(table, datasets=[]), logs, {key: len(series) for key, series in gated.items()})
@@ -534,15 +550,18 @@ PLOTS = {
     'ablation': plot_ablation,
     'curves': plot_curves,
     'gate': plot_gate,
+    'selection': plot_selection,
 }
-OF_LOGS = ('curves', 'gate')  # what a single log can show
+OF_LOGS = ('curves', 'gate', 'selection')  # what a single log can show
 OF_MODELS = ('interaction', 'tsne')  # what a checkpoint shows
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description='Figures of the runs in one folder or several, as PDF and PNG.')
     add_run_args(parser)
-    parser.add_argument('--log_file', type=Path, help='the log.jsonl of a single run instead, for gate and curves')
+    parser.add_argument(
+        '--log_file', type=Path, help='the log.jsonl of a single run instead, for curves, gate and selection'
+    )
     parser.add_argument('--save_dir', type=Path, default=Path('figures'), help='made if missing')
     parser.add_argument('--plot', choices=(*PLOTS, *OF_MODELS, 'all'), default='all', help='all: what the runs allow')
     options.add_inside_args(parser)

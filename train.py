@@ -41,6 +41,7 @@ import options
 import runs
 from compute_flops import measure
 from datasets import SUBSETS, DataError, ImageList, Splits, file_size, load_splits
+from inside import blocks_of, observe
 from models import ModelError, TwistNet
 from runs import BUSY, RunBusy, RunError
 from transforms import eval_settings, eval_transform, mix, normalize, seed_of, train_transform
@@ -422,6 +423,17 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device, amp: st
     return loss / batches.length, 100 * correct / batches.length
 
 
+def mean_selection(model: nn.Module, images: torch.Tensor, device: torch.device) -> dict[str, float]:
+    """AIS's mean weight in every TwistBlock over a batch of images: (B, 3, H, W) uint8 -> {'layer3.0': 0.5, ..}.
+
+    {} for a model without AIS.
+    """
+    if not blocks_of(model):
+        return {}
+    blocks = observe(model, normalize(images.to(device))).blocks
+    return {name: block.selection.mean().item() for name, block in blocks.items() if block.selection is not None}
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -576,6 +588,9 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         for items in (splits.val, splits.test)
     )
 
+    data = val_loader.dataset
+    watched = torch.stack([data[i][0] for i in range(min(EVAL_BATCH, len(data)))]) if is_main() else None
+
     # What a step does, by its number.
     steps = len(train_loader)
 
@@ -617,6 +632,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
             seconds=round(time.perf_counter() - start, 3),
             images_per_second=round(steps * args.batch_size / train_seconds, 1),
             gates=model.gates() if isinstance(model, TwistNet) else {},
+            selection=mean_selection(model, watched, device) if is_main() else {},
         )
         run['history'].append(line)
         improved = val_acc >= run['best_val_acc']  # the later on ties

@@ -312,6 +312,17 @@ def test_gate_curves_are_the_logs(tmp_path):
     assert len({line.get_marker() for line in figure.axes[0].lines if line.get_label() in GATES}) == 4
 
 
+def test_selection_curves_are_the_logs(tmp_path):
+    folder = make(tmp_path, model='twistnet18')
+    lines = [dict(epoch=e, train_loss=1.0, val_acc=1.0, selection={'layer3.0': 0.4 + e / 10}) for e in (1, 2)]
+    (folder / 'log.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    (figure,) = draw(tmp_path, 'selection')
+    (line,) = labelled(figure.axes[0], 'layer3.0')
+    assert [list(v) for v in line.get_data()] == [[1, 2], pytest.approx([0.5, 0.6])]
+    assert figure.axes[0].get_ylabel() == 'mean AIS weight'
+    assert not labelled(figure.axes[0], 'start')
+
+
 def test_initial_gate_is_the_models_own_and_unknown_after_loading():
     for model in ('twistnet18', 'twistnet18_gate_m3'):
         gates = models.TwistNet(base_width=8, **MODELS[model]['twist']).gates()
@@ -400,7 +411,7 @@ def test_all_draws_what_it_can_and_names_the_rest(tmp_path, capsys):
     assert names == [f'{plot}.{suffix}' for plot in ('bar', 'scatter', 'curves') for suffix in ('pdf', 'png')]
     assert all(Path(line).stat().st_size for line in out.splitlines())
     assert [line.split(':')[:2] for line in err.splitlines()] == [
-        ['not drawn', ' radar'], ['not drawn', ' ablation'], ['not drawn', ' gate']
+        ['not drawn', ' radar'], ['not drawn', ' ablation'], ['not drawn', ' gate'], ['not drawn', ' selection']
     ]  # fmt: skip
 
 

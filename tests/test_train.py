@@ -16,14 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import datasets
+import inside
 import models
 import options
 import runs
 import train
 from compute_flops import measure
+from datasets import ImageList, load_splits
 from models import build_model
 from runs import RunError
 from train import EvalBatches, TrainBatches, lr_at
+from transforms import eval_transform, normalize
 
 
 def outcome(folder: Path) -> tuple:
@@ -56,7 +59,13 @@ def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     assert [line['epoch'] for line in log] == [1, 2, 3]
     for line in log:
         assert {'lr', 'train_loss', 'val_loss', 'val_acc', 'seconds', 'images_per_second'} < line.keys()
-        assert set(line['gates']) == {'layer3.0', 'layer3.1', 'layer4.0', 'layer4.1'}
+        assert set(line['gates']) == set(line['selection']) == {'layer3.0', 'layer3.1', 'layer4.0', 'layer4.1'}
+    data = ImageList(load_splits('dtd', str(tree), 1).val, eval_transform(32))
+    model = models.build_model('tiny', 3)
+    model.load_state_dict(models.read_checkpoint(folder / 'best.pt')['state_dict'])
+    seen = inside.observe(model, normalize(torch.stack([data[i][0] for i in range(len(data))]))).blocks
+    best = log[runs.read_json(folder / 'results.json')['best_epoch'] - 1]['selection']
+    assert {name: block.selection.mean().item() for name, block in seen.items()} == pytest.approx(best)
     assert log[-1]['lr'] == pytest.approx(1e-6)
 
     best_val = max(line['val_acc'] for line in log)
