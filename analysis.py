@@ -411,8 +411,7 @@ def measure_gates(subject: Subject, held: Held, settings: dict) -> dict:
         after['all closed'] = outcome(edited(subject.model, closed), test)
 
     def take(_: str, block: Block) -> dict:  # mean squares an image of what the gate lets through and of the output
-        added = block.gate * block.branch
-        return dict(added=added.square().mean((1, 2, 3)), out=block.out.square().mean((1, 2, 3)))
+        return dict(added=block.branch.square().mean((1, 2, 3)), out=block.out.square().mean((1, 2, 3)))
 
     squares = collect(subject, test.images, take)
     defines, gates = settings['defines'], subject.model.gates()

@@ -55,7 +55,7 @@ class Block(NamedTuple):
     h: torch.Tensor  # (B, C, H, W), what the branch reads
     interactions: torch.Tensor  # (B, heads, n, H, W): z_1 .. z_c, then p_11, p_12, .., before selection
     selection: torch.Tensor | None  # (B, heads, n), AIS's weights; None without AIS
-    branch: torch.Tensor  # (B, C, H, W), STCI(h)
+    branch: torch.Tensor  # (B, C, H, W), sigmoid(gate) * STCI(h): what the block adds
     out: torch.Tensor  # (B, C, H, W), what the block returns
     gate: float  # sigmoid(gate)
     c_red: int

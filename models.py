@@ -35,6 +35,7 @@ from timm.layers import create_classifier
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from registry import MODELS
 
@@ -113,13 +114,17 @@ class Twist(nn.Module):
                 kernels[:, 0, 1 + dy, 1 + dx] = 0.5
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return self.scale * self.dwconv(z)
+        kernels = self.scale.view(-1, 1, 1, 1) * self.dwconv.weight  # cheaper than to scale the map
+        return F.conv2d(z, kernels, padding=1, groups=len(kernels))
 
 
 class STCI(nn.Module):
     """Multi-head Spiral-Twisted Channel Interaction; the formulas stand at the top of this file.
 
-    The heads are computed together: one 1x1 convolution, one depthwise convolution and one set of products.
+    The heads are computed together: one 1x1 convolution, one depthwise convolution and one set of products. All that
+    lies between these and the projection costs little time and much memory (9 D values a position), so the backward
+    pass computes it again instead of keeping it. It uses the parameters that the module has at that time, so do not
+    change them between the two passes.
 
     Args:
         channels: C, width of the feature map h.
@@ -131,7 +136,7 @@ class STCI(nn.Module):
         directional: start the twist kernels from their directions (see Twist).
 
     Shape:
-        (B, C, H, W) -> (B, C, H, W); inside, D = num_heads * (c_red + c_red (c_red + 1) / 2) channels.
+        (B, C, H, W) and, if given, gate: () -> (B, C, H, W); inside, D = num_heads * (c_red + c_red (c_red + 1) / 2) channels.
     """
 
     def __init__(
@@ -159,6 +164,7 @@ class STCI(nn.Module):
         self.ais = AIS(dim) if use_ais else nn.Identity()
         self.norm = nn.GroupNorm(groups, dim)
         self.proj = nn.Sequential(nn.Conv2d(dim, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        self.register_buffer('pairs', torch.triu_indices(c_red, c_red), persistent=False)  # (2, products a head): i, j
 
     def reset_parameters(self) -> None:
         """The initialisation of the branch; must run after any global one, which would undo it."""
@@ -172,17 +178,44 @@ class STCI(nn.Module):
 
         Head k owns channels k D / num_heads onward: z_1 .. z_c, then p_11, p_12, .., p_cc in row-major order.
         """
-        z = F.relu(self.reduce(h))  # (B, heads * c_red, H, W)
-        heads = (self.num_heads, self.c_red)
-        t = F.normalize(self.twist(z).unflatten(1, heads), dim=2, eps=1e-6)  # (B, heads, c_red, H, W)
-        z = F.normalize(z.unflatten(1, heads), dim=2, eps=1e-6)
-        if not self.use_products:
-            return z.flatten(1, 2)
-        rows = [z[:, :, i : i + 1] * t[:, :, i:] for i in range(self.c_red)]  # z_i t_j for j = i .. c_red
-        return torch.cat([z, *rows], dim=2).flatten(1, 2)  # (B, D, H, W)
+        return self._interact(F.relu(self.reduce(h), inplace=True))
 
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return self.proj(self.norm(self.ais(self.interactions(h))))
+    def _interact(self, z: torch.Tensor) -> torch.Tensor:
+        """(B, num_heads * c_red, H, W), not normalised -> (B, D, H, W)."""
+        shape = z.shape[2:]
+        # A row a channel, of all positions: the products are then of long vectors, and picking channels copies rows.
+        both = torch.stack([z.flatten(2), self.twist(z).flatten(2)]).unflatten(2, (self.num_heads, self.c_red))
+        if both.dtype.itemsize == 2:  # fp16 has no squares below 1e-8 or above 65504
+            both = both.float()
+        length = both.square().sum(3, keepdim=True).clamp_min(1e-12)  # squared; at least 1e-6, squared
+        z, t = both * length.rsqrt()  # (B, heads, c_red, H * W) each
+        if self.use_products:
+            i, j = self.pairs
+            z = torch.cat([z, z.index_select(2, i) * t.index_select(2, j)], dim=2)
+        return z.flatten(1, 2).unflatten(2, shape)
+
+    def _select(self, z: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.ais(self._interact(z)))
+
+    def forward(self, h: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        """The branch, times `gate` where there is one."""
+        z = F.relu(self.reduce(h), inplace=True)
+        if torch.is_grad_enabled():
+            v = checkpoint(self._select, z, use_reentrant=False, preserve_rng_state=False)  # nothing in it is random
+        else:
+            v = self._select(z)
+        conv, bn = self.proj
+        return bn(conv(v)) if gate is None else scaled(bn, conv(v), gate)
+
+
+def scaled(bn: nn.BatchNorm2d, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """factor * bn(x) for a scalar, which costs nothing and stores nothing as a part of the affine map."""
+    if type(bn) is not nn.BatchNorm2d:  # one that is synchronised between processes, say
+        return factor * bn(x)
+    if bn.training:
+        bn.num_batches_tracked.add_(1)
+    statistics = bn.running_mean, bn.running_var
+    return F.batch_norm(x, *statistics, factor * bn.weight, factor * bn.bias, bn.training, bn.momentum, bn.eps)
 
 
 class BasicBlock(nn.Module):
@@ -205,8 +238,10 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(h)) + self.downsample(x))
+        h = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(h))
+        out += self.downsample(x)
+        return F.relu(out, inplace=True)
 
 
 class TwistBlock(BasicBlock):
@@ -224,8 +259,11 @@ class TwistBlock(BasicBlock):
         self.gate = nn.Parameter(torch.tensor(float(gate_init)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(h)) + torch.sigmoid(self.gate) * self.stci(h) + self.downsample(x))
+        h = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(h))
+        out += self.stci(h, torch.sigmoid(self.gate))
+        out += self.downsample(x)
+        return F.relu(out, inplace=True)
 
 
 class TwistNet(nn.Module):

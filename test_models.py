@@ -1,5 +1,6 @@
 """The promises of models.py: sizes, initialisation, the published numbers, gradients, weights and timm's contract."""
 
+import copy
 import itertools
 import os
 import pickle
@@ -12,9 +13,11 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from compute_flops import count_macs
+from speed import saved_bytes
 from models import DIRECTIONS, MODELS, STCI, ModelError, TwistBlock, TwistNet, build_model, count_params
 
 TWISTNETS = [name for name, entry in MODELS.items() if 'twist' in entry]
@@ -245,6 +248,72 @@ def test_stci_is_its_description():
             p.add_(0.1 * torch.randn_like(p))
     h = torch.randn(2, 16, 6, 5, dtype=torch.float64)
     torch.testing.assert_close(stci(h), plain_stci(stci, h))
+
+
+VIEWS = {
+    '_unsafe_view', 'alias', 'as_strided', 'detach', 'expand', 'permute', 'select', 'slice', 'split', 'squeeze', 't',
+    'transpose', 'unbind', 'unsqueeze', 'view',
+}  # fmt: skip
+
+
+class Operations(TorchDispatchMode):
+    """Names of the tensor operations that run inside it, views left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name not in VIEWS:
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_one_forward_pass_of_stci_is_at_most_24_operations():
+    stci = STCI(16).eval()
+    h = torch.randn(2, 16, 8, 8).to(memory_format=torch.channels_last)
+    with Operations() as counted:
+        stci(h)
+    assert {'convolution', 'native_group_norm', 'sigmoid'} < set(counted.names)
+    assert len(counted.names) - counted.names.count('empty') <= 24, counted.names
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_the_gate_in_the_affine_map_is_a_factor(training):
+    torch.manual_seed(0)
+    stci, x = STCI(16).double().train(training), torch.randn(3, 16, 4, 4, dtype=torch.float64)
+    stci.reset_parameters()
+    for p in stci.proj[1].parameters():
+        torch.nn.init.normal_(p)
+    other, gate = copy.deepcopy(stci), torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    found = torch.autograd.grad(stci(x, gate).square().sum(), [gate, *stci.parameters()])
+    expected = torch.autograd.grad((gate * other(x)).square().sum(), [gate, *other.parameters()])
+    torch.testing.assert_close(found, expected)
+    assert all(torch.equal(a, b) for a, b in zip(stci.buffers(), other.buffers()))
+    stci.proj[1] = torch.nn.Identity()  # what stands in the place of a BatchNorm2d keeps its own forward pass
+    torch.testing.assert_close(stci(x, gate), gate * stci(x))
+
+
+def test_twistnet18_stores_little_more_than_resnet18_for_the_backward_pass():
+    x = torch.randn(8, 3, 224, 224).to(memory_format=torch.channels_last)
+    names = 'resnet18', 'twistnet18'
+    sizes = [saved_bytes(build_model(name).to(memory_format=torch.channels_last), x) for name in names]
+    assert sizes[1] / sizes[0] <= 1.05
+
+
+def test_what_is_computed_again_in_the_backward_pass_has_the_same_gradients(monkeypatch):
+    data, model = reference()
+    x, y = torch.from_numpy(data['x']).double(), torch.from_numpy(data['y'])
+    model.double()
+
+    def gradients():
+        return torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+
+    again = gradients()
+    monkeypatch.setattr(models, 'checkpoint', lambda function, *inputs, **_: function(*inputs))
+    stored = gradients()
+    assert all(torch.equal(a, b) for a, b in zip(again, stored))
 
 
 def test_gradcheck_of_stci():
