@@ -136,7 +136,8 @@ class STCI(nn.Module):
         directional: start the twist kernels from their directions (see Twist).
 
     Shape:
-        (B, C, H, W) and, if given, gate: () -> (B, C, H, W); inside, D = num_heads * (c_red + c_red (c_red + 1) / 2) channels.
+        (B, C, H, W) and, if given, gate: () -> (B, C, H, W); inside, D = num_heads * (c_red + c_red (c_red + 1) / 2)
+        channels.
     """
 
     def __init__(

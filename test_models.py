@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from compute_flops import count_macs
-from speed import saved_bytes
 from models import DIRECTIONS, MODELS, STCI, ModelError, TwistBlock, TwistNet, build_model, count_params
+from speed import saved_bytes
 
 TWISTNETS = [name for name, entry in MODELS.items() if 'twist' in entry]
 FIXTURE = Path(__file__).parent / 'tests' / 'fixtures' / 'twistnet_w8_reference.npz'
