@@ -18,6 +18,7 @@ import shlex
 import shutil
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 import synthetic
 from archives import DataError, fetch, unpack
+from cache import Cache
 from registry import DATASETS
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp', '.gif')
@@ -440,7 +442,10 @@ def open_image(path: str) -> Image.Image:
                 image = Image.fromarray((pixels >> (0 if eight else 8)).clip(0, 255).astype(np.uint8))
             if image.mode == 'P':  # a palette may have transparent colours
                 image = image.convert('RGBA')
-            return image.convert('RGB')
+            if image.mode != 'RGB':
+                return image.convert('RGB')
+            image.load()  # convert would copy it
+            return image
     except UnidentifiedImageError as error:
         raise DataError(f'{path}: cannot be read as an image (no format that is known here)') from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -453,6 +458,40 @@ def file_size(path: str) -> int:
     return 0 if path.startswith(SYNTHETIC) else os.path.getsize(path)
 
 
+def stamp(path: str) -> str:
+    """A text that changes whenever the file at a path of a split does, or what is drawn in its place."""
+    found = os.stat(synthetic.__file__ if path.startswith(SYNTHETIC) else path)
+    return f'{os.path.abspath(path)} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}'
+
+
+def read_pixels(
+    path: str, cache: Cache | None = None, what: str = '', prepare: Callable[[Image.Image], Image.Image] | None = None
+) -> np.ndarray:
+    """The image at a path of a split as (H, W, 3) uint8, which may be written to; from the cache if it is there.
+
+    Args:
+        path: of a split.
+        cache: where it is kept.
+        what: names what `prepare` does, so that the cache holds the image once for each.
+        prepare: done before it is kept.
+
+    Raises:
+        DataError: as open_image.
+    """
+
+    def make() -> np.ndarray:
+        image = open_image(path)
+        return np.array(image if prepare is None else prepare(image))
+
+    if cache is None:
+        return make()
+    try:
+        source = stamp(path)
+    except OSError as error:
+        raise DataError(f'{path}: cannot be read as an image ({error.strerror})') from error
+    return cache.load(f'{what} {source}', make)
+
+
 class ImageList:
     """A map-style data set over one subset.
 
@@ -460,20 +499,21 @@ class ImageList:
         items: (path, class index) pairs.
         transform: called as transform(image, key), where key is the index given to __getitem__; the training
             transform draws its randomness from it.
+        read: what makes the image from a path.
 
     Indexing takes an int, or a tuple whose last entry is the position, e.g. (seed, epoch, i); it returns
     (transformed image, class index).
     """
 
-    def __init__(self, items: list[tuple[str, int]], transform):
-        self.items, self.transform = items, transform
+    def __init__(self, items: list[tuple[str, int]], transform: Callable, read: Callable = open_image):
+        self.items, self.transform, self.read = items, transform, read
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, key: int | tuple[int, ...]):
         path, label = self.items[key[-1] if isinstance(key, tuple) else key]
-        return self.transform(open_image(path), key), label
+        return self.transform(self.read(path), key), label
 
 
 # ---------------------------------------------------------------------------------------------- prepare and check

@@ -45,9 +45,10 @@ RECIPES = {
 # Pretraining: the batch is each process's, the learning rate that of a global batch of 1024.
 IMAGENET = DEFAULT | dict(epochs=600, batch_size=256, lr=0.1, mixup=0.0, cutmix=0.0, randaug_n=0, clip_grad=0.0)
 # Options that say where and how a run is computed, not what it computes: not part of the fingerprint.
-SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe')
+SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache')
 
 AMP = ('auto', 'bf16', 'fp16', 'off')
+CACHES = ('ram', 'disk', 'none')
 # Lowest and highest value of the options; both are allowed.
 BOUNDS = dict(
     img_size=(32, 4096),
@@ -164,6 +165,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     for add in (add_data_args, add_model_args, add_optimisation_args, add_augmentation_args, add_system_args):
         add(parser)
+    parser.add_argument(
+        '--cache',
+        choices=CACHES,
+        default='ram',
+        help='where decoded images are kept, for all runs on this machine (see cache.py)',
+    )
     parser.add_argument('--run_dir', default='runs', help='where run folders are made')
     parser.add_argument('--force', action='store_true', help='discard the run in the folder and start again')
     parser.set_defaults(**RECIPES['default'])

@@ -374,6 +374,9 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     check_data(args)
     if args.launcher == 'slurm':
         return submit(args, todo)
+    from cache import open_cache  # not for --dry_run: numpy takes as long to import as all else here
+
+    open_cache(todo[0].options['cache'])  # what one run decodes, the next one finds
     work = Grid(todo, len(grid) - len(todo), args)
     work.run()
     for run in work.failed:

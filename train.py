@@ -23,6 +23,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,12 +40,13 @@ from tqdm import tqdm
 import models
 import options
 import runs
+from cache import Cache, open_cache
 from compute_flops import measure
-from datasets import SUBSETS, DataError, ImageList, Splits, file_size, load_splits
+from datasets import SUBSETS, DataError, ImageList, Splits, file_size, load_splits, read_pixels
 from inside import blocks_of, observe
 from models import ModelError, TwistNet
 from runs import BUSY, RunBusy, RunError
-from transforms import eval_settings, eval_transform, mix, normalize, seed_of, train_transform
+from transforms import eval_settings, eval_view, mix, normalize, seed_of, to_tensor, train_transform
 
 EVAL_BATCH = 64  # images; a constant, so that the figures of an evaluation depend on nothing else
 CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
@@ -256,6 +258,12 @@ class EvalBatches:
     def __iter__(self) -> Iterator[list[int]]:
         for slot in self.slots:
             yield list(range(slot * self.batch_size, min((slot + 1) * self.batch_size, self.length)))
+
+
+def eval_images(items: list[tuple[str, int]], img_size: int, cache: Cache | None) -> ImageList:
+    """Images as an evaluation sees them; where there is a cache, each is prepared once."""
+    what = f'evaluated {eval_settings(img_size)}'
+    return ImageList(items, to_tensor, partial(read_pixels, cache=cache, what=what, prepare=eval_view(img_size)))
 
 
 def make_loader(
@@ -575,15 +583,14 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     parallel = parallelise(model, device, args.amp, args.batch_size // world, args.img_size)
 
     # Batches.
+    cache = open_cache(args.cache)
     augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
+    train_images = ImageList(splits.train, augmentation, partial(read_pixels, cache=cache))
     train_batches = TrainBatches(len(splits.train), args.batch_size, args.seed, rank, world)
-    train_loader = make_loader(ImageList(splits.train, augmentation), train_batches, args.num_workers, device)
+    train_loader = make_loader(train_images, train_batches, args.num_workers, device)
     val_loader, test_loader = (
         make_loader(
-            ImageList(items, eval_transform(args.img_size)),
-            EvalBatches(len(items), rank, world),
-            args.num_workers,
-            device,
+            eval_images(items, args.img_size, cache), EvalBatches(len(items), rank, world), args.num_workers, device
         )
         for items in (splits.val, splits.test)
     )
@@ -739,7 +746,7 @@ def fail(script: str, error: Exception) -> NoReturn:
     alone = isinstance(error, DataError) and dist.is_initialized() and not hasattr(error, 'shared')
     if is_main() or alone:
         # An error from a loader process arrives with that process's traceback; the last line is the message.
-        message = str(error).strip().splitlines()[-1].removeprefix('archives.DataError: ')
+        message = re.sub(r'^(archives\.DataError|runs\.RunError): ', '', str(error).strip().splitlines()[-1])
         print(f'{script}: error: {message}', file=sys.stderr)
     sys.exit(BUSY if isinstance(error, RunBusy) else 1)
 

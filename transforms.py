@@ -8,7 +8,9 @@ import hashlib
 from contextlib import contextmanager
 from functools import lru_cache, partial
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms import InterpolationMode, v2
@@ -40,7 +42,7 @@ def train_transform(
     randaug_n: int = 2,
     randaug_m: int = 9,
 ):
-    """Bicubic RandomResizedCrop, horizontal flip and RandAugment.
+    """Bicubic RandomResizedCrop, horizontal flip and RandAugment, each as torchvision draws it.
 
     Args:
         img_size: side of the result in pixels.
@@ -49,20 +51,93 @@ def train_transform(
         randaug_n, randaug_m: operations an image (0: no RandAugment) and their magnitude, 0 to 30.
 
     Returns:
-        transform(image, key): PIL RGB image -> (3, img_size, img_size) uint8, random by key.
+        transform(image, key): PIL RGB image or (H, W, 3) uint8 array -> (3, img_size, img_size) uint8, random by key.
     """
-    steps = [v2.RandomResizedCrop(img_size, crop_scale, interpolation=InterpolationMode.BICUBIC)]
+    # Tensors are quicker to resize than PIL images; for RandAugment it is the reverse.
+    steps = [to_tensor, partial(_crop, v2.RandomResizedCrop(img_size, crop_scale))]
     if hflip > 0:
         steps.append(v2.RandomHorizontalFlip(hflip))
     if randaug_n > 0:
-        steps.append(v2.RandAugment(randaug_n, randaug_m, interpolation=InterpolationMode.BILINEAR))
-    steps.append(v2.PILToTensor())
-    return partial(_augment, v2.Compose(steps))
+        steps += [_to_image, RandAugment(randaug_n, randaug_m, interpolation=InterpolationMode.BILINEAR), to_tensor]
+    return partial(_augment, steps)
 
 
-def _augment(pipeline: v2.Compose, image: Image.Image, key: tuple[int, ...]) -> torch.Tensor:
+def _augment(steps: list, image: Image.Image | np.ndarray, key: tuple[int, ...]) -> torch.Tensor:
     with seeded(*key):
-        return pipeline(image)
+        for step in steps:
+            image = step(image)
+    return image
+
+
+def _crop(random: v2.RandomResizedCrop, image: torch.Tensor) -> torch.Tensor:
+    """What RandomResizedCrop does with bicubic interpolation; torch is quick where a pixel's channels lie together."""
+    box = random.make_params([image])
+    patch = image[None, :, box['top'] :, box['left'] :][:, :, : box['height'], : box['width']]
+    patch = patch.contiguous(memory_format=torch.channels_last)
+    return F.interpolate(patch, random.size, mode='bicubic', antialias=True)[0]
+
+
+def to_tensor(image: Image.Image | np.ndarray, _key: object = None) -> torch.Tensor:
+    """A PIL RGB image, or an array (H, W, 3) that may be written to -> (3, H, W), of the same memory if it can be."""
+    return torch.from_numpy(image if isinstance(image, np.ndarray) else np.array(image)).permute(2, 0, 1)
+
+
+def _to_image(image: torch.Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+class RandAugment(v2.RandAugment):
+    """torchvision's RandAugment of PIL images with quicker warps: the same draws, the same images up to rounding."""
+
+    def _apply_image_or_video_transform(self, image, transform_id, magnitude, interpolation, fill):
+        if transform_id in ('ShearX', 'ShearY', 'Rotate'):
+            return _warp(image, _taps(transform_id, magnitude, image.size))
+        if transform_id in ('TranslateX', 'TranslateY'):
+            interpolation = InterpolationMode.NEAREST  # by whole pixels: there is nothing to interpolate
+        return super()._apply_image_or_video_transform(image, transform_id, magnitude, interpolation, fill)
+
+
+def _warp(image: Image.Image, taps: list[tuple[np.ndarray, np.ndarray]]) -> Image.Image:
+    """The RGB image of which every pixel is a weighted sum of those of `image`: see _taps."""
+    pixels = np.frombuffer(image.tobytes('raw', 'RGBX'), '<u4')  # red is the lowest byte
+    red_blue = green = np.uint32(0)  # two 16-bit sums in one number; in 256ths
+    for index, weight in taps:
+        found = pixels.take(index)
+        red_blue = red_blue + weight * (found & 0xFF00FF)
+        green = green + weight * ((found >> 8) & 0xFF)
+    return Image.frombytes('RGB', image.size, ((red_blue >> 8) & 0xFF00FF | green & 0xFF00).tobytes(), 'raw', 'RGBX')
+
+
+@lru_cache(maxsize=16)  # the signs of three warps, for an image size or two; up to 2.4 MB each at 224 px
+def _taps(transform_id: str, magnitude: float, size: tuple[int, int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A bilinear warp of torchvision's, as what it makes of an image of coordinates.
+
+    Args:
+        transform_id, magnitude: of RandAugment.
+        size: width and height in pixels.
+
+    Returns:
+        two or four pairs: for every pixel the index of one it is made of, and its weight in 256ths (uint32). The
+        weights of a pixel add up to 256, or to 0 where it lies outside.
+    """
+    width, height = size
+    plain = v2.RandAugment(interpolation=InterpolationMode.BILINEAR)
+
+    def warped(values: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(values.astype(np.float32))
+        return np.asarray(
+            plain._apply_image_or_video_transform(image, transform_id, magnitude, plain.interpolation, {})
+        )
+
+    y, x = np.mgrid[:height, :width]
+    inside = warped(np.ones(y.shape)) > 0
+    x, y = warped(x), warped(y)
+    column, row = np.minimum(x.astype(int), width - 2), np.minimum(y.astype(int), height - 2)
+    right, below = (np.rint(256 * part).astype(int) * inside for part in (x - column, y - row))
+    corner = right * below // 256
+    weights = 256 * inside - right - below + corner, right - corner, below - corner, corner
+    steps = 0, 1, width, width + 1
+    return [(row * width + column + s, w.astype(np.uint32)) for s, w in zip(steps, weights) if w.any()]
 
 
 def eval_transform(img_size: int):
@@ -71,18 +146,18 @@ def eval_transform(img_size: int):
     Returns:
         transform(image, key): PIL RGB image -> (3, img_size, img_size) uint8; key is not used.
     """
-    pipeline = v2.Compose(
-        [
-            v2.Resize(round(img_size / CROP_RATIO), interpolation=InterpolationMode.BICUBIC),
-            v2.CenterCrop(img_size),
-            v2.PILToTensor(),
-        ]
+    return partial(_prepare, eval_view(img_size))
+
+
+def _prepare(view: v2.Compose, image: Image.Image, _key: object = None) -> torch.Tensor:
+    return to_tensor(view(image))
+
+
+def eval_view(img_size: int) -> v2.Compose:
+    """eval_transform from PIL image to PIL image."""
+    return v2.Compose(
+        [v2.Resize(round(img_size / CROP_RATIO), interpolation=InterpolationMode.BICUBIC), v2.CenterCrop(img_size)]
     )
-    return partial(_prepare, pipeline)
-
-
-def _prepare(pipeline: v2.Compose, image: Image.Image, key: object = None) -> torch.Tensor:
-    return pipeline(image)
 
 
 def eval_settings(img_size: int) -> dict:

@@ -22,11 +22,11 @@ import options
 import runs
 import train
 from compute_flops import measure
-from datasets import ImageList, load_splits
+from datasets import load_splits
 from models import build_model
 from runs import RunError
 from train import EvalBatches, TrainBatches, lr_at
-from transforms import eval_transform, normalize
+from transforms import normalize
 
 
 def outcome(folder: Path) -> tuple:
@@ -60,7 +60,7 @@ def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     for line in log:
         assert {'lr', 'train_loss', 'val_loss', 'val_acc', 'seconds', 'images_per_second'} < line.keys()
         assert set(line['gates']) == set(line['selection']) == {'layer3.0', 'layer3.1', 'layer4.0', 'layer4.1'}
-    data = ImageList(load_splits('dtd', str(tree), 1).val, eval_transform(32))
+    data = train.eval_images(load_splits('dtd', str(tree), 1).val, 32, None)
     model = models.build_model('tiny', 3)
     model.load_state_dict(models.read_checkpoint(folder / 'best.pt')['state_dict'])
     seen = inside.observe(model, normalize(torch.stack([data[i][0] for i in range(len(data))]))).blocks
@@ -115,7 +115,7 @@ def test_results_can_be_reproduced_from_best_pt(tree, tmp_path, tiny):
 
 def evaluate_on(model, items, img_size=32):
     device = torch.device('cpu')
-    data = datasets.ImageList(items, train.eval_transform(img_size))
+    data = train.eval_images(items, img_size, None)
     loader = train.make_loader(data, EvalBatches(len(items)), 0, device)
     return train.evaluate(model, loader, device, 'off', train.tqdm(disable=True))
 
@@ -202,6 +202,23 @@ def test_the_number_of_workers_does_not_matter(tree, tmp_path, tiny):
     assert outcome(a) == outcome(b)
     c, _ = run(tree, tmp_path / 'c', '--seed', '43')
     assert outcome(c)[2] != outcome(a)[2]
+
+
+@pytest.mark.parametrize('kind', ['ram', 'disk'])
+def test_the_cache_does_not_matter_and_every_image_is_decoded_once(tree, tmp_path, tiny, monkeypatch, kind):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
+    opened, real = [], datasets.open_image
+    monkeypatch.setattr(datasets, 'open_image', lambda path: opened.append(path) or real(path))
+    plain, _ = run(tree, tmp_path / 'plain', '--cache', 'none')
+    assert len(opened) == 3 * (24 + 12) + 2 * 12 + 12  # three epochs, two tests; and once for AIS's weights
+    opened.clear()
+    kept, _ = run(tree, tmp_path / 'kept', '--cache', kind)
+    assert sorted(opened) == sorted(path for subset in load_splits('dtd', tree, 1)[:3] for path, _ in subset)
+    opened.clear()
+    again, _ = run(tree, tmp_path / 'again', '--cache', kind, '--seed', '43')
+    assert opened == []
+    assert outcome(plain) == outcome(kept)
+    assert outcome(kept)[2] != outcome(again)[2]
 
 
 def kill_when(process, condition, limit: float = 200) -> bool:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
 
-from transforms import eval_transform, mix, normalize, seed_of, seeded, train_transform
+from transforms import RandAugment, eval_transform, mix, normalize, seed_of, seeded, train_transform
 
 
 @pytest.fixture
@@ -24,6 +25,52 @@ def test_augmentation_is_a_function_of_the_key_and_leaves_the_generator_alone(im
     assert a.dtype == torch.uint8
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def plain_transform(img_size):
+    """The augmentation as torchvision has it, of PIL images throughout."""
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(img_size, (0.08, 1.0), interpolation=InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(0.5),
+            v2.RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR),
+            v2.PILToTensor(),
+        ]
+    )
+
+
+def test_crops_and_augmentations_are_torchvisions_draw_for_draw():
+    # Smooth, so that a crop off by a pixel shows and a level of rounding does not.
+    y, x = np.mgrid[:150, :200] / 30
+    image = Image.fromarray((127 + 120 * np.stack([np.sin(x), np.sin(y), np.sin(x + y)], 2)).astype(np.uint8))
+    plain, quick = plain_transform(96), train_transform(96)
+    differences = []
+    for i in range(150):
+        with seeded(i):
+            expected = plain(image)
+        differences.append((expected.int() - quick(image, (i,)).int()).abs().float().mean().item())
+    # What is left is a level of rounding, which the operations that spread the histogram can make more of.
+    assert np.mean(differences) < 0.3
+    assert max(differences) < 3
+
+
+@pytest.mark.parametrize('operation', ['ShearX', 'ShearY', 'Rotate', 'TranslateX', 'TranslateY'])
+@pytest.mark.parametrize('size', [(64, 64), (70, 40)])
+def test_quick_warps_are_torchvisions(operation, size):
+    pixels = np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    bilinear = InterpolationMode.BILINEAR
+    for magnitude in (0.0, 0.09, -0.3, 7.0, -20.0):
+        if operation.startswith('Shear') and abs(magnitude) > 1:
+            continue
+        plain, quick = (
+            cls(interpolation=bilinear)._apply_image_or_video_transform(
+                Image.fromarray(pixels), operation, magnitude, bilinear, {Image.Image: None}
+            )
+            for cls in (v2.RandAugment, RandAugment)
+        )
+        difference = np.abs(np.asarray(plain).astype(int) - np.asarray(quick))
+        assert difference.max() <= 3, (magnitude, difference.max())
+        assert difference.mean() < 0.6
 
 
 def test_options_of_the_augmentation(image):
@@ -51,6 +98,10 @@ def test_transforms_can_be_sent_to_a_loader_process(image):
     for transform in (train_transform(32), eval_transform(32)):
         copy = pickle.loads(pickle.dumps(transform))
         assert torch.equal(copy(image, (5,)), transform(image, (5,)))
+
+
+def test_an_array_is_as_good_as_an_image(image):
+    assert torch.equal(train_transform(32)(np.array(image), (3,)), train_transform(32)(image, (3,)))
 
 
 def test_seeds_differ_between_keys():

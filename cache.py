@@ -1,0 +1,148 @@
+"""Decoded images, kept between epochs and shared by all runs on this machine. No torch.
+
+An image is a file of its own: height and width as two little-endian 32-bit integers, then height * width RGB pixels.
+Its name is a digest of what it was made from, so a changed source is another file. Files appear whole or not at all;
+any number of runs may read and write at once. What no longer fits is made anew each time.
+
+    ram    in the memory of the machine (/dev/shm), gone with the last run that uses it
+    disk   in the user's cache folder, for good
+    none   nowhere
+"""
+
+import atexit
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import __version__ as PILLOW
+
+from runs import RunError
+
+VERSION = f'1 {PILLOW}'  # raise the number whenever the same source is to give other pixels
+SHARED_MEMORY = Path('/dev/shm')
+USERS = '.users'  # locked, shared, by every process that uses a cache in ram
+HEADER = 8  # bytes
+
+
+class Cache(NamedTuple):
+    """A folder of decoded images."""
+
+    folder: Path
+    most: int  # bytes that its file system may hold, of anything, after another image is added
+
+    def load(self, source: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The image made from `source`, a text that changes whenever make() would return something else.
+
+        Returns:
+            (H, W, 3) uint8; what is written to it stays in this process.
+
+        Raises:
+            RunError: the folder cannot be written, for a reason other than want of room.
+        """
+        path = self.folder / hashlib.sha256(f'{VERSION} {source}'.encode()).hexdigest()[:32]
+        image = _read(path)
+        if image is None:
+            image = make()
+            self._write(path, image)
+        return image
+
+    def _write(self, path: Path, image: np.ndarray) -> None:
+        temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+        try:
+            if shutil.disk_usage(self.folder).used + image.nbytes > self.most:
+                return
+            with open(temporary, 'wb') as file:
+                file.write(np.array(image.shape[:2], '<u4').tobytes())
+                file.write(image.tobytes())
+                file.flush()
+                os.fsync(file.fileno())  # a crash of the machine must not leave a file of zeros; free in memory
+            os.replace(temporary, path)
+        except OSError as error:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):  # full; emptied by the user
+                raise RunError(f'{path}: cannot be written ({error.strerror}); --cache none does without') from error
+
+
+def _read(path: Path) -> np.ndarray | None:
+    """The image in a file, not yet read from the disk; None where there is none, or a torn one."""
+    try:
+        data = np.memmap(path, np.uint8, 'c')
+    except (FileNotFoundError, ValueError):  # none; empty
+        return None
+    height, width = data[:HEADER].view('<u4').tolist() if len(data) > HEADER else (0, 0)
+    whole = len(data) == HEADER + height * width * 3 > HEADER
+    return data[HEADER:].reshape(height, width, 3) if whole else None
+
+
+def open_cache(kind: str) -> Cache | None:
+    """The cache of this user on this machine; this process counts as a user of it until it ends. None for 'none'.
+
+    Raises:
+        RunError: its folder cannot be made or belongs to somebody else.
+    """
+    if kind == 'none':
+        return None
+    in_memory = kind == 'ram' and os.access(SHARED_MEMORY, os.W_OK)
+    if in_memory:
+        folder = SHARED_MEMORY / f'twistnet-{os.getuid()}'
+    elif kind == 'ram':  # a system without it keeps small files of the temporary folder in memory, if it can
+        folder = Path(tempfile.gettempdir()) / f'twistnet-{os.getuid()}'
+    else:
+        folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'twistnet'
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise RunError(f'{folder}: belongs to somebody else; --cache none does without')
+        if kind == 'ram':
+            _join(folder)
+        total = shutil.disk_usage(folder).total
+    except OSError as error:
+        raise RunError(f'{folder}: cannot be made ({error.strerror}); --cache none does without') from error
+    # Loader processes hand over batches in /dev/shm too, and what lies there counts as memory of its makers.
+    return Cache(folder, min(total // 2, memory() // 4) if in_memory else total - total // 10)
+
+
+_users: dict[Path, object] = {}  # open lock files, by folder
+
+
+def _join(folder: Path) -> None:
+    """Count this process among the users of a folder; the last one to leave empties it."""
+    if folder in _users:
+        return
+    file = open(folder / USERS, 'a')  # noqa: SIM115
+    fcntl.flock(file, fcntl.LOCK_SH)  # waits while another process, the last one, empties it
+    _users[folder] = file
+    atexit.register(_leave, folder, os.getpid())
+
+
+def _leave(folder: Path, owner: int) -> None:
+    if os.getpid() != owner:  # a child of the user
+        return
+    file = _users.pop(folder)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # others use it
+        return
+    for path in folder.iterdir():
+        if path.name != USERS:
+            path.unlink()
+
+
+def memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or less where it is in a container."""
+    sizes = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
+    for path in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):
+        with contextlib.suppress(OSError, ValueError):  # no such file; 'max'
+            sizes.append(int(Path(path).read_text()))
+    return min(sizes)
