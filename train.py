@@ -8,7 +8,13 @@ The run goes into its folder under --run_dir (see runs.py). An interrupted run g
 in the same bits; a complete one is left alone.
 """
 
+import options
+
+if __name__ == '__main__':
+    options.parse_args()  # --help and mistyped options are answered before torch is there, which takes seconds
+
 import argparse
+import ctypes
 import io
 import json
 import math
@@ -38,7 +44,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
-import options
 import runs
 from cache import Cache, open_cache
 from compute_flops import measure
@@ -76,6 +81,7 @@ def setup(device: str, seed: int) -> torch.device:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
     torch.backends.cudnn.benchmark = False
+    keep_freed_memory()
     _, world = process_rank()
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -91,6 +97,15 @@ def setup(device: str, seed: int) -> torch.device:
         join('gloo' if device == 'cpu' else 'nccl')
     torch.manual_seed(seed)
     return torch.device(device)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed: a step would get it back from the system page by page."""
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # glibc's
+    if mallopt is not None:
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
 
 
 def join(backend: str) -> None:
