@@ -243,7 +243,8 @@ def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dic
         seconds = in_turn(tasks, args.rounds, device)
     except torch.OutOfMemoryError as error:
         raise RunError(f'{len(names)} models at --batch_size {args.batch_size} do not fit into {device}') from error
-    rate = 2 * side**3 / statistics.median(seconds[MATRIX])
+    rates = [2 * side**3 / value for value in seconds[MATRIX]]
+    rate = statistics.median(rates)
     rows = [row_of(facts[name], seconds, rate, facts[BASELINE], args.batch_size) for name in names]
     conditions = dict(
         batch_size=args.batch_size,
@@ -257,6 +258,8 @@ def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dic
         torch=str(torch.__version__),
         matrix_side=side,
         matrix_gflops=rate / 1e9,
+        matrix_gflops_min=min(rates) / 1e9,  # far from the maximum: the machine had other work
+        matrix_gflops_max=max(rates) / 1e9,
     )
     return rows, conditions
 
@@ -281,7 +284,8 @@ def describe(conditions: dict) -> list[str]:
     return [
         f'batch {c["batch_size"]}, {c["img_size"]} x {c["img_size"]} pixels, {c["dtype"]}{compiled}, {c["device"]}, '
         f'CPU threads: {c["threads"]}, rounds: {c["rounds"]}, torch {c["torch"]}',
-        f'matrix rate: {c["matrix_gflops"]:.1f} GFLOP/s ({c["matrix_side"]} x {c["matrix_side"]})',
+        f'matrix rate: {c["matrix_gflops"]:.1f} GFLOP/s ({c["matrix_side"]} x {c["matrix_side"]}), in the rounds '
+        f'{c["matrix_gflops_min"]:.1f} to {c["matrix_gflops_max"]:.1f}',
     ]
 
 

@@ -71,6 +71,8 @@ CONDITIONS = dict(
     torch='2.9',
     matrix_side=2048,
     matrix_gflops=100.0,
+    matrix_gflops_min=90.0,
+    matrix_gflops_max=101.0,
 )
 
 
@@ -161,8 +163,8 @@ def test_compiled_models_of_one_class_have_graphs_of_their_own(monkeypatch):
     for name in ('recompile_limit', 'accumulated_recompile_limit'):
         monkeypatch.setattr(limits, name, getattr(limits, name))  # puts back what compile_apart sets
 
-    def backend(graph, _):
-        graphs.append(graph)
+    def backend(graph, inputs):
+        graphs.append(all(isinstance(x, torch.Tensor) for x in inputs))  # a size that varies would be one of them
         return graph
 
     torch._dynamo.reset()  # of what tests before this one have compiled
@@ -174,7 +176,7 @@ def test_compiled_models_of_one_class_have_graphs_of_their_own(monkeypatch):
         for model in built:
             with torch.inference_mode():
                 model(torch.zeros(2, 3, 32, 32))
-    assert len(graphs) == len(built)
+    assert graphs == [True] * len(built)
 
 
 # ------------------------------------------------------------------------------------------ tables
@@ -202,7 +204,7 @@ def test_text_states_the_conditions_and_has_a_row_a_model(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
         'batch 6, 224 x 224 pixels, float32, A_B 100%, CPU threads: 2, rounds: 1, torch 2.9',
-        'matrix rate: 100.0 GFLOP/s (2048 x 2048)',
+        'matrix rate: 100.0 GFLOP/s (2048 x 2048), in the rounds 90.0 to 101.0',
     ]
     assert 'other 2.0 1.50 24.0 % 2.0 1.50 8.0 % 0.3 1.50 1.3 % 10.00 1.25' in [' '.join(x.split()) for x in lines]
     assert max(map(len, lines)) <= 120
