@@ -3,6 +3,7 @@
     python compute_flops.py                      # all models, as text
     python compute_flops.py --model twistnet18   # one model
     python compute_flops.py --latex > table.tex  # a table for a paper; also --csv
+    python compute_flops.py --speed --model resnet18,twistnet18     # how fast they are on this machine
 
 What fvcore counts are multiply-accumulates (MACs), without element-wise work; the field calls them FLOPs, and so do the
 tables.
@@ -21,8 +22,13 @@ with warnings.catch_warnings():
     from fvcore.nn import FlopCountAnalysis
 
 from models import MODELS, ModelError, build_model, count_params
+from options import AMP
+from runs import user_errors
 
 BASELINE = 'resnet18'
+SPEED_DEFAULTS = dict(batch_size=32, rounds=10, device='auto', amp='auto', compile=False)
+# Lowest and highest value of the options; both are allowed.
+BOUNDS = dict(img_size=(32, 4096), num_classes=(1, 1_000_000), batch_size=(2, 65_536), rounds=(1, 1000))
 
 
 def count_macs(model: nn.Module, img_size: int = 224) -> int:
@@ -88,13 +94,51 @@ def get_args_parser() -> argparse.ArgumentParser:
     style = parser.add_mutually_exclusive_group()
     style.add_argument('--latex', action='store_true', help='a booktabs table, nothing else on stdout')
     style.add_argument('--csv', action='store_true')
+    add_speed_args(parser)
     return parser
 
 
+def add_speed_args(parser: argparse.ArgumentParser) -> None:
+    """Suppressed defaults, which SPEED_DEFAULTS has, so that an option that says nothing without --speed is seen."""
+    group = parser.add_argument_group('speed', f'Measured instead, of the models in turn and always of {BASELINE} too.')
+    group.add_argument('--speed', action='store_true', help='images a second in training and inference, and memory')
+    helps = dict(
+        batch_size='images in a training step and in an inference pass',
+        rounds='measurements of every model, after one that does not count; medians are shown',
+        device='auto, cpu, cuda, cuda:1, ..',
+        amp='auto: bf16 where it is native',
+        compile='torch.compile, which takes minutes',
+    )
+    kinds = dict(
+        batch_size=dict(type=int), rounds=dict(type=int), amp=dict(choices=AMP), compile=dict(action='store_true')
+    )
+    for name, default in SPEED_DEFAULTS.items():
+        text = f'{helps[name]} (default: {default})'
+        group.add_argument(f'--{name}', default=argparse.SUPPRESS, help=text, **kinds.get(name, {}))
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        ModelError: with the option and its bounds.
+    """
+    lost = [name for name in SPEED_DEFAULTS if hasattr(args, name)]
+    if lost and not args.speed:
+        raise ModelError(f'--{lost[0]} needs --speed')
+    for name, (low, high) in BOUNDS.items():
+        if not low <= getattr(args, name, low) <= high:
+            raise ModelError(f'--{name} {getattr(args, name)} must be from {low} to {high}')
+
+
 def main(args: argparse.Namespace) -> None:
-    if args.img_size < 32 or args.num_classes < 1:
-        raise ModelError('--img_size must be at least 32 and --num_classes at least 1')
+    check(args)
     names = args.model.split(',') if args.model is not None else list(MODELS)
+    if args.speed:
+        import speed  # only here: it imports train, which imports this file
+
+        speed.main(names, argparse.Namespace(**SPEED_DEFAULTS | vars(args)))
+        return
     rows = [measure(name, args.num_classes, args.img_size) for name in names]
     base = next((row for row in rows if row['model'] == BASELINE), None)
     base = base or measure(BASELINE, args.num_classes, args.img_size)
@@ -108,6 +152,7 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == '__main__':
     try:
-        main(get_args_parser().parse_args())
+        with user_errors('compute_flops.py'):
+            main(get_args_parser().parse_args())
     except ModelError as error:
         sys.exit(f'compute_flops.py: error: {error}')

@@ -1,7 +1,113 @@
-"""How fast this machine runs the models and the loader: of compute_flops.py --speed and datasets.py speed."""
+"""How fast this machine runs the models and the loader: of compute_flops.py --speed and datasets.py speed.
+
+What is compared is measured in turn, round by round, so that a machine that slows down does so for all alike; what is
+reported are medians over the rounds.
+"""
+
+import argparse
+import itertools
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Hashable
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+import options
+import train
+from compute_flops import BASELINE, measure, print_csv
+from models import MODELS, build_model
+from runs import RunError
+from summarize_runs import escape
+from transforms import normalize
+
+MIN_SECONDS = 0.05  # of a reading: shorter work is repeated within it
+LARGEST_MATRIX = 8192  # rows; where a product is faster than a reading even then
+MATRIX = 'matrix'
+# What is measured of a model, its multiply-accumulates over those of a forward pass, and its title.
+TASKS = {'train': (3, 'training'), 'infer': (1, 'inference'), 'single': (1, 'batch 1')}
+MIB = 2**20
+
+# ---------------------------------------------------------------------------------------------- clock
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told; a CPU has."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def reading(
+    task: Callable[[int], None], times: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of doing a task's work once, the mean of `times`."""
+    synchronize(device)
+    start = clock()
+    task(times)
+    synchronize(device)
+    return (clock() - start) / times
+
+
+def in_turn(
+    tasks: dict[Hashable, Callable[[int], None]],
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Hashable, list[float]]:
+    """Seconds of every task in every round, one task after the other in each.
+
+    A round that does not count comes first: of each task, the work once to compile and allocate, and once more for how
+    often it has to be repeated to fill a reading.
+
+    Args:
+        tasks: by any key; task(n) does its work n times.
+        clock: seconds.
+    """
+    times = {}
+    for key, task in tasks.items():
+        task(1)
+        times[key] = math.ceil(max(1, MIN_SECONDS / max(reading(task, 1, device, clock), 1e-9)))
+    seconds = {key: [] for key in tasks}
+    for number in range(1, rounds + 1):
+        train.say(f'round {number} of {rounds}')
+        for key, task in tasks.items():
+            seconds[key].append(reading(task, times[key], device, clock))
+    return seconds
+
+
+def ratio(seconds: list[float], base: list[float]) -> float:
+    """Median over the rounds of how many times as long it took as the baseline in the same round."""
+    return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------- matrix rate
+
+
+def matrix_task(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[int], None], int]:
+    """A product of two square matrices, large enough to fill a reading, as a task; and their side.
+
+    In float32 on CUDA it is a product without TF32, which cuDNN's convolutions may use: these can be faster.
+    """
+    side = 128
+    while True:
+        side *= 2
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(a)
+
+        def task(times: int, a=a, b=b, out=out) -> None:
+            for _ in range(times):
+                torch.mm(a, b, out=out)
+
+        task(1)
+        if side == LARGEST_MATRIX or reading(task, 1, device) >= MIN_SECONDS:
+            return task, side
+
+
+# ---------------------------------------------------------------------------------------------- models
 
 
 def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
@@ -19,3 +125,227 @@ def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
         out = model(x)
     del out
     return sum(kept.values())
+
+
+def saved_per_image(model: nn.Module, batch_size: int, img_size: int, device: torch.device, amp: str) -> int:
+    """Bytes that one image more in a training batch keeps for the backward pass.
+
+    The difference of two batches, because autocast also keeps its copies of the weights, once for all images. Of the
+    model as it is written: what is compiled may keep less.
+    """
+    model.train()
+    sizes = []
+    for images in (batch_size, batch_size + 1):
+        x = torch.zeros(images, 3, img_size, img_size, dtype=torch.uint8, device=device)
+        with train.autocast(device, amp):
+            sizes.append(saved_bytes(model, normalize(x)))
+    return sizes[1] - sizes[0]
+
+
+def model_tasks(
+    model: nn.Module, num_classes: int, batch_size: int, img_size: int, device: torch.device, amp: str
+) -> dict[str, Callable[[int], None]]:
+    """What is measured of a model, by the keys of TASKS: each does its work as often as it is told.
+
+    The step is train.py's by its default recipe, without mixing, from a uint8 batch in the host's memory; a pass
+    starts from a normalised batch on the device.
+    """
+    recipe = options.DEFAULT
+    lr, momentum, decay = (recipe[key] for key in ('lr', 'momentum', 'weight_decay'))
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == 'fp16')
+    shape = (batch_size, 3, img_size, img_size)
+    images = torch.randint(256, shape, dtype=torch.uint8, pin_memory=device.type == 'cuda')
+    labels = torch.randint(num_classes, (batch_size,))
+    batch = normalize(images.to(device))
+
+    def batch_loss(images: torch.Tensor, labels: torch.Tensor, *_) -> torch.Tensor:
+        with train.autocast(device, amp):
+            return F.cross_entropy(model(images), labels, label_smoothing=recipe['label_smoothing'])
+
+    def steps(times: int) -> None:
+        batches = itertools.repeat((images, labels), times)
+        for _ in train.train_steps(
+            model, batches, optimizer, scaler, device, 0, lambda _: lr, batch_loss, recipe['clip_grad']
+        ):
+            pass
+        optimizer.zero_grad(set_to_none=True)  # the other models need the memory
+
+    @torch.inference_mode()
+    def passes(times: int, x: torch.Tensor) -> None:
+        model.eval()
+        for _ in range(times):
+            with train.autocast(device, amp):
+                model(x)
+
+    return dict(train=steps, infer=lambda times: passes(times, batch), single=lambda times: passes(times, batch[:1]))
+
+
+def compile_apart(model: nn.Module, **kwargs) -> None:
+    """As train.py's --compile, with a graph of its own for every model and shape.
+
+    Models of one class share the compiler's cache: from the third on they would run as if not compiled, and those
+    before with the shapes of the others as variables. kwargs are torch.compile's.
+    """
+    limits = torch._dynamo.config
+    limits.recompile_limit = limits.accumulated_recompile_limit = 10_000
+    model.compile(dynamic=False, **kwargs)
+
+
+def row_of(facts: dict, seconds: dict, rate: float, base: dict, batch_size: int) -> dict:
+    """A row of the table.
+
+    Args:
+        facts: model, label, macs_G and saved_MiB of an image.
+        seconds: readings of all models, by (model, task).
+        rate: multiply-adds and all, floating-point operations a second of the matrix product.
+        base: facts of the baseline.
+    """
+    name, row = facts['model'], dict(facts)
+    for task, (passes, _) in TASKS.items():
+        images = 1 if task == 'single' else batch_size
+        speed = images / statistics.median(seconds[name, task])
+        row[f'{task}_images_per_s'] = speed
+        row[f'{task}_ratio'] = ratio(seconds[name, task], seconds[base['model'], task])
+        row[f'{task}_share'] = passes * 2 * facts['macs_G'] * 1e9 * speed / rate
+    row['saved_ratio'] = facts['saved_MiB'] / base['saved_MiB']
+    return row
+
+
+def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dict], dict]:
+    """Rows of the table, the baseline among them, and under which conditions they were measured.
+
+    Args:
+        names: of registry.MODELS.
+        args: num_classes, img_size, batch_size, rounds, device, amp, compile.
+
+    Raises:
+        RunError: there is no such device, or it has too little memory. ModelError: unknown model.
+    """
+    device = train.setup(args.device, seed=0)
+    amp = train.resolve_amp(args.amp, device)
+    names = list(dict.fromkeys(names if BASELINE in names else [BASELINE, *names]))
+    facts, tasks = {}, {}
+    try:
+        for name in names:
+            train.say(f'building {name}')
+            size = measure(name, args.num_classes, args.img_size)
+            model = build_model(name, args.num_classes, img_size=args.img_size)
+            model.to(device, memory_format=torch.channels_last)
+            saved = saved_per_image(model, args.batch_size, args.img_size, device, amp)
+            facts[name] = {key: size[key] for key in ('model', 'label', 'macs_G')} | dict(saved_MiB=saved / MIB)
+            if args.compile:
+                compile_apart(model)
+            more = model_tasks(model, args.num_classes, args.batch_size, args.img_size, device, amp)
+            tasks |= {(name, task): work for task, work in more.items()}
+        tasks[MATRIX], side = matrix_task(device, train.AMP_DTYPES[amp])
+        train.say('warm-up')
+        seconds = in_turn(tasks, args.rounds, device)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f'{len(names)} models at --batch_size {args.batch_size} do not fit into {device}') from error
+    rates = [2 * side**3 / value for value in seconds[MATRIX]]
+    rate = statistics.median(rates)
+    rows = [row_of(facts[name], seconds, rate, facts[BASELINE], args.batch_size) for name in names]
+    conditions = dict(
+        batch_size=args.batch_size,
+        img_size=args.img_size,
+        num_classes=args.num_classes,
+        dtype=str(train.AMP_DTYPES[amp]).removeprefix('torch.'),
+        compile=args.compile,
+        device=device_name(device),
+        threads=torch.get_num_threads(),
+        rounds=args.rounds,
+        torch=str(torch.__version__),
+        matrix_side=side,
+        matrix_gflops=rate / 1e9,
+        matrix_gflops_min=min(rates) / 1e9,  # far from the maximum: the machine had other work
+        matrix_gflops_max=max(rates) / 1e9,
+    )
+    return rows, conditions
+
+
+def device_name(device: torch.device) -> str:
+    """What the maker calls it."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    path = Path('/proc/cpuinfo')
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# ---------------------------------------------------------------------------------------------- tables of models
+
+
+def describe(conditions: dict) -> list[str]:
+    """The two lines above a table."""
+    c = conditions
+    compiled = ', compiled' if c['compile'] else ''
+    return [
+        f'batch {c["batch_size"]}, {c["img_size"]} x {c["img_size"]} pixels, {c["dtype"]}{compiled}, {c["device"]}, '
+        f'CPU threads: {c["threads"]}, rounds: {c["rounds"]}, torch {c["torch"]}',
+        f'matrix rate: {c["matrix_gflops"]:.1f} GFLOP/s ({c["matrix_side"]} x {c["matrix_side"]}), in the rounds '
+        f'{c["matrix_gflops_min"]:.1f} to {c["matrix_gflops_max"]:.1f}',
+    ]
+
+
+def cells_of(row: dict) -> list[str]:
+    """The numbers of a row as they are shown: of every task images/s, x and share; then saved MiB and x."""
+    cells = []
+    for task in TASKS:
+        speed = row[f'{task}_images_per_s']
+        cells += [f'{speed:.{1 if speed < 1000 else 0}f}', f'{row[f"{task}_ratio"]:.2f}']
+        cells += [f'{100 * row[f"{task}_share"]:.1f} %']
+    return [*cells, f'{row["saved_MiB"]:.2f}', f'{row["saved_ratio"]:.2f}']
+
+
+def print_text(rows: list[dict], conditions: dict) -> None:
+    print(*describe(conditions), sep='\n')
+    print()
+    print(' ' * 26 + ''.join(f'{title:>26}' for _, title in TASKS.values()) + f'{"saved":>16}')
+    print(f'{"model":26}' + f'{"images/s":>10}{"x":>7}{"share":>9}' * len(TASKS) + f'{"MiB/image":>10}{"x":>6}')
+    widths = [10, 7, 9] * len(TASKS) + [10, 6]
+    for row in rows:
+        print(f'{row["model"]:26}' + ''.join(f'{cell:>{width}}' for cell, width in zip(cells_of(row), widths)))
+    print()
+    print(f'x: times as long, or as much, as {BASELINE}; share: of the matrix rate')
+
+
+def print_latex(rows: list[dict], conditions: dict) -> None:
+    train.say('\n'.join(describe(conditions)))  # a table has no place for them
+    groups = [(3, title.capitalize()) for _, title in TASKS.values()] + [(2, 'Saved')]
+    first = ''.join(rf' & \multicolumn{{{width}}}{{c}}{{{title}}}' for width, title in groups)
+    ends = list(itertools.accumulate((width for width, _ in groups), initial=1))
+    rules = [rf'\cmidrule(lr){{{start + 1}-{end}}}' for start, end in itertools.pairwise(ends)]
+    print(r'\begin{tabular}{l' + 'r' * (ends[-1] - 1) + '}')
+    print(r'\toprule')
+    print(first.removeprefix(' ') + r' \\')
+    print(' '.join(rules))
+    print('Model' + r' & images/s & $\times$ & share' * len(TASKS) + r' & MiB/image & $\times$ \\')
+    print(r'\midrule')
+    for row in rows:
+        cells = [escape(cell).replace(' ', r'\,') for cell in cells_of(row)]
+        print(' & '.join([escape(row['label']), *cells]) + r' \\')
+    print(r'\bottomrule')
+    print(r'\end{tabular}')
+
+
+def main(names: list[str], args: argparse.Namespace) -> None:
+    """compute_flops.py --speed.
+
+    Raises:
+        RunError, ModelError: as measure_models, and where a model cannot have this image size.
+    """
+    for name in names:
+        if MODELS.get(name, {}).get('resolution') and args.img_size % 32:
+            raise RunError(f'--img_size {args.img_size} must be a multiple of 32 for {name}')
+    rows, conditions = measure_models(names, args)
+    if args.csv:
+        print_csv([row | conditions for row in rows])
+    elif args.latex:
+        print_latex(rows, conditions)
+    else:
+        print_text(rows, conditions)
+
+
+# ---------------------------------------------------------------------------------------------- loader

@@ -1,0 +1,268 @@
+"""The promises of compute_flops.py --speed: what it times is train.py's step, in turn, and ratios are of one round."""
+
+import csv
+import io
+import statistics
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, finish, start
+
+import compute_flops
+import options
+import speed
+import train
+from models import MODELS, ModelError, TwistNet
+from runs import RunError
+
+CPU = torch.device('cpu')
+SMALL = ('--img_size', '32', '--batch_size', '2', '--rounds', '1', '--device', 'cpu', '--amp', 'off')
+
+
+class Clock:
+    """Stands still but for the work of its tasks, which lasts as long as it is told, a value a call."""
+
+    def __init__(self):
+        self.now, self.calls = 0.0, []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def task(self, key: str, *seconds: float):
+        lasting = iter(seconds)
+
+        def work(times: int) -> None:
+            self.calls.append((key, times))
+            self.now += next(lasting) * times
+
+        return work
+
+
+def parse(*arguments: str):
+    return compute_flops.get_args_parser().parse_args(arguments)
+
+
+def measured(capsys, *arguments: str) -> str:
+    compute_flops.main(parse('--speed', *SMALL, *arguments))
+    return capsys.readouterr().out
+
+
+def rows_of(**labels: str) -> list[dict]:
+    """Rows of invented readings: the baseline takes 2 s for everything, the others 3 s."""
+    facts = {
+        name: dict(model=name, label=label, macs_G=2.0, saved_MiB=8.0 if name == 'resnet18' else 10.0)
+        for name, label in dict(resnet18='ResNet-18', **labels).items()
+    }
+    seconds = {(name, task): [2.0 if name == 'resnet18' else 3.0] for name in facts for task in speed.TASKS}
+    return [speed.row_of(facts[name], seconds, 1e11, facts['resnet18'], batch_size=6) for name in facts]
+
+
+CONDITIONS = dict(
+    batch_size=6,
+    img_size=224,
+    num_classes=47,
+    dtype='float32',
+    compile=False,
+    device='A_B 100%',
+    threads=2,
+    rounds=1,
+    torch='2.9',
+    matrix_side=2048,
+    matrix_gflops=100.0,
+    matrix_gflops_min=90.0,
+    matrix_gflops_max=101.0,
+)
+
+
+# ------------------------------------------------------------------------------------------ clock
+
+
+def test_tasks_are_measured_in_turn_and_the_first_round_does_not_count():
+    clock = Clock()
+    tasks = dict(a=clock.task('a', 50, 9, 1, 2), b=clock.task('b', 60, 9, 3, 4))
+    seconds = speed.in_turn(tasks, 2, CPU, clock)
+    assert seconds == dict(a=[1, 2], b=[3, 4])
+    assert [key for key, _ in clock.calls] == ['a', 'a', 'b', 'b', 'a', 'b', 'a', 'b']
+
+
+def test_short_work_is_repeated_within_a_reading():
+    clock = Clock()
+    seconds = speed.in_turn(dict(a=clock.task('a', 1, 0.02, 0.03)), 1, CPU, clock)
+    assert clock.calls == [('a', 1), ('a', 1), ('a', 3)]
+    assert seconds['a'] == pytest.approx([0.03])
+
+
+def test_a_ratio_is_the_median_over_the_rounds_of_what_was_measured_in_one_round():
+    clock = Clock()
+    # In the second round the machine is busy: ten times slower, for both.
+    tasks = dict(base=clock.task('base', 1, 1, 1, 20, 4), model=clock.task('model', 1, 1, 2, 30, 4))
+    seconds = speed.in_turn(tasks, 3, CPU, clock)
+    assert speed.ratio(seconds['model'], seconds['base']) == 1.5  # of 2, 1.5 and 1
+    assert statistics.median(seconds['model']) / statistics.median(seconds['base']) == 1  # what it is not
+
+
+def test_a_row_has_the_rates_and_the_shares_of_the_matrix_rate():
+    row = rows_of(other='Other')[1]
+    assert (row['train_images_per_s'], row['infer_images_per_s'], row['single_images_per_s']) == (2, 2, 1 / 3)
+    assert {row[f'{task}_ratio'] for task in speed.TASKS} == {1.5}
+    # 2 GMACs an image are 4 GFLOP in a pass and 12 in a step, of 100 GFLOP/s.
+    assert [row[f'{task}_share'] for task in speed.TASKS] == pytest.approx([0.24, 0.08, 0.04 / 3])
+    assert row['saved_ratio'] == 1.25
+
+
+# ------------------------------------------------------------------------------------------ models
+
+
+def test_a_training_step_is_the_one_of_train_py(monkeypatch):
+    made = []
+
+    def counted(model, batches, optimizer, *args, **kwargs):
+        made.append(optimizer.defaults)
+        for result in train_steps(model, batches, optimizer, *args, **kwargs):
+            made.append(result)
+            yield result
+
+    train_steps = train.train_steps
+    monkeypatch.setattr(train, 'train_steps', counted)
+    model = TwistNet(num_classes=5, base_width=8)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    speed.model_tasks(model, 5, 2, 32, CPU, 'off')['train'](2)
+    defaults, *steps = made
+    assert len(steps) == 2
+    assert {key: defaults[key] for key in ('lr', 'momentum', 'weight_decay')} == {
+        key: options.DEFAULT[key] for key in ('lr', 'momentum', 'weight_decay')
+    }
+    assert defaults['nesterov']
+    after = model.state_dict()
+    assert all(not torch.equal(before[name], after[name]) for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize(('task', 'images'), [('infer', 2), ('single', 1)])
+def test_an_inference_pass_changes_nothing(task, images):
+    model, seen = TwistNet(num_classes=5, base_width=8), []
+    model.register_forward_hook(lambda module, x, y: seen.append((x[0].shape[0], module.training, y.is_inference())))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    speed.model_tasks(model, 5, 2, 32, CPU, 'off')[task](3)
+    assert seen == [(images, False, True)] * 3
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_saved_memory_of_an_image_leaves_out_the_copies_of_the_weights():
+    model = TwistNet(num_classes=5, base_width=16)
+    sizes = [speed.saved_per_image(model, batch_size, 32, CPU, 'bf16') for batch_size in (2, 3)]
+    assert sizes[0] == sizes[1]
+    x = torch.zeros(2, 3, 32, 32)
+    with train.autocast(CPU, 'bf16'):
+        assert speed.saved_bytes(model, x) / 2 > 1.2 * sizes[0]
+
+
+def test_compiled_models_of_one_class_have_graphs_of_their_own(monkeypatch):
+    graphs, limits = [], torch._dynamo.config
+    for name in ('recompile_limit', 'accumulated_recompile_limit'):
+        monkeypatch.setattr(limits, name, getattr(limits, name))  # puts back what compile_apart sets
+
+    def backend(graph, inputs):
+        graphs.append(all(isinstance(x, torch.Tensor) for x in inputs))  # a size that varies would be one of them
+        return graph
+
+    torch._dynamo.reset()  # of what tests before this one have compiled
+    small = dict(num_classes=5, layers=(1,), twist_stages=())
+    built = [TwistNet(base_width=8 + 4 * i, **small).eval() for i in range(6)]
+    for model in built:
+        speed.compile_apart(model, backend=backend)
+    for _ in range(2):
+        for model in built:
+            for images in (2, 1):
+                with torch.inference_mode():
+                    model(torch.zeros(images, 3, 32, 32))
+    assert graphs == [True] * 2 * len(built)
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def test_csv_has_plain_numbers_of_the_models_and_of_the_baseline(monkeypatch, capsys):
+    monkeypatch.setattr(speed, 'MIN_SECONDS', 0.001)
+    text = measured(capsys, '--model', 'twistnet18_first_order,twistnet18_first_order', '--csv')
+    base, row = csv.DictReader(io.StringIO(text))
+    assert (base['model'], row['model']) == ('resnet18', 'twistnet18_first_order')
+    words = {'model', 'label', 'dtype', 'compile', 'device', 'torch'}
+    numbers = [{key: float(value) for key, value in line.items() if key not in words} for line in (base, row)]
+    assert all(value > 0 for line in numbers for value in line.values())
+    assert all(numbers[0][f'{key}_ratio'] == 1 for key in (*speed.TASKS, 'saved'))
+    assert numbers[1]['saved_ratio'] == 1  # one and the same trunk
+    for (task, (passes, _)), line in ((item, line) for item in speed.TASKS.items() for line in numbers):
+        work = passes * 2 * line['macs_G'] * line[f'{task}_images_per_s']  # GFLOP/s
+        assert line[f'{task}_share'] == pytest.approx(work / line['matrix_gflops'])
+    assert row['macs_G'] == str(compute_flops.measure('twistnet18_first_order', 47, 32)['macs_G'])
+    assert (row['batch_size'], row['img_size'], row['rounds'], row['dtype']) == ('2', '32', '1', 'float32')
+
+
+def test_text_states_the_conditions_and_has_a_row_a_model(capsys):
+    speed.print_text(rows_of(other='Other'), CONDITIONS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        'batch 6, 224 x 224 pixels, float32, A_B 100%, CPU threads: 2, rounds: 1, torch 2.9',
+        'matrix rate: 100.0 GFLOP/s (2048 x 2048), in the rounds 90.0 to 101.0',
+    ]
+    assert 'other 2.0 1.50 24.0 % 2.0 1.50 8.0 % 0.3 1.50 1.3 % 10.00 1.25' in [' '.join(x.split()) for x in lines]
+    assert max(map(len, lines)) <= 120
+
+
+def test_latex_is_a_table_and_nothing_else(capsys):
+    speed.print_latex(rows_of(other='A_b & c'), CONDITIONS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(r'\begin{tabular}')
+    assert lines[-1] == r'\end{tabular}'
+    row = r'A\_b \& c & 2.0 & 1.50 & 24.0\,\% & 2.0 & 1.50 & 8.0\,\% & 0.3 & 1.50 & 1.3\,\% & 10.00 & 1.25 \\'
+    assert row in lines
+    columns = len(lines[0].partition('}{')[2].rstrip('}'))
+    assert {line.replace(r'\&', '').count('&') for line in lines[4:] if '&' in line} == {columns - 1}
+
+
+# ------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('--batch_size', '8'), '--batch_size needs --speed'),
+        (('--compile',), '--compile needs --speed'),
+        (('--speed', '--batch_size', '1'), '--batch_size 1 must be from 2 to'),
+        (('--speed', '--rounds', '0'), '--rounds 0 must be from 1 to'),
+        (('--speed', '--img_size', '31'), '--img_size 31 must be from 32 to'),
+        (('--speed', '--img_size', '40', '--model', 'swin_tiny'), '--img_size 40 must be a multiple of 32 for swin_'),
+        (('--speed', '--device', 'tpu'), "--device 'tpu' must be auto, cpu, cuda or cuda:N"),
+        (('--speed', '--device', 'cuda:99'), '--device cuda:99: there are'),
+        (('--speed', '--model', 'resnet18,resnet19'), "unknown model 'resnet19'"),
+    ],
+)
+def test_bad_options_are_refused(arguments, message, capsys):
+    with pytest.raises((ModelError, RunError)) as error:
+        compute_flops.main(parse(*arguments))
+    assert str(error.value).startswith(message)
+    assert '\n' not in str(error.value)
+    assert capsys.readouterr().out == ''
+
+
+def test_a_batch_too_large_for_the_device_is_one_line(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(speed, 'in_turn', full)
+    monkeypatch.setattr(speed, 'MIN_SECONDS', 0.001)
+    monkeypatch.setitem(MODELS, 'resnet18', dict(label='Tiny', twist=dict(base_width=8)))
+    with pytest.raises(RunError, match='1 models at --batch_size 2 do not fit into cpu'):
+        compute_flops.main(parse('--speed', *SMALL, '--model', 'resnet18'))
+
+
+def test_the_script_says_it_in_one_line_and_imports_in_any_order():
+    bad = start('compute_flops.py', '--speed', '--device', 'cuda:99')
+    alone = subprocess.Popen([sys.executable, '-c', 'import speed, train, compute_flops'], cwd=ROOT)
+    code, out, err = finish(bad)
+    assert (code, out) == (1, '')
+    assert err.startswith('compute_flops.py: error: --device cuda:99: there are ')
+    assert err.count('\n') == 1
+    assert alone.wait(timeout=300) == 0
