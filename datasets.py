@@ -5,6 +5,7 @@
     python datasets.py check dtd --data_dir data/dtd           # verify a tree at any later time
     python datasets.py split dtd --data_dir data/dtd --fold 1  # one line an image: subset, class, path
     python datasets.py show --out figures/synthetic.png        # the procedural classes, eight images each
+    python datasets.py speed dtd --data_dir data/dtd           # images a second that a core makes for training
 
 A split is a function of (data set, fold) alone: never of the training seed, of the order in which the file system
 lists files, or of the machine.
@@ -30,6 +31,7 @@ import synthetic
 from archives import DataError, fetch, unpack
 from cache import Cache
 from registry import DATASETS
+from runs import RunError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp', '.gif')
 SUBSETS = ('train', 'val', 'test')
@@ -621,11 +623,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     prepare = commands.add_parser('prepare', help='download, verify and unpack a data set into DATA_DIR/KEY')
     check = commands.add_parser('check', help='verify the tree at DATA_DIR')
     split = commands.add_parser('split', help='print one fold of the tree at DATA_DIR')
-    for command in (prepare, check, split):
+    speed = commands.add_parser('speed', help='images a second that one core makes of those at DATA_DIR')
+    for command in (prepare, check, split, speed):
         command.add_argument('dataset', metavar='KEY', help=f'one of {", ".join(DATASETS)}')
         command.add_argument('--data_dir', type=Path)
     prepare.set_defaults(data_dir=Path('data'))
-    split.add_argument('--fold', type=int, default=1)
+    for command in (split, speed):
+        command.add_argument('--fold', type=int, default=1)
+    speed.add_argument('--img_size', type=int, default=224, help='side of the square result, pixels (default: 224)')
+    speed.add_argument('--images', type=int, default=64, help='how many of them (default: 64)')
+    speed.add_argument('--rounds', type=int, default=10, help='medians over so many are shown (default: 10)')
     show = commands.add_parser('show', help='draw a contact sheet of the synthetic classes')
     show.add_argument('--out', type=Path, default=Path('figures/synthetic.png'))
     return parser
@@ -636,6 +643,10 @@ def main(args: argparse.Namespace) -> None:
         for name, entry in DATASETS.items():
             size = f'{entry.get("images", "any"):>6} images {entry.get("classes", "any"):>4} classes'
             print(f'{name:12}{size}  {entry["protocol"]}\n{"":12}  {entry["source"]}')
+    elif args.command == 'speed':
+        import speed  # only here: it imports torch, and train, which imports this file
+
+        speed.loader(args.dataset, args.data_dir, args.fold, args.img_size, args.images, args.rounds)
     elif args.command == 'show':
         show_synthetic(args.out)
         print(args.out)
@@ -657,7 +668,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == '__main__':
     try:
         main(get_args_parser().parse_args())
-    except DataError as error:
+    except (DataError, RunError) as error:
         sys.exit(f'datasets.py: error: {error}')
     except KeyboardInterrupt:
         print('\ndatasets.py: stopped; the same command goes on from what is there', file=sys.stderr)

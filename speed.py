@@ -11,23 +11,29 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Hashable
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
+from torchvision.transforms import InterpolationMode, v2
 
 import options
 import train
+from cache import open_cache
 from compute_flops import BASELINE, measure, print_csv
+from datasets import ImageList, load_splits, open_image, read_pixels
 from models import MODELS, build_model
 from runs import RunError
 from summarize_runs import escape
-from transforms import normalize
+from transforms import eval_view, normalize, train_transform
 
 MIN_SECONDS = 0.05  # of a reading: shorter work is repeated within it
 LARGEST_MATRIX = 8192  # rows; where a product is faster than a reading even then
 MATRIX = 'matrix'
+PLAIN = 'plain'
 # What is measured of a model, its multiply-accumulates over those of a forward pass, and its title.
 TASKS = {'train': (3, 'training'), 'infer': (1, 'inference'), 'single': (1, 'batch 1')}
 MIB = 2**20
@@ -349,3 +355,76 @@ def main(names: list[str], args: argparse.Namespace) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- loader
+
+
+def plain_transforms(img_size: int) -> dict[str, v2.Compose]:
+    """What is usual: PIL images throughout, torchvision's defaults but for bicubic crops, and floats at the end."""
+    bicubic, recipe = InterpolationMode.BICUBIC, options.DEFAULT
+    crop = v2.RandomResizedCrop(img_size, recipe['crop_scale'], interpolation=bicubic)
+    augmentation = v2.RandAugment(recipe['randaug_n'], recipe['randaug_m'])
+    floats = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    ]
+    return {
+        'train': v2.Compose([crop, v2.RandomHorizontalFlip(recipe['hflip']), augmentation, *floats]),
+        'eval': v2.Compose([eval_view(img_size), *floats]),
+    }
+
+
+def loader_tasks(items: list[tuple[str, int]], img_size: int) -> dict[tuple[str, str], Callable[[int], None]]:
+    """What is measured of the loader, by (kind of image, way to make it): each makes all images, once for each time."""
+    recipe = options.DEFAULT
+    augmentation = train_transform(img_size, *(recipe[k] for k in ('crop_scale', 'hflip', 'randaug_n', 'randaug_m')))
+    plain, lists = plain_transforms(img_size), {}
+    for kind, transform in plain.items():
+        lists[kind, PLAIN] = ImageList(items, lambda image, _key, transform=transform: transform(image))
+    for way, kept in (('decoded', None), ('cached', open_cache('ram'))):
+        lists['train', way] = ImageList(items, augmentation, partial(read_pixels, cache=kept))
+        lists['eval', way] = train.eval_images(items, img_size, kept)
+
+    def work(images: ImageList, times: int) -> None:
+        for epoch in range(times):
+            for i in range(len(images)):
+                images[0, epoch, i]
+
+    return {key: partial(work, images) for key, images in lists.items()}
+
+
+def loader(dataset: str, data_dir: Path | None, fold: int, img_size: int, count: int, rounds: int) -> None:
+    """datasets.py speed: print images a second that one core makes of the first `count` training images.
+
+    Raises:
+        DataError: there is no such fold or image. RunError: a value out of its bounds.
+    """
+    for name, value, (low, high) in (
+        ('img_size', img_size, options.BOUNDS['img_size']),
+        ('images', count, (1, 1_000_000)),
+        ('rounds', rounds, (1, 1000)),
+    ):
+        if not low <= value <= high:
+            raise RunError(f'--{name} {value} must be from {low} to {high}')
+    torch.set_num_threads(1)
+    items = load_splits(dataset, data_dir, fold).train
+    items = items[:: math.ceil(len(items) / count)]
+    sizes = [open_image(path).size for path, _ in items]
+    seconds = in_turn(loader_tasks(items, img_size), rounds, torch.device('cpu'))
+    print(
+        f'{len(items)} images of {dataset}, {statistics.median(w for w, _ in sizes):.0f} x '
+        f'{statistics.median(h for _, h in sizes):.0f} pixels (median), to {img_size} x {img_size}, one core of '
+        f'{device_name(torch.device("cpu"))}, rounds: {rounds}, torch {torch.__version__}'
+    )
+    print()
+    print(f'{"":12}{"training":>20}{"evaluation":>20}')
+    print(f'{"":12}' + f'{"images/s":>12}{"x":>8}' * 2)
+    for way in (PLAIN, 'decoded', 'cached'):
+        cells = ''
+        for kind in ('train', 'eval'):
+            speed = len(items) / statistics.median(seconds[kind, way])
+            cells += f'{speed:12.0f}{ratio(seconds[kind, PLAIN], seconds[kind, way]):8.2f}'
+        print(f'{way:12}{cells}')
+    print()
+    print(
+        f'x: times as many as {PLAIN}, torchvision on PIL images to floats; decoded: --cache none; cached: --cache ram'
+    )

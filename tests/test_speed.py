@@ -266,3 +266,45 @@ def test_the_script_says_it_in_one_line_and_imports_in_any_order():
     assert err.startswith('compute_flops.py: error: --device cuda:99: there are ')
     assert err.count('\n') == 1
     assert alone.wait(timeout=300) == 0
+
+
+# ---------------------------------------------------------------------------------------------- loader
+
+
+def test_datasets_speed_prints_paired_medians(tree, capsys, monkeypatch):
+    # Seconds of a round by (kind, way): the same machine, half as fast in the second round.
+    base = {('train', 'plain'): 8, ('train', 'decoded'): 4, ('train', 'cached'): 2}
+    base |= {('eval', 'plain'): 6, ('eval', 'decoded'): 6, ('eval', 'cached'): 1}
+    seen = []
+
+    def in_turn(tasks, rounds, device):
+        for task in tasks.values():
+            task(1)  # every way makes every image
+        seen.append((set(tasks), rounds))
+        return {key: [base[key], 2 * base[key], base[key]] for key in tasks}
+
+    monkeypatch.setattr(speed, 'in_turn', in_turn)
+    threads = torch.get_num_threads()
+    speed.loader('dtd', tree, 1, 32, 12, 3)
+    torch.set_num_threads(threads)
+    assert seen == [(set(base), 3)]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith('12 images of dtd, 40 x 40 pixels')
+    rows = {line.split()[0]: line.split()[1:] for line in lines[4:7]}
+    assert rows == {  # 12 images in the median of 8, 16 and 8 seconds, ..
+        'plain': ['2', '1.00', '2', '1.00'],
+        'decoded': ['3', '2.00', '2', '1.00'],
+        'cached': ['6', '4.00', '12', '6.00'],
+    }
+
+
+def test_datasets_speed_as_a_user_starts_it(tree):
+    code, out, err = finish(start('datasets.py', 'speed', 'dtd', '--data_dir', str(tree), '--rounds', '1'))
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines() if line[:1].isalpha()] == ['plain', 'decoded', 'cached', 'x:']
+    for extra, words in ((('--rounds', '0'), '--rounds 0 must be from 1'), (('--fold', '9'), 'fold 9 of')):
+        code, out, err = finish(start('datasets.py', 'speed', 'dtd', '--data_dir', str(tree), *extra))
+        assert (code, out) == (1, '')
+        assert err.splitlines()[-1].startswith('datasets.py: error: ')
+        assert words in err
+        assert 'Traceback' not in err
