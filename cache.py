@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import shutil
 import stat
@@ -76,7 +77,8 @@ class Cache(NamedTuple):
 def _read(path: Path) -> np.ndarray | None:
     """The image in a file, not yet read from the disk; None where there is none, or a torn one."""
     try:
-        data = np.memmap(path, np.uint8, 'c')
+        with open(path, 'rb') as file:
+            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
     except (FileNotFoundError, ValueError):  # none; empty
         return None
     height, width = data[:HEADER].view('<u4').tolist() if len(data) > HEADER else (0, 0)

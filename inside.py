@@ -9,7 +9,8 @@ from the pass itself, and everything else of the branch follows from it by the b
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from torch import nn
 
 import models
 import runs
-from models import DIRECTIONS, STCI, ModelError, TwistBlock, TwistNet
+from models import AIS, DIRECTIONS, STCI, ModelError, TwistBlock, TwistNet
 from runs import RunError
 from transforms import eval_transform, normalize
 
@@ -220,3 +221,25 @@ def observe(model: TwistNet, images: torch.Tensor) -> Record:
         for handle in handles:
             handle.remove()
     return Record(blocks, features, logits)
+
+
+@contextmanager
+def mean_selection(model: nn.Module) -> Iterator[dict[str, float]]:
+    """AIS's mean weight in every TwistBlock, {'layer3.0': 0.5, ..}, over the images that pass through it in the body.
+
+    The dictionary is filled when the body ends; it stays empty for a model without AIS.
+    """
+    taken: dict[str, list[torch.Tensor]] = {}
+    handles, means = [], {}
+    for name, block in blocks_of(model).items():
+        if isinstance(block.stci.ais, AIS):
+            taken[name] = []
+            handles.append(
+                block.stci.ais.fc.register_forward_hook(lambda *args, kept=taken[name]: kept.append(args[2]))
+            )
+    try:
+        yield means
+        means |= {name: torch.cat(weights).float().mean().item() for name, weights in taken.items()}
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -48,7 +48,7 @@ import runs
 from cache import Cache, open_cache
 from compute_flops import measure
 from datasets import SUBSETS, DataError, ImageList, Splits, file_size, load_splits, read_pixels
-from inside import blocks_of, observe
+from inside import mean_selection
 from models import ModelError, TwistNet
 from runs import BUSY, RunBusy, RunError
 from transforms import eval_settings, eval_view, mix, normalize, seed_of, to_tensor, train_transform
@@ -238,7 +238,7 @@ class TrainBatches:
 
     def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1):
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
-        self.accumulate, self.epoch, self.first = accumulate, 0, 0
+        self.accumulate, self.epoch, self.first, self.idle = accumulate, 0, 0, False
 
     @property
     def steps(self) -> int:
@@ -249,6 +249,8 @@ class TrainBatches:
         return (self.steps - self.first) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        if self.idle:
+            return
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator)
         for step in range(self.first, self.steps):
@@ -260,18 +262,18 @@ class TrainBatches:
 class EvalBatches:
     """Batch sampler: all indices in order, cut into batches that do not depend on the number of processes.
 
-    Process `rank` takes every world-th batch; `slots` are their numbers.
+    Process `rank` takes every world-th batch; `slots` are their numbers. There are none while `idle` is true.
     """
 
     def __init__(self, length: int, rank: int = 0, world: int = 1, batch_size: int = EVAL_BATCH):
-        self.length, self.batch_size = length, batch_size
+        self.length, self.batch_size, self.idle = length, batch_size, False
         self.slots = range(rank, math.ceil(length / batch_size), world)
 
     def __len__(self) -> int:
         return len(self.slots)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for slot in self.slots:
+        for slot in () if self.idle else self.slots:
             yield list(range(slot * self.batch_size, min((slot + 1) * self.batch_size, self.length)))
 
 
@@ -285,7 +287,7 @@ def make_loader(
     data: ImageList, batches, num_workers: int, device: torch.device, steadfast: bool = False
 ) -> DataLoader:
     """A loader whose processes live as long as it does; steadfast ones outlast a signal to the whole process group."""
-    return DataLoader(
+    loader = DataLoader(
         data,
         batch_sampler=batches,
         num_workers=num_workers,
@@ -295,6 +297,12 @@ def make_loader(
         # The order of the batches is ours; without a generator the loader would draw from the model's stream.
         generator=torch.Generator(),
     )
+    if num_workers > 0:
+        # Start them now. Later this process holds gigabytes, and a fork makes it copy each page that it writes next.
+        batches.idle = True
+        iter(loader)
+        batches.idle = False
+    return loader
 
 
 def _leave_signals_to_parent(_: int) -> None:
@@ -444,17 +452,6 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device, amp: st
         bar.update()
     loss, correct = reduce_sum(sums).sum(1).tolist()
     return loss / batches.length, 100 * correct / batches.length
-
-
-def mean_selection(model: nn.Module, images: torch.Tensor, device: torch.device) -> dict[str, float]:
-    """AIS's mean weight in every TwistBlock over a batch of images: (B, 3, H, W) uint8 -> {'layer3.0': 0.5, ..}.
-
-    {} for a model without AIS.
-    """
-    if not blocks_of(model):
-        return {}
-    blocks = observe(model, normalize(images.to(device))).blocks
-    return {name: block.selection.mean().item() for name, block in blocks.items() if block.selection is not None}
 
 
 def world_size() -> int:
@@ -610,9 +607,6 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         for items in (splits.val, splits.test)
     )
 
-    data = val_loader.dataset
-    watched = torch.stack([data[i][0] for i in range(min(EVAL_BATCH, len(data)))]) if is_main() else None
-
     # What a step does, by its number.
     steps = len(train_loader)
 
@@ -642,7 +636,8 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         )
         train_seconds = time.perf_counter() - start
         share_weights(model)
-        val_loss, val_acc = evaluate(model, val_loader, device, args.amp, bar)
+        with mean_selection(model) as selection:
+            val_loss, val_acc = evaluate(model, val_loader, device, args.amp, bar)
         if not math.isfinite(val_loss):
             raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {NOT_FINITE}')
         line = dict(
@@ -654,7 +649,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
             seconds=round(time.perf_counter() - start, 3),
             images_per_second=round(steps * args.batch_size / train_seconds, 1),
             gates=model.gates() if isinstance(model, TwistNet) else {},
-            selection=mean_selection(model, watched, device) if is_main() else {},
+            selection=selection,  # over this process's share
         )
         run['history'].append(line)
         improved = val_acc >= run['best_val_acc']  # the later on ties

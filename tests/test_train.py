@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -210,7 +211,7 @@ def test_the_cache_does_not_matter_and_every_image_is_decoded_once(tree, tmp_pat
     opened, real = [], datasets.open_image
     monkeypatch.setattr(datasets, 'open_image', lambda path: opened.append(path) or real(path))
     plain, _ = run(tree, tmp_path / 'plain', '--cache', 'none')
-    assert len(opened) == 3 * (24 + 12) + 2 * 12 + 12  # three epochs, two tests; and once for AIS's weights
+    assert len(opened) == 3 * (24 + 12) + 2 * 12  # three epochs, two tests
     opened.clear()
     kept, _ = run(tree, tmp_path / 'kept', '--cache', kind)
     assert sorted(opened) == sorted(path for subset in load_splits('dtd', tree, 1)[:3] for path, _ in subset)
@@ -219,6 +220,21 @@ def test_the_cache_does_not_matter_and_every_image_is_decoded_once(tree, tmp_pat
     assert opened == []
     assert outcome(plain) == outcome(kept)
     assert outcome(kept)[2] != outcome(again)[2]
+
+
+def test_loader_processes_start_with_the_loader_and_draw_nothing_yet(tree):
+    items, device = load_splits('dtd', tree, 1).train, torch.device('cpu')
+    images = train.ImageList(items, lambda image, key: key)
+    batches = TrainBatches(len(items), 8, seed=1)
+    before = set(multiprocessing.active_children())
+    loader = train.make_loader(images, batches, 1, device)
+    started = set(multiprocessing.active_children()) - before
+    assert len(started) == 1
+    for epoch in (1, 2):
+        batches.epoch = epoch
+        seen = [[tuple(key) for key in torch.stack(keys, 1).tolist()] for keys, _ in loader]
+        assert seen == list(batches)
+    assert set(multiprocessing.active_children()) - before == started
 
 
 def kill_when(process, condition, limit: float = 200) -> bool:
