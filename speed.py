@@ -426,5 +426,5 @@ def loader(dataset: str, data_dir: Path | None, fold: int, img_size: int, count:
         print(f'{way:12}{cells}')
     print()
     print(
-        f'x: times as many as {PLAIN}, torchvision on PIL images to floats; decoded: --cache none; cached: --cache ram'
+        f'x: times as many as {PLAIN}, which is torchvision on PIL images; decoded: --cache none; cached: --cache ram'
     )
