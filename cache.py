@@ -4,7 +4,7 @@ An image is a file of its own: height and width as two little-endian 32-bit inte
 Its name is a digest of what it was made from, so a changed source is another file. Files appear whole or not at all;
 any number of runs may read and write at once. What no longer fits is made anew each time.
 
-    ram    in the memory of the machine (/dev/shm), gone with the last run that uses it
+    ram    in the memory of the machine (/dev/shm); the last run that uses it empties it, unless it is killed
     disk   in the user's cache folder, for good
     none   nowhere
 """
@@ -19,6 +19,7 @@ import os
 import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -28,8 +29,15 @@ from PIL import __version__ as PILLOW
 
 from runs import RunError
 
+
+class CacheError(RunError):
+    """The cache cannot be used on this machine; the message is one line that says why."""
+
+
 VERSION = f'1 {PILLOW}'  # raise the number whenever the same source is to give other pixels
 SHARED_MEMORY = Path('/dev/shm')
+RESERVE = 2**30  # bytes of it that are always left to others: all, in a container of 64 MB
+OLD_LIMIT = 'memory.limit_in_bytes'  # of cgroups of version 1
 USERS = '.users'  # locked, shared, by every process that uses a cache in ram
 HEADER = 8  # bytes
 
@@ -47,7 +55,7 @@ class Cache(NamedTuple):
             (H, W, 3) uint8; what is written to it stays in this process.
 
         Raises:
-            RunError: the folder cannot be written, for a reason other than want of room.
+            CacheError: the folder cannot be written, for a reason other than want of room.
         """
         path = self.folder / hashlib.sha256(f'{VERSION} {source}'.encode()).hexdigest()[:32]
         image = _read(path)
@@ -57,7 +65,7 @@ class Cache(NamedTuple):
         return image
 
     def _write(self, path: Path, image: np.ndarray) -> None:
-        temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+        temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
         try:
             if shutil.disk_usage(self.folder).used + image.nbytes > self.most:
                 return
@@ -71,7 +79,7 @@ class Cache(NamedTuple):
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):  # full; emptied by the user
-                raise RunError(f'{path}: cannot be written ({error.strerror}); --cache none does without') from error
+                raise CacheError(f'{path}: cannot be written ({error.strerror}); --cache none does without') from error
 
 
 def _read(path: Path) -> np.ndarray | None:
@@ -79,7 +87,7 @@ def _read(path: Path) -> np.ndarray | None:
     try:
         with open(path, 'rb') as file:
             data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
-    except (FileNotFoundError, ValueError):  # none; empty
+    except (OSError, ValueError):  # none, or not to be read; empty
         return None
     height, width = data[:HEADER].view('<u4').tolist() if len(data) > HEADER else (0, 0)
     whole = len(data) == HEADER + height * width * 3 > HEADER
@@ -90,7 +98,7 @@ def open_cache(kind: str) -> Cache | None:
     """The cache of this user on this machine; this process counts as a user of it until it ends. None for 'none'.
 
     Raises:
-        RunError: its folder cannot be made or belongs to somebody else.
+        CacheError: its folder cannot be made or belongs to somebody else.
     """
     if kind == 'none':
         return None
@@ -100,19 +108,21 @@ def open_cache(kind: str) -> Cache | None:
     elif kind == 'ram':  # a system without it keeps small files of the temporary folder in memory, if it can
         folder = Path(tempfile.gettempdir()) / f'twistnet-{os.getuid()}'
     else:
-        folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'twistnet'
+        folder = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')) / 'twistnet'
+        if not folder.is_absolute():
+            raise CacheError('--cache disk: there is no home directory; set XDG_CACHE_HOME to a folder')
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise RunError(f'{folder}: belongs to somebody else; --cache none does without')
+            raise CacheError(f'{folder}: belongs to somebody else; --cache none does without')
         if kind == 'ram':
             _join(folder)
         total = shutil.disk_usage(folder).total
     except OSError as error:
-        raise RunError(f'{folder}: cannot be made ({error.strerror}); --cache none does without') from error
+        raise CacheError(f'{folder}: cannot be made ({error.strerror}); --cache none does without') from error
     # Loader processes hand over batches in /dev/shm too, and what lies there counts as memory of its makers.
-    return Cache(folder, min(total // 2, memory() // 4) if in_memory else total - total // 10)
+    return Cache(folder, min(max(0, total - RESERVE) // 2, memory() // 4) if in_memory else total - total // 10)
 
 
 _users: dict[Path, object] = {}  # open lock files, by folder
@@ -136,15 +146,23 @@ def _leave(folder: Path, owner: int) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:  # others use it
         return
-    for path in folder.iterdir():
+    for path in list(folder.iterdir()):
         if path.name != USERS:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or less where it is in a container."""
+    """Bytes of memory that this process may use: the machine's, or less where a container or a scheduler says so."""
     sizes = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
-    for path in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):
-        with contextlib.suppress(OSError, ValueError):  # no such file; 'max'
-            sizes.append(int(Path(path).read_text()))
+    groups = ['0::/', '1:memory:/']
+    with contextlib.suppress(OSError):  # a system without cgroups
+        groups += Path('/proc/self/cgroup').read_text().splitlines()
+    for group in groups:
+        _, controllers, name = group.split(':', 2)
+        root, limit = ('/sys/fs/cgroup', 'memory.max') if not controllers else ('/sys/fs/cgroup/memory', OLD_LIMIT)
+        path = Path(root + name)
+        while path.is_relative_to(root):  # the limits of all groups around it hold
+            with contextlib.suppress(OSError, ValueError):  # no such file; 'max'
+                sizes.append(int((path / limit).read_text()))
+            path = path.parent
     return min(sizes)

@@ -224,22 +224,24 @@ def observe(model: TwistNet, images: torch.Tensor) -> Record:
 
 
 @contextmanager
-def mean_selection(model: nn.Module) -> Iterator[dict[str, float]]:
-    """AIS's mean weight in every TwistBlock, {'layer3.0': 0.5, ..}, over the images that pass through it in the body.
+def watch_selection(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """AIS's weights in every TwistBlock, summed over the images that pass through the model in the body.
 
-    The dictionary is filled when the body ends; it stays empty for a model without AIS.
+    Yields:
+        {'layer3.0': (sum, number of weights) as a float64 tensor, ..}; empty for a model without AIS.
     """
-    taken: dict[str, list[torch.Tensor]] = {}
-    handles, means = [], {}
+    sums: dict[str, torch.Tensor] = {}
+    handles = []
+
+    def add(total: torch.Tensor, weights: torch.Tensor) -> None:
+        total += torch.stack([weights.sum(dtype=torch.float64), total.new_tensor(weights.numel())])
+
     for name, block in blocks_of(model).items():
         if isinstance(block.stci.ais, AIS):
-            taken[name] = []
-            handles.append(
-                block.stci.ais.fc.register_forward_hook(lambda *args, kept=taken[name]: kept.append(args[2]))
-            )
+            total = sums[name] = torch.zeros(2, dtype=torch.float64, device=block.gate.device)
+            handles.append(block.stci.ais.fc.register_forward_hook(lambda _m, _x, y, total=total: add(total, y)))
     try:
-        yield means
-        means |= {name: torch.cat(weights).float().mean().item() for name, weights in taken.items()}
+        yield sums
     finally:
         for handle in handles:
             handle.remove()

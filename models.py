@@ -124,7 +124,8 @@ class STCI(nn.Module):
     The heads are computed together: one 1x1 convolution, one depthwise convolution and one set of products. All that
     lies between these and the projection costs little time and much memory (9 D values a position), so the backward
     pass computes it again instead of keeping it. It uses the parameters that the module has at that time, so do not
-    change them between the two passes.
+    change them between the two passes; torch.func's transforms do not know such passes. Hooks on twist.dwconv and on
+    the last BatchNorm see nothing: their parameters are used, not their forward passes.
 
     Args:
         channels: C, width of the feature map h.
@@ -186,10 +187,9 @@ class STCI(nn.Module):
         shape = z.shape[2:]
         # A row a channel, of all positions: the products are then of long vectors, and picking channels copies rows.
         both = torch.stack([z.flatten(2), self.twist(z).flatten(2)]).unflatten(2, (self.num_heads, self.c_red))
-        if both.dtype.itemsize == 2:  # fp16 has no squares below 1e-8 or above 65504
-            both = both.float()
-        length = both.square().sum(3, keepdim=True).clamp_min(1e-12)  # squared; at least 1e-6, squared
-        z, t = both * length.rsqrt()  # (B, heads, c_red, H * W) each
+        wide = both.float() if both.dtype.itemsize == 2 else both  # fp16 has no squares below 1e-8 or above 65504
+        length = wide.square().sum(3, keepdim=True).clamp_min(1e-12)  # squared; at least 1e-6, squared
+        z, t = (wide * length.rsqrt()).to(both.dtype)  # (B, heads, c_red, H * W) each
         if self.use_products:
             i, j = self.pairs
             z = torch.cat([z, z.index_select(2, i) * t.index_select(2, j)], dim=2)
@@ -211,7 +211,8 @@ class STCI(nn.Module):
 
 def scaled(bn: nn.BatchNorm2d, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """factor * bn(x) for a scalar, which costs nothing and stores nothing as a part of the affine map."""
-    if type(bn) is not nn.BatchNorm2d:  # one that is synchronised between processes, say
+    usual = type(bn) is nn.BatchNorm2d and bn.affine and bn.track_running_stats and bn.momentum is not None
+    if not usual:  # one that is synchronised between processes, say
         return factor * bn(x)
     if bn.training:
         bn.num_batches_tracked.add_(1)

@@ -247,7 +247,9 @@ def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dic
         tasks[MATRIX], side = matrix_task(device, train.AMP_DTYPES[amp])
         train.say('warm-up')
         seconds = in_turn(tasks, args.rounds, device)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # torch.OutOfMemoryError on CUDA, plainly this on a CPU
+        if not isinstance(error, torch.OutOfMemoryError) and 'memory' not in str(error):
+            raise
         raise RunError(f'{len(names)} models at --batch_size {args.batch_size} do not fit into {device}') from error
     rates = [2 * side**3 / value for value in seconds[MATRIX]]
     rate = statistics.median(rates)

@@ -291,8 +291,10 @@ def test_the_gate_in_the_affine_map_is_a_factor(training):
     expected = torch.autograd.grad((gate * other(x)).square().sum(), [gate, *other.parameters()])
     torch.testing.assert_close(found, expected)
     assert all(torch.equal(a, b) for a, b in zip(stci.buffers(), other.buffers()))
-    stci.proj[1] = torch.nn.Identity()  # what stands in the place of a BatchNorm2d keeps its own forward pass
-    torch.testing.assert_close(stci(x, gate), gate * stci(x))
+    # What stands in the place of a usual BatchNorm2d keeps its own forward pass.
+    for other in (torch.nn.Identity(), torch.nn.BatchNorm2d(16, affine=False), torch.nn.BatchNorm2d(16, momentum=None)):
+        stci.proj[1] = other.double().eval()
+        torch.testing.assert_close(stci(x, gate), gate * stci(x))
 
 
 def test_twistnet18_stores_little_more_than_resnet18_for_the_backward_pass():
@@ -408,6 +410,21 @@ def test_reduced_precision_stays_near_float32(dtype):
     torch.testing.assert_close(actual.float(), expected, rtol=0.05, atol=0.05)
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_a_model_of_reduced_precision_runs_without_autocast(dtype):
+    _, model = reference()
+    x = torch.randn(2, 3, 64, 64)
+    expected = model.eval()(x)
+    torch.testing.assert_close(model.to(dtype)(x.to(dtype)).float(), expected, rtol=0.1, atol=0.1)
+
+
+def test_positions_of_zeros_have_zero_interactions():
+    stci = STCI(16).eval()
+    with torch.autocast('cpu', torch.float16):  # whose smallest square is above that of the bound on the length
+        v = stci.interactions(torch.zeros(1, 16, 4, 4))
+    assert torch.equal(v, torch.zeros_like(v))
 
 
 def test_compiled_without_a_graph_break_and_equal():

@@ -45,10 +45,10 @@ from tqdm import tqdm
 
 import models
 import runs
-from cache import Cache, open_cache
+from cache import Cache, CacheError, open_cache
 from compute_flops import measure
 from datasets import SUBSETS, DataError, ImageList, Splits, file_size, load_splits, read_pixels
-from inside import mean_selection
+from inside import watch_selection
 from models import ModelError, TwistNet
 from runs import BUSY, RunBusy, RunError
 from transforms import eval_settings, eval_view, mix, normalize, seed_of, to_tensor, train_transform
@@ -465,6 +465,11 @@ def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def mean_of(total: torch.Tensor) -> float:
+    """Of (sum, count)."""
+    return (total[0] / total[1]).item()
+
+
 def share_object(make: Callable):
     """What make() returns in the main process, in every process; an error of ours is raised in all of them."""
     box = [None]
@@ -636,7 +641,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         )
         train_seconds = time.perf_counter() - start
         share_weights(model)
-        with mean_selection(model) as selection:
+        with watch_selection(model) as selection:
             val_loss, val_acc = evaluate(model, val_loader, device, args.amp, bar)
         if not math.isfinite(val_loss):
             raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {NOT_FINITE}')
@@ -649,7 +654,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
             seconds=round(time.perf_counter() - start, 3),
             images_per_second=round(steps * args.batch_size / train_seconds, 1),
             gates=model.gates() if isinstance(model, TwistNet) else {},
-            selection=selection,  # over this process's share
+            selection={name: mean_of(reduce_sum(total)) for name, total in selection.items()},
         )
         run['history'].append(line)
         improved = val_acc >= run['best_val_acc']  # the later on ties
@@ -753,10 +758,10 @@ def fail(script: str, error: Exception) -> NoReturn:
 
     Of several processes that fail alike one speaks; one that fails alone, over an image that it reads, does too.
     """
-    alone = isinstance(error, DataError) and dist.is_initialized() and not hasattr(error, 'shared')
+    alone = isinstance(error, (DataError, CacheError)) and dist.is_initialized() and not hasattr(error, 'shared')
     if is_main() or alone:
         # An error from a loader process arrives with that process's traceback; the last line is the message.
-        message = re.sub(r'^(archives\.DataError|runs\.RunError): ', '', str(error).strip().splitlines()[-1])
+        message = re.sub(r'^(archives\.DataError|cache\.CacheError): ', '', str(error).strip().splitlines()[-1])
         print(f'{script}: error: {message}', file=sys.stderr)
     sys.exit(BUSY if isinstance(error, RunBusy) else 1)
 

@@ -95,6 +95,23 @@ def test_the_limits_leave_room_for_others(tmp_path, monkeypatch):
     assert 0 < most <= cache.memory() // 4
 
 
+def test_without_a_home_the_user_is_told(monkeypatch):
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
+    with pytest.raises(RunError, match='no home directory; set XDG_CACHE_HOME'):
+        open_cache('disk')
+
+
+def test_a_small_shared_memory_is_left_to_the_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, 'SHARED_MEMORY', tmp_path)
+    usage = type('Usage', (), dict(total=64 << 20, used=0))
+    monkeypatch.setattr(cache.shutil, 'disk_usage', lambda _: usage)
+    monkeypatch.setattr(cache, '_join', lambda _: None)
+    assert open_cache('ram').most == 0
+    usage.total = 5 << 30
+    assert open_cache('ram').most == min(2 << 30, cache.memory() // 4)
+
+
 def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     (tmp_path / 'elsewhere').mkdir()

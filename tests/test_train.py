@@ -343,6 +343,20 @@ def test_two_processes_train_resume_and_count_every_image_once(tmp_path, one_thr
     assert outcome(killed) == outcome(folder)
 
 
+def test_a_process_without_a_batch_to_validate_takes_part(tree, tmp_path, one_thread):
+    code, _, err = finish(start('train.py', *argv_of(tree, tmp_path, model='twistnet18_stage4'), launcher=TORCHRUN))
+    assert code == 0, err
+    assert not EvalBatches(len(load_splits('dtd', tree, 1).val), 1, 2).slots
+    folder = tmp_path / 'dtd_fold1_twistnet18_stage4_seed42'
+    best = models.read_checkpoint(folder / 'best.pt')
+    model = build_model('twistnet18_stage4', 3)
+    model.load_state_dict(best['state_dict'])
+    data = train.eval_images(load_splits('dtd', tree, 1).val, 32, None)
+    seen = inside.observe(model, normalize(torch.stack([data[i][0] for i in range(len(data))]))).blocks
+    line = runs.read_log(folder / 'log.jsonl')[best['epoch'] - 1]
+    assert line['selection'] == pytest.approx({name: block.selection.mean().item() for name, block in seen.items()})
+
+
 def test_an_error_under_torchrun_is_said_once(tree, tmp_path):
     (tmp_path / 'runs' / 'dtd_fold1_twistnet18_seed42').mkdir(parents=True)
     (tmp_path / 'runs' / 'dtd_fold1_twistnet18_seed42' / 'results.json').write_text('{')
