@@ -29,17 +29,16 @@ from PIL import __version__ as PILLOW
 
 from runs import RunError
 
-
-class CacheError(RunError):
-    """The cache cannot be used on this machine; the message is one line that says why."""
-
-
 VERSION = f'1 {PILLOW}'  # raise the number whenever the same source is to give other pixels
 SHARED_MEMORY = Path('/dev/shm')
 RESERVE = 2**30  # bytes of it that are always left to others: all, in a container of 64 MB
 OLD_LIMIT = 'memory.limit_in_bytes'  # of cgroups of version 1
 USERS = '.users'  # locked, shared, by every process that uses a cache in ram
 HEADER = 8  # bytes
+
+
+class CacheError(RunError):
+    """The cache cannot be used on this machine; the message is one line that says why."""
 
 
 class Cache(NamedTuple):

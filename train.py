@@ -233,7 +233,7 @@ class TrainBatches:
     """Batch sampler: the keys (seed, epoch, i) of each batch of an epoch, in an order drawn from (seed, epoch).
 
     Of every global batch each process takes its share, in `accumulate` parts; images that fill no whole batch sit the
-    epoch out. Set `epoch` before iterating, and `first` to begin within it.
+    epoch out. Set `epoch` before iterating, and `first` to begin within it. There are none while `idle` is true.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1):
