@@ -33,7 +33,7 @@ def plain_transform(img_size):
         [
             v2.RandomResizedCrop(img_size, (0.08, 1.0), interpolation=InterpolationMode.BICUBIC),
             v2.RandomHorizontalFlip(0.5),
-            v2.RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR),
+            v2.RandAugment(2, 9),
             v2.PILToTensor(),
         ]
     )
@@ -49,28 +49,22 @@ def test_crops_and_augmentations_are_torchvisions_draw_for_draw():
         with seeded(i):
             expected = plain(image)
         differences.append((expected.int() - quick(image, (i,)).int()).abs().float().mean().item())
-    # What is left is a level of rounding, which the operations that spread the histogram can make more of.
+    # What is left is a level of rounding in the crop, which the operations that spread the histogram can make more of.
     assert np.mean(differences) < 0.3
     assert max(differences) < 3
 
 
-@pytest.mark.parametrize('operation', ['ShearX', 'ShearY', 'Rotate', 'TranslateX', 'TranslateY'])
-@pytest.mark.parametrize('size', [(64, 64), (70, 40)])
-def test_quick_warps_are_torchvisions(operation, size):
+@pytest.mark.parametrize('size', [(64, 64), (70, 40), (3, 2)])
+def test_randaugment_is_torchvisions_bit_for_bit(size):
     pixels = np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    bilinear = InterpolationMode.BILINEAR
-    for magnitude in (0.0, 0.09, -0.3, 7.0, -20.0):
-        if operation.startswith('Shear') and abs(magnitude) > 1:
-            continue
-        plain, quick = (
-            cls(interpolation=bilinear)._apply_image_or_video_transform(
-                Image.fromarray(pixels), operation, magnitude, bilinear, {Image.Image: None}
-            )
-            for cls in (v2.RandAugment, RandAugment)
-        )
-        difference = np.abs(np.asarray(plain).astype(int) - np.asarray(quick))
-        assert difference.max() <= 3, (magnitude, difference.max())
-        assert difference.mean() < 0.6
+    images = [Image.fromarray(pixels), Image.fromarray(pixels // 4 + 50)]  # the second leaves contrast to be made
+    for magnitude in (0, 9, 30):
+        plain, quick = v2.RandAugment(2, magnitude), RandAugment(2, magnitude)
+        for i in range(150):
+            with seeded(i):
+                expected = plain(images[i % 2])
+            with seeded(i):
+                assert np.array_equal(quick(images[i % 2]), expected), (magnitude, i)
 
 
 def test_options_of_the_augmentation(image):
