@@ -666,12 +666,14 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
+    given = get_args_parser().parse_args()
     try:
-        main(get_args_parser().parse_args())
+        main(given)
     except (DataError, RunError) as error:
         sys.exit(f'datasets.py: error: {error}')
     except KeyboardInterrupt:
-        print('\ndatasets.py: stopped; the same command goes on from what is there', file=sys.stderr)
+        more = '; the same command goes on from what is there' if given.command == 'prepare' else ''
+        print(f'\ndatasets.py: stopped{more}', file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -231,11 +231,11 @@ def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dic
     device = train.setup(args.device, seed=0)
     amp = train.resolve_amp(args.amp, device)
     names = list(dict.fromkeys(names if BASELINE in names else [BASELINE, *names]))
+    sizes = {name: measure(name, args.num_classes, args.img_size) for name in names}  # refuses a name that is unknown
     facts, tasks = {}, {}
     try:
-        for name in names:
+        for name, size in sizes.items():
             train.say(f'building {name}')
-            size = measure(name, args.num_classes, args.img_size)
             model = build_model(name, args.num_classes, img_size=args.img_size)
             model.to(device, memory_format=torch.channels_last)
             saved = saved_per_image(model, args.batch_size, args.img_size, device, amp)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import signal
 import statistics
 import subprocess
 import sys
@@ -244,7 +245,7 @@ def test_bad_options_are_refused(arguments, message, capsys):
         compute_flops.main(parse(*arguments))
     assert str(error.value).startswith(message)
     assert '\n' not in str(error.value)
-    assert capsys.readouterr().out == ''
+    assert capsys.readouterr() == ('', ''), 'before anything is built'
 
 
 def test_a_batch_too_large_for_the_device_is_one_line(monkeypatch):
@@ -308,3 +309,9 @@ def test_datasets_speed_as_a_user_starts_it(tree):
         assert err.splitlines()[-1].startswith('datasets.py: error: ')
         assert words in err
         assert 'Traceback' not in err
+    process = start('datasets.py', 'speed', 'dtd', '--data_dir', str(tree), '--rounds', '1000')
+    while not process.stderr.readline().startswith('round 1 '):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert (code, out, err.splitlines()[-1]) == (130, '', 'datasets.py: stopped')
