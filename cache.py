@@ -145,9 +145,10 @@ def _leave(folder: Path, owner: int) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:  # others use it
         return
-    for path in list(folder.iterdir()):
-        if path.name != USERS:
-            path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # the user has removed the folder
+        for path in list(folder.iterdir()):
+            if path.name != USERS:
+                path.unlink(missing_ok=True)
 
 
 def memory() -> int:

@@ -631,7 +631,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     for command in (split, speed):
         command.add_argument('--fold', type=int, default=1)
     speed.add_argument('--img_size', type=int, default=224, help='side of the square result, pixels (default: 224)')
-    speed.add_argument('--images', type=int, default=64, help='how many of them (default: 64)')
+    speed.add_argument('--images', type=int, default=64, help='how many of them, spread over all (default: 64)')
     speed.add_argument('--rounds', type=int, default=10, help='medians over so many are shown (default: 10)')
     show = commands.add_parser('show', help='draw a contact sheet of the synthetic classes')
     show.add_argument('--out', type=Path, default=Path('figures/synthetic.png'))
@@ -666,14 +666,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    given = get_args_parser().parse_args()
     try:
-        main(given)
+        main(get_args_parser().parse_args())
     except (DataError, RunError) as error:
         sys.exit(f'datasets.py: error: {error}')
     except KeyboardInterrupt:
-        more = '; the same command goes on from what is there' if given.command == 'prepare' else ''
-        print(f'\ndatasets.py: stopped{more}', file=sys.stderr)
+        print('\ndatasets.py: stopped; the same command takes it up again', file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -231,11 +231,11 @@ def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dic
     device = train.setup(args.device, seed=0)
     amp = train.resolve_amp(args.amp, device)
     names = list(dict.fromkeys(names if BASELINE in names else [BASELINE, *names]))
-    sizes = {name: measure(name, args.num_classes, args.img_size) for name in names}  # refuses a name that is unknown
     facts, tasks = {}, {}
     try:
-        for name, size in sizes.items():
+        for name in names:
             train.say(f'building {name}')
+            size = measure(name, args.num_classes, args.img_size)
             model = build_model(name, args.num_classes, img_size=args.img_size)
             model.to(device, memory_format=torch.channels_last)
             saved = saved_per_image(model, args.batch_size, args.img_size, device, amp)
@@ -395,7 +395,7 @@ def loader_tasks(items: list[tuple[str, int]], img_size: int) -> dict[tuple[str,
 
 
 def loader(dataset: str, data_dir: Path | None, fold: int, img_size: int, count: int, rounds: int) -> None:
-    """datasets.py speed: print images a second that one core makes of the first `count` training images.
+    """datasets.py speed: print images a second that one core makes of `count` training images, spread over all of them.
 
     Raises:
         DataError: there is no such fold or image. RunError: a value out of its bounds.
@@ -409,7 +409,8 @@ def loader(dataset: str, data_dir: Path | None, fold: int, img_size: int, count:
             raise RunError(f'--{name} {value} must be from {low} to {high}')
     torch.set_num_threads(1)
     items = load_splits(dataset, data_dir, fold).train
-    items = items[:: math.ceil(len(items) / count)]
+    count = min(count, len(items))
+    items = [items[i * len(items) // count] for i in range(count)]
     sizes = [open_image(path).size for path, _ in items]
     seconds = in_turn(loader_tasks(items, img_size), rounds, torch.device('cpu'))
     print(
@@ -427,6 +428,5 @@ def loader(dataset: str, data_dir: Path | None, fold: int, img_size: int, count:
             cells += f'{speed:12.0f}{ratio(seconds[kind, PLAIN], seconds[kind, way]):8.2f}'
         print(f'{way:12}{cells}')
     print()
-    print(
-        f'x: times as many as {PLAIN}, which is torchvision on PIL images; decoded: --cache none; cached: --cache ram'
-    )
+    print(f'x: times as many as {PLAIN} (torchvision on PIL images) in the same round, median')
+    print('decoded: --cache none; cached: --cache ram; their floats are made on the device and not counted')

@@ -87,7 +87,7 @@ def _to_image(image: torch.Tensor) -> Image.Image:
 
 
 class RandAugment(v2.RandAugment):
-    """torchvision's RandAugment of PIL images, bit for bit, with a quicker Sharpness."""
+    """torchvision's RandAugment of PIL RGB images, bit for bit, with a quicker Sharpness."""
 
     def _apply_image_or_video_transform(self, image, transform_id, magnitude, interpolation, fill):
         if transform_id == 'Sharpness':

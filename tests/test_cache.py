@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from multiprocessing import get_context
@@ -138,7 +139,7 @@ sys.stdin.read()
 
 def test_the_last_user_empties_the_memory(tmp_path):
     def user():
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         process = subprocess.Popen([sys.executable, '-c', USER, str(tmp_path)], cwd=ROOT, **pipes)
         return process, int(process.stdout.readline())
 
@@ -157,6 +158,9 @@ def test_the_last_user_empties_the_memory(tmp_path):
     fourth.communicate()
     assert found == 0
     assert [path.name for path in folder.iterdir()] == [cache.USERS]
+    fifth, _ = user()
+    shutil.rmtree(folder)  # as the README tells users to
+    assert fifth.communicate() == ('', '')
 
 
 def hammer(folder, seed: int) -> bool:

@@ -50,11 +50,11 @@ def test_crops_and_augmentations_are_torchvisions_draw_for_draw():
             expected = plain(image)
         differences.append((expected.int() - quick(image, (i,)).int()).abs().float().mean().item())
     # What is left is a level of rounding in the crop, which the operations that spread the histogram can make more of.
-    assert np.mean(differences) < 0.3
-    assert max(differences) < 3
+    assert np.mean(differences) < 0.02
+    assert max(differences) < 0.2
 
 
-@pytest.mark.parametrize('size', [(64, 64), (70, 40), (3, 2)])
+@pytest.mark.parametrize('size', [(64, 64), (70, 40), (3, 3), (2, 1)])
 def test_randaugment_is_torchvisions_bit_for_bit(size):
     pixels = np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     images = [Image.fromarray(pixels), Image.fromarray(pixels // 4 + 50)]  # the second leaves contrast to be made
