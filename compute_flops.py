@@ -21,14 +21,14 @@ with warnings.catch_warnings():
     warnings.simplefilter('ignore', FutureWarning)  # fvcore scripts a function when it is imported
     from fvcore.nn import FlopCountAnalysis
 
+import options
 from models import MODELS, ModelError, build_model, count_params
-from options import AMP
 from runs import user_errors
 
 BASELINE = 'resnet18'
 SPEED_DEFAULTS = dict(batch_size=32, rounds=10, device='auto', amp='auto', compile=False)
 # Lowest and highest value of the options; both are allowed.
-BOUNDS = dict(img_size=(32, 4096), num_classes=(1, 1_000_000), batch_size=(2, 65_536), rounds=(1, 1000))
+BOUNDS = dict(img_size=options.BOUNDS['img_size'], num_classes=(1, 1_000_000), batch_size=(2, 65_536), rounds=(1, 1000))
 
 
 def count_macs(model: nn.Module, img_size: int = 224) -> int:
@@ -110,7 +110,10 @@ def add_speed_args(parser: argparse.ArgumentParser) -> None:
         compile='torch.compile, which takes minutes',
     )
     kinds = dict(
-        batch_size=dict(type=int), rounds=dict(type=int), amp=dict(choices=AMP), compile=dict(action='store_true')
+        batch_size=dict(type=int),
+        rounds=dict(type=int),
+        amp=dict(choices=options.AMP),
+        compile=dict(action='store_true'),
     )
     for name, default in SPEED_DEFAULTS.items():
         text = f'{helps[name]} (default: {default})'

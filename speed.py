@@ -23,7 +23,7 @@ from torchvision.transforms import InterpolationMode, v2
 import options
 import train
 from cache import open_cache
-from compute_flops import BASELINE, measure, print_csv
+from compute_flops import BASELINE, BOUNDS, measure, print_csv
 from datasets import ImageList, load_splits, open_image, read_pixels
 from models import MODELS, build_model
 from runs import RunError
@@ -400,11 +400,8 @@ def loader(dataset: str, data_dir: Path | None, fold: int, img_size: int, count:
     Raises:
         DataError: there is no such fold or image. RunError: a value out of its bounds.
     """
-    for name, value, (low, high) in (
-        ('img_size', img_size, options.BOUNDS['img_size']),
-        ('images', count, (1, 1_000_000)),
-        ('rounds', rounds, (1, 1000)),
-    ):
+    for name, value in dict(img_size=img_size, images=count, rounds=rounds).items():
+        low, high = BOUNDS.get(name, (1, 1_000_000))
         if not low <= value <= high:
             raise RunError(f'--{name} {value} must be from {low} to {high}')
     torch.set_num_threads(1)
