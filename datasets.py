@@ -19,7 +19,7 @@ import shlex
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ import synthetic
 from archives import DataError, fetch, unpack
 from cache import Cache
 from registry import DATASETS
-from runs import RunError
+from runs import RunError, digest
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp', '.gif')
 SUBSETS = ('train', 'val', 'test')
@@ -169,10 +169,8 @@ def _rank(names: list[str], salt: str = '') -> list[str]:
 
 def dtd_splits(root: Path, fold: int) -> Splits:
     """Any tree in the layout of DTD: images/<class>/<file>, labels/{train,val,test}{fold}.txt of class/file lines."""
-    root = _find_root(root, ('images', 'labels'), 'dtd', 'dtd')
-    folds = 0
-    while (root / 'labels' / f'train{folds + 1}.txt').is_file():
-        folds += 1
+    root = _dtd_root(root)
+    folds = _dtd_folds(root)
     if not folds:
         raise DataError(f'{root / "labels"}: holds no train1.txt; it should hold the lists of every fold')
     if not 1 <= fold <= folds:
@@ -185,6 +183,17 @@ def dtd_splits(root: Path, fold: int) -> Splits:
         items[subset] = [(os.path.join(root, 'images', name), index[name.split('/')[0]]) for name in listed]
         _require([path for path, _ in items[subset]], f'labels/{subset}{fold}.txt')
     return Splits(*(items[subset] for subset in SUBSETS), classes)
+
+
+def _dtd_root(root: Path) -> Path:
+    return _find_root(root, ('images', 'labels'), 'dtd', 'dtd')
+
+
+def _dtd_folds(root: Path) -> int:
+    folds = 0
+    while (root / 'labels' / f'train{folds + 1}.txt').is_file():
+        folds += 1
+    return folds
 
 
 def _read_list(path: Path) -> list[str]:
@@ -516,6 +525,128 @@ class ImageList:
     def __getitem__(self, key: int | tuple[int, ...]):
         path, label = self.items[key[-1] if isinstance(key, tuple) else key]
         return self.transform(self.read(path), key), label
+
+
+# ---------------------------------------------------------------------------------------------- whole trees
+
+
+def split_digest(splits: Splits) -> str:
+    """A digest of one fold: the images' names, and the sizes of those that train and validate.
+
+    Test images count by name alone: one that turns out to be damaged at the end can be mended without losing the
+    training.
+
+    Raises:
+        DataError: an image is missing.
+    """
+    lines = [
+        f'{subset} {splits.classes[label]}/{os.path.basename(path)} {0 if subset == "test" else _size(path)}'
+        for subset in SUBSETS
+        for path, label in getattr(splits, subset)
+    ]
+    return _digest(lines)
+
+
+def tree_digest(dataset: str, data_dir: str | Path | None, splits: Splits) -> str:
+    """A digest of a whole tree, the same for all its folds: classes, names and sizes of the images, lists of the folds.
+
+    Args:
+        dataset, data_dir: as for load_splits.
+        splits: any fold of the tree.
+
+    Raises:
+        DataError: an image is missing.
+    """
+    images, lists = _all_images(dataset, data_dir, splits)
+    top = _top(images)
+    lines = sorted(f'{cls} {path[len(top) :]} {_size(path)}' for path, cls in images.items())
+    return _digest(lines + lists)
+
+
+def passed_over(dataset: str, data_dir: str | Path | None) -> list[str]:
+    """What stands among the images of a tree and is in none of its folds: a line a kind, with counts and an example.
+
+    Hidden files and folders do not count.
+
+    Raises:
+        DataError: as load_splits.
+    """
+    splits = load_splits(dataset, data_dir, 1)
+    if dataset == 'synthetic':
+        return []
+    images, _ = _all_images(dataset, data_dir, splits)
+    top = _top(images)
+    homes = {os.path.dirname(path) for path in images}
+    unlisted, nested, others = [], [], defaultdict(list)
+    for path in _walk(top):
+        if path in images:
+            continue
+        if not _is_image(os.path.basename(path)):
+            others[os.path.splitext(path)[1].lower() or 'no suffix'].append(path)
+        elif os.path.dirname(path) in homes:
+            unlisted.append(path)
+        else:
+            nested.append(path)
+    lines = []
+    if nested:
+        lines.append(f'passed over {_count(nested, "image")} outside the folders of the classes, such as {nested[0]}')
+    if unlisted:
+        lines.append(f'passed over {_count(unlisted, "image")} that no list names, such as {unlisted[0]}')
+    if others:
+        found = ', '.join(f'{len(paths)} {suffix}' for suffix, paths in sorted(others.items()))
+        every = [path for _, paths in sorted(others.items()) for path in paths]
+        lines.append(f'passed over {_count(every, "file")} of no suffix of images ({found}), such as {every[0]}')
+    return lines
+
+
+def _all_images(dataset: str, data_dir: str | Path | None, splits: Splits) -> tuple[dict[str, str], list[str]]:
+    """{path: class} of the images of all folds of a tree, and the lines of its lists of folds, if it has such."""
+    images = {path: splits.classes[label] for subset in splits[:3] for path, label in subset}
+    lists = []
+    if dataset == 'dtd':  # the other data sets divide the same images in every fold
+        root = _dtd_root(Path(data_dir))
+        for fold in range(1, _dtd_folds(root) + 1):
+            for subset in SUBSETS:
+                if (path := root / 'labels' / f'{subset}{fold}.txt').is_file():
+                    for name in _read_list(path):
+                        images[os.path.join(root, 'images', name)] = name.split('/')[0]
+                        lists.append(f'{subset}{fold} {name}')
+    return images, lists
+
+
+def _top(images: dict[str, str]) -> str:
+    """The innermost folder that holds all the images, with a slash; '' for images that are drawn."""
+    first = next(iter(images))
+    return '' if first.startswith(SYNTHETIC) else os.path.join(os.path.commonpath(images), '')
+
+
+def _walk(folder: str, seen: frozenset = frozenset()) -> Iterator[str]:
+    """The files below a folder, in order; links to folders are followed, hidden entries are passed over."""
+    found = os.stat(folder)
+    if (found.st_dev, found.st_ino) in seen:  # a link to a folder around it
+        return
+    with os.scandir(folder) as entries:
+        inside = sorted((entry.name, entry.is_dir()) for entry in entries if entry.name[0] != '.')
+    for name, is_dir in inside:
+        if is_dir:
+            yield from _walk(os.path.join(folder, name), seen | {(found.st_dev, found.st_ino)})
+        else:
+            yield os.path.join(folder, name)
+
+
+def _count(things: list, name: str) -> str:
+    return f'{len(things)} {name}{"s" * (len(things) != 1)}'
+
+
+def _size(path: str) -> int:
+    try:
+        return file_size(path)
+    except OSError as error:
+        raise DataError(f'{path}: cannot be read ({error.strerror})') from error
+
+
+def _digest(lines: list[str]) -> str:
+    return digest('\n'.join(lines).encode(errors='surrogateescape'))  # names need not be UTF-8
 
 
 # ---------------------------------------------------------------------------------------------- prepare and check
