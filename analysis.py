@@ -26,6 +26,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ import options
 import runs
 import significance
 import train
-from datasets import DataError, ImageList, load_splits
+from datasets import DataError, ImageList, bits_of, load_splits, open_image
 from drawing import save
 from information import ANGLES
 from inside import Block, Subject
@@ -107,7 +108,8 @@ def read_images(subject: Subject, settings: dict, with_val: bool) -> Held:
             f"class '{name}' has {has} in validation and test together, and comparing classes takes two of each; "
             'add images, or ask --question spiral or gates'
         )
-    data = ImageList(items, eval_transform(subject.img_size))
+    bits, _ = bits_of(splits)
+    data = ImageList(items, eval_transform(subject.img_size), partial(open_image, bits=bits))
     return Held(torch.stack([data[i][0] for i in range(len(data))]), labels, n_test, n_copies)
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import inside
 from archives import DataError
-from datasets import load_splits, open_image
+from datasets import bits_of, load_splits, open_image
 from drawing import COLORS, MARKERS, PAGE, frame
 from image_views import ANGLES, DEGREE
 from inside import Subject
@@ -73,9 +73,10 @@ def survey(subject: Subject, args: argparse.Namespace) -> Survey:
             f"{data_dir or dataset}: class '{splits.classes[few]}' has {('no image', 'one image')[counts[few]]} in the "
             f'{subset} set of fold {fold}; a class needs two to be compared with itself'
         )
+    bits, _ = bits_of(splits)
     features, logits, signatures, selection = [], [], {}, {}  # a part a batch
     for start in tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {dataset}', disable=None):
-        images = [open_image(path) for path, _ in items[start : start + BATCH]]
+        images = [open_image(path, bits) for path, _ in items[start : start + BATCH]]
         record = inside.observe(subject.model, subject.batch(images))
         features.append(record.features)
         logits.append(record.logits)

@@ -64,8 +64,8 @@ MODELS: dict[str, dict] = {
 }
 
 _VGG = 'https://www.robots.ox.ac.uk/~vgg/data'
-# `archives` are (url, md5) pairs; `shared_test` marks sets whose folds all test the same images; images, classes, folds
-# and sizes (train, val, test) are what `check` counts.
+# `archives` are (url, md5) pairs, and `top` is the folder in which they hold the tree; `shared_test` marks sets whose
+# folds all test the same images; images, classes, folds and sizes (train, val, test) are what `check` counts.
 DATASETS: dict[str, dict] = {
     'dtd': dict(
         label='DTD',
@@ -75,6 +75,7 @@ DATASETS: dict[str, dict] = {
         sizes=(1880, 1880, 1880),
         protocol='10 folds, the official lists: 1880 train, 1880 val, 1880 test',
         source='https://www.robots.ox.ac.uk/~vgg/data/dtd/',
+        top='dtd',
         archives=[(f'{_VGG}/dtd/download/dtd-r1.0.1.tar.gz', 'fff73e5086ae6bdbea199a49dfb8a4c1')],
     ),
     'fmd': dict(
@@ -95,6 +96,7 @@ DATASETS: dict[str, dict] = {
         sizes=(3212, 352, 1188),
         protocol='4 folds, one physical sample tested in each: 3212 train, 352 val, 1188 test',
         source='https://www.csc.kth.se/cvap/databases/kth-tips/',
+        top='KTH-TIPS2-b',
         archives=[
             (
                 'https://www.csc.kth.se/cvap/databases/kth-tips/kth-tips2-b_col_200x200.tar',
@@ -111,6 +113,7 @@ DATASETS: dict[str, dict] = {
         shared_test=True,
         protocol='5 folds, the official 5794 test; a rotating tenth of the official train as val',
         source='https://www.vision.caltech.edu/datasets/cub_200_2011/',
+        top='CUB_200_2011',
         archives=[
             ('https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz', '97eceeb196236b17998738112f37df78')
         ],

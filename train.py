@@ -47,7 +47,7 @@ import models
 import runs
 from cache import Cache, CacheError, open_cache
 from compute_flops import measure
-from datasets import SUBSETS, DataError, ImageList, Splits, file_size, load_splits, read_pixels
+from datasets import SUBSETS, DataError, ImageList, Splits, bits_of, file_size, load_splits, read_pixels
 from inside import watch_selection
 from models import ModelError, TwistNet
 from runs import BUSY, RunBusy, RunError
@@ -277,10 +277,11 @@ class EvalBatches:
             yield list(range(slot * self.batch_size, min((slot + 1) * self.batch_size, self.length)))
 
 
-def eval_images(items: list[tuple[str, int]], img_size: int, cache: Cache | None) -> ImageList:
+def eval_images(items: list[tuple[str, int]], img_size: int, cache: Cache | None, bits: int | None = None) -> ImageList:
     """Images as an evaluation sees them; where there is a cache, each is prepared once."""
     what = f'evaluated {eval_settings(img_size)}'
-    return ImageList(items, to_tensor, partial(read_pixels, cache=cache, what=what, prepare=eval_view(img_size)))
+    read = partial(read_pixels, cache=cache, what=what, prepare=eval_view(img_size), bits=bits)
+    return ImageList(items, to_tensor, read)
 
 
 def make_loader(
@@ -601,13 +602,19 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
 
     # Batches.
     cache = open_cache(args.cache)
+    bits, notes = bits_of(splits)
+    for note in notes:
+        say(f'note: {note}')
     augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
-    train_images = ImageList(splits.train, augmentation, partial(read_pixels, cache=cache))
+    train_images = ImageList(splits.train, augmentation, partial(read_pixels, cache=cache, bits=bits))
     train_batches = TrainBatches(len(splits.train), args.batch_size, args.seed, rank, world)
     train_loader = make_loader(train_images, train_batches, args.num_workers, device)
     val_loader, test_loader = (
         make_loader(
-            eval_images(items, args.img_size, cache), EvalBatches(len(items), rank, world), args.num_workers, device
+            eval_images(items, args.img_size, cache, bits),
+            EvalBatches(len(items), rank, world),
+            args.num_workers,
+            device,
         )
         for items in (splits.val, splits.test)
     )

@@ -201,7 +201,7 @@ def test_kth_has_no_fifth_fold(tmp_path):
             'dtd/images/texture01/texture01_0003.jpg',
             r'texture01_0003\.jpg: listed in labels/\w+1\.txt but missing',
         ),
-        ('fmd', 'image', 'needs at least two class folders'),
+        ('fmd', 'image', 'away: has no image in this class folder itself but 30 further down'),
         ('kth_tips2', 'KTH-TIPS2-b/stuff_01/sample_c', 'sample_c: missing'),
         ('cub200', 'CUB_200_2011/train_test_split.txt', r'train_test_split\.txt: missing'),
         ('cub200', 'CUB_200_2011/images/001.Bird_1', r'Bird_1_0001_700001\.jpg: listed in images\.txt but missing'),
