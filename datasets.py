@@ -156,11 +156,11 @@ def _find_root(root: Path, parts: tuple[str, ...], inner: str, dataset: str) -> 
     raise BadTreeError(f'{near / missing}: missing, this is no whole {dataset} tree')
 
 
-def _require(paths: list[str], listed_in: str) -> None:
-    """Every listed file is there; folders are listed once, files are not opened."""
+def _require(listed: dict[str, str]) -> None:
+    """Every file of {path: where it is listed} is there; folders are listed once, files are not opened."""
     present: dict[str, set[str]] = {}
     problems = []
-    for path in paths:
+    for path, listed_in in listed.items():
         folder, name = os.path.split(path)
         if folder not in present:
             present[folder] = set()
@@ -208,10 +208,11 @@ def dtd_splits(root: Path, fold: int) -> Splits:
     names = {subset: _read_list(root / 'labels' / f'{subset}{fold}.txt') for subset in SUBSETS}
     classes = sorted({name.split('/')[0] for listed in names.values() for name in listed})
     index = {name: i for i, name in enumerate(classes)}
-    items = {}
-    for subset, listed in names.items():
-        items[subset] = [(os.path.join(root, 'images', name), index[name.split('/')[0]]) for name in listed]
-        _require([path for path, _ in items[subset]], f'labels/{subset}{fold}.txt')
+    items = {
+        subset: [(os.path.join(root, 'images', name), index[name.split('/')[0]]) for name in listed]
+        for subset, listed in names.items()
+    }
+    _require({path: f'labels/{subset}{fold}.txt' for subset in SUBSETS for path, _ in items[subset]})
     return Splits(*(items[subset] for subset in SUBSETS), classes)
 
 
@@ -454,7 +455,7 @@ def cub_splits(root: Path, fold: int) -> Splits:
     if classes.keys() != numbers:
         raise BadTreeError(f'{root / "classes.txt"}: does not number its classes from 1')
     paths = {key: os.path.join(root, 'images', name) for key, name in names.items()}
-    _require(list(paths.values()), 'images.txt')
+    _require(dict.fromkeys(paths.values(), 'images.txt'))
     by_class: dict[int, list[str]] = defaultdict(list)
     subsets: dict[str, list[tuple[str, int]]] = {subset: [] for subset in SUBSETS}
     for key, path in paths.items():
@@ -509,7 +510,7 @@ def flowers_splits(root: Path, fold: int) -> Splits:
         [(os.path.join(root, 'jpg', f'image_{number:05d}.jpg'), labels[number - 1] - 1) for number in numbers]
         for numbers in (train, val, test)
     ]
-    _require([path for subset in items for path, _ in subset], 'setid.mat')
+    _require({path: 'setid.mat' for subset in items for path, _ in subset})
     return Splits(*items, [f'{label:03d}' for label in range(1, max(labels) + 1)])
 
 

@@ -19,6 +19,7 @@ IMAGE_SUFFIXES = frozenset(
     '.gbr .iim .fit .fits .xbm .xpm'.split()
 )
 EIGHT_BITS = {'.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.dib', '.gif', '.webp'}  # a channel, and never more
+EXIF = frozenset({'exif', 'Raw profile type exif', 'XML:com.adobe.xmp', 'xmp'})  # where Pillow keeps it
 ORIENTATION = 0x0112  # the EXIF tag; what brings an image upright, by its value
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -82,7 +83,9 @@ def open_image(path: str, bits: int | None = None) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What brings a loaded image upright."""
+    """What brings a loaded image upright; Pillow has turned a TIFF by itself."""
+    if EXIF.isdisjoint(image.info):  # asking takes a twentieth of the time that a JPEG takes
+        return None
     try:
         return TURNS.get(image.getexif().get(ORIENTATION))
     except Exception:  # whatever damaged EXIF leads Pillow to: viewers show such images as they are stored

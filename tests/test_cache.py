@@ -119,9 +119,11 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
     link = tmp_path / 'twistnet'
     link.symlink_to(tmp_path / 'elsewhere')
     assert open_cache('disk').folder == link, "the user's own link"
-    with monkeypatch.context() as patch, pytest.raises(RunError, match='belongs to somebody else'):
-        patch.setattr(os, 'getuid', lambda uid=os.getuid(): uid + 1)
-        open_cache('disk')
+    with monkeypatch.context() as patch:
+        other = os.getuid() + 1
+        patch.setattr(os, 'getuid', lambda: other)
+        with pytest.raises(RunError, match='belongs to somebody else'):
+            open_cache('disk')
     if os.getuid() == 0:
         for of_whom in (link, tmp_path / 'elsewhere'):  # a link that another has put there; a folder of another's
             os.chown(of_whom, 1, -1, follow_symlinks=False)
