@@ -25,7 +25,7 @@ import registry
 import runs
 import train
 from archives import DataError
-from pretrain_imagenet import ForgivingImages, get_args_parser, pretrain, read_index
+from pretrain_imagenet import ForgivingImages, get_args_parser, parse_args, pretrain, read_index
 from runs import RunError
 
 DRIVER = Path(__file__).parent / 'pretrain_driver.py'
@@ -45,7 +45,7 @@ def argv_of(root: Path, folder: Path, *more: str) -> list[str]:
 
 def run(root: Path, folder: Path, *more: str) -> Path:
     """In this process."""
-    return pretrain(get_args_parser().parse_args(argv_of(root, folder, *more)))
+    return pretrain(parse_args(argv_of(root, folder, *more)))
 
 
 def drive(root: Path, folder: Path, *more: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:

@@ -322,7 +322,8 @@ def test_a_checkpoint_that_is_missing_or_of_a_resnet_is_named(tmp_path):
     missing = tmp_path / 'none.pt'
     assert error_of('--checkpoint', missing).startswith(f'{missing}: no such checkpoint')
     resnet = write_checkpoint(tmp_path / 'resnet.pt', 'resnet18')
-    assert 'resnet18, which has no STCI' in error_of('--checkpoint', resnet)
+    for view in ('interaction', 'response', 'kernels', 'direction', 'selection', 'classes'):
+        assert 'resnet18, which has no STCI' in error_of('--checkpoint', resnet, '--view', view)
     assert f'{tmp_path}: is a folder' in error_of('--checkpoint', tmp_path)
     assert '--checkpoint is missing' in error_of('--view', 'kernels')
 
