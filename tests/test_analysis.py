@@ -553,6 +553,21 @@ def test_what_a_user_can_mend_is_one_line(trained, tmp_path):
     assert str(image) in refused('--question', 'gates')
 
 
+def test_other_images_than_those_of_the_split_are_refused_or_said_in_report_and_figures(trained, tmp_path):
+    tree, options = tmp_path / 'tree', ('--question', 'gates')
+    assert answered(trained, tmp_path / 'out', *options)['caution'] is None
+    for subset in ('train', 'test'):  # the lists of fold 2 are those of fold 1 exchanged
+        (tree / 'labels' / f'{subset}1.txt').write_text((tree / 'labels' / f'{subset}2.txt').read_text())
+    with pytest.raises(RunError, match=r'its images or lists have changed since .* --other_images takes them'):
+        answered(trained, tmp_path / 'out', *options)
+    report = answered(trained, tmp_path / 'out', *options, '--other_images')
+    assert 'images that may have trained the model' in analysis.title_of(report)  # of the report and of every figure
+    assert inside.CAUTIONS[inside.OTHER] in analysis.report_text(report)
+    (trained.parent / 'config.json').unlink()
+    report = answered(trained, tmp_path / 'out', *options, '--dataset', 'dtd', '--data_dir', tree, '--fold', 1)
+    assert inside.CAUTIONS[inside.UNCHECKED] in analysis.report_text(report)
+
+
 def test_an_error_ends_the_script_with_one_line_and_no_traceback(tmp_path):
     code, out, err = finish(
         start('analysis.py', '--checkpoint', str(tmp_path / 'best.pt'), '--save_dir', str(tmp_path))
