@@ -9,8 +9,9 @@ directions   do classes differ in the direction along which the channels repeat
 spiral       the same weights without twists, with heads permuted, on turned images with twists and without
 gates        where the gates end, and what closing them costs
 
-Data set, fold and folder are those of the run (config.json beside the checkpoint) unless given. Only images that did
-not train are read: spiral and gates take the test set, the others validation and test together. save_dir gets
+Data set, fold and folder are those of the run (config.json beside the checkpoint) unless given; a split that is not the
+one of the run is refused, unless --other_images asks for it, and then the report says so. Only images that did not
+train are read: spiral and gates take the test set, the others validation and test together. save_dir gets
 report.md, whose sentences are made from report.json, and a figure a question; the same seed gives the same bytes.
 p values are two-sided and Holm-corrected over all tests of a question. They take images as independent: where several
 are copies of one picture, each counts, and p is too small. --copies names such files, and of each picture the first is
@@ -48,7 +49,7 @@ import options
 import runs
 import significance
 import train
-from datasets import DataError, ImageList, bits_of, load_splits, open_image
+from datasets import DataError, ImageList, bits_of, open_image
 from drawing import save
 from information import ANGLES
 from inside import Block, Subject
@@ -85,17 +86,15 @@ class Held(NamedTuple):
 def read_images(subject: Subject, settings: dict, with_val: bool) -> Held:
     """The test images of the fold, and those of validation behind them.
 
+    Args:
+        subject: the model.
+        settings: of inside.data_of; copies.
+        with_val: read those of validation too.
+
     Raises:
-        RunError: the data set has other classes, or with_val and a class has a single image.
-        DataError: the data set or an image cannot be read.
+        RunError: with_val, and a class has a single image. DataError: an image cannot be read.
     """
-    splits = load_splits(settings['dataset'], settings['data_dir'], settings['fold'])
-    if splits.classes != subject.classes:
-        raise RunError(
-            f'{subject.path}: was trained on the {len(subject.classes)} classes {subject.classes[0]}, .., '
-            f'{subject.classes[-1]}; the data set has {len(splits.classes)}: {splits.classes[0]}, .., '
-            f'{splits.classes[-1]}; --dataset and --data_dir must name the one it was trained on'
-        )
+    splits = settings['splits']
     items = splits.test + (splits.val if with_val else [])
     kept = without_copies(items, settings['copies'])
     n_test = len(set(kept) & set(splits.test))
@@ -439,7 +438,8 @@ OF_TEST = ('spiral', 'gates')  # questions that read the test images alone
 
 
 def title_of(report: dict) -> str:
-    return f'{report["model"]} on {report["label"]}, fold {report["fold"]}'
+    caution = f', {report["caution"]}' if report['caution'] else ''
+    return f'{report["model"]} on {report["label"]}, fold {report["fold"]}{caution}'
 
 
 def report_text(report: dict) -> str:
@@ -447,6 +447,8 @@ def report_text(report: dict) -> str:
     notes = ['p values take images as independent: copies of one picture count as several, and make p too small.']
     if report['copies']:
         notes.append(f'`--copies {report["copies"]}` left {report["n_copies"]} images out.')
+    if report['caution']:
+        notes.append(inside.CAUTIONS[report['caution']])
     if report['n_val']:
         notes.append('Images of validation chose the epoch.')
     lines = [
@@ -499,7 +501,8 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, Held, dict]:
         raise RunError(f'--copies {args.copies}: {error}') from error
     take_labels(args.labels)
     subject = inside.load(args.checkpoint)
-    settings = inside.data_of(args, args.checkpoint) | dict(seed=args.seed, copies=args.copies)
+    inside.need_stci(subject)
+    settings = inside.data_of(args, subject) | dict(seed=args.seed, copies=args.copies)
     subject.model.to(train.setup(args.device, args.seed))
     return subject, read_images(subject, settings, with_val=not set(asked(args)) <= set(OF_TEST)), settings
 
@@ -526,6 +529,7 @@ def answer(args: argparse.Namespace, subject: Subject, held: Held, settings: dic
         label=dataset_label(settings['dataset']),
         fold=settings['fold'],
         seed=args.seed,
+        caution=settings['caution'],
         copies=args.copies,
         n_copies=held.n_copies,
         epoch=subject.epoch,

@@ -16,12 +16,11 @@ from tqdm import tqdm
 
 import inside
 from archives import DataError
-from datasets import bits_of, load_splits, open_image
+from datasets import bits_of, open_image
 from drawing import COLORS, MARKERS, PAGE, frame
 from image_views import ANGLES, DEGREE
 from inside import Subject
 from models import ModelError
-from registry import DATASETS
 from summarize_runs import dataset_label, model_label
 
 NEIGHBOURS = 5
@@ -34,14 +33,14 @@ NBSP = '\N{NO-BREAK SPACE}'
 class Survey(NamedTuple):
     """What a model computed for the images of a subset; n images, D channels a block."""
 
-    of: str  # the subset in words
+    of: str  # the subset in words, with a caution where it may have trained the model
     labels: np.ndarray  # (n,) class indices
     features: np.ndarray  # (n, num_features)
     accuracy: float  # percent
     signatures: dict[str, np.ndarray]  # by block: means over the map before selection, (n, heads, channels a head)
     selection: dict[str, np.ndarray]  # by block: AIS's weights, the same shape; empty without AIS
     gates: dict[str, float]
-    c_red: int
+    c_red: int  # 0 without blocks
 
 
 def survey(subject: Subject, args: argparse.Namespace) -> Survey:
@@ -49,20 +48,13 @@ def survey(subject: Subject, args: argparse.Namespace) -> Survey:
 
     Args:
         subject: the model.
-        args: dataset, data_dir and fold, see inside.data_of; subset.
+        args: of inside.data_of; subset.
 
     Raises:
-        RunError: data set and fold are not known, or trained on. DataError: the data set cannot be read, has other
-            classes than the model, or has a class with one image in the subset.
+        RunError: as inside.data_of. DataError: the data set cannot be read, or a class has one image in the subset.
     """
-    data = inside.data_of(args, subject.path)
-    dataset, data_dir, fold = (data[key] for key in ('dataset', 'data_dir', 'fold'))
-    splits = load_splits(dataset, data_dir, fold)
-    if splits.classes != subject.classes:
-        raise DataError(
-            f'{data_dir or dataset}: has other classes than the {len(subject.classes)} that {subject.path} was trained '
-            'on; --dataset and --data_dir must name that data set'
-        )
+    data = inside.data_of(args, subject)
+    dataset, data_dir, fold, splits = (data[key] for key in ('dataset', 'data_dir', 'fold', 'splits'))
     subset = args.subset or 'test'
     items = getattr(splits, subset)
     labels = np.array([label for _, label in items])
@@ -85,16 +77,16 @@ def survey(subject: Subject, args: argparse.Namespace) -> Survey:
             if block.selection is not None:
                 selection.setdefault(name, []).append(block.selection)
     right = torch.cat(logits).argmax(1).numpy() == labels
-    label = dataset_label(dataset) if dataset in DATASETS else dataset
+    caution = f', {data["caution"]}' if data['caution'] else ''
     return Survey(
-        of=f'{len(items)} {subset} images of {label}, fold {fold}',
+        of=f'{len(items)} {subset} images of {dataset_label(dataset)}, fold {fold}{caution}',
         labels=labels,
         features=torch.cat(features).numpy(),
         accuracy=100 * right.mean(),
         signatures={name: torch.cat(rows).numpy() for name, rows in signatures.items()},
         selection={name: torch.cat(rows).numpy() for name, rows in selection.items()},
         gates={name: block.gate for name, block in record.blocks.items()},
-        c_red=block.c_red,
+        c_red=max((block.c_red for block in record.blocks.values()), default=0),
     )
 
 

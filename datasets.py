@@ -32,6 +32,7 @@ import synthetic
 from archives import DataError, fetch, unpack
 from cache import Cache
 from images import SYNTHETIC, count_of, image_bits, is_image, open_image
+from options import choose_dataset
 from registry import DATASETS
 from runs import RunError, digest
 
@@ -908,7 +909,10 @@ def main(args: argparse.Namespace) -> None:
         for name, entry in DATASETS.items():
             size = f'{entry.get("images", "any"):>6} images {entry.get("classes", "any"):>4} classes'
             print(f'{name:12}{size}  {entry["protocol"]}\n{"":12}  {entry["source"]}')
-    elif args.command == 'speed':
+        return
+    if args.command not in ('prepare', 'show'):
+        choose_dataset(args.dataset, args.data_dir)  # not for its answer: `synthetic` would read no folder
+    if args.command == 'speed':
         import speed  # only here: it imports torch, and train, which imports this file
 
         speed.loader(args.dataset, args.data_dir, args.fold, args.img_size, args.images, args.rounds)

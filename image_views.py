@@ -194,12 +194,13 @@ def plot_features(subject: Subject, image: Image.Image, columns: int = 6) -> Fig
         values = stage[0].numpy()  # (C, H, W)
         middle = values[:, 1:-1, 1:-1] if min(values.shape[1:]) > 4 else values  # padding shows at the border
         for axes, channel in zip(row, np.argsort(-middle.std((1, 2)), kind='stable')):
-            axes.imshow(values[channel], cmap=CMAP, vmin=0)
+            axes.imshow(values[channel], cmap=CMAP, vmin=min(0, values[channel].min()))
             axes.set_title(f'{channel}', pad=1.5, fontsize=7)
         row[0].set_ylabel(f'{info["module"]}\n{len(values)} {TIMES} {values.shape[1]}\N{SUPERSCRIPT TWO}')
+    lowest = 'its lowest value, or from 0 if that is lower,' if any(stage.min() < 0 for stage in maps) else '0'
     note = (
-        f'The {columns} channels of each stage that vary most over the image, by number, each from 0 (dark) to its '
-        'highest value (light). Beside the name of a stage: its channels and cells.'
+        f'The {columns} channels of each stage that vary most over the image, by number, each from {lowest} (dark) to '
+        'its highest value (light). Beside the name of a stage: its channels and cells.'
     )
     frame(figure, describe(subject, 'Feature maps'), [note])
     return figure

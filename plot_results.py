@@ -573,7 +573,15 @@ def main(args: argparse.Namespace) -> None:
         import visualize  # and with it torch, which the other figures do without
 
         return visualize.main(argparse.Namespace(**vars(args), view=args.plot))
-    ours = ('checkpoint', 'image', 'dataset', 'data_dir', 'fold', 'subset')  # of options.add_inside_args
+    ours = (
+        'checkpoint',
+        'image',
+        'dataset',
+        'data_dir',
+        'fold',
+        'other_images',
+        'subset',
+    )  # of options.add_inside_args
     if given := [f'--{name}' for name in ours if getattr(args, name) is not None]:
         raise RunError(f'{", ".join(given)}: only for --plot {" and ".join(OF_MODELS)}; visualize.py draws more')
     possible = OF_LOGS if args.log_file else tuple(PLOTS)

@@ -49,6 +49,7 @@ from train import (
     is_main,
     lr_at,
     make_loader,
+    opening,
     parallelise,
     process_rank,
     reduce_sum,
@@ -68,7 +69,7 @@ BASE_BATCH = 1024  # images; the global batch that --lr is for
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PROJECT_AFTER = 100  # steps until the first estimate of the whole time
 SYSTEM_OPTIONS = ('data_dir', 'checkpoint_dir', 'weights_dir', 'resume', 'save_minutes', 'overwrite', 'num_workers')
-SYSTEM_OPTIONS += ('device', 'max_bad_images', 'max_skipped', 'batch_size', 'accumulate')
+SYSTEM_OPTIONS += ('device', 'max_bad_images', 'max_skipped', 'batch_size', 'accumulate', 'given')
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -409,6 +410,7 @@ def pretrain(args: argparse.Namespace) -> Path:
     if args.scale_lr:
         args.lr = args.lr * global_batch / BASE_BATCH
         say(f'learning rate {args.lr:g} for a global batch of {global_batch} (--no-scale_lr keeps --lr)')
+        options.shrink(args)
         options.check(args)
     folder, target = Path(args.checkpoint_dir), Path(args.weights_dir) / f'{args.model}_imagenet.pt'
     train_index, val_index, config, last = share_object(lambda: begin(args, device))
@@ -416,6 +418,10 @@ def pretrain(args: argparse.Namespace) -> Path:
     state = build(args, len(train_index.classes), device, last)
     # 'step', 'loss' and 'dropped' are of the epoch under way; 'streak' counts skipped steps in a row.
     progress = dict(epoch=0, step=0, loss=0.0, dropped=0, streak=0, bad=[], history=[], best=dict(val_acc=-1.0))
+    images = dict(train=len(train_index), validate=len(val_index))
+    say(opening(args.data_dir, images, config['classes'], args.model, None, config['environment'], args.amp))
+    for line in options.shrunk(args, options.IMAGENET):
+        say(line)
     if last:
         progress = last['progress']
         say(f'{folder}: going on in epoch {progress["epoch"] + 1}, after {progress["step"]} steps of it')
@@ -707,6 +713,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    return options.fill(options.read(get_args_parser(), argv), options.IMAGENET)
+
+
 def main(args: argparse.Namespace) -> None:
     target = pretrain(args)
     if is_main():
@@ -718,7 +728,7 @@ def cli(argv: list[str] | None = None) -> None:
     """main, with what a user can mend as one line on stderr and an exit code that is not 0."""
     for number in STOP_SIGNALS:
         signal.signal(number, interrupt)
-    args = get_args_parser().parse_args(argv)
+    args = parse_args(argv)
     try:
         main(args)
     except (DataError, ModelError, RunError) as error:

@@ -238,13 +238,26 @@ def digest(data: bytes) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with '-dirty' where files differ from it; None outside a git checkout."""
-    command = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    """The commit of this code, with '-dirty' where files differ from it; None outside a git checkout of its own.
+
+    A repository that this folder only happens to lie in is somebody else's: this very file must be one of its files, at
+    its top level.
+    """
+    # Within a hook of another repository these would lead there.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
+
+    def git(*command: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(
+            ['git', '-C', str(here), *command], capture_output=True, text=True, env=environment
+        ).stdout.strip()
+
     try:
-        result = subprocess.run(command, capture_output=True, text=True)
+        if git('ls-files', '--full-name', Path(__file__).name) != Path(__file__).name:
+            return None
+        return git('describe', '--always', '--dirty', '--abbrev=40', '--exclude=*') or None
     except FileNotFoundError:
         return None
-    return result.stdout.strip() or None
 
 
 def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]:

@@ -9,9 +9,11 @@ in the same bits; a complete one is left alone.
 """
 
 import options
+import runs
 
 if __name__ == '__main__':
-    options.parse_args()  # --help and mistyped options are answered before torch is there, which takes seconds
+    with runs.user_errors('train.py'):
+        options.parse_args()  # --help and mistyped options are answered before torch is there, which takes seconds
 
 import argparse
 import ctypes
@@ -44,10 +46,19 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
-import runs
 from cache import Cache, CacheError, open_cache
 from compute_flops import measure
-from datasets import SUBSETS, DataError, ImageList, Splits, bits_of, file_size, load_splits, read_pixels
+from datasets import (
+    DataError,
+    ImageList,
+    Splits,
+    bits_of,
+    load_splits,
+    passed_over,
+    read_pixels,
+    split_digest,
+    tree_digest,
+)
 from inside import watch_selection
 from models import ModelError, TwistNet
 from runs import BUSY, RunBusy, RunError
@@ -177,15 +188,10 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device,
 
     The fingerprint covers every option that can change a bit of the result, the number of processes, the names of the
     images of the split and the sizes of those that train and validate, and the bytes of the initial weights; on one
-    machine with one thread count it decides the run.
+    machine with one thread count it decides the run. `tree` is a digest of the data set with all its folds: runs of
+    several folds are of one data set if it is the same.
     """
     values = {k: v for k, v in vars(args).items() if k != 'force'}
-    # Test images by name alone: one that turns out to be damaged at the end can be mended without losing the training.
-    lists = [
-        f'{subset} {splits.classes[label]}/{os.path.basename(path)} {0 if subset == "test" else file_size(path)}'
-        for subset in SUBSETS
-        for path, label in getattr(splits, subset)
-    ]
     weights = models.weights_source(args.model, args.pretrained)
     if isinstance(weights, Path):
         try:
@@ -193,9 +199,10 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device,
         except OSError as error:
             raise ModelError(f'{weights}: cannot read the weights ({error.strerror})') from error
     defines = {k: v for k, v in values.items() if k not in options.SYSTEM_OPTIONS}
-    defines |= dict(processes=world, split=runs.digest('\n'.join(lists).encode()), pretrained=weights)
+    defines |= dict(processes=world, split=split_digest(splits), pretrained=weights)
     fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
-    return dict(options=values, defines=defines, environment=environment_of(device), fingerprint=fingerprint)
+    tree = tree_digest(args.dataset, args.data_dir, splits)
+    return dict(options=values, defines=defines, environment=environment_of(device), fingerprint=fingerprint, tree=tree)
 
 
 def environment_of(device: torch.device) -> dict:
@@ -211,12 +218,52 @@ def environment_of(device: torch.device) -> dict:
     )
 
 
+def opening(
+    data: str, images: dict[str, int], classes: int, model: str, weights: str | None, environment: dict, amp: str
+) -> str:
+    """The line that a run begins with: what is trained on what, and how it is computed.
+
+    Args:
+        data: the data set in words.
+        images: how many to 'train', 'validate', ..
+        classes: how many.
+        model: its name.
+        weights: the sentence of models.build_model that says what was loaded; None for nothing.
+        environment: as environment_of gives it.
+        amp: as resolved.
+    """
+    counts = ', '.join(f'{count} to {what}' for what, count in images.items())
+    weights = 'from scratch' if weights is None else weights.partition(';')[0]
+    processes = f' ({world_size()} processes)' if world_size() > 1 else ''
+    return (
+        f'{data}, images: {counts}; classes: {classes}; model: {model}, weights: {weights}; '
+        f'device: {environment["device"]}{processes}, precision: {"float32" if amp == "off" else amp}, '
+        f'threads: {environment["threads"]}'
+    )
+
+
+def say_opening(args: argparse.Namespace, splits: Splits, weights: str | None, environment: dict) -> None:
+    """The line that a run begins with; then which defaults were brought down, and what the tree holds besides."""
+    data = args.dataset if args.data_dir is None else f'{args.dataset} in {args.data_dir}'
+    if args.data_dir is not None and 'dataset' not in args.given:
+        data += ' (by its layout; --dataset can name another)'
+    images = dict(train=len(splits.train), validate=len(splits.val), test=len(splits.test))
+    classes = len(splits.classes)
+    say(opening(f'{data}, fold {args.fold}', images, classes, args.model, weights, environment, args.amp))
+    for line in options.shrunk(args, options.RECIPES[args.recipe]):
+        say(line)
+    for line in share_object(lambda: passed_over(args.dataset, args.data_dir)):
+        say(f'note: {line}')
+
+
 def check_batch(args: argparse.Namespace, n_train: int, world: int) -> None:
-    """Refuse a batch that the data or the processes cannot fill.
+    """Refuse a batch that the data or the processes cannot fill; bring down a default.
 
     Raises:
         RunError: with the option and its bounds.
     """
+    if 'batch_size' not in args.given:
+        args.batch_size = options.largest_batch(args.batch_size, n_train, world)
     if not 2 * world <= args.batch_size <= n_train:
         raise RunError(
             f'--batch_size {args.batch_size} must be from {2 * world} (two images a process, for BatchNorm) to the '
@@ -585,7 +632,11 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     # Model and optimiser, new or as they were.
     num_classes = len(splits.classes)
     model = models.build_model(args.model, num_classes, False if last else args.pretrained, args.img_size)
-    run = last['run'] if last else dict(history=[], best_val_acc=-1.0, best_epoch=0, pretrained=model.pretrained)
+    new = dict(
+        history=[], best_val_acc=-1.0, best_epoch=0, pretrained=model.pretrained, loaded=getattr(model, 'loaded', None)
+    )
+    run = last['run'] if last else new
+    say_opening(args, splits, run['pretrained'], config['environment'])
     model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), args.lr, momentum=args.momentum, nesterov=args.momentum > 0, weight_decay=args.weight_decay
@@ -721,6 +772,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         n_val=len(splits.val),
         n_test=len(splits.test),
         pretrained=run['pretrained'],
+        loaded=run.get('loaded'),  # a checkpoint of older code does not say
         fingerprint=config['fingerprint'],
     )
     if is_main():
@@ -746,7 +798,10 @@ def cli(argv: list[str] | None = None) -> None:
     """main, with what a user can mend as one line on stderr and an exit code that is not 0."""
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
-    args = options.parse_args(argv)
+    try:
+        args = options.parse_args(argv)
+    except RunError as error:
+        fail('train.py', error)
     try:
         main(args)
     except (DataError, ModelError, RunError) as error:

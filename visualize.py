@@ -1,4 +1,4 @@
-"""Pictures of what a trained TwistNet does, each as PDF and as PNG; their paths are printed.
+"""Pictures of what a trained model does, each as PDF and as PNG; their paths are printed.
 
     python visualize.py --checkpoint runs/main/dtd_fold1_twistnet18_seed42/best.pt \\
         --image data/dtd/images/banded/banded_0001.jpg --view response
@@ -6,7 +6,9 @@
 
 interaction, response and features need --image; kernels needs the checkpoint alone; direction rotates --image, or
 streaks of `synthetic` without one; selection, classes and tsne run over a subset of the data set that the run was
-trained on, or the one that --dataset, --data_dir and --fold name. Gates by epoch: plot_results.py --plot gate.
+trained on, wherever --dataset, --data_dir and --fold say it is now: another split than the run's is refused, as its
+images may have trained the model (--other_images takes them, and the figure says so). features and tsne are of any
+model, the others of those with STCI. Gates by epoch: plot_results.py --plot gate.
 """
 
 import argparse
@@ -246,6 +248,7 @@ def draw_directions(axes: Axes, angles: list[int], values: torch.Tensor) -> None
 # ---------------------------------------------------------------------------------------------- command line
 
 VIEWS = (*image_views.VIEWS, 'kernels', 'direction', *class_views.VIEWS)
+OF_ANY_MODEL = ('features', 'tsne')
 
 
 def main(args: argparse.Namespace) -> None:
@@ -282,6 +285,8 @@ def main(args: argparse.Namespace) -> None:
 
 def draw(view: str, subject: Subject, image: Image.Image | None, survey: Callable[[], class_views.Survey]) -> Figure:
     """One of VIEWS. Raises RunError where it needs an image and there is none; and what the views raise."""
+    if view not in OF_ANY_MODEL:
+        inside.need_stci(subject)
     if view in image_views.VIEWS:
         if image is None:
             raise RunError(f'{view} needs --image, the picture to look at')
@@ -294,7 +299,7 @@ def draw(view: str, subject: Subject, image: Image.Image | None, survey: Callabl
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='Pictures of what a trained TwistNet does, as PDF and PNG.')
+    parser = argparse.ArgumentParser(description='Pictures of what a trained model does, as PDF and PNG.')
     parser.add_argument('--view', choices=(*VIEWS, 'all'), default='all', help='all: every view the options allow')
     options.add_inside_args(parser)
     parser.add_argument('--labels', type=options.labels, default={}, metavar='KEY=NAME,..', help='names for data sets')

@@ -25,7 +25,7 @@ import registry
 import runs
 import train
 from archives import DataError
-from pretrain_imagenet import ForgivingImages, get_args_parser, pretrain, read_index
+from pretrain_imagenet import ForgivingImages, get_args_parser, parse_args, pretrain, read_index
 from runs import RunError
 
 DRIVER = Path(__file__).parent / 'pretrain_driver.py'
@@ -45,7 +45,7 @@ def argv_of(root: Path, folder: Path, *more: str) -> list[str]:
 
 def run(root: Path, folder: Path, *more: str) -> Path:
     """In this process."""
-    return pretrain(get_args_parser().parse_args(argv_of(root, folder, *more)))
+    return pretrain(parse_args(argv_of(root, folder, *more)))
 
 
 def drive(root: Path, folder: Path, *more: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
@@ -118,7 +118,18 @@ def test_no_option_but_the_folder_is_needed(imagenet, tmp_path, tiny, monkeypatc
     monkeypatch.setitem(registry.MODELS, 'twistnet18', registry.MODELS['tiny'])
     pretrain_imagenet.cli(['--data_dir', str(imagenet)])
     assert (tmp_path / 'weights' / 'twistnet18_imagenet.pt').exists()
-    assert capfd.readouterr().out.startswith('weights/twistnet18_imagenet.pt: twistnet18, epoch ')
+    out, err = capfd.readouterr()
+    assert out.startswith('weights/twistnet18_imagenet.pt: twistnet18, epoch ')
+    assert f'{imagenet}, images: 240 to train, 21 to validate; classes: 3; model: twistnet18, weights: from scr' in err
+
+
+def test_a_default_warm_up_makes_room_for_few_epochs():
+    args = parse_args(['--data_dir', 'x', '--epochs', '3'])
+    assert (args.warmup_epochs, options.shrunk(args, options.IMAGENET)) == (
+        2, ['note: --warmup_epochs is 2, not its default 5, to fit --epochs 3']
+    )  # fmt: skip
+    with pytest.raises(RunError, match='--epochs 3 must be greater than --warmup_epochs 3'):
+        pretrain(parse_args(['--data_dir', 'x', '--epochs', '3', '--warmup_epochs', '3']))
 
 
 def test_learning_rate_scales_with_the_global_batch(imagenet, tmp_path, tiny, capfd):

@@ -47,6 +47,29 @@ def test_damaged_and_missing_files(tmp_path):
         runs.find_runs(tmp_path)
 
 
+def test_the_commit_is_that_of_this_code_and_of_no_repository_around_it(tmp_path, monkeypatch):
+    def git(*command: str) -> str:
+        who = ('-c', 'user.email=a@b', '-c', 'user.name=x')
+        return subprocess.check_output(['git', '-C', str(tmp_path), *who, *command], text=True).strip()
+
+    git('init', '-q')
+    git('commit', '-q', '--allow-empty', '-m', 'x')
+    (tmp_path / 'code').mkdir()
+    for place in (tmp_path / 'code' / 'runs.py', tmp_path / 'runs.py'):  # unpacked into it, and over it
+        place.touch()
+        monkeypatch.setattr(runs, '__file__', str(place))
+        assert runs.git_commit() is None
+    git('add', '.')
+    git('commit', '-q', '-m', 'y')
+    assert runs.git_commit() == git('rev-parse', 'HEAD')  # of runs.py at the top
+    monkeypatch.setattr(runs, '__file__', str(tmp_path / 'code' / 'runs.py'))
+    assert runs.git_commit() is None
+    monkeypatch.undo()
+    own = runs.git_commit()
+    monkeypatch.setenv('GIT_DIR', str(tmp_path / '.git'))  # as in a hook of the other repository
+    assert runs.git_commit() == own
+
+
 def config(fingerprint, defines, environment=None):
     return dict(fingerprint=fingerprint, defines=defines, environment=environment or {'torch': '1'})
 

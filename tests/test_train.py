@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import trees
 from conftest import HOLD, ROOT, argv_of, finish, make_dtd, run, start, write_image
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,7 +74,7 @@ def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     expected = dict(
         dataset='dtd', fold=1, seed=7, model='tiny', n_train=24, n_val=12, n_test=12, pretrained=None,
         best_val_acc=best_val, best_epoch=max(line['epoch'] for line in log if line['val_acc'] == best_val),
-        fingerprint=config['fingerprint'],
+        loaded=None, fingerprint=config['fingerprint'],
     )  # fmt: skip
     assert runs.read_json(folder / 'results.json') == results
     assert expected.items() <= results.items()
@@ -437,6 +438,115 @@ def test_recipes():
     assert options.parse_args([]).dataset == 'synthetic'
     assert options.parse_args(['--pretrained']).pretrained is True
     assert options.parse_args(['--pretrained', 'w.pt']).pretrained == 'w.pt'
+
+
+@pytest.mark.parametrize(
+    ('argv', 'expected', 'words'),
+    [
+        ('--epochs 3', dict(warmup_epochs=2), ['--warmup_epochs is 2, not its default 5, to fit --epochs 3']),
+        ('--epochs 1', dict(warmup_epochs=0), ['--warmup_epochs is 0, not its default 5, to fit --epochs 1']),
+        ('--epochs 6', dict(warmup_epochs=5), []),
+        ('--epochs 8 --recipe scratch', dict(warmup_epochs=7), ['is 7, not its default 10, to fit --epochs 8']),
+        ('--lr 1e-7', dict(min_lr=1e-7), ['--min_lr is 1e-07, not its default 1e-06, to fit --lr 1e-07']),
+        ('', dict(warmup_epochs=5, min_lr=1e-6), []),
+    ],
+)
+def test_a_default_makes_room_for_what_was_given_and_says_so(argv, expected, words):
+    args = options.parse_args(['--dataset', 'dtd', '--data_dir', 'x', *argv.split()])
+    options.check(args)
+    assert expected.items() <= vars(args).items()
+    notes = options.shrunk(args, options.RECIPES[args.recipe])
+    assert [word for word, note in zip(words, notes, strict=True) if word not in note] == []
+
+
+@pytest.mark.parametrize('argv', ['--epochs 3 --warmup_epochs 5', '--warmup_epochs 100', '--min_lr 1', '--lr nan'])
+def test_a_value_that_was_given_is_refused(argv):
+    with pytest.raises(RunError):
+        options.check(options.parse_args(argv.split()))
+
+
+@pytest.mark.parametrize(('n_train', 'processes', 'expected'), [(1000, 1, 32), (24, 1, 24), (1000, 3, 30), (20, 3, 18)])
+def test_a_default_batch_shrinks_to_the_training_set_and_the_processes(n_train, processes, expected):
+    args = options.parse_args(['--dataset', 'dtd'])
+    train.check_batch(args, n_train, processes)
+    assert args.batch_size == expected
+    notes = options.shrunk(args, options.RECIPES[args.recipe])
+    note = f'note: --batch_size is {expected}, not its default 32, to fit the training set and the number of processes'
+    assert notes == [note] * (expected < 32)
+    args = options.parse_args(['--dataset', 'dtd', '--batch_size', '32'])
+    if expected < 32:
+        with pytest.raises(RunError, match='--batch_size 32 must be'):
+            train.check_batch(args, n_train, processes)
+
+
+@pytest.mark.parametrize('key', [*trees.MAKE, 'folder', 'own splits'])
+def test_the_layout_of_a_folder_decides_what_data_set_it_is(tmp_path, key):
+    if key in trees.MAKE:
+        trees.MAKE[key](tmp_path, **trees.SMALL[key], empty=True)
+        inner = tmp_path / trees.TOP[key]
+        assert options.choose_dataset(None, inner) == options.choose_dataset(None, str(tmp_path)) == key
+    else:
+        for name in ('a/1.jpg', 'b/2.jpg') if key == 'folder' else ('train/a/1.jpg', 'val/a/2.jpg', 'test/a/3.jpg'):
+            trees.put(tmp_path / name)
+        assert options.choose_dataset(None, tmp_path) == 'folder'
+    assert options.choose_dataset('dtd', tmp_path) == 'dtd', 'what is named is meant'
+
+
+def test_photographs_are_never_passed_over_for_drawn_images(tree, tmp_path, tiny, capfd):
+    """Without --dataset the folder trains, with the recipe of photographs and under its own name."""
+    argv = ['--data_dir', str(tree / 'images'), '--model', 'tiny', '--run_dir', str(tmp_path), '--num_workers', '0']
+    folder, results = train.train(options.parse_args([*argv, '--img_size', '32', '--epochs', '1']))
+    assert folder.name == 'folder_fold1_tiny_seed42'
+    assert results['n_train'] + results['n_val'] + results['n_test'] == 48
+    config = runs.read_json(folder / 'config.json')
+    assert config['options']['recipe'] == 'default'
+    assert (config['defines']['batch_size'], config['defines']['warmup_epochs']) == (results['n_train'], 0)
+    err = capfd.readouterr().err
+    assert f'folder in {tree}/images (by its layout; --dataset can name another)' in err
+    assert (err.count('note: --batch_size'), err.count('note: --warmup_epochs is 0')) == (1, 1)
+    train.cli([*argv, '--img_size', '32', '--epochs', '1'])
+    assert 'is complete' in capfd.readouterr().err, 'the same command is the same configuration'
+    message = fails([*argv, '--dataset', 'synthetic'], capfd)
+    assert 'synthetic is drawn and would not read --data_dir' in message
+    code, out, err = finish(start('train.py', '--data_dir', str(tree), '--dataset', 'synthetic'))
+    assert (code, out, err.count('\n')) == (1, '', 1), 'before torch is there too'
+    assert err.startswith('train.py: error: --dataset synthetic')
+
+
+def test_every_start_of_a_run_begins_with_a_line_that_says_what_it_does(tree, tmp_path, tiny, monkeypatch, capfd):
+    torch.manual_seed(0)
+    torch.save(build_model('tiny', 9).state_dict(), tmp_path / 'w.pt')
+    (tree / 'images' / 'class0' / 'notes.txt').touch()
+    argv = ('--pretrained', str(tmp_path / 'w.pt'), '--amp', 'bf16', '--epochs', '2')
+    stop_after_one_epoch(monkeypatch, tree, tmp_path, *argv)
+    first = capfd.readouterr().err.splitlines()
+    _, results = run(tree, tmp_path, *argv)
+    again = capfd.readouterr().err.splitlines()
+    expected = (
+        f'dtd in {tree}, fold 1, images: 24 to train, 12 to validate, 12 to test; classes: 3; model: tiny, weights: '
+        f'loaded 204 of 206 tensors (100% of the parameters) from {tmp_path}/w.pt; device: cpu, precision: bf16, '
+        f'threads: {torch.get_num_threads()}'
+    )
+    assert expected in first[:2]  # models.py says in detail what it loads
+    assert again[0] == expected
+    for said in (first, again):
+        assert sum('passed over' in line for line in said) == 1
+    assert 0.9 < results['loaded'] < 1, 'a resumed run knows it too'
+
+
+def test_a_run_records_its_whole_tree_whatever_the_fold(tree, tmp_path, tiny):
+    def described(fold: int) -> dict:
+        args = options.parse_args(argv_of(tree, tmp_path, '--fold', str(fold)))
+        return train.describe_run(args, load_splits('dtd', tree, fold), torch.device('cpu'), 1)
+
+    before = described(1)
+    assert before['tree'] == described(2)['tree']
+    assert 'tree' not in before['defines']
+    write_image(tree / 'images' / 'class0' / 'new.jpg', 5)
+    with open(tree / 'labels' / 'train2.txt', 'a') as file:
+        file.write('class0/new.jpg\n')
+    after = described(1)
+    assert (after['fingerprint'], after['tree'] != before['tree']) == (before['fingerprint'], True)
 
 
 def test_label_smoothing_applies_to_mixed_targets(tree, tmp_path, tiny, monkeypatch):
