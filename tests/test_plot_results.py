@@ -154,6 +154,20 @@ def test_one_fold_has_no_whisker(tmp_path):
         assert labelled(figure.axes[0], 'folds')
 
 
+def test_figures_say_where_models_were_loaded_to_different_shares(tmp_path, monkeypatch):
+    for dataset in ('dtd', 'fmd', 'cub200'):
+        for model, share in (('resnet18', 0.998), ('twistnet18', 0.06), ('twistnet18_no_ais', 0.06)):
+            make(tmp_path, dataset, model, pretrained=model, loaded=share)
+    figures = {}
+    monkeypatch.setattr(plot_results, 'save', lambda figure, _, name: figures.update({name: figure}) or [])
+    plot_results.main(arguments('--run_dir', tmp_path))
+    assert list(figures) == ['bar', 'radar', 'scatter', 'ablation', 'curves', 'gate']
+    for figure in figures.values():
+        said = ' '.join(texts(figure)).replace('\n', ' ')
+        assert '2 epochs, 64 px, from ImageNet weights (6-100 % of the parameters loaded)' in said
+        assert 'Parameters loaded from ImageNet weights: ResNet-18 100 %, TwistNet-18 6 %, w/o AIS 6 %.' in said
+
+
 # ---------------------------------------------------------------------------------------------- radar
 
 
