@@ -5,9 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import dendrogram, linkage
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_samples
@@ -17,7 +14,7 @@ from tqdm import tqdm
 import inside
 from archives import DataError
 from datasets import load_splits, open_image
-from drawing import COLORS, MARKERS, PAGE, frame
+from drawing import COLORS, MARKERS, PAGE, Axes, Figure, frame, plt, readable
 from image_views import ANGLES, DEGREE
 from inside import Subject
 from models import ModelError
@@ -111,7 +108,7 @@ def class_means(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def list_classes(axes: Axes, names: list[str]) -> None:
     """A line a class."""
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), map(readable, names))
     axes.tick_params(axis='y', length=0)
 
 

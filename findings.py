@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from drawing import COLORS, PAGE, Figure, Line2D, frame, plt
+from drawing import COLORS, PAGE, Figure, Line2D, frame, plt, readable
 from information import ANGLES, DIFFERENT, IN_PLACE, PAIRS, SAME
 from summarize_runs import LEVEL, p_text
 
@@ -285,7 +285,7 @@ def draw_directions(result: dict, title: str) -> Figure:
         middle = np.mean([i for i, other in enumerate(blocks) if other == block])
         axes.text(middle, -0.8, block, ha='center', va='bottom', fontsize=7)
     axes.set_xticks(range(len(names)), [name.split(maxsplit=1)[1] for name in names])
-    axes.set_yticks(range(len(rows)), [result['classes'][row] for row in rows])
+    axes.set_yticks(range(len(rows)), [readable(result['classes'][row]) for row in rows])
     axes.set_title(p_words(result['overall']['p_holm']), pad=14)
     figure.colorbar(image, ax=axes, label='standard deviations', fraction=0.03, pad=0.01)
     notes = [

@@ -23,15 +23,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 import options
 import runs
-from drawing import COLORS, DASHES, FULL, MARKERS, PAGE, fill_color, frame, label_points, line_style, save
+from drawing import (
+    COLORS,
+    DASHES,
+    FULL,
+    MARKERS,
+    PAGE,
+    Axes,
+    Figure,
+    Line2D,
+    MaxNLocator,
+    fill_color,
+    frame,
+    label_points,
+    line_style,
+    plt,
+    save,
+)
 from registry import DATASETS, MODELS
 from runs import RunError
 from summarize_runs import (

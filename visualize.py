@@ -18,10 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
@@ -34,7 +30,7 @@ import runs
 import synthetic
 from archives import DataError
 from datasets import open_image
-from drawing import COLORS, DASHES, PAGE, frame, save
+from drawing import COLORS, DASHES, PAGE, Axes, Figure, Line2D, frame, plt, save
 from image_views import ANGLES, DEGREE, TIMES, describe, head_label, need_twist, spread_blocks
 from inside import Subject
 from models import ModelError, Twist
