@@ -67,6 +67,7 @@ COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#000000', '#56
 DASHES = ((0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), '-', (0, (9, 2)))
 MARKERS = ('s', '^', 'D', 'v', 'X', 'P', '<')
 FULL = 'twistnet18'
+CMAP = 'cividis'  # its lightness rises evenly: it reads in grey as well
 
 
 def line_style(model: str) -> dict:
@@ -155,6 +156,16 @@ def fonts_for(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
         if not letters:
             break
     return names, letters
+
+
+def heat_map(axes: Axes, values: np.ndarray, **style) -> None:
+    """A table in colours, row 0 on top, cell (i, j) between i, j and i + 1, j + 1; the caller sets the ticks.
+
+    For one map or two a figure: seaborn draws the whole figure at each, to see whether labels overlap.
+    """
+    import seaborn  # takes 0.3 s, which the figures of plot_results.py do without
+
+    seaborn.heatmap(values, ax=axes, xticklabels=False, yticklabels=False, rasterized=True, **dict(cmap=CMAP) | style)
 
 
 def save(figure: Figure, save_dir: Path, name: str) -> list[Path]:

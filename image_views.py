@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import inside
-from drawing import PAGE, Axes, Figure, frame, plt, readable
+from drawing import CMAP, PAGE, Axes, Figure, frame, plt, readable
 from inside import Block, Subject
 from models import DIRECTIONS, ModelError
 from summarize_runs import model_label
@@ -15,7 +15,6 @@ from summarize_runs import model_label
 ANGLES = tuple(round(math.degrees(math.atan2(dy, dx))) for dy, dx in DIRECTIONS)  # of the heads; clockwise: dy is down
 ARROWS = '\N{RIGHTWARDS ARROW}\N{SOUTH EAST ARROW}\N{DOWNWARDS ARROW}\N{SOUTH WEST ARROW}'
 DEGREE, TIMES = '\N{DEGREE SIGN}', '\N{MULTIPLICATION SIGN}'
-CMAP = 'cividis'  # its lightness rises evenly: it reads in grey as well
 
 
 # ---------------------------------------------------------------------------------------------- words
