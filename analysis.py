@@ -55,7 +55,7 @@ from information import ANGLES
 from inside import Block, Subject
 from models import ModelError, TwistNet
 from plot_results import initial_gate
-from runs import RunError
+from runs import RunError, counted
 from significance import class_test, correct, kruskal, mcnemar, paired, standardised
 from summarize_runs import LEVEL, corrected_t_test, dataset_label, take_labels
 from transforms import eval_transform, normalize
@@ -446,7 +446,7 @@ def report_text(report: dict) -> str:
     """The report in Markdown; every sentence is made from the numbers of report.json."""
     notes = ['p values take images as independent: copies of one picture count as several, and make p too small.']
     if report['copies']:
-        notes.append(f'`--copies {report["copies"]}` left {report["n_copies"]} images out.')
+        notes.append(f'`--copies {report["copies"]}` left {counted(report["n_copies"], "image")} out.')
     if report['caution']:
         notes.append(inside.CAUTIONS[report['caution']])
     if report['n_val']:

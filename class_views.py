@@ -5,9 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import dendrogram, linkage
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_samples
@@ -17,7 +14,7 @@ from tqdm import tqdm
 import inside
 from archives import DataError
 from datasets import bits_of, open_image
-from drawing import COLORS, MARKERS, PAGE, frame
+from drawing import COLORS, MARKERS, PAGE, Axes, Figure, frame, heat_map, plt, readable
 from image_views import ANGLES, DEGREE
 from inside import Subject
 from models import ModelError
@@ -26,7 +23,6 @@ from summarize_runs import dataset_label, model_label
 NEIGHBOURS = 5
 GREY = 2 * len(MARKERS)  # classes that markers alone tell apart, filled or open
 BATCH = 16
-CMAP = 'cividis'
 NBSP = '\N{NO-BREAK SPACE}'
 
 
@@ -102,9 +98,9 @@ def class_means(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.stack([values[labels == label].mean(0) for label in range(labels.max() + 1)])
 
 
-def list_classes(axes: Axes, names: list[str]) -> None:
-    """A line a class."""
-    axes.set_yticks(range(len(names)), names)
+def list_classes(axes: Axes, names: list[str], shift: float = 0.0) -> None:
+    """A line a class, at 0, 1 and so on, or as far below as `shift`."""
+    axes.set_yticks(np.arange(len(names)) + shift, map(readable, names))
     axes.tick_params(axis='y', length=0)
 
 
@@ -152,15 +148,14 @@ def plot_selection(subject: Subject, found: Survey) -> Figure:
     values = np.concatenate(table, 1)
     values = 100 * (values - values.mean(0))
     bound = abs(values).max()
-    drawn = axes.imshow(values, cmap=CMAP, vmin=-bound, vmax=bound, aspect='auto')
-    list_classes(axes, subject.classes)
-    edges = np.cumsum([0, *ticks]) - 0.5
+    label = 'weight of the class above\nthe mean of classes (points of 100)'
+    heat_map(axes, values, vmin=-bound, vmax=bound, cbar_kws=dict(label=label, pad=0.01, aspect=25))
+    list_classes(axes, subject.classes, 0.5)
+    edges = np.cumsum([0, *ticks])
     axes.set_xticks((edges[1:] + edges[:-1]) / 2, columns)
     axes.tick_params(axis='x', length=0)
     for edge in edges[1:-1]:
         axes.axvline(edge, color='white', linewidth=1.5)
-    label = 'weight of the class above\nthe mean of classes (points of 100)'
-    figure.colorbar(drawn, ax=axes, label=label, pad=0.01, aspect=25)
     notes = [
         "Top: AIS's weight of every channel, mean over images; filled: first order (z), open: products, head by head; "
         'grey: standard deviation over images. The gate is what the block lets through of its branch. Bottom: a column '
@@ -214,14 +209,14 @@ def plot_classes(subject: Subject, found: Survey) -> Figure:
         ]
     left.set_axis_off()
     left.set_ylim(10 * classes, 0)
-    drawn = right.imshow(values[order], cmap=CMAP, vmin=-2.5, vmax=2.5, aspect='auto', interpolation='nearest')
-    list_classes(right, [subject.classes[label] for label in order])
+    bar = dict(label='class mean, standardised over classes', pad=0.01, aspect=25)
+    heat_map(right, values[order], vmin=-2.5, vmax=2.5, cbar_kws=bar)
+    list_classes(right, [subject.classes[label] for label in order], 0.5)
     names = [f'{text} head' if subject.directional else f'head {text}' for text in head_names(subject, heads)]
-    right.set_xticks((np.arange(heads) + 0.5) * pairs - 0.5, names)
+    right.set_xticks((np.arange(heads) + 0.5) * pairs, names)
     right.tick_params(axis='x', length=0)
-    for edge in np.arange(1, heads) * pairs - 0.5:
+    for edge in np.arange(1, heads) * pairs:
         right.axvline(edge, color='white', linewidth=1.5)
-    figure.colorbar(drawn, ax=right, label='class mean, standardised over classes', pad=0.01, aspect=25)
     notes = [
         f'Mean of the {pairs} products z_i t_j of every head over the map and the images of a class, each column '
         'standardised over the classes. Tree: average linkage of Euclidean distances. Share of the variance among '

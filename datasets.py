@@ -31,10 +31,10 @@ from tqdm import tqdm
 import synthetic
 from archives import DataError, fetch, unpack
 from cache import Cache
-from images import SYNTHETIC, count_of, image_bits, is_image, open_image
+from images import SYNTHETIC, image_bits, is_image, open_image
 from options import choose_dataset
 from registry import DATASETS
-from runs import RunError, digest
+from runs import RunError, counted, digest
 
 SUBSETS = ('train', 'val', 'test')
 SUBSET_NAMES = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
@@ -337,7 +337,7 @@ def list_images(root: Path, leave: tuple[str, ...] = ()) -> dict[str, list[str]]
         raise BadTreeError(*problems)
     if loose and not found:
         raise BadTreeError(
-            f'{root}: has {count_of(loose, "image")} but no class folders, where it needs at least two class folders; '
+            f'{root}: has {counted(len(loose), "image")} but no class folders, where it needs at least two class folders; '
             'each image must be moved into the folder of its class'
         )
     return found
@@ -366,7 +366,9 @@ def _why_empty(folder: str) -> str:
             "move them up, or let --data_dir name the folder that holds the classes' folders"
         )
     holds = (
-        f'of its {count_of(files, "file")}, such as {files[0]}, none has a suffix of images' if files else 'it is empty'
+        f'of its {counted(len(files), "file")}, such as {files[0]}, none has a suffix of images'
+        if files
+        else 'it is empty'
     )
     return f'{folder}: this class folder has no image ({holds}); move it away if it is no class'
 
@@ -696,13 +698,17 @@ def _beside(images: set[str], top: str) -> list[str]:
             nested.append(path)
     lines = []
     if nested:
-        lines.append(f'passed over {count_of(nested, "image")} outside the folders of the classes, such as {nested[0]}')
+        lines.append(
+            f'passed over {counted(len(nested), "image")} outside the folders of the classes, such as {nested[0]}'
+        )
     if unlisted:
-        lines.append(f'passed over {count_of(unlisted, "image")} that no list names, such as {unlisted[0]}')
+        lines.append(f'passed over {counted(len(unlisted), "image")} that no list names, such as {unlisted[0]}')
     if others:
         found = ', '.join(f'{len(paths)} {suffix}' for suffix, paths in sorted(others.items()))
         every = [path for _, paths in sorted(others.items()) for path in paths]
-        lines.append(f'passed over {count_of(every, "file")} without a suffix of images ({found}), such as {every[0]}')
+        lines.append(
+            f'passed over {counted(len(every), "file")} without a suffix of images ({found}), such as {every[0]}'
+        )
     return lines
 
 

@@ -4,13 +4,10 @@ import math
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 
 import inside
-from drawing import PAGE, frame
+from drawing import CMAP, PAGE, Axes, Figure, frame, plt, readable
 from inside import Block, Subject
 from models import DIRECTIONS, ModelError
 from summarize_runs import model_label
@@ -18,7 +15,6 @@ from summarize_runs import model_label
 ANGLES = tuple(round(math.degrees(math.atan2(dy, dx))) for dy, dx in DIRECTIONS)  # of the heads; clockwise: dy is down
 ARROWS = '\N{RIGHTWARDS ARROW}\N{SOUTH EAST ARROW}\N{DOWNWARDS ARROW}\N{SOUTH WEST ARROW}'
 DEGREE, TIMES = '\N{DEGREE SIGN}', '\N{MULTIPLICATION SIGN}'
-CMAP = 'cividis'  # its lightness rises evenly: it reads in grey as well
 
 
 # ---------------------------------------------------------------------------------------------- words
@@ -44,7 +40,7 @@ def block_label(name: str, block: Block) -> str:
 def verdict(subject: Subject, logits: torch.Tensor) -> str:
     """What the model takes an image for, with its probability."""
     probability, label = logits.softmax(-1).max(-1)
-    return f'predicted:\n{subject.classes[int(label)]} ({100 * probability.item():.0f} %)'
+    return f'predicted:\n{readable(subject.classes[int(label)])} ({100 * probability.item():.0f} %)'
 
 
 def need_twist(subject: Subject) -> None:

@@ -4,13 +4,14 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 import synthetic
 from archives import DataError
+from runs import counted
 
 # What Pillow reads of photographs and textures; its icons, films, pages, point clouds and working files are left out.
 IMAGE_SUFFIXES = frozenset(
@@ -176,18 +177,13 @@ def image_bits(paths: Iterable[str]) -> tuple[int | None, list[str]]:
     bits, notes = _bits_of(highest[brightest]), []
     if bits != 16:
         notes.append(
-            f'{count_of(highest, "image")} of more than eight bits a channel: scaled by {bits} bits, those of the '
+            f'{counted(len(highest), "image")} of more than eight bits a channel: scaled by {bits} bits, those of the '
             f'largest value, {highest[brightest]} in {brightest}'
         )
     if dark := [path for path, value in highest.items() if value < 2 ** (bits - 3)]:
         darkest = min(dark, key=highest.get)
         notes.append(
-            f'{count_of(dark, "image")} of {len(highest)} dark beside the others: no value above an eighth of the '
+            f'{counted(len(dark), "image")} of {len(highest)} dark beside the others: no value above an eighth of the '
             f'largest, {highest[brightest]} in {brightest}; such as {darkest} with {highest[darkest]}'
         )
     return bits, notes
-
-
-def count_of(things: Sized, name: str) -> str:
-    """'1 image', '2 images'."""
-    return f'{len(things)} {name}{"s" * (len(things) != 1)}'

@@ -35,7 +35,7 @@ import options
 import runs
 from datasets import DataError, ImageList, list_images
 from models import ModelError, TwistNet
-from runs import RunError
+from runs import RunError, counted
 from train import (
     CHECK_EVERY,
     EvalBatches,
@@ -664,7 +664,8 @@ def note_bad(bad: set[int], progress: dict, index: Index, limit: int) -> None:
     progress['bad'] = sorted(bad)
     if len(bad) > limit:
         raise RunError(
-            f'{len(bad)} images cannot be read, more than --max_bad_images {limit}; the last: {index[max(bad)][0]}'
+            f'{counted(len(bad), "image")} cannot be read, more than --max_bad_images {limit}; '
+            f'the last: {index[max(bad)][0]}'
         )
 
 

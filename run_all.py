@@ -27,7 +27,7 @@ from tqdm import tqdm
 import options
 import runs
 from registry import DATASETS
-from runs import RunError
+from runs import RunError, counted
 
 TRAIN = Path(__file__).resolve().parent / 'train.py'
 FOREIGN = 'another configuration'
@@ -294,7 +294,8 @@ class Grid:
         self.shown = time.monotonic()
         if self.elsewhere and not self.children and not self.waiting and not self.told:
             self.told = True
-            say(f'waiting for {len(self.elsewhere)} runs that others make, the first: {self.elsewhere[0].folder}')
+            others = counted(len(self.elsewhere), 'run')
+            say(f'waiting for {others} that other processes make, the first: {self.elsewhere[0].folder}')
         self.bar.n = self.progress()
         text = f'{self.complete}/{self.total} runs, {len(self.children)} at work'
         text += f', {len(self.elsewhere)} elsewhere' if self.elsewhere else ''
@@ -305,7 +306,7 @@ class Grid:
     def stop(self) -> None:
         """Ask the children to stop; kill those that do not within a minute, or at once when asked again."""
         if self.children and self.signals:
-            say(f'stopping {len(self.children)} runs; a second signal kills them')
+            say(f'stopping {counted(len(self.children), "run")}; a second signal kills them')
         for _, child in self.children.values():
             child.terminate()
         asked, give_up = len(self.signals), time.monotonic() + STOP_AFTER
@@ -392,7 +393,7 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
         for run in grid:
             print(f'{states[run.folder.name]:12} {shlex.join(run.command)}')
     counts = Counter(state.partition(':')[0] for state in states.values())
-    say(f'{len(grid)} runs in {args.run_dir}: {", ".join(f"{n} {state}" for state, n in counts.items())}')
+    say(f'{counted(len(grid), "run")} in {args.run_dir}: {", ".join(f"{n} {state}" for state, n in counts.items())}')
     if args.force and args.dry_run:
         return
     if foreign := [name for name, state in states.items() if state.startswith(FOREIGN)]:
@@ -440,7 +441,7 @@ def submit(args: argparse.Namespace, todo: list[Run]) -> None:
         raise RunError(f'--launcher slurm needs {error.name}: pip install {error.name}') from error
     jobs = slurm.submit([(run.folder, run.command) for run in todo], args.run_dir / 'slurm', args.jobs, args.slurm)
     print(*jobs, sep='\n')
-    say(f'{len(jobs)} runs submitted; the same command with --dry_run shows how far they are')
+    say(f'{counted(len(jobs), "run")} submitted; the same command with --dry_run shows how far they are')
 
 
 def check_data(args: argparse.Namespace) -> None:

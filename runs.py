@@ -58,6 +58,11 @@ class RunBusy(RunError):
     """Another process is making this run."""
 
 
+def counted(number: int, noun: str) -> str:
+    """'1 epoch', '2 epochs', '3 classes'."""
+    return f'{number} {noun}' + ('es' if noun.endswith('s') else 's') * (number != 1)
+
+
 def run_name(dataset: str, fold: int, model: str, seed: int) -> str:
     return f'{dataset}_fold{fold}_{model}_seed{seed}'
 

@@ -26,7 +26,7 @@ from cache import open_cache
 from compute_flops import BASELINE, BOUNDS, measure, print_csv
 from datasets import ImageList, load_splits, open_image, read_pixels
 from models import MODELS, build_model
-from runs import RunError
+from runs import RunError, counted
 from summarize_runs import escape
 from transforms import eval_view, normalize, train_transform
 
@@ -250,7 +250,8 @@ def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dic
     except RuntimeError as error:  # torch.OutOfMemoryError on CUDA, plainly this on a CPU
         if not isinstance(error, torch.OutOfMemoryError) and 'memory' not in str(error):
             raise
-        raise RunError(f'{len(names)} models at --batch_size {args.batch_size} do not fit into {device}') from error
+        tried = f'{counted(len(names), "model")} at --batch_size {args.batch_size}'
+        raise RunError(f'{device} has too little memory for {tried}; lower it') from error
     rates = [2 * side**3 / value for value in seconds[MATRIX]]
     rate = statistics.median(rates)
     rows = [row_of(facts[name], seconds, rate, facts[BASELINE], args.batch_size) for name in names]
@@ -411,7 +412,7 @@ def loader(dataset: str, data_dir: Path | None, fold: int, img_size: int, count:
     sizes = [open_image(path).size for path, _ in items]
     seconds = in_turn(loader_tasks(items, img_size), rounds, torch.device('cpu'))
     print(
-        f'{len(items)} images of {dataset}, {statistics.median(w for w, _ in sizes):.0f} x '
+        f'{counted(len(items), "image")} of {dataset}, {statistics.median(w for w, _ in sizes):.0f} x '
         f'{statistics.median(h for _, h in sizes):.0f} pixels (median), to {img_size} x {img_size}, one core of '
         f'{device_name(torch.device("cpu"))}, rounds: {rounds}, torch {torch.__version__}'
     )

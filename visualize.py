@@ -20,10 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
@@ -36,7 +32,7 @@ import runs
 import synthetic
 from archives import DataError
 from datasets import open_image
-from drawing import COLORS, DASHES, PAGE, frame, save
+from drawing import COLORS, DASHES, PAGE, Axes, Figure, Line2D, frame, heat_map, plt, save
 from image_views import ANGLES, DEGREE, TIMES, describe, head_label, need_twist, spread_blocks
 from inside import Subject
 from models import ModelError, Twist
@@ -66,20 +62,25 @@ def plot_kernels(subject: Subject) -> Figure:
     start = Twist(first.num_heads, first.c_red)
     start.reset_parameters()
     initial, trained = effective(start), {name: effective(twist) for name, twist in twists.items()}
-    size = min(PAGE[0], 0.8 + 1.5 * first.num_heads), 1.05 * (1 + len(trained))
-    figure, grid = plt.subplots(1 + len(trained), first.num_heads, figsize=size, squeeze=False, layout='constrained')
-    for head, axes in enumerate(grid[0]):
-        draw_kernel(axes, initial[head, 0], 0.8, '.1f')
-        axes.set_title(head_label(head))
-    grid[0, 0].set_ylabel('start')
     changes = {name: 1000 * (kernels - initial) for name, kernels in trained.items()}  # (heads, c_red, 3, 3)
     top = max(abs(change).max() for change in changes.values())
-    for row, (name, change) in zip(grid[1:], changes.items()):
-        for head, axes in enumerate(row):
-            widest = abs(change[head]).argmax(0)  # the channel that moved most, tap by tap
-            moved = np.take_along_axis(change[head], widest[None], 0)[0]
-            draw_kernel(axes, moved, 1.6 * top, '+.1f' if top < 100 else '+.0f')
-        row[0].set_ylabel(name)
+    shown = {'start': initial[:, 0]}  # (heads, 3, 3)
+    for name, change in changes.items():  # of the channel that moved most, tap by tap
+        shown[name] = np.take_along_axis(change, abs(change).argmax(1)[:, None], 1)[:, 0]
+    values = np.block([list(kernels) for kernels in shown.values()])
+    words = [f'{value:.1f}' for value in values[:3].flat]
+    words += [f'{value:{"+.1f" if top < 100 else "+.0f"}}' for value in values[3:].flat]
+    words = ['0' if not float(text) else text.replace('-', '\N{MINUS SIGN}') for text in words]
+    shade = abs(values) / np.array([0.8] * 3 + [1.6 * top or 1] * (len(values) - 3))[:, None]  # 1 is black
+    size = min(PAGE[0], 0.8 + 1.5 * first.num_heads), 0.2 + 0.35 * len(values)
+    figure, axes = plt.subplots(figsize=size, layout='constrained')
+    annotation = dict(annot=np.reshape(words, values.shape), fmt='', annot_kws=dict(fontsize=7))
+    heat_map(axes, shade, cmap='Greys', vmin=0, vmax=1, cbar=False, **annotation)
+    axes.hlines(range(0, len(values) + 1, 3), 0, values.shape[1], color='black', linewidth=0.8, clip_on=False)
+    axes.vlines(range(0, values.shape[1] + 1, 3), 0, len(values), color='black', linewidth=0.8, clip_on=False)
+    axes.set_xticks(3 * np.arange(first.num_heads) + 1.5, map(head_label, range(first.num_heads)))
+    axes.set_yticks(3 * np.arange(len(shown)) + 1.5, shown, rotation=90, va='center')
+    axes.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
     notes = [
         'Top: what every channel of a head starts from; the centre is the pixel itself, the row below it lies below it '
         'in the image. Other rows: trained minus start in thousandths, scale included, of the channel that changed '
@@ -87,18 +88,6 @@ def plot_kernels(subject: Subject) -> Figure:
     ]
     frame(figure, describe(subject, 'Twist kernels at the start and their change'), notes)
     return figure
-
-
-def draw_kernel(axes: Axes, values: np.ndarray, top: float, form: str) -> None:
-    """A 3 x 3 kernel in numbers, shaded by their size; `top` is black."""
-    axes.imshow(abs(values), cmap='Greys', vmin=0, vmax=top, aspect='auto')
-    for (y, x), value in np.ndenumerate(values):
-        text = f'{value:{form}}'.replace('-', '\N{MINUS SIGN}')
-        text = '0' if not float(f'{value:{form}}') else text
-        color = 'white' if abs(value) > 0.5 * top else 'black'
-        axes.text(x, y, text, ha='center', va='center', color=color, fontsize=7)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(True)
 
 
 def effective(twist: Twist) -> np.ndarray:

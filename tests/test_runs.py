@@ -140,3 +140,9 @@ def test_a_folder_that_is_a_file_cannot_be_claimed(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(RunError, match='cannot be made or written'):
         runs.claim(tmp_path / 'file')
+
+
+def test_one_is_not_several():
+    assert [runs.counted(*pair) for pair in ((1, 'epoch'), (2, 'epoch'), (0, 'run'), (1, 'class'), (3, 'class'))] == [
+        '1 epoch', '2 epochs', '0 runs', '1 class', '3 classes'
+    ]  # fmt: skip

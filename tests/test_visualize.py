@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, finish, make_dtd, run, start, write_image
+from matplotlib.collections import QuadMesh
 from PIL import Image
 
 import assets.architecture as architecture
@@ -77,6 +78,11 @@ def arguments(*argv) -> argparse.Namespace:
 
 def texts(figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(plt.Text) if text.get_text()]
+
+
+def heat_map(figure) -> plt.Axes:
+    """The axes that a table in colours fills; its cells are those of collections[0]."""
+    return next(axes for axes in figure.axes if axes.collections and isinstance(axes.collections[0], QuadMesh))
 
 
 def survey_of(labels: list[int], features: np.ndarray | None = None, signatures: np.ndarray | None = None):
@@ -192,7 +198,16 @@ def test_kernels_show_what_training_changed():
     subject = tiny()
     with torch.no_grad():
         subject.model.layer4[1].stci.twist.dwconv.weight[3 * 8 + 2, 0, 0, 1] -= 0.02
-    found = texts(visualize.plot_kernels(subject))
+    figure = visualize.plot_kernels(subject)
+    found = texts(figure)
+    shades = heat_map(figure).collections[0].get_array().filled()
+    assert shades.shape == (15, 12)
+    for head, (dy, dx) in enumerate(models.DIRECTIONS):  # rows run down, as in the image
+        start = np.zeros((3, 3))
+        start[1, 1] = start[1 + dy, 1 + dx] = 0.5 / 0.8
+        assert shades[:3, 3 * head : 3 * head + 3] == pytest.approx(start)
+    row, column = np.argwhere(shades[3:] == shades[3:].max())[0]
+    assert (row, column) == (9, 3 * 3 + 1), 'the last block, the last head, the tap that moved'
     assert found.count('\N{MINUS SIGN}20.0') == 1
     assert found.count('0.5') == 8  # the start: the centre and the neighbour of four heads
     assert set(found) & {f'layer{s}.{b}' for s in (3, 4) for b in (0, 1)} == {
@@ -228,7 +243,7 @@ def test_selection_is_by_class_and_names_the_gate():
     figure = class_views.plot_selection(tiny(), found)
     weights = found.selection['layer3.0']
     first = np.stack([weights[found.labels == label, :, :2].mean((0, 2)) for label in range(3)])
-    table = next(axes.images[0].get_array().filled() for axes in figure.axes if axes.images)
+    table = heat_map(figure).collections[0].get_array().filled()
     assert table[:, :2] == pytest.approx(100 * (first - first.mean(0)))
     assert 'layer3.0, gate 0.123' in texts(figure)
 
@@ -238,7 +253,7 @@ def test_alike_classes_stand_together():
     signatures = np.random.default_rng(1).random((4, 2, 5))[[0, 1, 0, 2]][labels]
     signatures = signatures + 0.01 * np.random.default_rng(2).random(signatures.shape)
     figure = class_views.plot_classes(tiny(classes=4), survey_of(labels, signatures=signatures))
-    names = next([tick.get_text() for tick in axes.get_yticklabels()] for axes in figure.axes if axes.images)
+    names = [tick.get_text() for tick in heat_map(figure).get_yticklabels()]
     assert sorted(names) == ['class0', 'class1', 'class2', 'class3']
     assert abs(names.index('class0') - names.index('class2')) == 1
 
@@ -516,8 +531,8 @@ def test_an_image_that_is_too_small_to_be_turned_is_named(tmp_path, checkpoint):
     assert visualize.rotate(Image.new('RGB', (5, 5)), 45).size == (2, 2)
 
 
-def test_a_dollar_in_the_name_of_a_class_is_a_dollar(tmp_path, picture):
-    names = ['a$b_{', r'$\frac$', '$x$']
+def test_a_dollar_in_the_name_of_a_class_is_a_dollar_and_a_byte_that_is_not_utf_8_no_crash(tmp_path, picture):
+    names = ['a$b_{', r'$\frac$', '$x$\udce9']
     subject, found = tiny()._replace(classes=names), survey_of([0, 0, 1, 1, 2, 2])
     figures = [
         image_views.plot_interaction(subject, picture),
@@ -530,7 +545,7 @@ def test_a_dollar_in_the_name_of_a_class_is_a_dollar(tmp_path, picture):
         text = [text for text in figure.findobj(plt.Text) if '$' in text.get_text()]
         assert text
         if figure is not figures[0]:  # which names the predicted class
-            assert {one.get_text() for one in text} == set(names)
+            assert {one.get_text() for one in text} == {*names[:2], '$x$\N{REPLACEMENT CHARACTER}'}
         assert not any(one.get_parse_math() for one in text)
 
 
