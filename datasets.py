@@ -337,7 +337,7 @@ def list_images(root: Path, leave: tuple[str, ...] = ()) -> dict[str, list[str]]
         raise BadTreeError(*problems)
     if loose and not found:
         raise BadTreeError(
-            f'{root}: has {counted(len(loose), "image")} but no class folders, where it needs at least two class folders; '
+            f'{root}: has {counted(len(loose), "image")} but no class folders, where at least two are needed; '
             'each image must be moved into the folder of its class'
         )
     return found
@@ -707,7 +707,7 @@ def _beside(images: set[str], top: str) -> list[str]:
         found = ', '.join(f'{len(paths)} {suffix}' for suffix, paths in sorted(others.items()))
         every = [path for _, paths in sorted(others.items()) for path in paths]
         lines.append(
-            f'passed over {counted(len(every), "file")} without a suffix of images ({found}), such as {every[0]}'
+            f'passed over {counted(len(every), "file")} without an image suffix ({found}), such as {every[0]}'
         )
     return lines
 

@@ -123,8 +123,8 @@ DRAWN = dict(
 )
 STRAYS = dict(
     dtd=[],
-    fmd=['passed over 3 files without a suffix of images (3 .db), such as '],
-    kth_tips2=['passed over 9 files without a suffix of images (1 .pdf, 8 .txt), such as '],
+    fmd=['passed over 3 files without an image suffix (3 .db), such as '],
+    kth_tips2=['passed over 9 files without an image suffix (1 .pdf, 8 .txt), such as '],
     cub200=[],
     flowers102=[],
 )
