@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from registry import DATASETS, MODELS
+from registry import DATASETS, MODELS, size_problem
 from runs import RunError
 
 DEFAULT = dict(
@@ -301,5 +301,5 @@ def check(args: argparse.Namespace) -> None:
         raise RunError(f'--epochs {args.epochs} must be greater than --warmup_epochs {args.warmup_epochs}')
     if args.min_lr > args.lr:
         raise RunError(f'--min_lr {args.min_lr} must not exceed --lr {args.lr}')
-    if MODELS[args.model].get('resolution') and args.img_size % 32:
-        raise RunError(f'--img_size {args.img_size} must be a multiple of 32 for {args.model}')
+    if problem := size_problem(args.model, args.img_size):
+        raise RunError(problem)

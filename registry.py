@@ -1,7 +1,8 @@
 """The models and the data sets: plain values by name, without a single import, so that scripts start in a blink."""
 
 # One entry a baseline: `timm` is the model that is built, with `args` of its constructor; `weights` is the tag that
-# pretrained=True loads from the hub. `resolution` marks models whose parameters depend on the image size.
+# pretrained=True loads from the hub, `venue` where it was published; an entry may lack these three. `resolution` marks
+# models whose parameters depend on the image size.
 MODELS: dict[str, dict] = {
     # timm starts the last BatchNorm of a ResNet block at zero; TwistNet's trunk, as the paper's, starts it at one. The
     # ResNets start as TwistNet does, so that a difference from scratch is the branch's and not the initialisation's.
@@ -51,7 +52,7 @@ MODELS: dict[str, dict] = {
     'twistnet18_no_ais': dict(label='w/o AIS', twist=dict(use_ais=False)),
     'twistnet18_first_order': dict(label='First-order only', twist=dict(twist_stages=())),
     'twistnet18_no_products': dict(label='w/o Products', twist=dict(use_products=False)),
-    # `own` are the parameters that make a variant what it is: the full model's weights leave them as they start.
+    # `own` are the parameters that make a variant what it is: weights of another model leave them as they start.
     'twistnet18_random_twist': dict(label='Random Twist', twist=dict(directional=False), own='.twist.'),
     'twistnet18_heads1': dict(label='1 Head', twist=dict(num_heads=1)),
     'twistnet18_heads2': dict(label='2 Heads', twist=dict(num_heads=2)),
@@ -147,3 +148,10 @@ DATASETS: dict[str, dict] = {
         source='drawn by synthetic.py',
     ),
 }
+
+
+def size_problem(model: str, img_size: int | None) -> str | None:
+    """Why a model cannot take square images of this side in pixels; None where it can."""
+    if MODELS[model].get('resolution') and (img_size or 0) % 32:
+        return f'--img_size {img_size} must be a multiple of 32 for {model}'
+    return None

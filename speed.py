@@ -23,9 +23,9 @@ from torchvision.transforms import InterpolationMode, v2
 import options
 import train
 from cache import open_cache
-from compute_flops import BASELINE, BOUNDS, measure, print_csv
+from compute_flops import BASELINE, BOUNDS, NO_FVCORE, measure, print_csv
 from datasets import ImageList, load_splits, open_image, read_pixels
-from models import MODELS, build_model
+from models import build_model
 from runs import RunError, counted
 from summarize_runs import escape
 from transforms import eval_view, normalize, train_transform
@@ -202,7 +202,7 @@ def row_of(facts: dict, seconds: dict, rate: float, base: dict, batch_size: int)
     """A row of the table.
 
     Args:
-        facts: model, label, macs_G and saved_MiB of an image.
+        facts: model, label, macs_G (None: not known, nor is the share then) and saved_MiB of an image.
         seconds: readings of all models, by (model, task).
         rate: multiply-adds and all, floating-point operations a second of the matrix product.
         base: facts of the baseline.
@@ -213,7 +213,8 @@ def row_of(facts: dict, seconds: dict, rate: float, base: dict, batch_size: int)
         speed = images / statistics.median(seconds[name, task])
         row[f'{task}_images_per_s'] = speed
         row[f'{task}_ratio'] = ratio(seconds[name, task], seconds[base['model'], task])
-        row[f'{task}_share'] = passes * 2 * facts['macs_G'] * 1e9 * speed / rate
+        macs = facts['macs_G']
+        row[f'{task}_share'] = None if macs is None else passes * 2 * macs * 1e9 * speed / rate
     row['saved_ratio'] = facts['saved_MiB'] / base['saved_MiB']
     return row
 
@@ -304,7 +305,8 @@ def cells_of(row: dict) -> list[str]:
     for task in TASKS:
         speed = row[f'{task}_images_per_s']
         cells += [f'{speed:.{1 if speed < 1000 else 0}f}', f'{row[f"{task}_ratio"]:.2f}']
-        cells += [f'{100 * row[f"{task}_share"]:.1f} %']
+        share = row[f'{task}_share']
+        cells += ['-' if share is None else f'{100 * share:.1f} %']
     return [*cells, f'{row["saved_MiB"]:.2f}', f'{row["saved_ratio"]:.2f}']
 
 
@@ -343,12 +345,11 @@ def main(names: list[str], args: argparse.Namespace) -> None:
     """compute_flops.py --speed.
 
     Raises:
-        RunError, ModelError: as measure_models, and where a model cannot have this image size.
+        RunError, ModelError: as measure_models.
     """
-    for name in names:
-        if MODELS.get(name, {}).get('resolution') and args.img_size % 32:
-            raise RunError(f'--img_size {args.img_size} must be a multiple of 32 for {name}')
     rows, conditions = measure_models(names, args)
+    if rows[0]['macs_G'] is None:
+        train.say(NO_FVCORE)
     if args.csv:
         print_csv([row | conditions for row in rows])
     elif args.latex:

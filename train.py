@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 import models
 from cache import Cache, CacheError, open_cache
-from compute_flops import measure
+from compute_flops import NO_FVCORE, measure
 from datasets import (
     DataError,
     ImageList,
@@ -632,9 +632,10 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     # Model and optimiser, new or as they were.
     num_classes = len(splits.classes)
     model = models.build_model(args.model, num_classes, False if last else args.pretrained, args.img_size)
-    new = dict(
-        history=[], best_val_acc=-1.0, best_epoch=0, pretrained=model.pretrained, loaded=getattr(model, 'loaded', None)
-    )
+    size = measure(args.model, num_classes, args.img_size)  # now: what cannot be counted must not end a trained run
+    if size['macs_G'] is None:
+        say(NO_FVCORE)
+    new = dict(history=[], best_val_acc=-1.0, best_epoch=0, pretrained=model.pretrained, loaded=model.loaded)
     run = last['run'] if last else new
     say_opening(args, splits, run['pretrained'], config['environment'])
     model.to(device, memory_format=torch.channels_last)
@@ -754,7 +755,6 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     share_weights(model)
     test_loss, test_acc = evaluate(model, test_loader, device, args.amp, bar)
     bar.close()
-    size = measure(args.model, num_classes, args.img_size)
     results = dict(
         dataset=args.dataset,
         fold=args.fold,
@@ -766,7 +766,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         best_epoch=run['best_epoch'],
         test_acc_last=test_acc_last,
         params_M=size['params_M'],
-        macs_G=size['macs_G'],  # of one image of this run
+        macs_G=size['macs_G'],  # of one image of this run; None without fvcore
         seconds=round(sum(line['seconds'] for line in run['history']), 1),
         n_train=len(splits.train),
         n_val=len(splits.val),

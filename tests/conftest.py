@@ -67,6 +67,13 @@ def tiny(monkeypatch) -> str:
 
 
 @pytest.fixture
+def no_fvcore(monkeypatch) -> None:
+    """fvcore is not installed."""
+    for name in ('fvcore', 'fvcore.nn'):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.fixture
 def small_benchmarks(monkeypatch) -> None:
     """The benchmarks have the sizes of the small trees of trees.py."""
     for key, (images, classes) in trees.SMALL_SIZE.items():

@@ -113,6 +113,12 @@ def test_a_row_has_the_rates_and_the_shares_of_the_matrix_rate():
     assert row['saved_ratio'] == 1.25
 
 
+def test_without_macs_a_row_has_no_shares():
+    facts = dict(model='resnet18', label='ResNet-18', macs_G=None, saved_MiB=8.0)
+    row = speed.row_of(facts, {('resnet18', task): [2.0] for task in speed.TASKS}, 1e11, facts, batch_size=6)
+    assert speed.cells_of(row)[:3] == ['3.0', '1.00', '-']
+
+
 # ------------------------------------------------------------------------------------------ models
 
 

@@ -195,6 +195,14 @@ def test_weights_are_part_of_the_configuration_and_of_the_results(tree, tmp_path
         run(tree, tmp_path, '--pretrained', str(tmp_path / 'b.pt'))
 
 
+def test_without_fvcore_a_run_has_no_macs_and_says_so_once(tree, tmp_path, tiny, no_fvcore, capsys):
+    folder, _ = run(tree, tmp_path, '--epochs', '1', '--warmup_epochs', '0')
+    results = runs.read_json(folder / 'results.json')
+    assert results['macs_G'] is None
+    assert results['params_M'] > 0
+    assert capsys.readouterr().err.count('fvcore is not installed') == 1
+
+
 # ------------------------------------------------------------------------------------------ determinism
 
 
