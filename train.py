@@ -621,9 +621,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     # Model and optimiser, new or as they were.
     num_classes = len(splits.classes)
     model = models.build_model(args.model, num_classes, False if last else args.pretrained, args.img_size)
-    new = dict(
-        history=[], best_val_acc=-1.0, best_epoch=0, pretrained=model.pretrained, loaded=getattr(model, 'loaded', None)
-    )
+    new = dict(history=[], best_val_acc=-1.0, best_epoch=0, pretrained=model.pretrained, loaded=model.loaded)
     run = last['run'] if last else new
     say_opening(args, splits, run['pretrained'], config['environment'])
     model.to(device, memory_format=torch.channels_last)
