@@ -228,18 +228,22 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def read(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """The command line; of the options of a recipe those that were not given are None, and `given` names the others."""
-    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(DEFAULT)))  # what stands there has no default
-    args.given = [name for name in ('dataset', *DEFAULT) if getattr(args, name, None) is not None]
+    """The command line, with `given`: the names of the options that stand there."""
+    args = parser.parse_args(argv)
+    blank = argparse.Namespace(**dict.fromkeys(vars(args)))  # what has a value there gets no default
+    args.given = sorted(name for name, value in vars(parser.parse_args(argv, blank)).items() if value is not None)
     return args
 
 
 def fill(args: argparse.Namespace, recipe: dict) -> argparse.Namespace:
-    """What was not given is as the recipe says, or less where that does not go with what was given."""
+    """What was not given is as the recipe says, or less where that would not go with what was given (see shrunk)."""
     for name, value in recipe.items():
         if name not in args.given:
             setattr(args, name, value)
-    shrink(args)
+    if 'warmup_epochs' not in args.given:
+        args.warmup_epochs = max(0, min(args.warmup_epochs, args.epochs - 1))
+    if 'min_lr' not in args.given:
+        args.min_lr = min(args.min_lr, args.lr)
     return args
 
 
@@ -253,14 +257,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.dataset = choose_dataset(args.dataset, args.data_dir)
     args.recipe = args.recipe or ('demo' if args.dataset == 'synthetic' else 'default')
     return fill(args, RECIPES[args.recipe])
-
-
-def shrink(args: argparse.Namespace) -> None:
-    """Bring defaults down to what the values that were given allow; values that were given stay as they are."""
-    if 'warmup_epochs' not in args.given:
-        args.warmup_epochs = max(0, min(args.warmup_epochs, args.epochs - 1))
-    if 'min_lr' not in args.given:
-        args.min_lr = min(args.min_lr, args.lr)
 
 
 def largest_batch(batch_size: int, n_train: int, processes: int) -> int:

@@ -399,6 +399,7 @@ def pretrain(args: argparse.Namespace) -> Path:
         RunError, DataError, ModelError: the run cannot begin or go on.
         KeyboardInterrupt: a signal came, and a checkpoint is saved.
     """
+    notes = options.shrunk(args, options.IMAGENET)
     options.check(args)
     if args.num_workers is None:
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
@@ -410,7 +411,6 @@ def pretrain(args: argparse.Namespace) -> Path:
     if args.scale_lr:
         args.lr = args.lr * global_batch / BASE_BATCH
         say(f'learning rate {args.lr:g} for a global batch of {global_batch} (--no-scale_lr keeps --lr)')
-        options.shrink(args)
         options.check(args)
     folder, target = Path(args.checkpoint_dir), Path(args.weights_dir) / f'{args.model}_imagenet.pt'
     train_index, val_index, config, last = share_object(lambda: begin(args, device))
@@ -420,7 +420,7 @@ def pretrain(args: argparse.Namespace) -> Path:
     progress = dict(epoch=0, step=0, loss=0.0, dropped=0, streak=0, bad=[], history=[], best=dict(val_acc=-1.0))
     images = dict(train=len(train_index), validate=len(val_index))
     say(opening(args.data_dir, images, config['classes'], args.model, None, config['environment'], args.amp))
-    for line in options.shrunk(args, options.IMAGENET):
+    for line in notes:
         say(line)
     if last:
         progress = last['progress']
