@@ -39,6 +39,7 @@ warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 
 def is_image(name: str) -> bool:
+    """True for the name of a file that is not hidden and has a suffix of images."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and name[0] != '.'
 
 
