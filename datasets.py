@@ -12,7 +12,6 @@ lists files, or of the machine.
 """
 
 import argparse
-import fcntl
 import hashlib
 import os
 import shlex
@@ -30,6 +29,7 @@ from tqdm import tqdm
 import synthetic
 from archives import DataError, fetch, unpack
 from cache import Cache
+from locks import fcntl
 from registry import DATASETS
 from runs import RunError
 
