@@ -12,7 +12,6 @@ any number of runs may read and write at once. What no longer fits is made anew 
 import atexit
 import contextlib
 import errno
-import fcntl
 import hashlib
 import mmap
 import os
@@ -27,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import __version__ as PILLOW
 
+from locks import fcntl
 from runs import RunError
 
 VERSION = f'2 {PILLOW}'  # raise the number whenever the same source is to give other pixels

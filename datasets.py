@@ -13,7 +13,6 @@ lists files, or of the machine.
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import os
 import shlex
@@ -32,6 +31,7 @@ import synthetic
 from archives import DataError, fetch, unpack
 from cache import Cache
 from images import SYNTHETIC, image_bits, is_image, open_image
+from locks import fcntl
 from options import choose_dataset
 from registry import DATASETS
 from runs import RunError, counted, digest
@@ -706,9 +706,7 @@ def _beside(images: set[str], top: str) -> list[str]:
     if others:
         found = ', '.join(f'{len(paths)} {suffix}' for suffix, paths in sorted(others.items()))
         every = [path for _, paths in sorted(others.items()) for path in paths]
-        lines.append(
-            f'passed over {counted(len(every), "file")} without an image suffix ({found}), such as {every[0]}'
-        )
+        lines.append(f'passed over {counted(len(every), "file")} without an image suffix ({found}), such as {every[0]}')
     return lines
 
 

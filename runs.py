@@ -11,7 +11,6 @@ RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from locks import fcntl
 
 BUSY = 75  # exit code of train.py where another process makes this run (EX_TEMPFAIL of sysexits.h)
 LOG = 'train.log'

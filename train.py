@@ -16,6 +16,7 @@ if __name__ == '__main__':
         options.parse_args()  # --help and mistyped options are answered before torch is there, which takes seconds
 
 import argparse
+import contextlib
 import ctypes
 import io
 import json
@@ -24,6 +25,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
 import time
@@ -46,7 +48,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
-from cache import Cache, CacheError, open_cache
+from cache import SHARED_MEMORY, Cache, CacheError, open_cache
 from compute_flops import NO_FVCORE, measure
 from datasets import (
     DataError,
@@ -67,47 +69,119 @@ from transforms import eval_settings, eval_view, mix, normalize, seed_of, to_ten
 EVAL_BATCH = 64  # images; a constant, so that the figures of an evaluation depend on nothing else
 CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 NOT_FINITE = 'the checkpoints of the epochs before are kept; try a lower --lr or --amp off'
+JOB = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')  # what torchrun tells each of its processes
+JOIN_MINUTES = 10  # to wait for the other processes where torchrun does not watch over them
+PREFETCH, IN_USE = 2, 2  # batches that each loader process prepares ahead, and that the loop holds
 AMP_DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, off=torch.float32)
 
 
 # ---------------------------------------------------------------------------------------------- system
 
 
+class ProcessError(RunError):
+    """An error of one process among several, which therefore speaks for itself."""
+
+
+def number_in(variable: str) -> int | None:
+    """A number from 0 in the environment; None where the variable is missing or holds something else."""
+    text = os.environ.get(variable, '')
+    return int(text) if text.isdecimal() else None
+
+
 def process_rank() -> tuple[int, int]:
-    """Rank of this process and number of processes, as torchrun announces them; (0, 1) without it."""
-    world = int(os.environ.get('WORLD_SIZE', 1))
-    return (int(os.environ.get('RANK', 0)) if world > 1 else 0), world
+    """Rank of this process and number of processes, as torchrun announces them; (0, 1) without it, see check_job."""
+    rank, world, port = (number_in(name) for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT'))
+    announced = None not in (rank, world, port) and os.environ.get('MASTER_ADDR')
+    return (rank, world) if announced and rank < world else (0, 1)
+
+
+def under_torchrun() -> bool:
+    return 'TORCHELASTIC_RUN_ID' in os.environ
+
+
+def check_job() -> None:
+    """Say that a WORLD_SIZE without a job around it does not count.
+
+    Raises:
+        RunError: several processes are announced, but not so that they can meet.
+    """
+    if process_rank()[1] > 1 or os.environ.get('WORLD_SIZE', '1') in ('', '1'):
+        return
+    known = ', '.join(f'{name}={os.environ[name]}' for name in JOB if name in os.environ)
+    missing = [name for name in JOB if not os.environ.get(name)]
+    if 'RANK' in os.environ or (number_in('SLURM_STEP_NUM_TASKS') or 1) > 1:
+        wrong = f'without {", ".join(missing)}' if missing else 'which cannot be'
+        raise RunError(f'the environment says {known}, {wrong}; unset WORLD_SIZE and RANK, or start with torchrun')
+    say(f'note: {known} without {", ".join(missing)} is taken for a leftover: one process (torchrun starts several)')
+
+
+def find_device(name: str) -> torch.device:
+    """The device that --device names, with its index: without one torch.cuda.set_device would refuse it.
+
+    Args:
+        name: 'auto', 'cpu', 'cuda' (of several processes: each one's own) or 'cuda:N'.
+
+    Raises:
+        RunError: there is no such device, or several processes would share it.
+    """
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    match = re.fullmatch(r'cpu|cuda(?::([0-9]+))?', name)
+    if not match:
+        raise RunError(f"--device '{name}' must be auto, cpu, cuda or cuda:N")
+    if name == 'cpu':
+        return torch.device('cpu')
+    several = process_rank()[1] > 1
+    if match[1] and (several or under_torchrun()):
+        raise RunError(f'--device {name}: torchrun gives each process a device of its own; leave the number out')
+    count = torch.cuda.device_count()
+    index = int(match[1] or 0) if not several else local_index(count)
+    if index >= count:
+        found = f'there {"is" if count == 1 else "are"} {count} CUDA device{"" if count == 1 else "s"} here'
+        raise RunError(f'--device {name}: {found}' + f', and this is process {index} of its machine' * several)
+    return torch.device('cuda', index)
+
+
+def local_index(count: int) -> int:
+    """The index of this process's own device among the `count` of its machine.
+
+    torchrun says it. srun does not, but numbers its tasks, unless each of them is shown its own device alone.
+
+    Raises:
+        RunError: nothing says it.
+    """
+    index = number_in('LOCAL_RANK')
+    if index is None and count == 1:
+        return 0
+    if index is None and number_in('SLURM_STEP_NUM_TASKS') == process_rank()[1]:
+        index = number_in('SLURM_LOCALID')
+    if index is None:
+        raise RunError(f"LOCAL_RANK does not say which of the {count} CUDA devices is this process's; use torchrun")
+    return index
 
 
 def setup(device: str, seed: int) -> torch.device:
     """Ask for deterministic kernels, join the process group where there are several processes, seed.
 
     Args:
-        device: 'auto', 'cpu', 'cuda' (torchrun: the process's own) or 'cuda:N'.
+        device: as for find_device.
 
     Raises:
-        RunError: there is no such device.
+        RunError: there is no such device, or the processes do not meet.
     """
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS is deterministic only with this
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
     torch.backends.cudnn.benchmark = False
     keep_freed_memory()
-    _, world = process_rank()
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if not re.fullmatch(r'cpu|cuda(:\d+)?', device):
-        raise RunError(f"--device '{device}' must be auto, cpu, cuda or cuda:N")
-    if device == 'cuda' and world > 1:
-        device = f'cuda:{os.environ["LOCAL_RANK"]}'
-    if device != 'cpu' and int(device.partition(':')[2] or 0) >= torch.cuda.device_count():
-        raise RunError(f'--device {device}: there are {torch.cuda.device_count()} CUDA devices here')
-    if device != 'cpu':
-        torch.cuda.set_device(device)
-    if world > 1:
-        join('gloo' if device == 'cpu' else 'nccl')
+    check_job()
+    place = find_device(device)
+    if place.type == 'cuda':
+        torch.cuda.set_device(place)
+    if process_rank()[1] > 1:
+        join('gloo' if place.type == 'cpu' else 'nccl')
     torch.manual_seed(seed)
-    return torch.device(device)
+    return place
 
 
 def keep_freed_memory() -> None:
@@ -120,36 +194,92 @@ def keep_freed_memory() -> None:
 
 
 def join(backend: str) -> None:
-    """Join the process group, with keys in torchrun's store that no earlier process has used.
+    """Join the process group, with keys in the store that no earlier process has used.
 
     torchrun keeps one store through all restarts, and with it the addresses of processes that are dead, which the new
     ones would try to reach. So the main process offers a new prefix, and the others take it when it has answered them.
-    Polls instead of waiting, so that a signal is heard.
+
+    Raises:
+        ProcessError: the other processes do not come.
     """
-    # Other processes wait while the main one lists a million files.
-    store, rank, world = next(dist.rendezvous('env://', timeout=timedelta(hours=1)))
+    rank, world = process_rank()
+    store = open_store(rank, world)
     mine = prefix = uuid.uuid4().hex
+
+    def answered() -> bool:
+        nonlocal prefix
+        if store.check(['offer']):
+            prefix = store.get('offer').decode()
+            store.set(f'{prefix}/{rank}', mine)
+        return store.check([mine])
+
     if rank == 0:
         if store.check(['offer']):
             os.environ['TORCHELASTIC_RESTART_COUNT'] = '1'  # torchrun counts only the restarts of its own machine
         store.set('offer', mine)
         for other in range(1, world):
-            while not store.check([f'{mine}/{other}']):
-                time.sleep(0.02)
+            wait_for_others(lambda other=other: store.check([f'{mine}/{other}']))
             store.set(store.get(f'{mine}/{other}').decode(), 'welcome')
-    while rank > 0 and not store.check([mine]):
-        if store.check(['offer']):
-            prefix = store.get('offer').decode()
-            store.set(f'{prefix}/{rank}', mine)
-        time.sleep(0.02)
+    else:
+        wait_for_others(answered)
     dist.init_process_group(
         backend, store=dist.PrefixStore(prefix, store), rank=rank, world_size=world, timeout=timedelta(hours=1)
     )
 
 
+def open_store(rank: int, world: int) -> dist.Store:
+    """torchrun's store, or without torchrun the one that rank 0 opens at MASTER_ADDR and MASTER_PORT.
+
+    Raises:
+        ProcessError: it cannot be opened or reached.
+    """
+    patience = timedelta(hours=1)  # other processes wait while the main one lists a million files
+    if under_torchrun():
+        return next(dist.rendezvous('env://', timeout=patience))[0]
+    found: list[dist.Store] = []
+
+    def reached() -> bool:
+        try:  # for seconds at a time: while it waits, it hears no signal
+            address, port, seconds = os.environ['MASTER_ADDR'], number_in('MASTER_PORT'), timedelta(seconds=3)
+            found.append(dist.TCPStore(address, port, world, rank == 0, seconds, wait_for_workers=False))
+        except (RuntimeError, ValueError, TypeError) as error:  # nobody there yet; a port that is taken, or is none
+            if rank == 0:
+                reason = str(error).splitlines()[0]
+                raise ProcessError(f'{meeting_place()}: cannot be opened ({reason}); {NO_JOB}') from error
+        return bool(found)
+
+    wait_for_others(reached)
+    found[0].set_timeout(patience)
+    return found[0]
+
+
+NO_JOB = 'unset WORLD_SIZE for a single process, or start them all with torchrun'
+
+
+def meeting_place() -> str:
+    return f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
+
+
+def wait_for_others(ready: Callable[[], bool]) -> None:
+    """Poll, so that a signal is heard; say so when it takes long.
+
+    Raises:
+        ProcessError: torchrun does not watch over the processes, and it is not ready after JOIN_MINUTES.
+    """
+    begun, told = time.monotonic(), under_torchrun()
+    while not ready():
+        waited, (rank, world) = time.monotonic() - begun, process_rank()
+        if not under_torchrun() and waited > 60 * JOIN_MINUTES:
+            raise ProcessError(f'{meeting_place()}: not all of the {world} processes came; {NO_JOB}')
+        if not told and waited > 5:
+            print(f'process {rank} of {world} waits for the others at {meeting_place()}; {NO_JOB}', file=sys.stderr)
+            told = True
+        time.sleep(0.02)
+
+
 def was_restarted() -> bool:
     """In the main process: torchrun has started this one in the place of one that died."""
-    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
+    return (number_in('TORCHELASTIC_RESTART_COUNT') or 0) > 0
 
 
 def resolve_amp(amp: str, device: torch.device) -> str:
@@ -331,6 +461,38 @@ def eval_images(items: list[tuple[str, int]], img_size: int, cache: Cache | None
     return ImageList(items, to_tensor, read)
 
 
+def loader_processes(asked: int, batches: list[tuple[int, int]]) -> int:
+    """As many loader processes as there is shared memory for, at most `asked`; says so where they are fewer.
+
+    They hand their batches over in /dev/shm, of which a container of Docker's has 64 MB.
+
+    Args:
+        batches: (number, bytes) of the batches of each loader; one loader is read at a time.
+    """
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:  # a system without it
+        return asked
+    free //= number_in('LOCAL_WORLD_SIZE') or 1 if process_rank()[1] > 1 else 1
+
+    def in_flight(processes: int) -> int:
+        ahead = PREFETCH * processes + IN_USE if processes else 0  # this process itself needs no sharing
+        return max(size * min(number, ahead) for number, size in batches)
+
+    fits = next(processes for processes in range(asked, -1, -1) if in_flight(processes) <= free)
+    if fits < asked:
+        say(
+            f'note: batches of {asked} loader processes need {in_flight(asked) / 2**20:.0f} MiB of {SHARED_MEMORY}, '
+            f'where {free / 2**20:.0f} are free: --num_workers {fits} is taken (docker run --shm-size=8g gives more)'
+        )
+    return fits
+
+
+def image_bytes(img_size: int) -> int:
+    """Of an image on its way to the device, uint8."""
+    return 3 * img_size * img_size
+
+
 def make_loader(
     data: ImageList, batches, num_workers: int, device: torch.device, steadfast: bool = False
 ) -> DataLoader:
@@ -339,6 +501,7 @@ def make_loader(
         data,
         batch_sampler=batches,
         num_workers=num_workers,
+        prefetch_factor=PREFETCH if num_workers > 0 else None,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == 'cuda',
         worker_init_fn=_outlast_signals if steadfast else _leave_signals_to_parent,
@@ -596,6 +759,70 @@ def read_last(path: Path, fingerprint: str) -> dict | None:
     return last
 
 
+@contextlib.contextmanager
+def machine_errors() -> Iterator[None]:
+    """The body, in which what torch reports of the machine is an error of one line that says the way out.
+
+    Raises:
+        ProcessError: no compiler, too little memory of one kind or another, a loader process that was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if told := explain(error):
+            raise ProcessError(told) from error
+        raise
+
+
+def explain(error: RuntimeError) -> str | None:
+    """What an error of torch's means to the user; None for one that is not the machine's."""
+    text, module = str(error), type(error).__module__
+    if isinstance(error, (DataError, ModelError, RunError)):
+        return None
+    if module.startswith(('torch._dynamo.', 'torch._inductor.')):
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.endswith('raised:')]
+        why = lines[0] if lines else type(error).__name__
+        return f'--compile: {why}; torch.compile needs a C++ compiler such as g++; without --compile it runs too'
+    if re.search('shared memory|Bus error', text):
+        return (
+            f'the loader processes ran out of {SHARED_MEMORY}; fewer --num_workers need less, 0 none (docker run '
+            '--shm-size=8g gives more)'
+        )
+    if found := re.search(r'DataLoader worker \(pid.*\) (is killed by .*?|exited unexpectedly)', text):
+        return f'a loader process {found[1]}, perhaps for want of memory; fewer --num_workers need less'
+    if re.search("out of memory|can't allocate memory", text):
+        return 'the device has too little memory; a smaller --batch_size or --img_size needs less'
+    return None
+
+
+def weights_file(args: argparse.Namespace, classes: list[str], run: dict, state_dict: dict) -> dict:
+    """What best.pt holds: the weights after the last epoch of a run's history, and where they come from."""
+    return dict(
+        model=args.model,
+        num_classes=len(classes),
+        classes=classes,
+        epoch=run['best_epoch'],
+        val_acc=run['best_val_acc'],
+        state_dict={k: v.detach().cpu().contiguous() for k, v in state_dict.items()},
+        transform=eval_settings(args.img_size),
+    )
+
+
+def holds_best(folder: Path, run: dict) -> bool:
+    """Whether the best weights of a run are there, in best.pt or, where its last epoch is the best one, in last.pt.
+
+    last.pt is written first: a run killed between the two still has what is to become best.pt.
+    """
+    if run['best_epoch'] == len(run['history']):
+        return True
+    try:
+        best = models.read_checkpoint(folder / 'best.pt')
+    except (FileNotFoundError, ModelError):
+        return False
+    wanted = dict(epoch=run['best_epoch'], val_acc=run['best_val_acc'])
+    return isinstance(best, dict) and wanted.items() <= best.items()
+
+
 def begin(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict | None]:
     """Open the run folder: the results if the run is complete, else the checkpoint to go on from, if any."""
     runs.claim(folder)
@@ -607,8 +834,8 @@ def begin(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict | 
         say(f'{folder} is complete; --force would start it again')
         return results, None
     last = read_last(folder / 'last.pt', config['fingerprint'])
-    if last and not (folder / 'best.pt').is_file():
-        say(f'note: {folder / "best.pt"} is missing; starting again from epoch 1, which ends in the same bits')
+    if last and not holds_best(folder, last['run']):
+        say(f'note: {folder / "best.pt"} is missing or of another epoch than the best one; starting again from epoch 1')
         last = None
     return None, last
 
@@ -648,6 +875,8 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         optimizer.load_state_dict(last['optimizer'])
         scaler.load_state_dict(last['scaler'])
         say(f'{folder}: going on after epoch {len(run["history"])}')
+        if is_main() and run['best_epoch'] == len(run['history']):
+            save_checkpoint(folder / 'best.pt', weights_file(args, splits.classes, run, last['state_dict']))
     if args.compile:
         model.compile()  # in place: names in the state dict stay as they are
     parallel = parallelise(model, device, args.amp, args.batch_size // world, args.img_size)
@@ -657,18 +886,17 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     bits, notes = bits_of(splits)
     for note in notes:
         say(f'note: {note}')
+    train_batches = TrainBatches(len(splits.train), args.batch_size, args.seed, rank, world)
+    evaluated = [EvalBatches(len(items), rank, world) for items in (splits.val, splits.test)]
+    sizes = [(train_batches.steps, args.batch_size // world), *((len(b), min(EVAL_BATCH, b.length)) for b in evaluated)]
+    image = image_bytes(args.img_size)
+    args.num_workers = loader_processes(args.num_workers, [(number, images * image) for number, images in sizes])
     augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
     train_images = ImageList(splits.train, augmentation, partial(read_pixels, cache=cache, bits=bits))
-    train_batches = TrainBatches(len(splits.train), args.batch_size, args.seed, rank, world)
     train_loader = make_loader(train_images, train_batches, args.num_workers, device)
     val_loader, test_loader = (
-        make_loader(
-            eval_images(items, args.img_size, cache, bits),
-            EvalBatches(len(items), rank, world),
-            args.num_workers,
-            device,
-        )
-        for items in (splits.val, splits.test)
+        make_loader(eval_images(items, args.img_size, cache, bits), batches, args.num_workers, device)
+        for items, batches in zip((splits.val, splits.test), evaluated)
     )
 
     # What a step does, by its number.
@@ -720,17 +948,6 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         if improved:
             run |= dict(best_val_acc=val_acc, best_epoch=epoch)
         if is_main():
-            if improved:
-                best = dict(
-                    model=args.model,
-                    num_classes=num_classes,
-                    classes=splits.classes,
-                    epoch=epoch,
-                    val_acc=val_acc,
-                    state_dict={k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
-                    transform=eval_settings(args.img_size),
-                )
-                save_checkpoint(folder / 'best.pt', best)
             last = dict(
                 fingerprint=config['fingerprint'],
                 state_dict=model.state_dict(),
@@ -738,7 +955,10 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
                 scaler=scaler.state_dict(),
                 run=run,
             )
-            save_checkpoint(folder / 'last.pt', last)
+            save_checkpoint(folder / 'last.pt', last)  # before best.pt, see holds_best
+            if improved:
+                best = weights_file(args, splits.classes, run, model.state_dict())
+                save_checkpoint(folder / 'best.pt', best)
             runs.write_log(folder / 'log.jsonl', run['history'])
         if bar.disable:
             left = (args.epochs - epoch) * sum(line['seconds'] for line in run['history']) / epoch
@@ -786,7 +1006,8 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
 
 
 def main(args: argparse.Namespace) -> None:
-    folder, results = train(args)
+    with machine_errors():
+        folder, results = train(args)
     if is_main():
         print(
             f'{folder}: test accuracy {results["test_acc"]:.2f} % (epoch {results["best_epoch"]}, chosen by '
@@ -821,7 +1042,7 @@ def fail(script: str, error: Exception) -> NoReturn:
     Of several processes that fail alike one speaks; one that fails alone, over an image that it reads, does too.
     """
     alone = isinstance(error, (DataError, CacheError)) and dist.is_initialized() and not hasattr(error, 'shared')
-    if is_main() or alone:
+    if is_main() or alone or isinstance(error, ProcessError):
         # An error from a loader process arrives with that process's traceback; the last line is the message.
         message = re.sub(r'^(archives\.DataError|cache\.CacheError): ', '', str(error).strip().splitlines()[-1])
         print(f'{script}: error: {message}', file=sys.stderr)

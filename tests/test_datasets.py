@@ -343,8 +343,7 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path, tree):
     (tmp_path / 'p' / 'b' / 'round').symlink_to(tmp_path / 'p')  # a link to what holds it
     assert datasets.passed_over('folder', tmp_path / 'p') == [
         f'passed over 2 images outside the class folders, such as {tmp_path}/p/a/day2/0.png',
-        'passed over 4 files without an image suffix (1 .db, 2 .txt, 1 no suffix), such as '
-        f'{tmp_path}/p/a/Thumbs.db',
+        f'passed over 4 files without an image suffix (1 .db, 2 .txt, 1 no suffix), such as {tmp_path}/p/a/Thumbs.db',
     ]
     assert datasets.passed_over('dtd', tree) == []
     write_image(tree / 'images' / 'class0' / 'more.png', 1)

@@ -25,7 +25,7 @@ import registry
 import runs
 import train
 from archives import DataError
-from pretrain_imagenet import ForgivingImages, get_args_parser, parse_args, pretrain, read_index
+from pretrain_imagenet import ForgivingImages, parse_args, pretrain, read_index
 from runs import RunError
 
 DRIVER = Path(__file__).parent / 'pretrain_driver.py'
@@ -138,7 +138,7 @@ def test_learning_rate_scales_with_the_global_batch(imagenet, tmp_path, tiny, ca
     scaled, kept = (models.read_checkpoint(tmp_path / name / 'checkpoints' / 'latest.pt') for name in 'ab')
     assert scaled['config']['defines']['lr'] == 0.4 * 16 / 1024
     assert kept['config']['defines']['lr'] == 0.4
-    args = get_args_parser().parse_args(['--data_dir', 'x'])
+    args, _ = parse_args(['--data_dir', 'x'])
     assert (args.epochs, args.batch_size, args.lr, args.model, args.checkpoint_dir) == (
         600, 256, 0.1, 'twistnet18', 'checkpoints'
     )  # fmt: skip
@@ -307,7 +307,7 @@ def test_what_cannot_be_resumed_is_refused(imagenet, tmp_path, tiny):
 
 
 def test_a_copy_of_a_checkpoint_goes_on_elsewhere_with_its_best_weights(imagenet, tmp_path, tiny, monkeypatch):
-    accuracies = iter([60.0, 50.0, 40.0, 40.0])
+    accuracies = iter([60.0, 50.0, 40.0, 40.0, 40.0])
     monkeypatch.setattr(pretrain_imagenet, 'evaluate', lambda *_: (1.0, next(accuracies)))
     run(imagenet, tmp_path / 'a', '--epochs', '3')
     copy = tmp_path / 'copy.pt'
@@ -319,8 +319,11 @@ def test_a_copy_of_a_checkpoint_goes_on_elsewhere_with_its_best_weights(imagenet
     assert not best['state_dict']['stem.1.bias'].equal(
         models.read_checkpoint(tmp_path / 'b' / 'checkpoints' / 'latest.pt')['state_dict']['stem.1.bias']
     )
-    with pytest.raises(RunError, match=r'latest\.pt is of another run \(seed 42 -> 7\)'):
+    with pytest.raises(RunError, match=r'copy\.pt is of another run \(seed 42 -> 7\)'):
         run(imagenet, tmp_path / 'b', '--epochs', '3', '--seed', '7', '--resume', str(copy))
+    run(imagenet, tmp_path / 'c', '--epochs', '1', '--warmup_epochs', '0')
+    with pytest.raises(RunError, match=r'latest\.pt is of another run \(epochs 1 -> 3'):
+        run(imagenet, tmp_path / 'c', '--epochs', '3', '--resume', str(copy))
 
 
 def test_torchrun_s_restart_before_the_first_checkpoint_keeps_the_one_given(
