@@ -1,12 +1,17 @@
-# make demo   environment, then TwistNet-18 and ResNet-18 on procedural textures: a table and a picture
-# make test   environment, then every test
-# make lint   style
+# make demo        environment, then TwistNet-18 and ResNet-18 on procedural textures: a table and a picture
+# make test        environment, then every test
+# make test-fast   the tests without those marked slow: each script at least once, in two minutes
+# make test-floor  the same in an environment of the oldest packages that requirements.txt allows
+# make lint        style
 
 PYTHON ?= python3
 VENV ?= .venv
-PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
+FLOOR_PYTHON ?= python3.10
+FLOOR_VENV ?= .venv-floor
+PIP = -m pip install --disable-pip-version-check --quiet
+PYTEST = -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test lint
+.PHONY: demo test test-fast test-floor lint
 
 demo: $(VENV)/run
 	$(VENV)/bin/python train.py --model twistnet18 --run_dir runs/demo
@@ -16,7 +21,13 @@ demo: $(VENV)/run
 	$(VENV)/bin/python plot_results.py --run_dir runs/demo --save_dir figures --plot curves
 
 test: $(VENV)/dev
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST)
+
+test-fast: $(VENV)/dev
+	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST) -m 'not slow'
+
+test-floor: $(FLOOR_VENV)/dev
+	OMP_NUM_THREADS=1 $(FLOOR_VENV)/bin/python $(PYTEST) -m 'not slow'
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
@@ -25,9 +36,15 @@ lint: $(VENV)/dev
 # An empty file in the environment marks that the packages of a list are in.
 $(VENV)/run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -r requirements.txt
+	$(VENV)/bin/python $(PIP) -r requirements.txt
 	touch $@
 
 $(VENV)/dev: requirements-dev.txt $(VENV)/run
-	$(PIP) -r requirements-dev.txt
+	$(VENV)/bin/python $(PIP) -r requirements-dev.txt
+	touch $@
+
+$(FLOOR_VENV)/dev: requirements.txt requirements-dev.txt
+	$(FLOOR_PYTHON) -m venv $(FLOOR_VENV)
+	sed 's/>=/==/' requirements.txt > $(FLOOR_VENV)/floors.txt
+	$(FLOOR_VENV)/bin/python $(PIP) -r requirements-dev.txt -c $(FLOOR_VENV)/floors.txt
 	touch $@

@@ -348,7 +348,7 @@ class TwistNet(nn.Module):
         self.num_features = self.head_hidden_size = in_channels
         self.global_pool, self.fc = create_classifier(in_channels, num_classes, pool_type=global_pool)
         self.init_weights()
-        self.register_load_state_dict_pre_hook(accept_published_names)
+        self._register_load_state_dict_pre_hook(accept_published_names, with_module=True)  # public from torch 2.5
 
     def init_weights(self) -> None:
         """Kaiming-normal (fan-out) convolutions, unit norms; then, last, what STCI asks for itself."""

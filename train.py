@@ -290,8 +290,8 @@ def resolve_amp(amp: str, device: torch.device) -> str:
         return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
     if hasattr(torch.cpu, 'get_capabilities'):
         features = torch.cpu.get_capabilities()
-    else:  # torch 2.9
-        features = {'avx512_bf16': torch.cpu._is_avx512_bf16_supported()}
+    else:  # before torch 2.10; the oldest cannot tell
+        features = {'avx512_bf16': getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()}
     return 'bf16' if any(present for name, present in features.items() if 'bf16' in name) else 'off'
 
 
@@ -598,10 +598,7 @@ def train_steps(
         if part < accumulate - 1:
             continue
         scaler.unscale_(optimizer)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if clip_grad > 0:
-            nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm)
+        norm = nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)  # without a bound they are multiplied by one
         if optimizer.defaults['fused'] and not scaler.is_enabled():
             optimizer.found_inf = (~norm.isfinite()).float()
         scaler.step(optimizer)

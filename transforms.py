@@ -73,8 +73,8 @@ def _augment(steps: list, image: Image.Image | np.ndarray, key: tuple[int, ...])
 
 def _crop(random: v2.RandomResizedCrop, image: torch.Tensor) -> torch.Tensor:
     """What RandomResizedCrop does with bicubic interpolation; torch is quick where a pixel's channels lie together."""
-    box = random.make_params([image])
-    patch = image[None, :, box['top'] :, box['left'] :][:, :, : box['height'], : box['width']]
+    top, left, height, width = random.get_params(image, random.scale, random.ratio)
+    patch = image[None, :, top : top + height, left : left + width]
     patch = patch.contiguous(memory_format=torch.channels_last)
     return F.interpolate(patch, random.size, mode='bicubic', antialias=True)[0]
 

@@ -25,7 +25,9 @@ HOLD = 'import sys, time, pathlib, runs; runs.claim(pathlib.Path(sys.argv[1])); 
 RUN_OPTIONS = ('--img_size', '32', '--batch_size', '8', '--epochs', '3', '--warmup_epochs', '1', '--amp', 'off')
 
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the programs tested would inherit that it is ignored
+# Under nohup, or in the background of a script, the programs tested would inherit that these are ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_image(path: Path, seed: int, size: int = 40) -> None:

@@ -65,6 +65,7 @@ def test_sizes_classes_and_disjointness(full, key):
         load_splits(key, full / key, len(SIZES[key]) + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('key', 'expected'), list(GOLDEN.items()))
 def test_splits_are_the_same_on_every_machine(full, key, expected):
     lines = [
@@ -91,6 +92,7 @@ def shuffled(real, path):
     return Entries(random.Random(7).sample(entries, len(entries)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('key', KEYS)
 def test_the_order_of_the_file_system_does_not_matter(full, key, monkeypatch):
     before = load_splits(key, full / key, 2)
@@ -118,6 +120,7 @@ def test_no_physical_sample_of_kth_is_on_both_sides(full):
         assert samples(splits.train) == samples(splits.val) == set('abcd') - {sample}
 
 
+@pytest.mark.slow
 def test_the_test_sets_of_cub_and_flowers_are_official_in_every_fold(full):
     for key in ('cub200', 'flowers102'):
         folds = [load_splits(key, full / key, fold) for fold in range(1, 6)]
@@ -142,6 +145,7 @@ def test_the_test_sets_of_cub_and_flowers_are_official_in_every_fold(full):
             assert np.bincount([label for _, label in subset]).tolist() == [10] * 102
 
 
+@pytest.mark.slow
 def test_a_large_tree_is_indexed_in_two_seconds_without_opening_an_image(tmp_path, monkeypatch):
     for c in range(100):
         (tmp_path / f'class{c:03d}').mkdir()
@@ -169,6 +173,7 @@ def test_every_layout_is_accepted_and_means_the_same(tmp_path, small_benchmarks,
     assert relative(root) == relative(root / inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('key', KEYS)
 def test_training_starts_on_every_benchmark(tmp_path, tiny, small_benchmarks, key):
     root = tmp_path / 'data' / key
@@ -183,6 +188,7 @@ def test_training_starts_on_every_benchmark(tmp_path, tiny, small_benchmarks, ke
     assert runs.read_json(folder / 'results.json')['dataset'] == key
 
 
+@pytest.mark.slow
 def test_kth_has_no_fifth_fold(tmp_path):
     trees.kth_tips2(tmp_path, **trees.SMALL['kth_tips2'], empty=True)
     argv = ('--data_dir', str(tmp_path), '--dataset', 'kth_tips2', '--fold', '5', '--run_dir', str(tmp_path / 'runs'))

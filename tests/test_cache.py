@@ -190,5 +190,5 @@ def hammer(folder, seed: int) -> bool:
 
 
 def test_many_at_once_see_whole_images_only(tmp_path):
-    with get_context('spawn').Pool(3) as pool:
+    with get_context('fork').Pool(3) as pool:
         assert all(pool.starmap(hammer, [(tmp_path, seed) for seed in range(3)]))

@@ -44,6 +44,7 @@ def test_latex_is_a_table_and_nothing_else(capsys):
     assert '%' not in text.replace(r'\%', '')
 
 
+@pytest.mark.slow
 def test_unknown_model_is_one_line_and_stdout_stays_empty():
     code, out, err = finish(start('compute_flops.py', '--model', 'resnet19'))
     assert (code, out) == (1, '')

@@ -218,6 +218,7 @@ def test_scatter_coordinates_and_results_without_macs(tmp_path):
     assert 'No MACs in the results: DTD: ResNet-18.' in '\n'.join(texts(figure))
 
 
+@pytest.mark.slow
 def test_names_of_22_models_do_not_overlap(tmp_path):
     for index, model in enumerate(MODELS):
         for fold in (1, 2):
@@ -531,6 +532,7 @@ def test_torn_files_are_named_and_left_out(tmp_path, capsys):
     assert 'results.json: damaged' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_model_on_every_data_set_fits(tmp_path):
     for dataset in DATASETS:
         for model in MODELS:

@@ -82,6 +82,7 @@ def one_thread_here():
 # ------------------------------------------------------------------------------------------ how it is run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('norm', 'ways'),
     [
@@ -112,6 +113,7 @@ def test_losses_do_not_depend_on_processes_or_parts(imagenet, tmp_path, norm, wa
         assert end['val_loss'] == pytest.approx(ends[0]['val_loss'], rel=1e-5), 'every image counts once'
 
 
+@pytest.mark.slow
 def test_no_option_but_the_folder_is_needed(imagenet, tmp_path, tiny, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(options, 'IMAGENET', {**options.IMAGENET, 'epochs': 6, 'batch_size': 120, 'img_size': 32})
@@ -147,6 +149,7 @@ def test_learning_rate_scales_with_the_global_batch(imagenet, tmp_path, tiny, ca
 # ------------------------------------------------------------------------------------------ stopping and going on
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_in_the_same_bits(imagenet, tmp_path, tiny, one_thread_here, monkeypatch):
     monkeypatch.setattr(pretrain_imagenet, 'CHECK_EVERY', 4)
     more = ('--epochs', '3', '--ema', '--ema_decay', '0.9', '--save_minutes', '0')
@@ -197,6 +200,7 @@ def whole_of_two(imagenet, tmp_path_factory) -> tuple:
     return outcome(folder)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_started_again_by_torchrun(imagenet, tmp_path, whole_of_two):
     process = drive(imagenet, tmp_path, *TWO_RANKS, launcher=torchrun(2, '--max-restarts=3'))
     wait_for(tmp_path / 'checkpoints' / 'latest.pt', process)
@@ -209,6 +213,7 @@ def test_a_rank_that_is_killed_is_started_again_by_torchrun(imagenet, tmp_path, 
     assert outcome(tmp_path) == whole_of_two
 
 
+@pytest.mark.slow
 def test_two_machines_meet_and_meet_again_when_a_rank_of_one_is_killed(imagenet, tmp_path, whole_of_two):
     # As on two machines: an agent each, one process an agent.
     with socket.socket() as free:
@@ -229,6 +234,7 @@ def test_two_machines_meet_and_meet_again_when_a_rank_of_one_is_killed(imagenet,
     assert outcome(tmp_path) == whole_of_two
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_stops(imagenet, tmp_path):
     process = drive(imagenet, tmp_path, '--epochs', '40', '--num_workers', '1', '--save_minutes', '1000')
     wait_for(tmp_path / 'checkpoints' / 'log.jsonl', process)
@@ -242,6 +248,7 @@ def test_a_signal_saves_and_stops(imagenet, tmp_path):
     assert 0 < progress['epoch'] + progress['step'] / 15 < 40
 
 
+@pytest.mark.slow
 def test_three_processes_stopped_through_torchrun_go_on_in_the_same_bits(imagenet, tmp_path):
     # Of three gradients the order matters, which DistributedDataParallel changes after its first backward pass.
     more = ('--epochs', '4', '--batch_size', '5', '--save_minutes', '1000')
@@ -268,6 +275,7 @@ def test_another_number_of_processes_goes_on(imagenet, tmp_path, tiny, capfd):
     assert 'was made in another environment (accumulate 2 -> 1)' in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_torn_checkpoint_falls_back_to_the_one_before(imagenet, tmp_path, tiny, capfd):
     run(imagenet, tmp_path / 'whole')
     run(imagenet, tmp_path / 'torn')
@@ -288,6 +296,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(imagenet, tmp_path, tiny
         assert outcome(tmp_path / 'torn') == outcome(tmp_path / 'whole')
 
 
+@pytest.mark.slow
 def test_what_cannot_be_resumed_is_refused(imagenet, tmp_path, tiny):
     with pytest.raises(RunError, match=r'--resume missing\.pt: no such file'):
         run(imagenet, tmp_path, '--resume', 'missing.pt')
@@ -306,6 +315,7 @@ def test_what_cannot_be_resumed_is_refused(imagenet, tmp_path, tiny):
             run(imagenet, tmp_path, '--resume', 'auto')
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_checkpoint_goes_on_elsewhere_with_its_best_weights(imagenet, tmp_path, tiny, monkeypatch):
     accuracies = iter([60.0, 50.0, 40.0, 40.0, 40.0])
     monkeypatch.setattr(pretrain_imagenet, 'evaluate', lambda *_: (1.0, next(accuracies)))
@@ -326,6 +336,7 @@ def test_a_copy_of_a_checkpoint_goes_on_elsewhere_with_its_best_weights(imagenet
         run(imagenet, tmp_path / 'c', '--epochs', '3', '--resume', str(copy))
 
 
+@pytest.mark.slow
 def test_torchrun_s_restart_before_the_first_checkpoint_keeps_the_one_given(
     imagenet, tmp_path, tiny, monkeypatch, capfd
 ):
@@ -339,6 +350,7 @@ def test_torchrun_s_restart_before_the_first_checkpoint_keeps_the_one_given(
     run(imagenet, tmp_path / 'a')  # without --resume: a restart
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(imagenet, tmp_path, tiny, monkeypatch):
     run(imagenet, tmp_path / 'whole')
     real, calls = os.fsync, [0]
@@ -360,6 +372,7 @@ def test_a_full_disk_loses_nothing(imagenet, tmp_path, tiny, monkeypatch):
 # ------------------------------------------------------------------------------------------ what comes out
 
 
+@pytest.mark.slow
 def test_the_weights_are_found_and_loaded_whole(imagenet, tmp_path, monkeypatch, capfd):
     target = run(imagenet, tmp_path, '--model', 'twistnet18', '--epochs', '1', '--warmup_epochs', '0', '--ema')
     assert target == tmp_path / 'weights' / 'twistnet18_imagenet.pt'
@@ -380,6 +393,7 @@ def test_the_weights_are_found_and_loaded_whole(imagenet, tmp_path, monkeypatch,
     )
 
 
+@pytest.mark.slow
 def test_weights_that_are_there_are_not_replaced_unasked(imagenet, tmp_path, tiny):
     target = tmp_path / 'weights' / 'tiny_imagenet.pt'
     target.parent.mkdir()
@@ -403,6 +417,7 @@ def test_weights_that_came_during_the_run_are_not_replaced(imagenet, tmp_path, t
     assert target.read_bytes() == b'precious'
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_kept_and_the_average_evaluated(imagenet, tmp_path, tiny, monkeypatch):
     accuracies = iter([50.0, 70.0, 70.0, 60.0])
     seen = []
@@ -421,6 +436,7 @@ def test_the_best_epoch_is_kept_and_the_average_evaluated(imagenet, tmp_path, ti
 # ------------------------------------------------------------------------------------------ bad data, bad numbers
 
 
+@pytest.mark.slow
 def test_bad_images_are_named_counted_and_replaced(imagenet, tmp_path, tiny, capfd):
     root = tmp_path / 'tree'
     for subset in ('train', 'val'):
@@ -463,6 +479,7 @@ def test_the_replacement_depends_on_the_image_alone(imagenet, tmp_path):
     assert images[5, 2, 8][2] == -1
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_and_counted(imagenet, tmp_path, tiny, monkeypatch):
     real, calls, broken = train.normalize, [0], set()
 
@@ -496,6 +513,7 @@ def test_fp16_skips_the_steps_that_find_its_scale(imagenet, tmp_path, tiny):
     assert np.isfinite(line['val_loss'])
 
 
+@pytest.mark.slow
 def test_a_validation_that_is_not_finite_keeps_the_last_good_checkpoint(imagenet, tmp_path, tiny, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pretrain_imagenet, 'evaluate', lambda *_: (float('nan'), 1.0))

@@ -185,6 +185,7 @@ def test_complete_runs_are_skipped_and_interrupted_ones_go_on(tmp_path):
     assert [len(starts) for starts in lines_of(tmp_path, 'starts').values()] == [3, 2, 3, 2]
 
 
+@pytest.mark.slow
 def test_force_discards_once_and_an_interrupted_grid_goes_on(tmp_path):
     assert finish(grid(tmp_path, '--epochs', '3'))[0] == 0
     process = grid(tmp_path, '--epochs', '50', '--force')
@@ -199,6 +200,7 @@ def test_force_discards_once_and_an_interrupted_grid_goes_on(tmp_path):
     assert all(len(lines) == 50 for lines in lines_of(tmp_path, 'log.jsonl').values())
 
 
+@pytest.mark.slow
 def test_damaged_results_are_not_complete(tmp_path):
     assert finish(grid(tmp_path, '--folds', '1'))[0] == 0
     results = tmp_path / 'synthetic_fold1_resnet18_seed42' / 'results.json'
@@ -216,6 +218,7 @@ def test_damaged_results_are_not_complete(tmp_path):
     assert (code, 'results.json is of another one' in err) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_run_that_turns_out_to_be_made_elsewhere_is_waited_for(tmp_path):
     # The look before the start saw nobody; train.py then finds the lock taken.
     folder = tmp_path / 'synthetic_fold1_resnet18_seed42'
@@ -241,6 +244,7 @@ def test_a_folder_that_cannot_be_made_fails_that_run_alone(tmp_path):
     assert len(lines_of(tmp_path, 'made')) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('option', [('--pretrained', 'no_such.pt'), ('--amp', 'fp16'), ('--lr', '0.3')])
 def test_any_known_difference_counts(tmp_path, option):
     assert finish(grid(tmp_path, '--folds', '1', '--amp', 'off'))[0] == 0
@@ -267,6 +271,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_listed(tmp_path):
     assert 'Traceback' not in err
 
 
+@pytest.mark.slow
 def test_two_grids_on_one_folder_make_each_run_once(tmp_path):
     several = [grid(tmp_path, '--folds', '1-3', '--jobs', '2') for _ in range(3)]
     assert [finish(process)[0] for process in several] == [0, 0, 0]
@@ -275,6 +280,7 @@ def test_two_grids_on_one_folder_make_each_run_once(tmp_path):
     assert {len(lines) for lines in made.values()} == {1}
 
 
+@pytest.mark.slow
 def test_the_run_of_a_dead_owner_is_taken_over(tmp_path):
     first = grid(tmp_path, '--epochs', '100')
     wait_for(lambda: any(len(log) > 2 for log in lines_of(tmp_path, 'log.jsonl').values()))
@@ -291,6 +297,7 @@ def test_the_run_of_a_dead_owner_is_taken_over(tmp_path):
     assert all(len(lines) == 100 for lines in lines_of(tmp_path, 'log.jsonl').values()), 'it went on where it was'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_stop_the_children_and_the_same_command_goes_on(tmp_path, number, code):
     process = grid(tmp_path, '--epochs', '60', '--jobs', '2')
@@ -310,6 +317,7 @@ def test_signals_stop_the_children_and_the_same_command_goes_on(tmp_path, number
     assert all(len(lines) == 60 for lines in lines_of(tmp_path, 'log.jsonl').values())
 
 
+@pytest.mark.slow
 def test_a_second_signal_kills(tmp_path):
     process = grid(tmp_path, '--epochs', '400', '--seeds', '666')  # the stand-in does not hear SIGTERM then
     wait_for(lambda: any(len(log) > 2 for log in lines_of(tmp_path, 'log.jsonl').values()))
@@ -341,6 +349,7 @@ def test_progress_counts_only_what_is_made_now(tmp_path):
     assert work.progress() == 3.25
 
 
+@pytest.mark.slow
 def test_jobs_share_the_cores_and_the_devices(tmp_path):
     assert finish(grid(tmp_path / 'a', '--gpus', '5,7', '--jobs', '4', '--epochs', '20'))[0] == 0
     starts = [json.loads(line) for lines in lines_of(tmp_path / 'a', 'starts').values() for line in lines]
@@ -370,6 +379,7 @@ def test_relative_paths_mean_the_folder_of_the_caller(tmp_path):
     assert len(lines_of(tmp_path / 'here' / 'runs', 'made')) == 4
 
 
+@pytest.mark.slow
 def test_a_grid_of_real_runs(tree, tmp_path):
     size = ('--img_size', '32', '--batch_size', '8', '--epochs', '1', '--warmup_epochs', '0', '--num_workers', '0')
     data = ('--dataset', 'dtd', '--data_dir', str(tree), '--run_dir', str(tmp_path), '--models', 'resnet18')

@@ -37,6 +37,7 @@ def wait_for(condition, limit: float = 180) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_preempted_array_ends_in_the_results_of_the_local_launcher(tree, tmp_path):
     here = {**os.environ, 'OMP_NUM_THREADS': '1'}
     local = run_all(here, '--data_dir', str(tree), '--run_dir', str(tmp_path / 'local'))

@@ -165,6 +165,7 @@ def test_saved_memory_of_an_image_leaves_out_the_copies_of_the_weights():
         assert speed.saved_bytes(model, x) / 2 > 1.2 * sizes[0]
 
 
+@pytest.mark.slow
 def test_compiled_models_of_one_class_have_graphs_of_their_own(monkeypatch):
     graphs, limits = [], torch._dynamo.config
     for name in ('recompile_limit', 'accumulated_recompile_limit'):
@@ -265,6 +266,7 @@ def test_a_batch_too_large_for_the_device_is_one_line(monkeypatch):
         compute_flops.main(parse('--speed', *SMALL, '--model', 'resnet18'))
 
 
+@pytest.mark.slow
 def test_the_script_says_it_in_one_line_and_imports_in_any_order():
     bad = start('compute_flops.py', '--speed', '--device', 'cuda:99')
     alone = subprocess.Popen([sys.executable, '-c', 'import speed, train, compute_flops'], cwd=ROOT)
@@ -305,6 +307,7 @@ def test_datasets_speed_prints_paired_medians(tree, capsys, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_datasets_speed_as_a_user_starts_it(tree):
     code, out, err = finish(start('datasets.py', 'speed', 'dtd', '--data_dir', str(tree), '--rounds', '1'))
     assert code == 0, err

@@ -106,6 +106,7 @@ def test_the_checkpoint_tested_is_the_later_of_the_best_and_test_is_read_once(tr
     assert events == ['val'] * 4 + ['test'] * 2, 'the last and the chosen weights, after all training'
 
 
+@pytest.mark.slow
 def test_results_can_be_reproduced_from_best_pt(tree, tmp_path, tiny):
     folder, results = run(tree, tmp_path)
     best = models.read_checkpoint(folder / 'best.pt')
@@ -150,6 +151,7 @@ def test_another_split_is_another_configuration(tree, tmp_path, tiny):
         run(tree, tmp_path)
 
 
+@pytest.mark.slow
 def test_other_images_of_the_same_names_are_another_configuration(tree, tmp_path, tiny):
     run(tree, tmp_path)
     for path in tree.glob('images/*/*.jpg'):
@@ -158,6 +160,7 @@ def test_other_images_of_the_same_names_are_another_configuration(tree, tmp_path
         run(tree, tmp_path)
 
 
+@pytest.mark.slow
 def test_values_of_a_recipe_may_be_spelled_out(tree, tmp_path, tiny):
     demo = ('--recipe', 'demo', '--lr', '0.01')
     _, first = run(tree, tmp_path, *demo)
@@ -165,6 +168,7 @@ def test_values_of_a_recipe_may_be_spelled_out(tree, tmp_path, tiny):
     assert again == first
 
 
+@pytest.mark.slow
 def test_a_start_that_failed_does_not_stand_in_the_way(tree, tmp_path, tiny):
     torch.save({'foo': torch.zeros(3)}, tmp_path / 'foreign.pt')
     with pytest.raises(train.ModelError):
@@ -172,6 +176,7 @@ def test_a_start_that_failed_does_not_stand_in_the_way(tree, tmp_path, tiny):
     run(tree, tmp_path)
 
 
+@pytest.mark.slow
 def test_results_of_another_configuration_are_never_taken_for_ours(tree, tmp_path, tiny):
     folder, _ = run(tree, tmp_path)
     (folder / 'config.json').unlink()
@@ -214,6 +219,7 @@ def test_the_number_of_workers_does_not_matter(tree, tmp_path, tiny):
     assert outcome(c)[2] != outcome(a)[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['ram', 'disk'])
 def test_the_cache_does_not_matter_and_every_image_is_decoded_once(tree, tmp_path, tiny, monkeypatch, kind):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
@@ -259,6 +265,7 @@ def kill_when(process, condition, limit: float = 200) -> bool:
     return alive
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tree, tmp_path):
     arguments = (*argv_of(tree, tmp_path / 'killed', model='twistnet18'), '--num_workers', '1', '--epochs', '5')
     folder = tmp_path / 'killed' / 'dtd_fold1_twistnet18_seed42'
@@ -297,6 +304,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tree, tmp_pat
     assert outcome(folder) == outcome(tmp_path / 'whole' / folder.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path, number, code):
     arguments = (*argv_of(tree, tmp_path, model='twistnet18_first_order'), '--num_workers', '2', '--epochs', '40')
@@ -318,6 +326,7 @@ def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path, number, code)
 TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
 
 
+@pytest.mark.slow
 def test_two_processes_train_resume_and_count_every_image_once(tmp_path, one_thread):
     tree = make_dtd(tmp_path / 'tree', per_subset=(8, 45, 47))  # 135 and 141 to evaluate: three batches, the last short
     arguments = argv_of(tree, tmp_path / 'a', model='twistnet18_heads1')
@@ -366,6 +375,7 @@ def test_a_process_without_a_batch_to_validate_takes_part(tree, tmp_path, one_th
     assert line['selection'] == pytest.approx({name: block.selection.mean().item() for name, block in seen.items()})
 
 
+@pytest.mark.slow
 def test_an_error_under_torchrun_is_said_once(tree, tmp_path):
     (tmp_path / 'runs' / 'dtd_fold1_twistnet18_seed42').mkdir(parents=True)
     (tmp_path / 'runs' / 'dtd_fold1_twistnet18_seed42' / 'results.json').write_text('{')
@@ -590,6 +600,7 @@ def test_auto_is_bf16_where_the_processor_has_it(monkeypatch, feature, expected)
     assert train.resolve_amp('fp16', torch.device('cpu')) == 'fp16'
 
 
+@pytest.mark.slow
 def test_a_compiled_run_gives_a_plain_checkpoint(tree, tmp_path, monkeypatch):
     small = dict(base_width=8, layers=(1, 1), twist_stages=(2,))  # the compiler takes a minute for each stage
     monkeypatch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=small))
@@ -703,6 +714,7 @@ class Code:
         return os.system, ('touch /tmp/twistnet_was_here',)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', ['0', '2'])
 def test_a_truncated_image_is_named_and_nothing_is_lost(tree, tmp_path, tiny, capfd, workers):
     path = tree / 'images' / 'class1' / 'class1_0013.jpg'  # a test image: it is read last
@@ -756,6 +768,7 @@ def test_a_foreign_or_hostile_last_checkpoint_is_refused(tree, tmp_path, tiny, m
     assert not Path('/tmp/twistnet_was_here').exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tree, tmp_path, tiny, monkeypatch, capfd):
     real = train.mix
 
@@ -775,6 +788,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tree
     assert outcome(folder) == outcome(reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['best.pt', 'last.pt', 'log.jsonl', 'results.json'])
 def test_a_full_disk_loses_nothing(tree, tmp_path, tiny, monkeypatch, capfd, name):
     folder = stop_after_one_epoch(monkeypatch, tree, tmp_path / 'a')
@@ -788,6 +802,7 @@ def test_a_full_disk_loses_nothing(tree, tmp_path, tiny, monkeypatch, capfd, nam
     assert outcome(folder) == outcome(reference)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_after_the_last_step_is_not_saved(tree, tmp_path, tiny, monkeypatch, capfd):
     # The loss of the last step is finite; what the step makes of the weights is not.
     folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
@@ -806,6 +821,7 @@ def test_a_loss_that_is_not_finite_after_the_last_step_is_not_saved(tree, tmp_pa
     assert (folder / 'last.pt').read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_missing_best_checkpoint_starts_again(tree, tmp_path, tiny, monkeypatch, capfd):
     folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
     (folder / 'best.pt').unlink()
@@ -843,6 +859,7 @@ def test_damaged_config_is_named(tree, tmp_path, tiny, capfd):
         (folder / name).write_text(whole)
 
 
+@pytest.mark.slow
 def test_command_line_prints_one_result_and_leaves_progress_to_stderr(tree, tmp_path):
     code, out, err = finish(start('train.py', *argv_of(tree, tmp_path, model='twistnet18_first_order')))
     assert code == 0, err

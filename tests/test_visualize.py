@@ -308,6 +308,7 @@ def test_the_same_figure_has_the_same_bytes(tree, tmp_path, checkpoint, capsys):
         assert (tmp_path / f'a/tsne.{suffix}').read_bytes() == (tmp_path / f'b/tsne.{suffix}').read_bytes()
 
 
+@pytest.mark.slow
 def test_all_draws_what_it_can_and_names_the_rest(tmp_path, checkpoint, capsys, monkeypatch):
     monkeypatch.setattr(visualize, 'TEXTURES', 1)
     monkeypatch.setattr(visualize, 'STEP', 90)
@@ -531,6 +532,7 @@ def test_an_image_that_is_too_small_to_be_turned_is_named(tmp_path, checkpoint):
     assert visualize.rotate(Image.new('RGB', (5, 5)), 45).size == (2, 2)
 
 
+@pytest.mark.slow
 def test_a_dollar_in_the_name_of_a_class_is_a_dollar_and_a_byte_that_is_not_utf_8_no_crash(tmp_path, picture):
     names = ['a$b_{', r'$\frac$', '$x$\udce9']
     subject, found = tiny()._replace(classes=names), survey_of([0, 0, 1, 1, 2, 2])
@@ -575,6 +577,7 @@ def test_products_below_0_are_drawn_below_0(picture, monkeypatch):
     assert note
 
 
+@pytest.mark.slow
 def test_the_command_ends_in_one_line(tmp_path):
     code, out, err = finish(start('visualize.py', '--checkpoint', str(tmp_path / 'none.pt'), '--view', 'kernels'))
     assert (code, out) == (1, '')
@@ -628,6 +631,7 @@ def test_the_architecture_has_the_shapes_of_the_model():
     ] * 4
 
 
+@pytest.mark.slow
 def test_the_architecture_in_the_repository_is_the_scripts(tmp_path):
     architecture.main(argparse.Namespace(save_dir=tmp_path, dpi=150))
     shown = np.asarray(Image.open(Path(architecture.__file__).with_name('architecture.png')).convert('L'), int)
