@@ -341,7 +341,7 @@ def describe(table: Table, among: list[dict]) -> str:
         len({p for (name, _), known in shares.items() if name == dataset for p in known}) > 1
         for dataset in table.datasets
     ):
-        words[-1] += f' ({span(p for known in shares.values() for p in known)} of the parameters loaded)'
+        words += [f'{span(p for known in shares.values() for p in known)} of the parameters loaded']
     return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing - {'epochs', 'img_size', 'pretrained'})])
 
 
@@ -366,7 +366,7 @@ def loaded_note(table: Table) -> str:
 
 def span(percent: Iterable[int]) -> str:
     """'6-100 %', or '6 %'."""
-    low, high = min(percent := list(percent)), max(percent)
+    low, *_, high = sorted([*percent] * 2)
     return f'{low}-' * (low < high) + f'{high} %'
 
 

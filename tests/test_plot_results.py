@@ -166,7 +166,7 @@ def test_figures_say_where_models_were_loaded_to_different_shares(tmp_path, monk
     assert list(figures) == ['bar', 'radar', 'scatter', 'ablation', 'curves', 'gate']
     for figure in figures.values():
         said = ' '.join(texts(figure)).replace('\n', ' ')
-        assert '2 epochs, 64 px, from ImageNet weights (6-100 % of the parameters loaded)' in said
+        assert '2 epochs, 64 px, from ImageNet weights, 6-100 % of the parameters loaded' in said
         assert 'Parameters loaded from ImageNet weights: ResNet-18 100 %, TwistNet-18 6 %, w/o AIS 6 %.' in said
 
 

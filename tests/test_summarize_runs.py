@@ -277,13 +277,13 @@ def test_a_table_says_where_models_were_loaded_to_different_shares(tmp_path, cap
         fill(tmp_path / 'a', model, [50.0, 60.0], pretrained=model, loaded=loaded)
     fill(tmp_path / 'b', 'twistnet18', [90.0, 90.0], epochs=1)  # of another recipe, from scratch
     first, second = show(tmp_path / 'a', capsys, str(tmp_path / 'b')).split('\n\n')
-    assert 'from ImageNet weights (6-100 % of the parameters loaded)' in first.splitlines()[0]
+    assert 'from ImageNet weights, 6-100 % of the parameters loaded' in first.splitlines()[0]
     listed = 'ResNet-18 100 %, SE-ResNet-18 share not recorded, TwistNet-18 6 %'
     assert f'\nParameters loaded from ImageNet weights: {listed}.' in first
     assert 'loaded' not in second
     assert second.startswith('1 epoch, 224 px, from scratch')
     latex = show(tmp_path / 'a', capsys, '--latex')
-    assert r'from ImageNet weights (6-100 \% of the parameters loaded)' in latex
+    assert r'from ImageNet weights, 6-100 \% of the parameters loaded' in latex
     assert r'TwistNet-18 6 \%.' in latex
     lines = list(csv.DictReader(io.StringIO(show(tmp_path / 'a', capsys, '--csv'))))
     assert {line['model']: line['loaded'] for line in lines} == dict(
