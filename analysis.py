@@ -557,7 +557,7 @@ def main(args: argparse.Namespace) -> None:
     except (DataError, ModelError) as error:
         raise RunError(str(error)) from error
     runs.write_json(args.save_dir / 'report.json', report)
-    runs.write_atomic(args.save_dir / 'report.md', report_text(report).encode())
+    runs.write_atomic(args.save_dir / 'report.md', report_text(report).encode(errors='replace'))
     for key, result in report['questions'].items():
         name, _, tell, draw = QUESTIONS[key]
         print(f'{name}:', *tell(result)[0], sep='\n  ')
