@@ -736,8 +736,12 @@ def _walk(folder: str, seen: frozenset = frozenset()) -> Iterator[str]:
     found = os.stat(folder)
     if (found.st_dev, found.st_ino) in seen:  # a link to a folder around it
         return
-    with os.scandir(folder) as entries:
-        inside = sorted((entry.name, entry.is_dir()) for entry in entries if entry.name[0] != '.')
+    try:
+        with os.scandir(folder) as entries:
+            inside = sorted((entry.name, entry.is_dir()) for entry in entries if entry.name[0] != '.')
+    except PermissionError:  # it counts as one file
+        yield folder
+        return
     for name, is_dir in inside:
         if is_dir:
             yield from _walk(os.path.join(folder, name), seen | {(found.st_dev, found.st_ino)})
@@ -836,8 +840,9 @@ def check(dataset: str, data_dir: Path | None) -> Findings:
                 tree.append(f'{data_dir}: has {count} {what}, {dataset} has {entry[what]}{other}')
         notes = passed_over(dataset, data_dir)
     else:
-        where = [path for path in _walk(str(data_dir)) if dataset != 'fmd' or 'mask' not in Path(path).parts]
-        images = {path: '' for path in where if is_image(os.path.basename(path))}
+        images = {path: '' for path in _walk(str(data_dir)) if is_image(os.path.basename(path))}
+        if dataset == 'fmd':
+            images = {path: '' for path in images if 'mask' not in Path(path).relative_to(data_dir).parts}
         notes = _beside(set(images), str(data_dir))
     bits, of_bits = image_bits(images)
     by_content, unreadable = defaultdict(list), []

@@ -16,7 +16,7 @@ from runs import counted
 # What Pillow reads of photographs and textures; its icons, films, pages, point clouds and working files are left out.
 IMAGE_SUFFIXES = frozenset(
     '.jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .tif .tiff .webp .avif .avifs .jp2 .j2k .jpc .jpf .jpx .j2c .ppm '  # noqa: SIM905
-    '.pgm .pbm .pnm .pfm .tga .icb .vda .vst .dds .pcx .dcx .qoi .sgi .rgb .rgba .bw .ras .im .msp .pxr .blp .ftc .ftu '
+    '.pgm .pbm .pnm .tga .icb .vda .vst .dds .pcx .dcx .qoi .sgi .rgb .rgba .bw .ras .im .msp .pxr .blp .ftc .ftu '
     '.gbr .iim .fit .fits .xbm .xpm'.split()
 )
 EIGHT_BITS = {'.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.dib', '.gif', '.webp'}  # a channel, and never more
