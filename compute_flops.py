@@ -27,12 +27,13 @@ BASELINE = 'resnet18'
 SPEED_DEFAULTS = dict(batch_size=32, rounds=10, device='auto', amp='auto', compile=False)
 # Lowest and highest value of the options; both are allowed.
 BOUNDS = dict(img_size=options.BOUNDS['img_size'], num_classes=(1, 1_000_000), batch_size=(2, 65_536), rounds=(1, 1000))
-
-
-# Operators that no table counts: element-wise, reductions, and moves of values.
+# Operators that the count leaves out, as met in timm's models: element-wise, reductions, and moves of values.
 ELEMENTWISE = {
-    'add', 'add_', 'addcmul', 'avg_pool2d', 'clamp_min', 'div', 'gelu', 'index_select', 'linalg_vector_norm',
-    'max_pool2d', 'mean', 'mul', 'pad', 'rsqrt', 'rsub', 'sigmoid', 'softmax', 'square', 'sub', 'sum', 'unflatten',
+    'add', 'add_', 'addcmul', 'amax', 'avg_pool2d', 'ceil', 'clamp_min', 'cos', 'cumsum', 'div', 'div_', 'exp',
+    'expand_as', 'gelu', 'hardsigmoid', 'hardswish', 'hardswish_', 'hardtanh', 'index_select',
+    'linalg_vector_norm', 'max_pool2d', 'mean', 'mul', 'mul_', 'neg', 'pad', 'pow', 'repeat', 'repeat_interleave',
+    'reshape_as', 'rsqrt', 'rsub', 'sigmoid', 'silu', 'silu_', 'sin', 'softmax', 'square', 'sub', 'sum', 'tanh',
+    'unflatten',
 }  # fmt: skip
 NO_FVCORE = 'note: fvcore is not installed, so MACs are not counted; pip install fvcore'
 
@@ -83,7 +84,7 @@ def measure(name: str, num_classes: int, img_size: int) -> dict:
     return dict(
         model=name,
         label=entry['label'],
-        venue=entry.get('venue', ''),
+        venue=entry.get('venue') or '',
         params_M=count_params(model) / 1e6,
         macs_G=None if macs is None else macs / 1e9,
     )

@@ -482,7 +482,7 @@ def build_model(
             model = TwistNet(num_classes=num_classes, **{**entry['twist'], **kwargs})
             model.pretrained_cfg = model.default_cfg = {**DEFAULT_CFG, 'architecture': name}  # what timm saves with it
         else:
-            if not timm.is_model(entry['timm']):
+            if ':' not in entry['timm'] and not timm.is_model(entry['timm']):  # with it: of the hub, or a folder
                 raise ModelError(f"{name}: timm {timm.__version__} has no model '{entry['timm']}'")
             size = dict(img_size=img_size or 224) if entry.get('resolution') else {}
             kwargs = {**entry.get('args', {}), **size, **kwargs}
@@ -506,7 +506,7 @@ def list_models(num_classes: int = 47) -> None:
             params = count_params(build_model(name, num_classes)) / 1e6
         tag = f'timm: {entry["weights"]}' if entry.get('weights') else '-'
         source = 'weights/twistnet18_imagenet.pt' if 'twist' in entry else tag
-        print(f'{name:26}{entry["label"]:22}{params:8.2f}M  {entry.get("venue", "-"):11}{source}')
+        print(f'{name:26}{entry["label"]:22}{params:8.2f}M  {entry.get("venue") or "-":11}{source}')
 
 
 DEFAULT_CFG = dict(
