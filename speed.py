@@ -347,7 +347,8 @@ def main(names: list[str], args: argparse.Namespace) -> None:
     for name in names:
         if MODELS.get(name, {}).get('resolution') and args.img_size % 32:
             raise RunError(f'--img_size {args.img_size} must be a multiple of 32 for {name}')
-    rows, conditions = measure_models(names, args)
+    with train.machine_errors():
+        rows, conditions = measure_models(names, args)
     if args.csv:
         print_csv([row | conditions for row in rows])
     elif args.latex:
