@@ -347,7 +347,8 @@ def main(names: list[str], args: argparse.Namespace) -> None:
     Raises:
         RunError, ModelError: as measure_models.
     """
-    rows, conditions = measure_models(names, args)
+    with train.machine_errors():
+        rows, conditions = measure_models(names, args)
     if rows[0]['macs_G'] is None:
         train.say(NO_FVCORE)
     if args.csv:

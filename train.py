@@ -785,7 +785,7 @@ def explain(error: RuntimeError) -> str | None:
             f'the loader processes ran out of {SHARED_MEMORY}; fewer --num_workers need less, 0 none (docker run '
             '--shm-size=8g gives more)'
         )
-    if found := re.search(r'DataLoader worker \(pid.*\) (is killed by .*?|exited unexpectedly)', text):
+    if found := re.search(r'DataLoader worker \(pid.*\) (is killed by signal: [\w ]+|exited unexpectedly)', text):
         return f'a loader process {found[1]}, perhaps for want of memory; fewer --num_workers need less'
     if re.search("out of memory|can't allocate memory", text):
         return 'the device has too little memory; a smaller --batch_size or --img_size needs less'

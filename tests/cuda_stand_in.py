@@ -167,9 +167,9 @@ class CudaStandIn(TorchFunctionMode):
 
     def common_place(self, function, args, kwargs) -> torch.device:
         """Where the arguments of an operation are. Numbers of the CPU, tensors of no dimension, go with all devices."""
-        tensors = list(tensors_in((args, kwargs)))
         if function in MIXING:
-            return self.place_of(tensors[0])
+            return self.place_of(next(tensors_in(args)))
+        tensors = list(tensors_in((args, kwargs)))
         places = {self.place_of(tensor) for tensor in tensors if tensor.dim() or self.place_of(tensor) != CPU}
         if len(places) > 1:
             raise RuntimeError(

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import mini_imagenet
@@ -140,7 +141,7 @@ def test_learning_rate_scales_with_the_global_batch(imagenet, tmp_path, tiny, ca
     scaled, kept = (models.read_checkpoint(tmp_path / name / 'checkpoints' / 'latest.pt') for name in 'ab')
     assert scaled['config']['defines']['lr'] == 0.4 * 16 / 1024
     assert kept['config']['defines']['lr'] == 0.4
-    args, _ = parse_args(['--data_dir', 'x'])
+    args = parse_args(['--data_dir', 'x'])
     assert (args.epochs, args.batch_size, args.lr, args.model, args.checkpoint_dir) == (
         600, 256, 0.1, 'twistnet18', 'checkpoints'
     )  # fmt: skip
@@ -273,6 +274,83 @@ def test_another_number_of_processes_goes_on(imagenet, tmp_path, tiny, capfd):
     run(imagenet, tmp_path, '--batch_size', '8', '--accumulate', '2')
     run(imagenet, tmp_path, '--batch_size', '16', '--resume', 'auto')
     assert 'was made in another environment (accumulate 2 -> 1)' in capfd.readouterr().err
+
+
+ONE_EPOCH = ('--epochs', '1', '--warmup_epochs', '0')
+
+
+def resume_alone(imagenet, tmp_path, *more: str) -> dict:
+    """The seed's third command: the data and the checkpoint, and no option of the run; what defines what goes on."""
+    paths = ('--checkpoint_dir', str(tmp_path / 'checkpoints'), '--weights_dir', str(tmp_path / 'weights'))
+    latest = tmp_path / 'checkpoints' / 'latest.pt'
+    argv = ['--data_dir', str(imagenet), '--resume', str(latest), *paths, '--num_workers', '0', *more]
+    pretrain(parse_args(argv))
+    return models.read_checkpoint(latest)['config']
+
+
+@pytest.mark.parametrize('processes', [1, 4])
+def test_a_resume_takes_its_options_from_the_run_and_keeps_the_global_batch(
+    imagenet, tmp_path, tiny, monkeypatch, capfd, processes
+):
+    with monkeypatch.context() as patch:  # the main one of as many processes, killed after its first checkpoint
+        patch.setattr(pretrain_imagenet, 'world_size', lambda: processes)
+        patch.setattr(pretrain_imagenet, 'save_state', saved_and_killed(pretrain_imagenet.save_state))
+        with pytest.raises(ZeroDivisionError):
+            run(imagenet, tmp_path, *ONE_EPOCH, '--batch_size', '8', '--lr', '0.2', '--mixup', '0.1', '--seed', '7')
+    begun = models.read_checkpoint(tmp_path / 'checkpoints' / 'latest.pt')['config']
+    capfd.readouterr()
+    config = resume_alone(imagenet, tmp_path)
+    assert config['defines'] == begun['defines']
+    assert config['defines']['lr'] == 0.2 * 8 * processes / 1024
+    assert config['environment']['accumulate'] == processes
+    err = capfd.readouterr().err
+    assert 'mixup 0.1' in err
+    kept = f'the global batch stays {8 * processes} images: --batch_size 8 in 1 process, --accumulate {processes}'
+    assert (kept in err) == (processes > 1)
+
+
+def saved_and_killed(save_state):
+    def wrapped(*arguments):
+        save_state(*arguments)
+        raise ZeroDivisionError  # nothing of ours catches it: as good as a kill
+
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    ('whole', 'was', 'given', 'world', 'expected'),
+    [
+        (1024, (4, 1), {}, 1, (256, 4)),
+        (1024, (4, 1), {}, 2, (256, 2)),
+        (1024, (4, 1), {}, 8, (128, 1)),
+        (1024, (1, 4), {}, 4, (256, 1)),
+        (512, (4, 1), {}, 1, (128, 4)),
+        (1024, (4, 1), dict(batch_size=64), 1, (64, 16)),
+        (1024, (4, 1), dict(accumulate=2), 1, (512, 2)),
+        (1024, (4, 1), dict(batch_size=64, accumulate=1), 1, (64, 1)),  # refused as another run
+        (1024, (4, 1), {}, 3, None),
+        (1024, (4, 1), dict(batch_size=100), 1, None),
+        (1024, (4, 1), dict(batch_size=2048), 1, None),
+        (1024, (4, 1), dict(accumulate=3), 1, None),
+        (2, (1, 1), {}, 4, None),
+    ],
+)
+def test_the_global_batch_is_kept_or_one_line_says_that_it_cannot_be(monkeypatch, whole, was, given, world, expected):
+    monkeypatch.setattr(pretrain_imagenet, 'world_size', lambda: world)
+    args = parse_args(['--data_dir', 'x', *(str(w) for k, v in given.items() for w in (f'--{k}', v))])
+    config = dict(defines=dict(global_batch=whole, lr=0.7), environment=dict(processes=was[0], accumulate=was[1]))
+    if expected is None:
+        with pytest.raises(RunError, match=f'its global batch of {whole} images cannot be kept by {world} processes'):
+            pretrain_imagenet.take_over(args, Path('latest.pt'), config)
+    else:
+        pretrain_imagenet.take_over(args, Path('latest.pt'), config)
+        assert (args.batch_size, args.accumulate, args.lr) == (*expected, 0.7)
+
+
+def test_a_small_shared_memory_takes_fewer_loader_processes(imagenet, tmp_path, tiny, monkeypatch, capfd):
+    monkeypatch.setattr(train.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=1))
+    run(imagenet, tmp_path, *ONE_EPOCH, '--num_workers', '4')
+    assert '--num_workers 0 is taken' in capfd.readouterr().err
 
 
 @pytest.mark.slow

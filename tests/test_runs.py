@@ -1,9 +1,12 @@
 """The promises of runs.py: files that are whole at any moment, and run folders of one configuration each."""
 
 import errno
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import HOLD, ROOT
@@ -146,3 +149,26 @@ def test_one_is_not_several():
     assert [runs.counted(*pair) for pair in ((1, 'epoch'), (2, 'epoch'), (0, 'run'), (1, 'class'), (3, 'class'))] == [
         '1 epoch', '2 epochs', '0 runs', '1 class', '3 classes'
     ]  # fmt: skip
+
+
+def start_on_windows(script: Path) -> None:
+    """Run a script in this process, where there are no POSIX locks."""
+    for path in ROOT.glob('*.py'):
+        sys.modules.pop(path.stem, None)
+    sys.modules['fcntl'], sys.argv = None, [script.name, '--help']
+    runpy.run_path(str(script), run_name='__main__')
+
+
+def test_on_windows_every_script_says_in_one_line_what_it_needs(capfd):
+    scripts = [path for path in ROOT.glob('*.py') if "__name__ == '__main__'" in path.read_text()]
+    names = {path.name for path in scripts}
+    assert {'train.py', 'datasets.py', 'run_all.py', 'pretrain_imagenet.py', 'visualize.py'} < names
+    for script in scripts:
+        process = multiprocessing.get_context('fork').Process(target=start_on_windows, args=(script,))
+        process.start()
+        process.join()
+        err = capfd.readouterr().err
+        if process.exitcode == 0:
+            assert script.name == 'models.py', 'which locks nothing'
+        else:
+            assert err == f'{script.name}: error: needs Linux or macOS (file locks); on Windows, run it in WSL\n'

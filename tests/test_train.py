@@ -5,9 +5,11 @@ import math
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import trees
 from conftest import HOLD, ROOT, argv_of, finish, make_dtd, run, start, write_image
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._inductor.exc import InvalidCxxCompiler
 
 import datasets
 import inside
@@ -318,6 +321,101 @@ def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path, number, code)
     assert 'Traceback' not in err
     assert err.splitlines()[-1] == 'stopped; the same command goes on from the last whole epoch'
     assert out == ''
+
+
+# ------------------------------------------------------------------------------------------ the machine
+
+
+@pytest.mark.parametrize('environment', ['WORLD_SIZE=4', 'WORLD_SIZE=four', 'WORLD_SIZE=4 MASTER_ADDR=here', 'RANK=3'])
+def test_what_is_left_of_a_job_in_the_environment_does_not_count(tree, tmp_path, tiny, monkeypatch, capfd, environment):
+    for name, value in (pair.split('=') for pair in environment.split()):
+        monkeypatch.setenv(name, value)
+    train.setup('cpu', 1)
+    assert train.process_rank() == (0, 1)
+    known = environment.replace(' ', ', ')
+    assert (f'note: {known} without' in capfd.readouterr().err) == ('WORLD_SIZE' in environment)
+
+
+@pytest.mark.parametrize(
+    ('environment', 'words'),
+    [
+        ('RANK=1 WORLD_SIZE=2', 'RANK=1, WORLD_SIZE=2, without MASTER_ADDR, MASTER_PORT'),
+        ('RANK=2 WORLD_SIZE=2 MASTER_ADDR=here MASTER_PORT=1', 'MASTER_PORT=1, which cannot be'),
+        ('RANK=0 WORLD_SIZE=two MASTER_ADDR=here MASTER_PORT=1', 'MASTER_PORT=1, which cannot be'),
+        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=here MASTER_PORT=x', 'MASTER_PORT=x, which cannot be'),
+        ('WORLD_SIZE=2 SLURM_STEP_NUM_TASKS=2', 'WORLD_SIZE=2, without RANK, MASTER_ADDR, MASTER_PORT'),
+        # A whole job, of which nobody else comes; the first process opens the store, the other does not find it.
+        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={port}', 'not all of the 2 processes came'),
+        ('RANK=1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={port}', 'not all of the 2 processes came'),
+        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=70000', 'cannot be opened'),
+    ],
+)
+def test_a_job_that_cannot_be_is_one_line_and_no_wait(tree, tmp_path, tiny, monkeypatch, capfd, environment, words):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+    for name, value in (pair.split('=') for pair in environment.format(port=port).split()):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(train, 'JOIN_MINUTES', 0)
+    message = fails(argv_of(tree, tmp_path / 'runs', '--device', 'cpu'), capfd)
+    assert words in message
+    assert 'unset WORLD_SIZE' in message
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_loader_processes_are_as_many_as_shared_memory_has_room_for(monkeypatch, capfd):
+    def free(size):
+        monkeypatch.setattr(train.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=size))
+
+    docker, image = 64 * 2**20, train.image_bytes(224)
+    dtd = [(58, 32 * image), (30, 64 * image), (30, 64 * image)]  # training, validation and test of a fold
+    free(2**33)
+    assert train.loader_processes(4, dtd) == 4
+    assert capfd.readouterr().err == ''
+    free(docker)
+    assert train.loader_processes(4, dtd) == 2
+    assert '--num_workers 2 is taken (docker run --shm-size' in capfd.readouterr().err
+    assert train.loader_processes(4, [(58, 16 * image)]) == 4
+    assert train.loader_processes(4, [(2, 64 * image)]) == 4, 'there are no more than two batches'
+    free(10 * 2**20)
+    assert train.loader_processes(4, dtd) == 0
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')  # without a job around it
+    free(docker)
+    assert train.loader_processes(4, dtd) == 2
+
+
+def test_a_small_shared_memory_takes_fewer_loader_processes(tree, tmp_path, tiny, monkeypatch, capfd):
+    monkeypatch.setattr(train.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=1, total=1, used=0))
+    run(tree, tmp_path, '--num_workers', '4', '--cache', 'none')
+    assert '--num_workers 0 is taken' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('error', 'words'),
+    [
+        (RuntimeError('Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory(shm) for '
+                      'file </torch_1>: No space left on device (28)'), 'fewer --num_workers need less, 0 none'),
+        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that'), '--shm-size'),
+        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. '), 'is killed by signal: Killed'),
+        (RuntimeError('DataLoader worker (pid(s) 7, 8) exited unexpectedly'), 'a loader process exited unexpectedly'),
+        (RuntimeError('CUDA out of memory. Tried to allocate 2 GiB'), 'a smaller --batch_size'),
+        (InvalidCxxCompiler(), 'torch.compile needs a C++ compiler'),
+    ],
+)  # fmt: skip
+def test_what_torch_says_of_the_machine_is_one_line(tree, tmp_path, tiny, monkeypatch, capfd, error, words):
+    def train_epoch(*_):
+        raise error
+
+    monkeypatch.setattr(train, 'train_epoch', train_epoch)
+    assert words in fails(argv_of(tree, tmp_path), capfd)
+
+
+def test_an_error_that_is_not_the_machine_s_keeps_its_traceback(tree, tmp_path, tiny, monkeypatch):
+    def train_epoch(*_):
+        raise RuntimeError('mat1 and mat2 shapes cannot be multiplied')
+
+    monkeypatch.setattr(train, 'train_epoch', train_epoch)
+    with pytest.raises(RuntimeError, match='mat1 and mat2'):
+        train.cli(argv_of(tree, tmp_path))
 
 
 # ------------------------------------------------------------------------------------------ several processes
@@ -821,12 +919,72 @@ def test_a_loss_that_is_not_finite_after_the_last_step_is_not_saved(tree, tmp_pa
     assert (folder / 'last.pt').read_bytes() == before
 
 
+def fake_accuracies(monkeypatch, *values: float) -> None:
+    """Validation accuracies, one an epoch; those of the test set are computed."""
+    accuracies, real = iter(values), train.evaluate
+
+    def evaluate(model, loader, *rest):
+        loss, accuracy = real(model, loader, *rest)
+        return loss, next(accuracies, accuracy)
+
+    monkeypatch.setattr(train, 'evaluate', evaluate)
+
+
+@pytest.mark.parametrize('killed_at', ['best.pt', 'log.jsonl'])
+def test_killed_between_its_checkpoints_and_resumed_elsewhere_it_tests_what_it_records(
+    tree, tmp_path, tiny, monkeypatch, killed_at
+):
+    real = runs.write_atomic
+
+    def write_atomic(path, data):
+        history = runs.read_log(folder / 'log.jsonl') if (folder / 'log.jsonl').exists() else []
+        if path.name == killed_at and len(history) == 1:
+            raise ZeroDivisionError  # nothing of ours catches it: as good as a kill
+        real(path, data)
+
+    folder = tmp_path / 'dtd_fold1_tiny_seed42'
+    with monkeypatch.context() as patch:
+        fake_accuracies(patch, 40.0, 60.0)  # the second epoch is the best one so far
+        patch.setattr(runs, 'write_atomic', write_atomic)
+        with pytest.raises(ZeroDivisionError):
+            run(tree, tmp_path)
+    # Elsewhere the last bits differ: were the second epoch made again, it would not be the best one.
+    fake_accuracies(monkeypatch, 20.0, 20.0)
+    _, results = run(tree, tmp_path)
+    best = models.read_checkpoint(folder / 'best.pt')
+    assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc']) == (2, 60.0)
+    model = build_model('tiny', 3)
+    model.load_state_dict(best['state_dict'])
+    model.to(memory_format=torch.channels_last)
+    assert evaluate_on(model, load_splits('dtd', tree, 1).test) == (results['test_loss'], results['test_acc'])
+
+
 @pytest.mark.slow
-def test_a_missing_best_checkpoint_starts_again(tree, tmp_path, tiny, monkeypatch, capfd):
+def test_a_best_checkpoint_that_is_lost_is_made_again_or_the_run_starts_again(tree, tmp_path, tiny, monkeypatch, capfd):
     folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
+    best = models.read_checkpoint(folder / 'best.pt')
+    history = models.read_checkpoint(folder / 'last.pt')['run']
+    later = history | dict(history=2 * history['history'])
+    assert train.holds_best(folder, later)
+    torch.save(best | dict(epoch=2), folder / 'best.pt')  # as versions left it that wrote best.pt first
+    assert not train.holds_best(folder, later)
     (folder / 'best.pt').unlink()
-    run(tree, tmp_path)
-    assert 'best.pt is missing; starting again' in capfd.readouterr().err
+    assert not train.holds_best(folder, later)
+    assert train.holds_best(folder, history), 'the last epoch is the best one: last.pt has its weights'
+    fake_accuracies(monkeypatch, 0.0, 0.0)
+    _, results = run(tree, tmp_path)
+    assert 'starting again' not in capfd.readouterr().err
+    assert results['best_epoch'] == 1
+    again = models.read_checkpoint(folder / 'best.pt')
+    assert all(again['state_dict'][name].equal(tensor) for name, tensor in best['state_dict'].items())
+    with monkeypatch.context() as patch:
+        patch.setattr(train, 'holds_best', lambda *_: False)
+        assert train.begin(
+            stop_after_one_epoch(patch, tree, tmp_path / 'b'),
+            runs.read_json(tmp_path / 'b' / folder.name / 'config.json'),
+            False,
+        ) == (None, None)
+    assert 'best.pt is missing or of another epoch than the best one; starting again' in capfd.readouterr().err
 
 
 def test_a_run_dir_that_is_a_file(tree, tmp_path, tiny, capfd):
