@@ -344,6 +344,7 @@ def test_what_is_computed_again_in_the_backward_pass_has_the_same_gradients(monk
     assert all(torch.equal(a, b) for a, b in zip(again, stored))
 
 
+@pytest.mark.slow
 def test_gradcheck_of_stci():
     torch.manual_seed(1)
     stci = STCI(3, num_heads=4, c_red=2).double().train()
@@ -359,6 +360,7 @@ def test_gradcheck_of_stci():
     assert torch.autograd.gradcheck(function, (h, *(p.detach().requires_grad_() for p in params)), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', MODELS)
 def test_every_parameter_gets_a_gradient(name):
     torch.manual_seed(0)
@@ -462,6 +464,7 @@ def test_compiled_without_a_graph_break_and_equal():
     assert model.load_state_dict(compiled.state_dict())  # '_orig_mod.' names
 
 
+@pytest.mark.slow
 def test_export():
     model = small().eval()
     x = torch.randn(2, 3, 64, 64)

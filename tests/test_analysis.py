@@ -378,6 +378,7 @@ def test_rotation_with_the_twists_is_held_against_rotation_without_them():
     assert 'What rotation changes with the twists, less' in ' '.join(findings.tell_changes(result)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('kwargs', 'changes'), [(dict(use_spiral=False), 1), (dict(use_products=False), 1), (dict(directional=False), 3)]
 )
@@ -469,6 +470,7 @@ def test_the_report_is_whole_and_the_same_for_the_same_seed(trained, tmp_path, c
     assert other['questions']['features'] != report['questions']['features']
 
 
+@pytest.mark.slow
 def test_every_section_says_no_when_the_numbers_say_no_and_yes_when_they_say_yes(trained, tmp_path):
     report = answered(trained, tmp_path / 'out')
     for key, result in report['questions'].items():

@@ -49,6 +49,7 @@ def full(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('key', KEYS)
 def test_sizes_classes_and_disjointness(full, key):
     for fold, sizes in enumerate(SIZES[key], start=1):
@@ -101,6 +102,7 @@ def test_the_order_of_the_file_system_does_not_matter(full, key, monkeypatch):
     assert load_splits(key, full / key, 2) == before
 
 
+@pytest.mark.slow
 def test_the_five_test_sets_of_fmd_cover_every_image_once_and_no_mask(full):
     tested = [path for fold in range(1, 6) for path, _ in load_splits('fmd', full / 'fmd', fold).test]
     assert len(tested) == len(set(tested)) == 1000
@@ -110,6 +112,7 @@ def test_the_five_test_sets_of_fmd_cover_every_image_once_and_no_mask(full):
         assert load_splits('fmd', full / 'fmd', fold).val == following.test
 
 
+@pytest.mark.slow
 def test_no_physical_sample_of_kth_is_on_both_sides(full):
     def samples(subset):
         return {path.split('sample_')[1][0] for path, _ in subset}
@@ -226,6 +229,7 @@ def test_half_a_tree_is_one_line_with_the_way_out(tmp_path, small_benchmarks, ke
         assert way_out in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('key', 'remove', 'words'),
     [
@@ -249,6 +253,7 @@ def test_a_tree_without_lists_that_is_not_whole_does_not_train(tmp_path, full, k
     load_splits(key, full / key, 1)
 
 
+@pytest.mark.slow
 def test_lists_of_dtd_that_were_cut_are_not_taken_for_another_tree(full):
     labels = full / 'dtd' / 'dtd' / 'labels'
     whole = (labels / 'test3.txt').read_text()

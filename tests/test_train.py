@@ -145,6 +145,7 @@ def test_a_complete_run_is_left_alone_and_another_configuration_refused(tree, tm
     assert runs.read_json(folder / 'config.json')['options']['lr'] == 0.02
 
 
+@pytest.mark.slow
 def test_another_split_is_another_configuration(tree, tmp_path, tiny):
     run(tree, tmp_path)
     write_image(tree / 'images' / 'class0' / 'new.jpg', 5)
@@ -191,6 +192,7 @@ def test_results_of_another_configuration_are_never_taken_for_ours(tree, tmp_pat
         run(tree, tmp_path, '--lr', '0.02')
 
 
+@pytest.mark.slow
 def test_weights_are_part_of_the_configuration_and_of_the_results(tree, tmp_path, tiny):
     for seed, name in ((0, 'a.pt'), (1, 'b.pt')):
         torch.manual_seed(seed)

@@ -265,6 +265,7 @@ def test_neighbours_leave_the_image_itself_out():
     assert class_views.neighbours_right(features, mixed).mean() == pytest.approx(1 / 5)
 
 
+@pytest.mark.slow
 def test_the_legend_tells_47_classes_apart_and_fits_a_page():
     styles = [class_views.class_style(label) for label in range(98)]
     assert len({tuple(style.values()) for style in styles}) == 98
@@ -300,6 +301,7 @@ def test_a_run_of_train_is_drawn_by_the_commands_of_the_readme(tree, tmp_path, c
         assert all(Path(path).stat().st_size > 1000 for path in printed)
 
 
+@pytest.mark.slow
 def test_the_same_figure_has_the_same_bytes(tree, tmp_path, checkpoint, capsys):
     options = ['--checkpoint', checkpoint, '--dataset', 'dtd', '--fold', 1, '--data_dir', tree]
     for name in ('a', 'b'):
@@ -510,6 +512,7 @@ def test_variants_say_what_they_lack(picture):
             view(tiny(**more))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('more', [dict(directional=False), dict(use_spiral=False)])
 def test_heads_without_a_direction_are_numbered(picture, more):
     subject, found = tiny(**more), survey_of([0, 0, 1, 1, 2, 2])
@@ -551,6 +554,7 @@ def test_a_dollar_in_the_name_of_a_class_is_a_dollar_and_a_byte_that_is_not_utf_
         assert not any(one.get_parse_math() for one in text)
 
 
+@pytest.mark.slow
 def test_47_classes_are_more_than_grey_print_tells_apart():
     def notes(classes: int) -> str:
         labels = np.arange(classes).repeat(2)
