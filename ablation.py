@@ -12,8 +12,7 @@ of every study, is trained once for all of them.
 import argparse
 
 import run_all
-import runs
-from runs import RunError
+from common.errors import RunError, user_errors
 
 STUDIES: dict[str, tuple[str, ...]] = {
     # Which part brings what: no displacement, no selection, no products, no branch (the trunk of ResNet-18).
@@ -71,5 +70,5 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    with runs.user_errors('ablation.py'):
+    with user_errors('ablation.py'):
         main(*get_args_parser().parse_known_args())

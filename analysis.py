@@ -42,22 +42,21 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.random_projection import SparseRandomProjection
 from torch import nn
 
-import findings
-import information
-import inside
-import options
-import runs
-import significance
-import train
-from datasets import DataError, ImageList, bits_of, open_image
-from drawing import save
-from information import ANGLES
-from inside import Block, Subject
-from models import ModelError, TwistNet
+import loader
+from common import distributed, options, runs, statistics
+from common.drawing import save
+from common.errors import RunError, UserError, user_errors
+from common.registry import dataset_label
+from common.runs import counted
+from common.statistics import LEVEL, class_test, correct, corrected_t_test, kruskal, mcnemar, paired, standardised
+from datasets import bits_of, open_image
+from interpret import findings, information, trace
+from interpret.information import ANGLES
+from interpret.trace import Block, Subject
+from loader import ImageList
+from models import TwistNet, blocks_of
 from plot_results import initial_gate
-from runs import RunError, counted
-from significance import class_test, correct, kruskal, mcnemar, paired, standardised
-from summarize_runs import LEVEL, corrected_t_test, dataset_label, take_labels
+from summarize_runs import take_labels
 from transforms import eval_transform, normalize
 
 MAX_IMAGES = 256  # for mutual information, whose time grows with the square
@@ -88,7 +87,7 @@ def read_images(subject: Subject, settings: dict, with_val: bool) -> Held:
 
     Args:
         subject: the model.
-        settings: of inside.data_of; copies.
+        settings: of trace.data_of; copies.
         with_val: read those of validation too.
 
     Raises:
@@ -123,7 +122,7 @@ def without_copies(items: list[tuple[Path, int]], pattern: str | None) -> list[t
 
 def batches(model: TwistNet, images: torch.Tensor) -> Iterator[torch.Tensor]:
     device = next(model.parameters()).device
-    for batch in images.split(train.EVAL_BATCH):
+    for batch in images.split(loader.EVAL_BATCH):
         yield normalize(batch.to(device))
 
 
@@ -131,7 +130,7 @@ def collect(subject: Subject, images: torch.Tensor, take: Callable[[str, Block],
     """take(name, block) of every TwistBlock, a dictionary of tensors (B, ..), over all images: arrays by block."""
     parts: dict[str, list[dict]] = {}
     for batch in batches(subject.model, images):
-        for name, block in inside.observe(subject.model, batch).blocks.items():
+        for name, block in trace.observe(subject.model, batch).blocks.items():
             parts.setdefault(name, []).append({key: value.cpu().numpy() for key, value in take(name, block).items()})
     return {name: {key: np.concatenate([p[key] for p in found]) for key in found[0]} for name, found in parts.items()}
 
@@ -144,7 +143,7 @@ def measure_information(subject: Subject, held: Held, settings: dict) -> dict:
     chosen = rng.permutation(len(held.images))[:MAX_IMAGES]
     if len(chosen) < MIN_IMAGES:
         raise RunError(f'{len(chosen)} images are too few for mutual information; it takes at least {MIN_IMAGES}')
-    modules = inside.blocks_of(subject.model)
+    modules = blocks_of(subject.model)
 
     def take(name: str, block: Block) -> dict:  # before the L2 norm, which ties the channels of a head
         stci = modules[name].stci
@@ -219,7 +218,7 @@ def probe(features: np.ndarray, labels: np.ndarray, dimension: int, folds: int, 
 
 
 def measure_features(subject: Subject, held: Held, settings: dict) -> dict:
-    seed, stci = settings['seed'], next(iter(inside.blocks_of(subject.model).values())).stci
+    seed, stci = settings['seed'], next(iter(blocks_of(subject.model).values())).stci
     if not stci.use_products:
         raise RunError(f'{subject.name} has no products to compare')
     kinds = KINDS[isinstance(stci.twist, nn.Identity) :]  # without twists nothing is displaced
@@ -294,7 +293,7 @@ def measure_directions(subject: Subject, held: Held, settings: dict) -> dict:
     correct([overall, *single.values()])
     return dict(
         images=len(held.labels),
-        permutations=significance.PERMUTATIONS,
+        permutations=statistics.PERMUTATIONS,
         classes=subject.classes,
         overall=overall,
         single=single,
@@ -359,7 +358,7 @@ def edited(model: TwistNet, edit: Callable[[str, nn.Module], None], only: str | 
     """A copy of a model with edit(name, block) done to every TwistBlock, or to one."""
     model = copy.deepcopy(model)
     with torch.no_grad():
-        for name, block in inside.blocks_of(model).items():
+        for name, block in blocks_of(model).items():
             if only in (None, name):
                 edit(name, block)
     return model
@@ -386,7 +385,7 @@ def closed(_: str, block: nn.Module) -> None:
 
 
 def measure_spiral(subject: Subject, held: Held, settings: dict) -> dict:
-    model, test, stci = subject.model, held.test, next(iter(inside.blocks_of(subject.model).values())).stci
+    model, test, stci = subject.model, held.test, next(iter(blocks_of(subject.model).values())).stci
     before, turned = outcome(model, test), outcome(model, test, turns=1)
     if isinstance(stci.twist, nn.Identity):
         return compare_all(before, {TURNED: turned})
@@ -406,7 +405,7 @@ def measure_spiral(subject: Subject, held: Held, settings: dict) -> dict:
 
 
 def measure_gates(subject: Subject, held: Held, settings: dict) -> dict:
-    names, test = list(inside.blocks_of(subject.model)), held.test
+    names, test = list(blocks_of(subject.model)), held.test
     after = {f'{name} closed': outcome(edited(subject.model, closed, name), test) for name in names}
     if len(names) > 1:
         after['all closed'] = outcome(edited(subject.model, closed), test)
@@ -448,7 +447,7 @@ def report_text(report: dict) -> str:
     if report['copies']:
         notes.append(f'`--copies {report["copies"]}` left {counted(report["n_copies"], "image")} out.')
     if report['caution']:
-        notes.append(inside.CAUTIONS[report['caution']])
+        notes.append(trace.CAUTIONS[report['caution']])
     if report['n_val']:
         notes.append('Images of validation chose the epoch.')
     lines = [
@@ -500,10 +499,10 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, Held, dict]:
     except re.error as error:
         raise RunError(f'--copies {args.copies}: {error}') from error
     take_labels(args.labels)
-    subject = inside.load(args.checkpoint)
-    inside.need_stci(subject)
-    settings = inside.data_of(args, subject) | dict(seed=args.seed, copies=args.copies)
-    subject.model.to(train.setup(args.device, args.seed))
+    subject = trace.load(args.checkpoint)
+    trace.need_stci(subject)
+    settings = trace.data_of(args, subject) | dict(seed=args.seed, copies=args.copies)
+    subject.model.to(distributed.setup(args.device, args.seed))
     return subject, read_images(subject, settings, with_val=not set(asked(args)) <= set(OF_TEST)), settings
 
 
@@ -544,18 +543,15 @@ def answer(args: argparse.Namespace, subject: Subject, held: Held, settings: dic
 
 
 def main(args: argparse.Namespace) -> None:
+    subject, held, settings = prepare(args)
+    made = not args.save_dir.exists()
+    args.save_dir.mkdir(parents=True, exist_ok=True)  # before the minutes that the answers take
     try:
-        subject, held, settings = prepare(args)
-        made = not args.save_dir.exists()
-        args.save_dir.mkdir(parents=True, exist_ok=True)  # before the minutes that the answers take
-        try:
-            report = answer(args, subject, held, settings)
-        except RunError:
-            if made:
-                args.save_dir.rmdir()
-            raise
-    except (DataError, ModelError) as error:
-        raise RunError(str(error)) from error
+        report = answer(args, subject, held, settings)
+    except UserError:
+        if made:
+            args.save_dir.rmdir()
+        raise
     runs.write_json(args.save_dir / 'report.json', report)
     runs.write_atomic(args.save_dir / 'report.md', report_text(report).encode(errors='replace'))
     for key, result in report['questions'].items():
@@ -568,5 +564,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    with runs.user_errors('analysis.py'):
+    with user_errors('analysis.py'):
         main(get_args_parser().parse_args())

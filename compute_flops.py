@@ -18,10 +18,10 @@ import warnings
 import torch
 from torch import nn
 
-import options
-from models import MODELS, ModelError, build_model, count_params
-from registry import size_problem
-from runs import user_errors
+from common import options
+from common.errors import ModelError, user_errors
+from common.registry import size_problem
+from models import MODELS, build_model, count_params
 
 BASELINE = 'resnet18'
 SPEED_DEFAULTS = dict(batch_size=32, rounds=10, device='auto', amp='auto', compile=False)
@@ -197,9 +197,9 @@ def main(args: argparse.Namespace) -> None:
     check(args)
     names = choose(args.model, args.img_size)
     if args.speed:
-        import speed  # only here: it imports train, which imports this file
+        import benchmark  # only here: it imports train, which imports this file
 
-        speed.main(names, argparse.Namespace(**SPEED_DEFAULTS | vars(args)))
+        benchmark.main(names, argparse.Namespace(**SPEED_DEFAULTS | vars(args)))
         return
     rows = [measure(name, args.num_classes, args.img_size) for name in names]
     base = next((row for row in rows if row['model'] == BASELINE), None)
@@ -215,8 +215,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    try:
-        with user_errors('compute_flops.py'):
-            main(get_args_parser().parse_args())
-    except ModelError as error:
-        sys.exit(f'compute_flops.py: error: {error}')
+    with user_errors('compute_flops.py'):
+        main(get_args_parser().parse_args())

@@ -19,7 +19,7 @@ import shlex
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,14 +27,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-import synthetic
-from archives import DataError, fetch, unpack
-from cache import Cache
-from images import SYNTHETIC, image_bits, is_image, open_image
-from locks import fcntl
-from options import choose_dataset
-from registry import DATASETS
-from runs import RunError, counted, digest
+from common import synthetic
+from common.archives import fetch, unpack
+from common.errors import DataError, user_errors
+from common.images import SYNTHETIC, file_size, image_bits, is_image, open_image
+from common.locks import fcntl
+from common.options import choose_dataset
+from common.registry import DATASETS
+from common.runs import counted, digest
 
 SUBSETS = ('train', 'val', 'test')
 SUBSET_NAMES = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
@@ -561,74 +561,6 @@ def bits_of(splits: Splits) -> tuple[int | None, list[str]]:
     return image_bits(path for subset in splits[:3] for path, _ in subset)
 
 
-def file_size(path: str) -> int:
-    """Bytes of the file of an image; 0 for one that is drawn."""
-    return 0 if path.startswith(SYNTHETIC) else os.path.getsize(path)
-
-
-def stamp(path: str) -> str:
-    """A text that changes whenever the file at a path of a split does, or what is drawn in its place."""
-    found = os.stat(synthetic.__file__ if path.startswith(SYNTHETIC) else path)
-    return f'{os.path.abspath(path)} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}'
-
-
-def read_pixels(
-    path: str,
-    cache: Cache | None = None,
-    what: str = '',
-    prepare: Callable[[Image.Image], Image.Image] | None = None,
-    bits: int | None = None,
-) -> np.ndarray:
-    """The image at a path of a split as (H, W, 3) uint8, which may be written to; from the cache if it is there.
-
-    Args:
-        path: of a split.
-        cache: where it is kept.
-        what: names what `prepare` does, so that the cache holds the image once for each.
-        prepare: done before it is kept.
-        bits: as for open_image.
-
-    Raises:
-        DataError: as open_image.
-    """
-
-    def make() -> np.ndarray:
-        image = open_image(path, bits)
-        return np.array(image if prepare is None else prepare(image))
-
-    if cache is None:
-        return make()
-    try:
-        source = stamp(path)
-    except OSError as error:
-        raise DataError(f'{path}: cannot be read as an image ({error.strerror})') from error
-    return cache.load(f'{what} {bits} {source}', make)
-
-
-class ImageList:
-    """A map-style data set over one subset.
-
-    Args:
-        items: (path, class index) pairs.
-        transform: called as transform(image, key), where key is the index given to __getitem__; the training
-            transform draws its randomness from it.
-        read: what makes the image from a path.
-
-    Indexing takes an int, or a tuple whose last entry is the position, e.g. (seed, epoch, i); it returns
-    (transformed image, class index).
-    """
-
-    def __init__(self, items: list[tuple[str, int]], transform: Callable, read: Callable = open_image):
-        self.items, self.transform, self.read = items, transform, read
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, key: int | tuple[int, ...]):
-        path, label = self.items[key[-1] if isinstance(key, tuple) else key]
-        return self.transform(self.read(path), key), label
-
-
 # ---------------------------------------------------------------------------------------------- whole trees
 
 
@@ -922,9 +854,9 @@ def main(args: argparse.Namespace) -> None:
     if args.command not in ('prepare', 'show'):
         choose_dataset(args.dataset, args.data_dir)  # not for its answer: `synthetic` would read no folder
     if args.command == 'speed':
-        import speed  # only here: it imports torch, and train, which imports this file
+        import benchmark  # only here: it imports torch, and train, which imports this file
 
-        speed.loader(args.dataset, args.data_dir, args.fold, args.img_size, args.images, args.rounds)
+        benchmark.measure_loader(args.dataset, args.data_dir, args.fold, args.img_size, args.images, args.rounds)
     elif args.command == 'show':
         show_synthetic(args.out)
         print(args.out)
@@ -966,13 +898,6 @@ def report(dataset: str, root: Path | None, found: Findings) -> None:
 
 
 if __name__ == '__main__':
-    sys.stdout.reconfigure(errors='surrogateescape')  # names of files need not be UTF-8: they go out as they are
-    try:
+    # Names of files need not be UTF-8: they are printed as they are.
+    with user_errors('datasets.py', 'stopped; the same command takes it up again', 'surrogateescape'):
         main(get_args_parser().parse_args())
-    except (DataError, RunError) as error:
-        sys.exit(f'datasets.py: error: {error}')
-    except KeyboardInterrupt:
-        print('\ndatasets.py: stopped; the same command takes it up again', file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

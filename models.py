@@ -21,9 +21,10 @@ Source: Lian et al., "TwistNet-2D", arXiv 2602.07262. This is an independent imp
 """
 
 import logging
-import pickle
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,12 @@ from timm.models._features import feature_take_indices
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from registry import MODELS, size_problem
+from common.checkpoint import accept_published_names, read_checkpoint, strip_wrappers
+from common.errors import ModelError, user_errors
+from common.registry import MODELS, size_problem
 
 DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1))  # (dy, dx) of 0, 45, 90 and 135 degrees; dy points down
 WEIGHTS_DIR = 'weights'
-
-
-class ModelError(ValueError):
-    """A model name, a keyword or a weights file that cannot be used; the message is one line for the user."""
 
 
 # ---------------------------------------------------------------------------------------------- modules
@@ -560,56 +559,6 @@ for _name, _entry in MODELS.items():
 # ---------------------------------------------------------------------------------------------- weights
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint onto the CPU without running any code that it may carry.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ModelError: the file cannot be read, is damaged, or holds pickled code and is refused.
-    """
-    try:
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a damaged file can fail anywhere in the unpickling
-        if isinstance(error, pickle.UnpicklingError) and 'unsupported global' in str(error).lower():
-            raise UnsafeCheckpoint(
-                f'{path}: refused, the file holds pickled code, not only tensors; get the weights as a state dict'
-            ) from error
-        if isinstance(error, OSError) and error.strerror:
-            raise ModelError(f'{path}: cannot be read ({error.strerror})') from error
-        raise ModelError(f'{path}: damaged or not a PyTorch checkpoint') from error
-
-
-class UnsafeCheckpoint(ModelError):
-    """A checkpoint that would run code when loaded."""
-
-
-def accept_published_names(_module: nn.Module | None, state: dict, prefix: str, *_) -> None:
-    """load_state_dict hook: wrapper prefixes off, and the authors' per-head tensors joined into ours, in place."""
-    for key in [k for k in state if k.startswith(prefix)]:
-        state[prefix + strip_wrappers(key[len(prefix) :])] = state.pop(key)
-    heads: dict[str, dict[int, torch.Tensor]] = {}
-    for key in [k for k in state if k.startswith(prefix) and '.mhstci.' in k]:
-        value, key = state.pop(key), key.replace('.mhstci.', '.stci.')
-        match = re.fullmatch(r'(.*\.stci\.)heads\.(\d+)\.(.*)', key)
-        if not match:
-            state[key] = value
-        elif match[3] not in ('idx_i', 'idx_j'):  # the order of the products, which is fixed
-            heads.setdefault(match[1] + match[3], {})[int(match[2])] = value
-    for key, parts in heads.items():
-        if sorted(parts) != list(range(len(parts))) or len({part.shape for part in parts.values()}) > 1:
-            raise ModelError(f'{key}: the heads {sorted(parts)} of the state dict are no whole set of equal shapes')
-        tensors = [parts[k] for k in range(len(parts))]
-        dim = 1 if key.endswith('twist.scale') else 0
-        state[key] = tensors[0] if key.endswith('num_batches_tracked') else torch.cat(tensors, dim)
-
-
-def strip_wrappers(key: str) -> str:
-    """A parameter name without the prefixes that DistributedDataParallel and torch.compile put in front."""
-    return re.sub(r'^(module\.|_orig_mod\.)+', '', key)
-
-
 def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | None:
     """Where `pretrained` takes the weights of a model from: a file, the tag of a timm model, or None for nowhere.
 
@@ -801,8 +750,35 @@ def _parts(keys) -> str:
     return ', '.join(sorted({re.match(r'(layer\d+\.\d+\.\w+|[^.]+)', k)[0] for k in keys}))
 
 
-if __name__ == '__main__':
-    from runs import user_errors
+def blocks_of(model: nn.Module) -> dict[str, TwistBlock]:
+    """Name and module of every TwistBlock, from the input on."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, TwistBlock)}
 
+
+@contextmanager
+def watch_selection(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """AIS's weights in every TwistBlock, summed over the images that pass through the model in the body.
+
+    Yields:
+        {'layer3.0': (sum, number of weights) as a float64 tensor, ..}; empty for a model without AIS.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    handles = []
+
+    def add(total: torch.Tensor, weights: torch.Tensor) -> None:
+        total += torch.stack([weights.sum(dtype=torch.float64), total.new_tensor(weights.numel())])
+
+    for name, block in blocks_of(model).items():
+        if isinstance(block.stci.ais, AIS):
+            total = sums[name] = torch.zeros(2, dtype=torch.float64, device=block.gate.device)
+            handles.append(block.stci.ais.fc.register_forward_hook(lambda _m, _x, y, total=total: add(total, y)))
+    try:
+        yield sums
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+if __name__ == '__main__':
     with user_errors('models.py'):
         list_models()

@@ -24,9 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-import options
-import runs
-from drawing import (
+from common import options, runs
+from common.drawing import (
     COLORS,
     DASHES,
     FULL,
@@ -43,20 +42,9 @@ from drawing import (
     plt,
     save,
 )
-from registry import DATASETS, MODELS
-from runs import RunError
-from summarize_runs import (
-    Row,
-    Table,
-    add_run_args,
-    dataset_label,
-    describe,
-    loaded_note,
-    make_tables,
-    model_label,
-    read_runs,
-    recipe_of,
-)
+from common.errors import RunError, user_errors
+from common.registry import DATASETS, MODELS, dataset_label, model_label
+from summarize_runs import Row, Table, add_run_args, describe, loaded_note, make_tables, read_runs, recipe_of
 
 GATE_INIT = -2.0  # of a TwistBlock, before its sigmoid, where the registry says nothing else
 
@@ -625,5 +613,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    with runs.user_errors('plot_results.py'):
+    with user_errors('plot_results.py'):
         main(get_args_parser().parse_args())

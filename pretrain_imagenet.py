@@ -31,44 +31,39 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
-import options
-import runs
-from datasets import DataError, ImageList, list_images
-from models import ModelError, TwistNet
-from runs import RunError, counted
-from train import (
-    CHECK_EVERY,
-    EVAL_BATCH,
-    EvalBatches,
-    TrainBatches,
+from common import options, runs
+from common.checkpoint import read_checkpoint, save_checkpoint
+from common.distributed import (
     autocast,
-    end_loaders,
-    environment_of,
-    evaluate,
-    fail,
-    image_bytes,
-    interrupt,
     is_main,
-    loader_processes,
-    lr_at,
-    machine_errors,
-    make_loader,
     number_in,
-    opening,
     parallelise,
     process_rank,
     reduce_sum,
     resolve_amp,
-    save_checkpoint,
     say,
     setup,
     share_object,
     share_weights,
-    train_steps,
     was_restarted,
     world_size,
 )
-from transforms import eval_settings, eval_transform, mix, seed_of, train_transform
+from common.errors import DataError, ModelError, RunError, UnsafeCheckpoint, UserError
+from common.runs import counted
+from datasets import list_images
+from loader import (
+    EVAL_BATCH,
+    EvalBatches,
+    ImageList,
+    TrainBatches,
+    end_loaders,
+    image_bytes,
+    loader_processes,
+    make_loader,
+)
+from models import TwistNet
+from train import CHECK_EVERY, environment_of, evaluate, fail, interrupt, lr_at, machine_errors, opening, train_steps
+from transforms import blank_batch, eval_settings, eval_transform, mix, seed_of, train_transform
 
 BASE_BATCH = 1024  # images; the global batch that --lr is for
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -255,7 +250,7 @@ def _read_newest(paths: list[Path]) -> tuple[Path, dict]:
     for path in paths:
         try:
             checkpoint = _read_checkpoint(path)
-        except models.UnsafeCheckpoint:
+        except UnsafeCheckpoint:
             raise
         except ModelError as error:
             torn.append(path)
@@ -268,7 +263,7 @@ def _read_newest(paths: list[Path]) -> tuple[Path, dict]:
 
 
 def _read_checkpoint(path: Path) -> dict:
-    checkpoint = models.read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     if not isinstance(checkpoint, dict) or 'progress' not in checkpoint:
         raise RunError(f'{path} is no checkpoint of pretrain_imagenet.py')
     return checkpoint
@@ -409,7 +404,7 @@ def build(args: argparse.Namespace, num_classes: int, device: torch.device, last
         torch._foreach_copy_(average, [t.to(device) for t in last['average']])
     if args.compile:
         model.compile()
-    parallel = parallelise(model, device, args.amp, args.batch_size, args.img_size)
+    parallel = parallelise(model, args.amp, blank_batch(args.batch_size, args.img_size, device))
     return State(model, parallel, optimizer, scaler, average)
 
 
@@ -698,7 +693,7 @@ def refuse_to_overwrite(target: Path, config: dict, overwrite: bool) -> None:
         raise RunError(f'--weights_dir {target.parent}: cannot be written to')
     if target.exists() and not overwrite:
         try:
-            own = models.read_checkpoint(target).get('fingerprint') == config['fingerprint']
+            own = read_checkpoint(target).get('fingerprint') == config['fingerprint']
         except (ModelError, AttributeError):
             own = False
         if not own:
@@ -781,7 +776,7 @@ def main(args: argparse.Namespace) -> None:
     with machine_errors():
         target = pretrain(args)
     if is_main():
-        best = models.read_checkpoint(target)
+        best = read_checkpoint(target)
         print(f'{target}: {best["model"]}, epoch {best["epoch"]}, validation accuracy {best["val_acc"]:.2f} %')
 
 
@@ -792,7 +787,7 @@ def cli(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         main(args)
-    except (DataError, ModelError, RunError) as error:
+    except UserError as error:
         fail('pretrain_imagenet.py', error)
     except KeyboardInterrupt as stop:
         say('stopped')

@@ -24,10 +24,10 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-import options
-import runs
-from registry import DATASETS
-from runs import RunError, counted
+from common import options, runs
+from common.errors import BUSY, RunError, user_errors
+from common.registry import DATASETS
+from common.runs import counted
 
 TRAIN = Path(__file__).resolve().parent / 'train.py'
 FOREIGN = 'another configuration'
@@ -268,7 +268,7 @@ class Grid:
             del self.children[slot]
             if code == 0:
                 self.done(run)
-            elif code == runs.BUSY:
+            elif code == BUSY:
                 self.elsewhere.append(run)
             else:
                 self.failed.append(run)
@@ -408,7 +408,7 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     check_data(args)
     if args.launcher == 'slurm':
         return submit(args, todo)
-    from cache import open_cache  # not for --dry_run: numpy takes as long to import as all else here
+    from common.cache import open_cache  # not for --dry_run: numpy takes as long to import as all else here
 
     open_cache(todo[0].options['cache'])  # what one run decodes, the next one finds
     work = Grid(todo, len(grid) - len(todo), args)
@@ -436,7 +436,7 @@ def discard(grid: list[Run]) -> None:
 def submit(args: argparse.Namespace, todo: list[Run]) -> None:
     """Hand the grid to SLURM, and leave."""
     try:
-        import slurm  # needs submitit, which nothing else does
+        from common import slurm  # needs submitit, which nothing else does
     except ModuleNotFoundError as error:
         raise RunError(f'--launcher slurm needs {error.name}: pip install {error.name}') from error
     jobs = slurm.submit([(run.folder, run.command) for run in todo], args.run_dir / 'slurm', args.jobs, args.slurm)
@@ -446,17 +446,14 @@ def submit(args: argparse.Namespace, todo: list[Run]) -> None:
 
 def check_data(args: argparse.Namespace) -> None:
     """Look for the data set once, before every run does."""
-    from datasets import DataError, load_splits  # not for --dry_run: takes a third of a second
+    from datasets import load_splits  # not for --dry_run: takes a third of a second
 
-    try:
-        for fold in args.folds:
-            load_splits(args.dataset, args.data_dir, fold)
-    except DataError as error:
-        raise RunError(str(error)) from error
+    for fold in args.folds:
+        load_splits(args.dataset, args.data_dir, fold)
 
 
 def cli(argv: list[str] | None = None) -> None:
-    with runs.user_errors('run_all.py'):
+    with user_errors('run_all.py'):
         main(*get_args_parser().parse_known_args(argv))
 
 

@@ -20,15 +20,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scipy import stats
+from common import options, runs
+from common.errors import RunError, user_errors
+from common.registry import DATASETS, LABELS, MODELS, dataset_label, model_label
+from common.runs import counted
+from common.statistics import LEVEL, corrected_t_test, holm, p_text
 
-import options
-import runs
-from registry import DATASETS, MODELS
-from runs import RunError, counted
-
-LABELS: dict[str, str] = {}  # of data sets, where --labels gives another than the registry's
-LEVEL = 0.05  # of significance, after Holm's correction
 BASELINES = ('resnet18', 'twistnet18')  # without --baseline: the first of them that has runs
 NEEDED = ('dataset', 'fold', 'seed', 'model', 'test_acc', 'n_train', 'n_test', 'params_M', 'fingerprint')
 OPTIONAL = dict(macs_G=(0, math.inf), loaded=(0, 1))  # absent or null where a run did not record them
@@ -55,40 +52,6 @@ PUBLISHED_NOTE = (
 
 
 # ---------------------------------------------------------------------------------------------- statistics
-
-
-def corrected_t_test(differences: list[float], test_to_train: float) -> tuple[float, float, float, float]:
-    """Corrected resampled t-test: is the mean of paired differences over resamplings of one data set zero?
-
-    Training sets of different folds overlap, so the variance of the mean is (1 / J + n_test / n_train) s^2 instead of
-    s^2 / J, with J - 1 degrees of freedom. Source: Nadeau and Bengio, "Inference for the Generalization Error",
-    Machine Learning 52 (2003), section 3.2.
-
-    Args:
-        differences: J of them, one a fold.
-        test_to_train: n_test / n_train.
-
-    Returns:
-        mean, lower and upper end of its 95 % interval, two-sided p. Without spread or with a single fold there is no
-        test: the last three are NaN.
-    """
-    count, mean = len(differences), statistics.fmean(differences)
-    spread = statistics.stdev(differences) if count > 1 else 0.0
-    if spread < 1e-12:
-        return mean, math.nan, math.nan, math.nan
-    error = spread * math.sqrt(1 / count + test_to_train)
-    reach = error * stats.t.ppf(0.975, count - 1)
-    return mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean / error), count - 1))
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Holm's step-down adjustment (1979), in the order given; NaN, where there was no test, stays NaN."""
-    order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
-    adjusted, highest = [math.nan] * len(p_values), 0.0
-    for rank, (p, i) in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p))
-        adjusted[i] = highest
-    return adjusted
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -318,14 +281,6 @@ def _compare(table: Table, dataset: str, cells: set[tuple[int, int]], asked: boo
 # ---------------------------------------------------------------------------------------------- words
 
 
-def dataset_label(dataset: str) -> str:
-    return LABELS.get(dataset) or DATASETS[dataset]['label']
-
-
-def model_label(model: str) -> str:
-    return MODELS[model]['label'] if model in MODELS else model
-
-
 def describe(table: Table, among: list[dict]) -> str:
     """The title of a table: its recipe's length and size, how its models start, and what tells it from other recipes.
 
@@ -372,12 +327,6 @@ def span(percent: Iterable[int]) -> str:
 
 def number(value: float, digits: int, unit: str = '') -> str:
     return '-' if math.isnan(value) else f'{value:.{digits}f}{unit}'
-
-
-def p_text(p: float) -> str:
-    if math.isnan(p):
-        return '-'
-    return '<0.001' if p < 0.001 else f'{p:.3f}'
 
 
 def explain(table: Table, published: bool, stars: bool = False) -> list[str]:
@@ -672,5 +621,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    with runs.user_errors('summarize_runs.py'):
+    with user_errors('summarize_runs.py'):
         main(get_args_parser().parse_args())

@@ -19,9 +19,10 @@ from timm.models import _hub, save_for_hf
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
+from benchmark import saved_bytes
+from common.errors import ModelError
 from compute_flops import count_macs
-from models import DIRECTIONS, MODELS, STCI, ModelError, TwistBlock, TwistNet, build_model, count_params
-from speed import saved_bytes
+from models import DIRECTIONS, MODELS, STCI, TwistBlock, TwistNet, build_model, count_params
 
 TWISTNETS = [name for name, entry in MODELS.items() if 'twist' in entry]
 FIXTURE = Path(__file__).parent / 'tests' / 'fixtures' / 'twistnet_w8_reference.npz'

@@ -8,31 +8,23 @@ The run goes into its folder under --run_dir (see runs.py). An interrupted run g
 in the same bits; a complete one is left alone.
 """
 
-import options
-import runs
+from common import options, runs
+from common.errors import CacheError, DataError, ModelError, ProcessError, RunError, UnsafeCheckpoint, user_errors
 
 if __name__ == '__main__':
-    with runs.user_errors('train.py'):
+    with user_errors('train.py'):
         options.parse_args()  # --help and mistyped options are answered before torch is there, which takes seconds
 
 import argparse
 import contextlib
-import ctypes
-import io
 import json
 import math
-import multiprocessing
-import os
 import platform
 import re
-import shutil
 import signal
 import sys
 import time
-import uuid
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -43,271 +35,48 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
-from cache import SHARED_MEMORY, Cache, CacheError, open_cache
-from compute_flops import NO_FVCORE, measure
-from datasets import (
-    DataError,
-    ImageList,
-    Splits,
-    bits_of,
-    load_splits,
-    passed_over,
-    read_pixels,
-    split_digest,
-    tree_digest,
+from common.cache import SHARED_MEMORY, open_cache
+from common.checkpoint import save_checkpoint
+from common.distributed import (
+    autocast,
+    is_main,
+    mean_of,
+    parallelise,
+    process_rank,
+    reduce_sum,
+    resolve_amp,
+    say,
+    setup,
+    share_object,
+    share_weights,
+    world_size,
 )
-from inside import watch_selection
-from models import ModelError, TwistNet
-from runs import BUSY, RunBusy, RunError
-from transforms import eval_settings, eval_view, mix, normalize, seed_of, to_tensor, train_transform
+from common.errors import UserError
+from common.images import read_pixels
+from compute_flops import NO_FVCORE, measure
+from datasets import Splits, bits_of, load_splits, passed_over, split_digest, tree_digest
+from loader import (
+    EVAL_BATCH,
+    EvalBatches,
+    ImageList,
+    TrainBatches,
+    eval_images,
+    image_bytes,
+    loader_processes,
+    make_loader,
+)
+from models import TwistNet, watch_selection
+from transforms import blank_batch, eval_settings, mix, normalize, seed_of, train_transform
 
-EVAL_BATCH = 64  # images; a constant, so that the figures of an evaluation depend on nothing else
 CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 NOT_FINITE = 'the checkpoints of the epochs before are kept; try a lower --lr or --amp off'
-JOB = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')  # what torchrun tells each of its processes
-JOIN_MINUTES = 10  # to wait for the other processes where torchrun does not watch over them
-PREFETCH, IN_USE = 2, 2  # batches that each loader process prepares ahead, and that the loop holds
-AMP_DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, off=torch.float32)
 
 
 # ---------------------------------------------------------------------------------------------- system
-
-
-class ProcessError(RunError):
-    """An error of one process among several, which therefore speaks for itself."""
-
-
-def number_in(variable: str) -> int | None:
-    """A number from 0 in the environment; None where the variable is missing or holds something else."""
-    text = os.environ.get(variable, '')
-    return int(text) if text.isdecimal() else None
-
-
-def process_rank() -> tuple[int, int]:
-    """Rank of this process and number of processes, as torchrun announces them; (0, 1) without it, see check_job."""
-    rank, world, port = (number_in(name) for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT'))
-    announced = None not in (rank, world, port) and os.environ.get('MASTER_ADDR')
-    return (rank, world) if announced and rank < world else (0, 1)
-
-
-def under_torchrun() -> bool:
-    return 'TORCHELASTIC_RUN_ID' in os.environ
-
-
-def check_job() -> None:
-    """Say that a WORLD_SIZE without a job around it does not count.
-
-    Raises:
-        RunError: several processes are announced, but not so that they can meet.
-    """
-    if process_rank()[1] > 1 or os.environ.get('WORLD_SIZE', '1') in ('', '1'):
-        return
-    known = ', '.join(f'{name}={os.environ[name]}' for name in JOB if name in os.environ)
-    missing = [name for name in JOB if not os.environ.get(name)]
-    if 'RANK' in os.environ or (number_in('SLURM_STEP_NUM_TASKS') or 1) > 1:
-        wrong = f'without {", ".join(missing)}' if missing else 'which cannot be'
-        raise RunError(f'the environment says {known}, {wrong}; unset WORLD_SIZE and RANK, or start with torchrun')
-    say(f'note: {known} without {", ".join(missing)} is taken for a leftover: one process (torchrun starts several)')
-
-
-def find_device(name: str) -> torch.device:
-    """The device that --device names, with its index: without one torch.cuda.set_device would refuse it.
-
-    Args:
-        name: 'auto', 'cpu', 'cuda' (of several processes: each one's own) or 'cuda:N'.
-
-    Raises:
-        RunError: there is no such device, or several processes would share it.
-    """
-    if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    match = re.fullmatch(r'cpu|cuda(?::([0-9]+))?', name)
-    if not match:
-        raise RunError(f"--device '{name}' must be auto, cpu, cuda or cuda:N")
-    if name == 'cpu':
-        return torch.device('cpu')
-    several = process_rank()[1] > 1
-    if match[1] and (several or under_torchrun()):
-        raise RunError(f'--device {name}: torchrun gives each process a device of its own; leave the number out')
-    count = torch.cuda.device_count()
-    index = int(match[1] or 0) if not several else local_index(count)
-    if index >= count:
-        found = f'there {"is" if count == 1 else "are"} {count} CUDA device{"" if count == 1 else "s"} here'
-        raise RunError(f'--device {name}: {found}' + f', and this is process {index} of its machine' * several)
-    return torch.device('cuda', index)
-
-
-def local_index(count: int) -> int:
-    """The index of this process's own device among the `count` of its machine.
-
-    torchrun says it. srun does not, but numbers its tasks, unless each of them is shown its own device alone.
-
-    Raises:
-        RunError: nothing says it.
-    """
-    index = number_in('LOCAL_RANK')
-    if index is None and count == 1:
-        return 0
-    if index is None and number_in('SLURM_STEP_NUM_TASKS') == process_rank()[1]:
-        index = number_in('SLURM_LOCALID')
-    if index is None:
-        raise RunError(f"LOCAL_RANK does not say which of the {count} CUDA devices is this process's; use torchrun")
-    return index
-
-
-def setup(device: str, seed: int) -> torch.device:
-    """Ask for deterministic kernels, join the process group where there are several processes, seed.
-
-    Args:
-        device: as for find_device.
-
-    Raises:
-        RunError: there is no such device, or the processes do not meet.
-    """
-    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS is deterministic only with this
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
-    torch.backends.cudnn.benchmark = False
-    keep_freed_memory()
-    check_job()
-    place = find_device(device)
-    if place.type == 'cuda':
-        torch.cuda.set_device(place)
-    if process_rank()[1] > 1:
-        join('gloo' if place.type == 'cpu' else 'nccl')
-    torch.manual_seed(seed)
-    return place
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep what is freed: a step would get it back from the system page by page."""
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # glibc's
-    if mallopt is not None:
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_max, 0)
-
-
-def join(backend: str) -> None:
-    """Join the process group, with keys in the store that no earlier process has used.
-
-    torchrun keeps one store through all restarts, and with it the addresses of processes that are dead, which the new
-    ones would try to reach. So the main process offers a new prefix, and the others take it when it has answered them.
-
-    Raises:
-        ProcessError: the other processes do not come.
-    """
-    rank, world = process_rank()
-    store = open_store(rank, world)
-    mine = prefix = uuid.uuid4().hex
-
-    def answered() -> bool:
-        nonlocal prefix
-        if store.check(['offer']):
-            prefix = store.get('offer').decode()
-            store.set(f'{prefix}/{rank}', mine)
-        return store.check([mine])
-
-    if rank == 0:
-        if store.check(['offer']):
-            os.environ['TORCHELASTIC_RESTART_COUNT'] = '1'  # torchrun counts only the restarts of its own machine
-        store.set('offer', mine)
-        for other in range(1, world):
-            wait_for_others(lambda other=other: store.check([f'{mine}/{other}']))
-            store.set(store.get(f'{mine}/{other}').decode(), 'welcome')
-    else:
-        wait_for_others(answered)
-    dist.init_process_group(
-        backend, store=dist.PrefixStore(prefix, store), rank=rank, world_size=world, timeout=timedelta(hours=1)
-    )
-
-
-def open_store(rank: int, world: int) -> dist.Store:
-    """torchrun's store, or without torchrun the one that rank 0 opens at MASTER_ADDR and MASTER_PORT.
-
-    Raises:
-        ProcessError: it cannot be opened or reached.
-    """
-    patience = timedelta(hours=1)  # other processes wait while the main one lists a million files
-    if under_torchrun():
-        return next(dist.rendezvous('env://', timeout=patience))[0]
-    found: list[dist.Store] = []
-
-    def reached() -> bool:
-        try:  # for seconds at a time: while it waits, it hears no signal
-            address, port, seconds = os.environ['MASTER_ADDR'], number_in('MASTER_PORT'), timedelta(seconds=3)
-            found.append(dist.TCPStore(address, port, world, rank == 0, seconds, wait_for_workers=False))
-        except (RuntimeError, ValueError, TypeError) as error:  # nobody there yet; a port that is taken, or is none
-            if rank == 0:
-                reason = str(error).splitlines()[0]
-                raise ProcessError(f'{meeting_place()}: cannot be opened ({reason}); {NO_JOB}') from error
-        return bool(found)
-
-    wait_for_others(reached)
-    found[0].set_timeout(patience)
-    return found[0]
-
-
-NO_JOB = 'unset WORLD_SIZE for a single process, or start them all with torchrun'
-
-
-def meeting_place() -> str:
-    return f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
-
-
-def wait_for_others(ready: Callable[[], bool]) -> None:
-    """Poll, so that a signal is heard; say so when it takes long.
-
-    Raises:
-        ProcessError: torchrun does not watch over the processes, and it is not ready after JOIN_MINUTES.
-    """
-    begun, told = time.monotonic(), under_torchrun()
-    while not ready():
-        waited, (rank, world) = time.monotonic() - begun, process_rank()
-        if not under_torchrun() and waited > 60 * JOIN_MINUTES:
-            raise ProcessError(f'{meeting_place()}: not all of the {world} processes came; {NO_JOB}')
-        if not told and waited > 5:
-            print(f'process {rank} of {world} waits for the others at {meeting_place()}; {NO_JOB}', file=sys.stderr)
-            told = True
-        time.sleep(0.02)
-
-
-def was_restarted() -> bool:
-    """In the main process: torchrun has started this one in the place of one that died."""
-    return (number_in('TORCHELASTIC_RESTART_COUNT') or 0) > 0
-
-
-def resolve_amp(amp: str, device: torch.device) -> str:
-    """'auto' is bf16 where the processor computes it natively, else fp16 on CUDA and off on a CPU."""
-    if amp != 'auto':
-        return amp
-    if device.type == 'cuda':
-        return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
-    if hasattr(torch.cpu, 'get_capabilities'):
-        features = torch.cpu.get_capabilities()
-    else:  # before torch 2.10; the oldest cannot tell
-        features = {'avx512_bf16': getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()}
-    return 'bf16' if any(present for name, present in features.items() if 'bf16' in name) else 'off'
-
-
-def autocast(device: torch.device, amp: str) -> torch.autocast:
-    return torch.autocast(device.type, dtype=AMP_DTYPES[amp], enabled=amp != 'off')
-
-
-def is_main() -> bool:
-    """True in the process that writes files and talks."""
-    return process_rank()[0] == 0
-
-
-def say(message: str) -> None:
-    """Progress: a line on stderr, from the main process, above the progress bar."""
-    if is_main():
-        tqdm.write(message, file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------- configuration
@@ -404,143 +173,6 @@ def check_batch(args: argparse.Namespace, n_train: int, world: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- data
-
-
-class TrainBatches:
-    """Batch sampler: the keys (seed, epoch, i) of each batch of an epoch, in an order drawn from (seed, epoch).
-
-    Of every global batch each process takes its share, in `accumulate` parts; images that fill no whole batch sit the
-    epoch out. Set `epoch` before iterating, and `first` to begin within it. There are none while `idle` is true.
-    """
-
-    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1):
-        self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
-        self.accumulate, self.epoch, self.first, self.idle = accumulate, 0, 0, False
-
-    @property
-    def steps(self) -> int:
-        """Global batches in an epoch."""
-        return self.length // self.batch_size
-
-    def __len__(self) -> int:
-        return (self.steps - self.first) * self.accumulate
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        if self.idle:
-            return
-        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator)
-        for step in range(self.first, self.steps):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size][self.rank :: self.world].tolist()
-            for part in range(self.accumulate):
-                yield [(self.seed, self.epoch, i) for i in batch[part :: self.accumulate]]
-
-
-class EvalBatches:
-    """Batch sampler: all indices in order, cut into batches that do not depend on the number of processes.
-
-    Process `rank` takes every world-th batch; `slots` are their numbers. There are none while `idle` is true.
-    """
-
-    def __init__(self, length: int, rank: int = 0, world: int = 1, batch_size: int = EVAL_BATCH):
-        self.length, self.batch_size, self.idle = length, batch_size, False
-        self.slots = range(rank, math.ceil(length / batch_size), world)
-
-    def __len__(self) -> int:
-        return len(self.slots)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for slot in () if self.idle else self.slots:
-            yield list(range(slot * self.batch_size, min((slot + 1) * self.batch_size, self.length)))
-
-
-def eval_images(items: list[tuple[str, int]], img_size: int, cache: Cache | None, bits: int | None = None) -> ImageList:
-    """Images as an evaluation sees them; where there is a cache, each is prepared once."""
-    what = f'evaluated {eval_settings(img_size)}'
-    read = partial(read_pixels, cache=cache, what=what, prepare=eval_view(img_size), bits=bits)
-    return ImageList(items, to_tensor, read)
-
-
-def loader_processes(asked: int, batches: list[tuple[int, int]]) -> int:
-    """As many loader processes as there is shared memory for, at most `asked`; says so where they are fewer.
-
-    They hand their batches over in /dev/shm, of which a container of Docker's has 64 MB.
-
-    Args:
-        batches: (number, bytes) of the batches of each loader; one loader is read at a time.
-    """
-    try:
-        free = shutil.disk_usage(SHARED_MEMORY).free
-    except OSError:  # a system without it
-        return asked
-    free //= number_in('LOCAL_WORLD_SIZE') or 1 if process_rank()[1] > 1 else 1
-
-    def in_flight(processes: int) -> int:
-        ahead = PREFETCH * processes + IN_USE if processes else 0  # this process itself needs no sharing
-        return max(size * min(number, ahead) for number, size in batches)
-
-    fits = next(processes for processes in range(asked, -1, -1) if in_flight(processes) <= free)
-    if fits < asked:
-        say(
-            f'note: batches of {asked} loader processes need {in_flight(asked) / 2**20:.0f} MiB of {SHARED_MEMORY}, '
-            f'where {free / 2**20:.0f} are free: --num_workers {fits} is taken (docker run --shm-size=8g gives more)'
-        )
-    return fits
-
-
-def image_bytes(img_size: int) -> int:
-    """Of an image on its way to the device, uint8."""
-    return 3 * img_size * img_size
-
-
-def make_loader(
-    data: ImageList, batches, num_workers: int, device: torch.device, steadfast: bool = False
-) -> DataLoader:
-    """A loader whose processes live as long as it does; steadfast ones outlast a signal to the whole process group."""
-    loader = DataLoader(
-        data,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        prefetch_factor=PREFETCH if num_workers > 0 else None,
-        persistent_workers=num_workers > 0,
-        pin_memory=device.type == 'cuda',
-        worker_init_fn=_outlast_signals if steadfast else _leave_signals_to_parent,
-        # The order of the batches is ours; without a generator the loader would draw from the model's stream.
-        generator=torch.Generator(),
-    )
-    if num_workers > 0:
-        # Start them now. Later this process holds gigabytes, and a fork makes it copy each page that it writes next.
-        batches.idle = True
-        iter(loader)
-        batches.idle = False
-    return loader
-
-
-def _leave_signals_to_parent(_: int) -> None:
-    """A signal to the whole process group is the main process's to handle; a loader only goes, and not as a failure."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    sys.excepthook = _unless_parent_left
-
-
-def _outlast_signals(_: int) -> None:
-    """The main process needs a few more batches before it can stop; it ends its loaders itself (see end_loaders)."""
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    sys.excepthook = _unless_parent_left
-
-
-def end_loaders() -> None:
-    """Kill what is left of the loader processes, the steadfast ones too, before Python waits for them at its end."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a failure
-    for child in multiprocessing.active_children():
-        child.kill()
-
-
-def _unless_parent_left(kind: type[BaseException], error: BaseException, traceback) -> None:
-    """The thread that hands tensors over would print a traceback when the main process, stopping, hangs up on it."""
-    if not issubclass(kind, ConnectionError):
-        sys.__excepthook__(kind, error, traceback)
 
 
 # ---------------------------------------------------------------------------------------------- loop
@@ -662,78 +294,7 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device, amp: st
     return loss / batches.length, 100 * correct / batches.length
 
 
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over all processes, in place."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def mean_of(total: torch.Tensor) -> float:
-    """Of (sum, count)."""
-    return (total[0] / total[1]).item()
-
-
-def share_object(make: Callable):
-    """What make() returns in the main process, in every process; an error of ours is raised in all of them."""
-    box = [None]
-    if is_main():
-        try:
-            box = [make()]
-        except (DataError, ModelError, RunError) as error:
-            box = [error]
-    if dist.is_initialized():
-        dist.broadcast_object_list(box)
-    if isinstance(box[0], Exception):
-        box[0].shared = True  # the main process speaks for all
-        raise box[0]
-    return box[0]
-
-
-def share_weights(model: nn.Module) -> None:
-    """The main process's weights and buffers in every process, so that all evaluate what is saved.
-
-    The statistics of the last step's BatchNorms are each process's own.
-    """
-    if dist.is_initialized():
-        for tensor in model.state_dict().values():
-            dist.broadcast(tensor, 0)
-
-
-def parallelise(model: nn.Module, device: torch.device, amp: str, batch_size: int, img_size: int) -> nn.Module:
-    """The model with its gradients averaged over processes; itself where there is one.
-
-    DistributedDataParallel sorts the gradients into buckets anew after its first backward pass, which changes the order
-    of their sums. A pass over zeros gets that over with: the first step of a resumed run is then like any other.
-    """
-    if world_size() == 1:
-        return model
-    # Of a 1x1 kernel the two layouts are the same memory; torch warns of the strides.
-    warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
-    parallel = DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    zeros = torch.zeros(batch_size, 3, img_size, img_size, device=device).to(memory_format=torch.channels_last)
-    with autocast(device, amp):
-        parallel.train()(normalize(zeros.byte())).float().sum().backward()
-    parallel.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for buffer, before in zip(model.buffers(), buffers):
-            buffer.copy_(before)
-    return parallel
-
-
 # ---------------------------------------------------------------------------------------------- a run
-
-
-def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """torch.save, atomically. Raises RunError where the disk is full; what stood there before is untouched."""
-    buffer = io.BytesIO()  # a full disk is then an OSError of ours, not one from inside torch.save
-    torch.save(checkpoint, buffer)
-    runs.write_atomic(path, buffer.getvalue())
 
 
 def read_last(path: Path, fingerprint: str) -> dict | None:
@@ -746,7 +307,7 @@ def read_last(path: Path, fingerprint: str) -> dict | None:
         last = models.read_checkpoint(path)
     except FileNotFoundError:
         return None
-    except models.UnsafeCheckpoint:
+    except UnsafeCheckpoint:
         raise
     except ModelError as error:
         say(f'note: {error}; starting again from epoch 1, which ends in the same bits')
@@ -774,8 +335,6 @@ def machine_errors() -> Iterator[None]:
 def explain(error: RuntimeError) -> str | None:
     """What an error of torch's means to the user; None for one that is not the machine's."""
     text, module = str(error), type(error).__module__
-    if isinstance(error, (DataError, ModelError, RunError)):
-        return None
     if module.startswith(('torch._dynamo.', 'torch._inductor.')):
         lines = [line.strip() for line in text.splitlines() if line.strip() and not line.endswith('raised:')]
         why = lines[0] if lines else type(error).__name__
@@ -876,7 +435,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
             save_checkpoint(folder / 'best.pt', weights_file(args, splits.classes, run, last['state_dict']))
     if args.compile:
         model.compile()  # in place: names in the state dict stay as they are
-    parallel = parallelise(model, device, args.amp, args.batch_size // world, args.img_size)
+    parallel = parallelise(model, args.amp, blank_batch(args.batch_size // world, args.img_size, device))
 
     # Batches.
     cache = open_cache(args.cache)
@@ -1022,7 +581,7 @@ def cli(argv: list[str] | None = None) -> None:
         fail('train.py', error)
     try:
         main(args)
-    except (DataError, ModelError, RunError) as error:
+    except UserError as error:
         fail('train.py', error)
     except KeyboardInterrupt as stop:
         again = 'the same command without --force' if args.force else 'the same command'
@@ -1033,17 +592,17 @@ def cli(argv: list[str] | None = None) -> None:
             dist.destroy_process_group()
 
 
-def fail(script: str, error: Exception) -> NoReturn:
+def fail(script: str, error: UserError) -> NoReturn:
     """End this process over an error of ours: one line on stderr, exit code 1, or BUSY where another makes the run.
 
     Of several processes that fail alike one speaks; one that fails alone, over an image that it reads, does too.
     """
-    alone = isinstance(error, (DataError, CacheError)) and dist.is_initialized() and not hasattr(error, 'shared')
+    alone = isinstance(error, (DataError, CacheError)) and dist.is_initialized()
     if is_main() or alone or isinstance(error, ProcessError):
         # An error from a loader process arrives with that process's traceback; the last line is the message.
-        message = re.sub(r'^(archives\.DataError|cache\.CacheError): ', '', str(error).strip().splitlines()[-1])
+        message = re.sub(r'^common\.errors\.\w+: ', '', str(error).strip().splitlines()[-1])
         print(f'{script}: error: {message}', file=sys.stderr)
-    sys.exit(BUSY if isinstance(error, RunBusy) else 1)
+    sys.exit(error.exit_code)
 
 
 def interrupt(signum: int, _) -> None:

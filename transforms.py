@@ -165,6 +165,11 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     return images.to(memory_format=torch.channels_last).float().sub_(mean).div_(std)
 
 
+def blank_batch(batch_size: int, img_size: int, device: torch.device) -> torch.Tensor:
+    """A batch of black images, normalised: (batch_size, 3, img_size, img_size)."""
+    return normalize(torch.zeros(batch_size, 3, img_size, img_size, dtype=torch.uint8, device=device))
+
+
 def mix(
     images: torch.Tensor,
     labels: torch.Tensor,

@@ -24,19 +24,14 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
-import class_views
-import image_views
-import inside
-import options
-import runs
-import synthetic
-from archives import DataError
+from common import options, synthetic
+from common.drawing import COLORS, DASHES, PAGE, Axes, Figure, Line2D, frame, heat_map, plt, save
+from common.errors import RunError, UserError, user_errors
 from datasets import open_image
-from drawing import COLORS, DASHES, PAGE, Axes, Figure, Line2D, frame, heat_map, plt, save
-from image_views import ANGLES, DEGREE, TIMES, describe, head_label, need_twist, spread_blocks
-from inside import Subject
-from models import ModelError, Twist
-from runs import RunError
+from interpret import class_views, image_views, trace
+from interpret.image_views import ANGLES, DEGREE, TIMES, describe, head_label, need_twist, spread_blocks
+from interpret.trace import Subject
+from models import Twist, blocks_of
 from summarize_runs import take_labels
 from transforms import normalize
 
@@ -57,7 +52,7 @@ def plot_kernels(subject: Subject) -> Figure:
         ModelError: the model has no twist, or started from random kernels.
     """
     need_twist(subject)
-    twists = {name: block.stci.twist for name, block in inside.blocks_of(subject.model).items()}
+    twists = {name: block.stci.twist for name, block in blocks_of(subject.model).items()}
     first = next(iter(twists.values()))
     start = Twist(first.num_heads, first.c_red)
     start.reset_parameters()
@@ -140,17 +135,17 @@ def measure_directions(
     """
     found: dict[str, list[torch.Tensor]] = {}
     if image is not None:
-        record = inside.observe(subject.model, subject.batch(rotate(image, angle) for angle in angles))
+        record = trace.observe(subject.model, subject.batch(rotate(image, angle) for angle in angles))
         found = {name: [block.mean_response] for name, block in spread_blocks(subject, record.blocks).items()}
     else:
         blank = torch.zeros(1, 3, 128, 128)
-        blocks = inside.observe(subject.model, blank).blocks
+        blocks = trace.observe(subject.model, blank).blocks
         strides = {name: 128 // block.h.shape[-1] for name, block in blocks.items()}  # pixels between two cells
         steps = [(stride, index) for stride in sorted(set(strides.values())) for index in range(textures)]
         for stride, index in tqdm(steps, desc='turned textures', disable=None):
             turned = [turn_streaks(index, angle, CELLS * stride) for angle in angles]
             batch = normalize(torch.stack([pil_to_tensor(view) for view in turned]))
-            record = inside.observe(subject.model, batch)
+            record = trace.observe(subject.model, batch)
             for name in (name for name, own in strides.items() if own == stride):
                 found.setdefault(name, []).append(record.blocks[name].mean_response)
     return {name: standardise(torch.cat(rows)).unflatten(0, (len(rows), -1)) for name, rows in found.items()}
@@ -251,23 +246,20 @@ def main(args: argparse.Namespace) -> None:
     if args.checkpoint is None:
         raise RunError('--checkpoint is missing: the best.pt of a run')
     drawn = 0
-    try:
-        subject = inside.load(args.checkpoint)
-        image = None if args.image is None else open_image(str(args.image.absolute()))
-        survey = functools.cache(lambda: class_views.survey(subject, args))  # one pass for all views
-        for view in VIEWS if args.view == 'all' else (args.view,):
-            try:
-                figure = draw(view, subject, image, survey)
-            except (DataError, ModelError, RunError) as error:
-                if args.view != 'all':
-                    raise
-                print(f'not drawn: {view}: {error}', file=sys.stderr)
-                continue
-            for path in save(figure, args.save_dir, view):
-                print(path)
-            drawn += 1
-    except (DataError, ModelError) as error:
-        raise RunError(str(error)) from error
+    subject = trace.load(args.checkpoint)
+    image = None if args.image is None else open_image(str(args.image.absolute()))
+    survey = functools.cache(lambda: class_views.survey(subject, args))  # one pass for all views
+    for view in VIEWS if args.view == 'all' else (args.view,):
+        try:
+            figure = draw(view, subject, image, survey)
+        except UserError as error:
+            if args.view != 'all':
+                raise
+            print(f'not drawn: {view}: {error}', file=sys.stderr)
+            continue
+        for path in save(figure, args.save_dir, view):
+            print(path)
+        drawn += 1
     if not drawn:
         raise RunError('no view could be drawn')
 
@@ -275,7 +267,7 @@ def main(args: argparse.Namespace) -> None:
 def draw(view: str, subject: Subject, image: Image.Image | None, survey: Callable[[], class_views.Survey]) -> Figure:
     """One of VIEWS. Raises RunError where it needs an image and there is none; and what the views raise."""
     if view not in OF_ANY_MODEL:
-        inside.need_stci(subject)
+        trace.need_stci(subject)
     if view in image_views.VIEWS:
         if image is None:
             raise RunError(f'{view} needs --image, the picture to look at')
@@ -297,5 +289,5 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-    with runs.user_errors('visualize.py'):
+    with user_errors('visualize.py'):
         main(get_args_parser().parse_args())

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-import runs
-from drawing import Axes, FancyBboxPatch, Figure, plt, save
+from common.drawing import Axes, FancyBboxPatch, Figure, plt, save
+from common.errors import user_errors
 from models import DIRECTIONS, BasicBlock, TwistBlock, build_model
 
 SIDE = 224  # pixels
@@ -193,5 +193,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    with runs.user_errors('architecture.py'):
+    with user_errors('architecture.py'):
         main(get_args_parser().parse_args())

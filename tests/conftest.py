@@ -14,14 +14,15 @@ import trees
 from PIL import Image
 
 import models
-import options
-import registry
-import runs
 import train
+from common import options, registry, runs
 
 ROOT = Path(__file__).parent.parent
 # A program that holds the lock of a run folder until it is killed.
-HOLD = 'import sys, time, pathlib, runs; runs.claim(pathlib.Path(sys.argv[1])); print(1, flush=True); time.sleep(60)'
+HOLD = (
+    'import sys, time, pathlib; from common import runs; '
+    'runs.claim(pathlib.Path(sys.argv[1])); print(1, flush=True); time.sleep(60)'
+)
 RUN_OPTIONS = ('--img_size', '32', '--batch_size', '8', '--epochs', '3', '--warmup_epochs', '1', '--amp', 'off')
 
 

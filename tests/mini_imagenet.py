@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from PIL import Image
 
-import synthetic
+from common import synthetic
 
 SIDE = 72  # pixels
 

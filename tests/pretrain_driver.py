@@ -16,8 +16,8 @@ from torch import nn
 
 import models
 import pretrain_imagenet
-import registry
 import train
+from common import distributed, registry
 
 registry.MODELS['tiny'] = dict(label='Tiny', twist=dict(base_width=8))
 build, normalize = models.build_model, train.normalize
@@ -37,8 +37,8 @@ losses: list[float] = []
 
 def recorded(*args, **kwargs):
     for step, loss, norm in train.train_steps(*args, **kwargs):
-        losses.append(train.reduce_sum(loss.clone()).item() / train.world_size())
-        if train.is_main():
+        losses.append(distributed.reduce_sum(loss.clone()).item() / distributed.world_size())
+        if distributed.is_main():
             Path(os.environ['DRIVER_LOSSES']).write_text(json.dumps(losses))
         yield step, loss, norm
 

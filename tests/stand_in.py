@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import options
-import runs
+from common import options, runs
+from common.errors import BUSY, RunBusy
 
 args = options.parse_args()
 if args.seed == 666:
@@ -21,8 +21,8 @@ if args.seed == 666:
 folder = Path(args.run_dir) / runs.run_name(args.dataset, args.fold, args.model, args.seed)
 try:
     runs.claim(folder)
-except runs.RunBusy:
-    sys.exit(runs.BUSY)
+except RunBusy:
+    sys.exit(BUSY)
 if (folder / 'results.json').exists():
     sys.exit(0)
 config = dict(options={k: v for k, v in vars(args).items() if k != 'force'}, fingerprint='x')

@@ -12,16 +12,13 @@ from conftest import finish, make_dtd, start
 from scipy import ndimage
 
 import analysis
-import findings
-import information
-import inside
 import models
-import significance
 import summarize_runs
-import train
+from common import checkpoint, statistics
+from common.errors import RunError
 from datasets import load_splits, split_digest
-from models import DIRECTIONS, TwistNet
-from runs import RunError
+from interpret import findings, information, trace
+from models import DIRECTIONS, TwistNet, blocks_of
 
 FIGURES = [f'{key}.{suffix}' for key in analysis.QUESTIONS for suffix in ('pdf', 'png')]
 
@@ -31,7 +28,7 @@ def _light(monkeypatch, one_thread):
     for module, name, value in (
         (information, 'HALVES', 6),
         (information, 'DRAWS', 1),
-        (significance, 'PERMUTATIONS', 199),
+        (statistics, 'PERMUTATIONS', 199),
         (analysis, 'REPEATS', 1),
     ):
         monkeypatch.setattr(module, name, value)
@@ -47,14 +44,14 @@ def make_checkpoint(folder, tree, model='small', img_size=64, config=True, **kwa
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     net = models.build_model(model, 3, **kwargs)
-    for name, block in inside.blocks_of(net).items() if isinstance(net, TwistNet) else ():
+    for name, block in blocks_of(net).items() if isinstance(net, TwistNet) else ():
         torch.nn.init.normal_(block.stci.proj[1].weight, 1, 0.1)
         torch.nn.init.normal_(block.stci.twist.dwconv.weight, 0, 0.5)
         block.gate.data.fill_(2.0 if name == 'layer3.0' else 1.0)
     transform = dict(img_size=img_size)
     classes = [f'class{i}' for i in range(3)]
     best = dict(model=model, num_classes=3, classes=classes, epoch=2, val_acc=50.0, transform=transform)
-    train.save_checkpoint(folder / 'best.pt', best | dict(state_dict=net.state_dict()))
+    checkpoint.save_checkpoint(folder / 'best.pt', best | dict(state_dict=net.state_dict()))
     options = dict(dataset='dtd', data_dir=str(tree), fold=1)
     if config:
         defines = dict(pretrained=None, split=split_digest(load_splits(**options)))
@@ -82,7 +79,7 @@ def net(**kwargs):
     """A TwistNet whose branch matters, in evaluation mode."""
     torch.manual_seed(1)
     model = TwistNet(num_classes=3, base_width=8, c_red=3, gate_init=2.0, **kwargs).eval()
-    for block in inside.blocks_of(model).values():
+    for block in blocks_of(model).values():
         torch.nn.init.normal_(block.stci.proj[0].weight, std=0.5)
     return model
 
@@ -145,7 +142,7 @@ def informed(z):
     rng = np.random.default_rng(0)
     result = information.information_of(z, information.bias_at_independence(len(z), rng, 200), rng)
     tests = [t for kind in result['shared'].values() for t in kind.values()]
-    significance.correct([*tests, *result['local'].values(), *result['own'].values()])
+    statistics.correct([*tests, *result['local'].values(), *result['own'].values()])
     return result
 
 
@@ -191,7 +188,7 @@ def test_what_position_alone_tells_shows_between_two_images():
 
 
 def test_features_are_the_means_their_names_say():
-    record = inside.observe(net(), torch.randn(2, 3, 64, 64))
+    record = trace.observe(net(), torch.randn(2, 3, 64, 64))
     block = record.blocks['layer3.1']
     found = analysis.features_of(block)
     h, c = block.h.flatten(2), block.c_red
@@ -236,11 +233,11 @@ def test_classes_that_differ_are_told_from_classes_that_do_not():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(5), 12)
     values = rng.standard_normal((60, 8))
-    same = significance.class_test(significance.standardised(values), labels, rng)
+    same = statistics.class_test(statistics.standardised(values), labels, rng)
     assert same['p'] > 0.05
     assert same['value'] == pytest.approx(0, abs=0.05)
     values[:, 2] += 2 * labels
-    other = significance.class_test(significance.standardised(values), labels, rng)
+    other = statistics.class_test(statistics.standardised(values), labels, rng)
     assert other['p'] == pytest.approx(1 / 200)
     assert other['value'] > 0.08
 
@@ -267,31 +264,31 @@ def smoothed(sigmas, count=20):
 def test_classes_that_differ_in_smoothness_alone_do_not_differ_in_direction():
     z, labels = smoothed([(0.4, 0.4), (0.8, 0.8), (1.6, 1.6)])
     values, rng = analysis.contrasts(z).numpy(), np.random.default_rng(0)
-    assert significance.class_test(significance.standardised(values), labels, rng)['p'] > 0.05
+    assert statistics.class_test(statistics.standardised(values), labels, rng)['p'] > 0.05
     steps = analysis.displaced_cosines(z).numpy()  # a step of sqrt(2) is farther: these do differ
     steps -= steps.mean(1, keepdims=True)
-    assert significance.class_test(significance.standardised(steps), labels, rng)['p'] < 0.01
+    assert statistics.class_test(statistics.standardised(steps), labels, rng)['p'] < 0.01
 
 
 def test_classes_of_streaks_across_each_other_differ_in_direction():
     z, labels = smoothed([(0, 1.5), (1.5, 0)])
     values = analysis.contrasts(z).numpy()
-    test = significance.class_test(significance.standardised(values), labels, np.random.default_rng(0))
+    test = statistics.class_test(statistics.standardised(values), labels, np.random.default_rng(0))
     assert test['p'] < 0.01
     assert values[labels == 0, 0].min() > 0.2  # along 0° more than along 90°
     assert values[labels == 1, 0].max() < -0.2
-    assert significance.kruskal(values[:, 0], labels)['value'] > 0.5
+    assert statistics.kruskal(values[:, 0], labels)['value'] > 0.5
 
 
 def test_epsilon_squared_is_zero_by_chance_for_one_measurement_as_for_all():
     rng, labels = np.random.default_rng(0), np.repeat(np.arange(8), 5)
-    values = [significance.kruskal(rng.standard_normal(40), labels)['value'] for _ in range(300)]
+    values = [statistics.kruskal(rng.standard_normal(40), labels)['value'] for _ in range(300)]
     assert np.mean(values) == pytest.approx(0, abs=0.02)
 
 
 def test_the_mean_response_stays_on_the_device_of_the_network():
     h, interactions = (torch.empty(2, *shape, 3, 3, device='meta') for shape in ((8,), (4, 9)))
-    block = inside.Block(h, interactions, None, h, h, 0.5, c_red=3)
+    block = trace.Block(h, interactions, None, h, h, 0.5, c_red=3)
     assert block.mean_response.device.type == 'meta'
 
 
@@ -310,10 +307,10 @@ def test_identity_in_place_of_the_twist_is_the_variant_without_spiral():
 
 def test_permuted_heads_look_where_another_head_looked():
     model = net()
-    for block in inside.blocks_of(model).values():
+    for block in blocks_of(model).values():
         torch.nn.init.uniform_(block.stci.twist.scale)
     changed = analysis.edited(model, analysis.rolled_heads(1))
-    for old, new in zip(inside.blocks_of(model).values(), inside.blocks_of(changed).values()):
+    for old, new in zip(blocks_of(model).values(), blocks_of(changed).values()):
         kernels, rolled = (b.stci.twist.dwconv.weight.unflatten(0, (4, -1)) for b in (old, new))
         scales, rolled_scales = (b.stci.twist.scale.unflatten(1, (4, -1)) for b in (old, new))
         for head in range(4):
@@ -342,11 +339,11 @@ def test_images_are_turned_by_a_quarter():
 def test_accuracy_is_compared_image_by_image_with_the_exact_test():
     before, after = np.ones(20, bool), np.ones(20, bool)
     after[:8] = False
-    found = significance.mcnemar(before, after)
+    found = statistics.mcnemar(before, after)
     assert (found['value'], found['lost'], found['gained']) == (-40, 8, 0)
     assert found['p'] == pytest.approx(2 * 0.5**8)
     assert found['low'] < -40 < found['high'] < 0
-    same = significance.mcnemar(before, before)
+    same = statistics.mcnemar(before, before)
     assert same['p'] == 1
     assert same['low'] < 0 < same['high']  # nothing seen among 20 is no proof of nothing
 
@@ -359,7 +356,7 @@ def images_of(model, count=12):
 
 
 def subject_of(model):
-    return inside.Subject('best.pt', 'small', model, ['a', 'b', 'c'], 1, 50.0, 64)
+    return trace.Subject('best.pt', 'small', model, ['a', 'b', 'c'], 1, 50.0, 64)
 
 
 def test_rotation_with_the_twists_is_held_against_rotation_without_them():
@@ -562,10 +559,10 @@ def test_other_images_than_those_of_the_split_are_refused_or_said_in_report_and_
         answered(trained, tmp_path / 'out', *options)
     report = answered(trained, tmp_path / 'out', *options, '--other_images')
     assert 'images that may have trained the model' in analysis.title_of(report)  # of the report and of every figure
-    assert inside.CAUTIONS[inside.OTHER] in analysis.report_text(report)
+    assert trace.CAUTIONS[trace.OTHER] in analysis.report_text(report)
     (trained.parent / 'config.json').unlink()
     report = answered(trained, tmp_path / 'out', *options, '--dataset', 'dtd', '--data_dir', tree, '--fold', 1)
-    assert inside.CAUTIONS[inside.UNCHECKED] in analysis.report_text(report)
+    assert trace.CAUTIONS[trace.UNCHECKED] in analysis.report_text(report)
 
 
 @pytest.mark.slow

@@ -22,9 +22,10 @@ import pytest
 import trees
 from PIL import Image
 
-import archives
 import datasets
-from archives import DataError, fetch, unpack
+from common import archives
+from common.archives import fetch, unpack
+from common.errors import DataError
 from datasets import DATASETS, check, prepare
 
 

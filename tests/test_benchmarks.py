@@ -14,10 +14,11 @@ from PIL import Image
 from scipy.io import savemat
 
 import datasets
-import options
-import runs
 import train
-from datasets import DATASETS, DataError, load_splits, open_image
+from common import options, runs
+from common.checkpoint import read_checkpoint
+from common.errors import DataError
+from datasets import DATASETS, load_splits, open_image
 
 KEYS = list(trees.MAKE)
 SIZES = {
@@ -185,7 +186,7 @@ def test_training_starts_on_every_benchmark(tmp_path, tiny, small_benchmarks, ke
     argv = ['--data_dir', str(root), '--dataset', key, '--model', 'tiny', '--fold', '1', '--seed', '42', *size]
     folder, results = train.train(options.parse_args([*argv, '--run_dir', str(tmp_path / 'runs')]))
     assert results['n_train'] + results['n_val'] + results['n_test'] == trees.SMALL_SIZE[key][0]
-    classes = train.models.read_checkpoint(folder / 'best.pt')['classes']
+    classes = read_checkpoint(folder / 'best.pt')['classes']
     assert classes == load_splits(key, root, 1).classes
     assert len(classes) == trees.SMALL_SIZE[key][1]
     assert runs.read_json(folder / 'results.json')['dataset'] == key

@@ -1,4 +1,4 @@
-"""The promises of cache.py: whole images, made once, never stale, shared and bounded."""
+"""The promises of common/cache.py: whole images, made once, never stale, shared and bounded."""
 
 import errno
 import os
@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, write_image
 
-import cache
-import datasets
-from cache import Cache, open_cache
-from runs import RunError
+from common import cache, images
+from common.cache import Cache, open_cache
+from common.errors import RunError
 
 IMAGE = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
 
@@ -50,17 +49,17 @@ def test_a_torn_file_is_made_anew(kept):
 def test_a_changed_file_is_another_image(tmp_path, kept):
     path = tmp_path / 'pictures' / 'a.png'
     write_image(path, 0)
-    first, found = datasets.read_pixels(str(path), kept), os.stat(path)
-    assert np.array_equal(first, datasets.open_image(str(path)))
+    first, found = images.read_pixels(str(path), kept), os.stat(path)
+    assert np.array_equal(first, images.open_image(str(path)))
     write_image(path, 1)
     path.write_bytes(path.read_bytes().ljust(found.st_size, b'\0'))  # the same size, if it was smaller
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))  # and the old date
-    second = datasets.read_pixels(str(path), kept)
-    assert np.array_equal(second, datasets.open_image(str(path)))
+    second = images.read_pixels(str(path), kept)
+    assert np.array_equal(second, images.open_image(str(path)))
     assert not np.array_equal(first, second)
-    half = datasets.read_pixels(str(path), kept, 'half', lambda image: image.resize((20, 20)))
+    half = images.read_pixels(str(path), kept, 'half', lambda image: image.resize((20, 20)))
     assert half.shape == (20, 20, 3)
-    assert datasets.read_pixels(str(path), kept).shape == (40, 40, 3)
+    assert images.read_pixels(str(path), kept).shape == (40, 40, 3)
 
 
 def test_what_does_not_fit_is_made_each_time(tmp_path):
@@ -141,7 +140,8 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
 
 # A user of the cache in a given folder: says how many images it had to make, and stays until its stdin is closed.
 USER = """
-import sys, pathlib, numpy, cache
+import sys, pathlib, numpy
+from common import cache
 cache.SHARED_MEMORY = pathlib.Path(sys.argv[1])
 kept, made = cache.open_cache('ram')._replace(most=1 << 60), []
 for i in range(3):

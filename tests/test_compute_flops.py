@@ -12,7 +12,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import compute_flops
-from models import MODELS, ModelError
+from common.errors import ModelError
+from models import MODELS
 
 
 def output(*arguments: str, capsys) -> str:

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import cache
 import datasets
-import synthetic
-from datasets import DataError, ImageList, load_splits, open_image, partition
+from common import cache, images, synthetic
+from common.errors import DataError
+from datasets import load_splits, open_image, partition
+from loader import ImageList
 
 
 def names(items):
@@ -403,7 +404,7 @@ def test_names_need_not_be_utf8(tmp_path, capfdbinary):
     assert datasets.split_digest(splits) != datasets.tree_digest('folder', tmp_path / 'set', splits)
     (tmp_path / 'kept').mkdir()
     for path, _ in splits.train:
-        assert datasets.read_pixels(path, cache.Cache(tmp_path / 'kept', 1 << 60)).shape == (40, 40, 3)
+        assert images.read_pixels(path, cache.Cache(tmp_path / 'kept', 1 << 60)).shape == (40, 40, 3)
     out = subprocess.run(
         [sys.executable, 'datasets.py', 'split', 'folder', '--data_dir', tmp_path / 'set'],
         cwd=ROOT,

@@ -12,17 +12,15 @@ from conftest import ROOT, argv_of, run
 from cuda_stand_in import Call, CudaStandIn
 
 import analysis
+import benchmark
 import compute_flops
-import information
-import inside
 import models
-import options
 import pretrain_imagenet
-import runs
-import significance
-import speed
 import train
 import visualize
+from common import distributed, options, runs, statistics
+from common.checkpoint import read_checkpoint
+from interpret import information, trace
 
 JOB = dict(RANK='0', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT='29500')
 
@@ -52,7 +50,7 @@ def tiny(monkeypatch) -> str:
 def results_of(tree, run_dir, *more: str) -> tuple:
     """All that a run gives, but for its times and what it is called."""
     folder, results = run(tree, run_dir, '--epochs', '2', *more)
-    best = models.read_checkpoint(folder / 'best.pt')['state_dict']
+    best = read_checkpoint(folder / 'best.pt')['state_dict']
     log = [{k: v for k, v in line.items() if 'second' not in k} for line in runs.read_log(folder / 'log.jsonl')]
     return [t.numpy().tobytes() for t in best.values()], log, results['test_acc'], results['test_loss']
 
@@ -80,9 +78,9 @@ def test_the_device_has_an_index_and_is_the_current_one(monkeypatch, devices, na
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     joined = []
-    monkeypatch.setattr(train, 'join', joined.append)
+    monkeypatch.setattr(distributed, 'join', joined.append)
     with CudaStandIn(monkeypatch, devices) as cuda:
-        assert train.setup(name, 1) == torch.device(expected)
+        assert distributed.setup(name, 1) == torch.device(expected)
     assert cuda.current == int(expected.partition(':')[2] or 0)
     several = environment.get('WORLD_SIZE') == '2'
     assert joined == ['gloo' if expected == 'cpu' else 'nccl'] * several
@@ -118,7 +116,7 @@ def test_a_device_that_cannot_be_is_one_line(
 def test_auto_is_bf16_where_the_device_has_it(monkeypatch):
     for native, expected in ((True, 'bf16'), (False, 'fp16')):
         with CudaStandIn(monkeypatch, bf16=native):
-            assert train.resolve_amp('auto', torch.device('cuda', 0)) == expected
+            assert distributed.resolve_amp('auto', torch.device('cuda', 0)) == expected
 
 
 # ------------------------------------------------------------------------------------------ the scripts
@@ -157,7 +155,7 @@ def test_pretraining_on_a_device_gives_what_the_cpu_gives(tree, tmp_path, tiny, 
         paths = ('--checkpoint_dir', str(tmp_path / folder), '--weights_dir', str(tmp_path / folder))
         argv = ['--data_dir', str(root), '--model', 'tiny', *size, '--amp', 'off', *paths, *more]
         target = pretrain_imagenet.pretrain(pretrain_imagenet.parse_args(argv))
-        return [t.numpy().tobytes() for t in models.read_checkpoint(target)['state_dict'].values()]
+        return [t.numpy().tobytes() for t in read_checkpoint(target)['state_dict'].values()]
 
     more = ('--num_workers', '0', '--ema', '--ema_decay', '0.5')
     expected = pretrain('cpu', '--device', 'cpu', *more)
@@ -178,7 +176,7 @@ def test_a_trained_model_is_looked_into_on_a_device(tree, tmp_path, tiny, monkey
     monkeypatch.setattr(analysis, 'probe', lambda values, *_: [float(values.sum()), 0.0])
     monkeypatch.setattr(information, 'bias_at_independence', lambda *_: 0.0)
     monkeypatch.setattr(information, 'information_of', lambda z, *_: sums.append(z.sum()) or dict(shared={}))
-    monkeypatch.setattr(significance, 'PERMUTATIONS', 19)
+    monkeypatch.setattr(statistics, 'PERMUTATIONS', 19)
 
     def answers(*more):
         args = parse([*argv, *more])
@@ -188,7 +186,7 @@ def test_a_trained_model_is_looked_into_on_a_device(tree, tmp_path, tiny, monkey
     with CudaStandIn(monkeypatch) as cuda:
         assert str(answers()) == str(expected)
         assert sums[: len(sums) // 2] == sums[len(sums) // 2 :]
-        assert next(inside.load(folder / 'best.pt').model.parameters()).device.type == 'cpu'
+        assert next(trace.load(folder / 'best.pt').model.parameters()).device.type == 'cpu'
         visualize.main(visualize.get_args_parser().parse_args([*argv, '--view', 'selection']))
     assert cuda.calls
 
@@ -256,11 +254,11 @@ def test_every_call_of_torch_cuda_is_reached(monkeypatch):
             assert not (isinstance(node, ast.ImportFrom) and (node.module or '').startswith('torch.cuda')), path
             assert not (isinstance(node, ast.Import) and any(a.name.startswith('torch.cuda') for a in node.names)), path
     with CudaStandIn(monkeypatch) as cuda:
-        device = train.setup('auto', 1)
-        train.resolve_amp('auto', device)
+        device = distributed.setup('auto', 1)
+        distributed.resolve_amp('auto', device)
         train.environment_of(device)
-        speed.synchronize(device)
-        speed.device_name(device)
+        benchmark.synchronize(device)
+        benchmark.device_name(device)
     assert written - set(cuda.calls) == set()
 
 

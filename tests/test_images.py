@@ -11,9 +11,10 @@ from conftest import ROOT
 from PIL import Image, ImageOps
 
 import datasets
-import images
-from datasets import DataError, load_splits, open_image, read_pixels
-from images import IMAGE_SUFFIXES, image_bits
+from common import images
+from common.errors import DataError
+from common.images import IMAGE_SUFFIXES, image_bits, read_pixels
+from datasets import load_splits, open_image
 
 RAMP = np.linspace(20, 235, 32 * 32).reshape(32, 32).astype(np.uint16)
 

@@ -16,11 +16,11 @@ from matplotlib.colors import same_color
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
-import drawing
 import models
 import plot_results
-import runs
-from registry import DATASETS, MODELS
+from common import drawing, runs
+from common.errors import RunError
+from common.registry import DATASETS, MODELS
 
 FOLDS = {1: 40.0, 2: 44.0, 3: 51.0}  # mean 45
 GATES = {'layer3.0': 0.12, 'layer3.1': 0.13, 'layer4.0': 0.11, 'layer4.1': 0.10}
@@ -197,7 +197,7 @@ def test_radar_needs_three_data_sets(tmp_path):
     make(tmp_path, 'dtd')
     make(tmp_path, 'fmd')
     make(tmp_path, 'cub200', done=False)
-    with pytest.raises(runs.RunError, match='at least 3 data sets; there are 2'):
+    with pytest.raises(RunError, match='at least 3 data sets; there are 2'):
         draw(tmp_path, 'radar')
 
 
@@ -262,7 +262,7 @@ def test_ablation_means_reference_and_differences(tmp_path):
 def test_ablation_needs_a_variant_but_not_the_full_model(tmp_path):
     make_folds(tmp_path, model='twistnet18')
     make(tmp_path, model='twistnet18_no_ais', done=False)
-    with pytest.raises(runs.RunError, match='no complete run of a variant'):
+    with pytest.raises(RunError, match='no complete run of a variant'):
         draw(tmp_path, 'ablation')
     make_folds(tmp_path / 'other', model='twistnet18_no_ais')
     (figure,) = draw(tmp_path / 'other', 'ablation')
@@ -302,7 +302,7 @@ def test_a_single_run_is_drawn_as_logged_and_one_without_epochs_named(tmp_path):
     (line,) = figure.axes[1].lines
     assert list(line.get_ydata()) == [0, 10, 20]
     assert 'No epoch yet: DTD: TwistNet-18.' in '\n'.join(texts(figure))
-    with pytest.raises(runs.RunError, match='no run has finished an epoch'):
+    with pytest.raises(RunError, match='no run has finished an epoch'):
         draw(tmp_path, 'curves', '--models', 'twistnet18')
 
 
@@ -578,7 +578,7 @@ def test_22_models_fit(tmp_path, plot):
 
 def test_what_cannot_be_drawn_is_one_line(tmp_path):
     def error(*argv):
-        with pytest.raises(runs.RunError) as caught:
+        with pytest.raises(RunError) as caught:
             plot_results.main(arguments('--save_dir', tmp_path / 'f', *argv))
         assert '\n' not in str(caught.value)
         return str(caught.value)

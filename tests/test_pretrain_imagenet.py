@@ -20,14 +20,12 @@ import torch
 from conftest import finish, write_image
 
 import models
-import options
 import pretrain_imagenet
-import registry
-import runs
 import train
-from archives import DataError
+from common import options, registry, runs
+from common.checkpoint import read_checkpoint
+from common.errors import DataError, RunError
 from pretrain_imagenet import ForgivingImages, parse_args, pretrain, read_index
-from runs import RunError
 
 DRIVER = Path(__file__).parent / 'pretrain_driver.py'
 SIZE = ('--img_size', '32', '--batch_size', '16', '--epochs', '2', '--warmup_epochs', '1', '--amp', 'off')
@@ -63,12 +61,12 @@ def torchrun(processes: int, *more: str) -> tuple[str, ...]:
 
 def outcome(folder: Path) -> tuple:
     """Everything that must be the same to the bit; times are not."""
-    last = models.read_checkpoint(folder / 'checkpoints' / 'latest.pt')
+    last = read_checkpoint(folder / 'checkpoints' / 'latest.pt')
     tensors = [t.numpy().tobytes() for t in last['state_dict'].values()]
     tensors += [state['momentum_buffer'].numpy().tobytes() for state in last['optimizer']['state'].values()]
     tensors += [t.numpy().tobytes() for t in last['average'] or []]
     history = [{k: v for k, v in line.items() if 'second' not in k} for line in last['progress']['history']]
-    best = models.read_checkpoint(next((folder / 'weights').glob('*.pt')))
+    best = read_checkpoint(next((folder / 'weights').glob('*.pt')))
     return tensors, history, best['epoch'], [t.numpy().tobytes() for t in best['state_dict'].values()]
 
 
@@ -138,7 +136,7 @@ def test_a_default_warm_up_makes_room_for_few_epochs():
 def test_learning_rate_scales_with_the_global_batch(imagenet, tmp_path, tiny, capfd):
     run(imagenet, tmp_path / 'a', '--lr', '0.4', '--min_lr', '0')
     run(imagenet, tmp_path / 'b', '--lr', '0.4', '--no-scale_lr')
-    scaled, kept = (models.read_checkpoint(tmp_path / name / 'checkpoints' / 'latest.pt') for name in 'ab')
+    scaled, kept = (read_checkpoint(tmp_path / name / 'checkpoints' / 'latest.pt') for name in 'ab')
     assert scaled['config']['defines']['lr'] == 0.4 * 16 / 1024
     assert kept['config']['defines']['lr'] == 0.4
     args = parse_args(['--data_dir', 'x'])
@@ -245,7 +243,7 @@ def test_a_signal_saves_and_stops(imagenet, tmp_path):
     assert (code, out) == (128 + signal.SIGUSR1, ''), err
     saved = f'{tmp_path}/checkpoints/latest.pt is saved; --resume auto goes on from there'
     assert err.splitlines()[-2:] == [saved, 'stopped']
-    progress = models.read_checkpoint(tmp_path / 'checkpoints' / 'latest.pt')['progress']
+    progress = read_checkpoint(tmp_path / 'checkpoints' / 'latest.pt')['progress']
     assert 0 < progress['epoch'] + progress['step'] / 15 < 40
 
 
@@ -285,7 +283,7 @@ def resume_alone(imagenet, tmp_path, *more: str) -> dict:
     latest = tmp_path / 'checkpoints' / 'latest.pt'
     argv = ['--data_dir', str(imagenet), '--resume', str(latest), *paths, '--num_workers', '0', *more]
     pretrain(parse_args(argv))
-    return models.read_checkpoint(latest)['config']
+    return read_checkpoint(latest)['config']
 
 
 @pytest.mark.parametrize('processes', [1, 4])
@@ -297,7 +295,7 @@ def test_a_resume_takes_its_options_from_the_run_and_keeps_the_global_batch(
         patch.setattr(pretrain_imagenet, 'save_state', saved_and_killed(pretrain_imagenet.save_state))
         with pytest.raises(ZeroDivisionError):
             run(imagenet, tmp_path, *ONE_EPOCH, '--batch_size', '8', '--lr', '0.2', '--mixup', '0.1', '--seed', '7')
-    begun = models.read_checkpoint(tmp_path / 'checkpoints' / 'latest.pt')['config']
+    begun = read_checkpoint(tmp_path / 'checkpoints' / 'latest.pt')['config']
     capfd.readouterr()
     config = resume_alone(imagenet, tmp_path)
     assert config['defines'] == begun['defines']
@@ -348,7 +346,7 @@ def test_the_global_batch_is_kept_or_one_line_says_that_it_cannot_be(monkeypatch
 
 
 def test_a_small_shared_memory_takes_fewer_loader_processes(imagenet, tmp_path, tiny, monkeypatch, capfd):
-    monkeypatch.setattr(train.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=1))
+    monkeypatch.setattr('loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=1))
     run(imagenet, tmp_path, *ONE_EPOCH, '--num_workers', '4')
     assert '--num_workers 0 is taken' in capfd.readouterr().err
 
@@ -401,11 +399,11 @@ def test_a_copy_of_a_checkpoint_goes_on_elsewhere_with_its_best_weights(imagenet
     copy = tmp_path / 'copy.pt'
     (tmp_path / 'a' / 'checkpoints' / 'previous.pt').rename(copy)  # before the last validation
     run(imagenet, tmp_path / 'b', '--epochs', '3', '--resume', str(copy))
-    best, again = (models.read_checkpoint(tmp_path / x / 'weights' / 'tiny_imagenet.pt') for x in 'ab')
+    best, again = (read_checkpoint(tmp_path / x / 'weights' / 'tiny_imagenet.pt') for x in 'ab')
     assert best['epoch'] == again['epoch'] == 1
     assert all(again['state_dict'][k].equal(v) for k, v in best['state_dict'].items())
     assert not best['state_dict']['stem.1.bias'].equal(
-        models.read_checkpoint(tmp_path / 'b' / 'checkpoints' / 'latest.pt')['state_dict']['stem.1.bias']
+        read_checkpoint(tmp_path / 'b' / 'checkpoints' / 'latest.pt')['state_dict']['stem.1.bias']
     )
     with pytest.raises(RunError, match=r'copy\.pt is of another run \(seed 42 -> 7\)'):
         run(imagenet, tmp_path / 'b', '--epochs', '3', '--seed', '7', '--resume', str(copy))
@@ -480,7 +478,7 @@ def test_weights_that_are_there_are_not_replaced_unasked(imagenet, tmp_path, tin
         run(imagenet, tmp_path)
     assert not (tmp_path / 'checkpoints' / 'latest.pt').exists(), 'said before four days, not after'
     run(imagenet, tmp_path, '--overwrite')
-    assert models.read_checkpoint(target)['model'] == 'tiny'
+    assert read_checkpoint(target)['model'] == 'tiny'
     run(imagenet, tmp_path, '--resume', 'auto')  # complete: its own weights may be written again
     (tmp_path / 'file').touch()
     with pytest.raises(RunError, match=r'--weights_dir .*file: cannot be made'):
@@ -506,8 +504,8 @@ def test_the_best_epoch_is_kept_and_the_average_evaluated(imagenet, tmp_path, ti
 
     monkeypatch.setattr(pretrain_imagenet, 'evaluate', evaluate)
     target = run(imagenet, tmp_path, '--epochs', '4', '--ema', '--ema_decay', '0.5')
-    assert models.read_checkpoint(target)['epoch'] == 3, 'the later on ties'
-    own = models.read_checkpoint(tmp_path / 'checkpoints' / 'latest.pt')['state_dict']
+    assert read_checkpoint(target)['epoch'] == 3, 'the later on ties'
+    own = read_checkpoint(tmp_path / 'checkpoints' / 'latest.pt')['state_dict']
     assert not seen[-1][0].equal(own['stem.0.weight']), 'the average is what was evaluated'
 
 
@@ -571,7 +569,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(imagenet, tmp_path, t
     line = runs.read_log(tmp_path / 'a' / 'checkpoints' / 'log.jsonl')[0]
     assert line['dropped_steps'] == 3
     assert np.isfinite([line['train_loss'], line['val_loss']]).all()
-    state = models.read_checkpoint(tmp_path / 'a' / 'checkpoints' / 'latest.pt')['state_dict']
+    state = read_checkpoint(tmp_path / 'a' / 'checkpoints' / 'latest.pt')['state_dict']
     assert all(t.isfinite().all() for t in state.values()), 'nor are the statistics of BatchNorm touched'
 
     calls[0] = 0
@@ -579,7 +577,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(imagenet, tmp_path, t
     broken.update(range(18, 100))  # in the second epoch, 15 steps and the validation after the first
     with pytest.raises(RunError, match=r'steps in a row were not finite, .*latest\.pt; try a lower --lr'):
         run(imagenet, tmp_path / 'b', '--epochs', '3')
-    last = models.read_checkpoint(tmp_path / 'b' / 'checkpoints' / 'latest.pt')
+    last = read_checkpoint(tmp_path / 'b' / 'checkpoints' / 'latest.pt')
     assert last['progress']['epoch'] == 1
     assert all(t.isfinite().all() for t in last['state_dict'].values())
 

@@ -14,8 +14,9 @@ from conftest import HOLD, ROOT, finish, start
 
 import ablation
 import run_all
-import runs
-from registry import MODELS
+from common import runs
+from common.errors import RunError
+from common.registry import MODELS
 
 STAND_IN = Path(__file__).parent / 'stand_in.py'
 WITH_STAND_IN = (
@@ -99,7 +100,7 @@ def test_the_data_set_of_a_grid_is_the_one_that_its_folder_is_laid_out_as(tmp_pa
     out, err = capsys.readouterr()
     assert f'--dataset folder --data_dir {tmp_path}/photos' in out
     assert f'note: --dataset is folder: the layout of {tmp_path}/photos' in err
-    with pytest.raises(runs.RunError, match='--dataset synthetic is drawn and would not read --data_dir'):
+    with pytest.raises(RunError, match='--dataset synthetic is drawn and would not read --data_dir'):
         plan(*photos, '--dataset', 'synthetic')
 
 
@@ -121,10 +122,10 @@ def test_a_default_that_is_brought_down_is_said_once_and_is_the_same_configurati
         (['--batch_size', '32'], 'batch_size 24 -> 32'),
         (['--warmup_epochs', '1'], 'warmup_epochs 2 -> 1'),
     ):
-        with pytest.raises(runs.RunError, match=words):
+        with pytest.raises(RunError, match=words):
             plan(*size, *more)
     runs.write_json(folder / 'results.json', dict(n_train=30, fingerprint='x'))
-    with pytest.raises(runs.RunError, match='batch_size 24 -> 30'):
+    with pytest.raises(RunError, match='batch_size 24 -> 30'):
         plan(*size)
 
 
@@ -138,7 +139,7 @@ def test_kth_tips2_has_no_fifth_fold(capsys):
         ('kth_tips2', [5], 'no fold'),
         ('fmd', [0], '1 to 5'),
     ):
-        with pytest.raises(runs.RunError, match=words):
+        with pytest.raises(RunError, match=words):
             run_all.honest_folds(dataset, folds)
 
 

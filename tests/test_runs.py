@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import HOLD, ROOT
 
-import runs
-from runs import RunBusy, RunError
+from common import runs
+from common.errors import RunBusy, RunError
 
 
 def test_write_is_atomic_and_leaves_no_temporary_file(tmp_path):

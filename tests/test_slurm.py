@@ -15,8 +15,8 @@ import pytest
 from conftest import ROOT
 from slurm_node import slurm_node
 
-import models
-import runs
+from common import runs
+from common.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.skipif(
     not shutil.which('slurmctld'), reason='needs slurm-wlm and munge: .ci/run installs them'
@@ -69,9 +69,7 @@ def test_a_preempted_array_ends_in_the_results_of_the_local_launcher(tree, tmp_p
     for name in names:
         results = [runs.read_json(tmp_path / place / name / 'results.json') for place in ('local', 'runs')]
         assert results[0] | dict(seconds=0) == results[1] | dict(seconds=0)
-        best = [
-            models.read_checkpoint(tmp_path / place / name / 'best.pt')['state_dict'] for place in ('local', 'runs')
-        ]
+        best = [read_checkpoint(tmp_path / place / name / 'best.pt')['state_dict'] for place in ('local', 'runs')]
         assert all(a.equal(b) for a, b in zip(best[0].values(), best[1].values(), strict=True))
 
 

@@ -17,10 +17,12 @@ from conftest import ROOT, finish, make_run, start
 from scipy import stats
 
 import plot_results
-import runs
 import summarize_runs
-from registry import DATASETS, MODELS
-from summarize_runs import PUBLISHED, corrected_t_test, holm
+from common import runs
+from common.errors import RunError
+from common.registry import DATASETS, MODELS
+from common.statistics import corrected_t_test, holm
+from summarize_runs import PUBLISHED
 
 
 def tables(run_dir, *argv):
@@ -39,7 +41,7 @@ def show(run_dir, capsys, *argv) -> str:
 
 
 def fails(run_dir, *argv) -> str:
-    with pytest.raises(runs.RunError) as caught:
+    with pytest.raises(RunError) as caught:
         summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(run_dir), *argv]))
     return str(caught.value)
 
@@ -265,7 +267,7 @@ def test_runs_on_different_trees_are_not_pooled_even_where_each_has_another_fold
     assert '--run_dir' in message
     args = plot_results.get_args_parser().parse_args(['--run_dir', *folders, '--save_dir', str(tmp_path / 'f')])
     args.run_dir = [tmp_path / 'a', tmp_path / 'b']
-    with pytest.raises(runs.RunError, match='different trees of images'):
+    with pytest.raises(RunError, match='different trees of images'):
         plot_results.main(args)
     make_run(tmp_path / 'c', fold=4, model='swin_tiny', tree='cccc')
     assert table(tmp_path / 'a', str(tmp_path / 'c'), '--models', 'resnet18').rows

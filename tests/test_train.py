@@ -21,16 +21,17 @@ from hypothesis import strategies as st
 from torch._inductor.exc import InvalidCxxCompiler
 
 import datasets
-import inside
 import models
-import options
-import runs
 import train
+from common import distributed, options, runs
+from common.checkpoint import read_checkpoint
+from common.errors import BUSY, ModelError, RunError
 from compute_flops import measure
 from datasets import load_splits
+from interpret import trace
+from loader import EvalBatches, ImageList, TrainBatches, eval_images, image_bytes, loader_processes, make_loader
 from models import build_model
-from runs import RunError
-from train import EvalBatches, TrainBatches, lr_at
+from train import lr_at
 from transforms import normalize
 
 
@@ -39,7 +40,7 @@ def outcome(folder: Path) -> tuple:
     log = runs.read_log(folder / 'log.jsonl')
     for line in log:
         del line['seconds'], line['images_per_second']
-    best = models.read_checkpoint(folder / 'best.pt')
+    best = read_checkpoint(folder / 'best.pt')
     tensors = {name: tensor.numpy().tobytes() for name, tensor in best.pop('state_dict').items()}
     results = runs.read_json(folder / 'results.json')
     del results['seconds']
@@ -65,10 +66,10 @@ def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     for line in log:
         assert {'lr', 'train_loss', 'val_loss', 'val_acc', 'seconds', 'images_per_second'} < line.keys()
         assert set(line['gates']) == set(line['selection']) == {'layer3.0', 'layer3.1', 'layer4.0', 'layer4.1'}
-    data = train.eval_images(load_splits('dtd', str(tree), 1).val, 32, None)
+    data = eval_images(load_splits('dtd', str(tree), 1).val, 32, None)
     model = models.build_model('tiny', 3)
-    model.load_state_dict(models.read_checkpoint(folder / 'best.pt')['state_dict'])
-    seen = inside.observe(model, normalize(torch.stack([data[i][0] for i in range(len(data))]))).blocks
+    model.load_state_dict(read_checkpoint(folder / 'best.pt')['state_dict'])
+    seen = trace.observe(model, normalize(torch.stack([data[i][0] for i in range(len(data))]))).blocks
     best = log[runs.read_json(folder / 'results.json')['best_epoch'] - 1]['selection']
     assert {name: block.selection.mean().item() for name, block in seen.items()} == pytest.approx(best)
     assert log[-1]['lr'] == pytest.approx(1e-6)
@@ -85,7 +86,7 @@ def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     size = measure('tiny', 3, 32)
     assert (results['params_M'], results['macs_G']) == (size['params_M'], size['macs_G'])
 
-    best = models.read_checkpoint(folder / 'best.pt')
+    best = read_checkpoint(folder / 'best.pt')
     assert best.keys() == {'model', 'num_classes', 'classes', 'epoch', 'val_acc', 'state_dict', 'transform'}
     assert (best['model'], best['num_classes'], best['classes']) == ('tiny', 3, ['class0', 'class1', 'class2'])
     assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc'])
@@ -105,14 +106,14 @@ def test_the_checkpoint_tested_is_the_later_of_the_best_and_test_is_read_once(tr
     monkeypatch.setattr(train, 'evaluate', evaluate)
     folder, results = run(tree, tmp_path, '--epochs', '4')
     assert (results['best_epoch'], results['best_val_acc']) == (3, 75.0)
-    assert models.read_checkpoint(folder / 'best.pt')['epoch'] == 3
+    assert read_checkpoint(folder / 'best.pt')['epoch'] == 3
     assert events == ['val'] * 4 + ['test'] * 2, 'the last and the chosen weights, after all training'
 
 
 @pytest.mark.slow
 def test_results_can_be_reproduced_from_best_pt(tree, tmp_path, tiny):
     folder, results = run(tree, tmp_path)
-    best = models.read_checkpoint(folder / 'best.pt')
+    best = read_checkpoint(folder / 'best.pt')
     model = build_model(best['model'], best['num_classes'])
     model.load_state_dict(best['state_dict'])
     model.to(memory_format=torch.channels_last)
@@ -121,8 +122,8 @@ def test_results_can_be_reproduced_from_best_pt(tree, tmp_path, tiny):
 
 def evaluate_on(model, items, img_size=32):
     device = torch.device('cpu')
-    data = train.eval_images(items, img_size, None)
-    loader = train.make_loader(data, EvalBatches(len(items)), 0, device)
+    data = eval_images(items, img_size, None)
+    loader = make_loader(data, EvalBatches(len(items)), 0, device)
     return train.evaluate(model, loader, device, 'off', train.tqdm(disable=True))
 
 
@@ -175,7 +176,7 @@ def test_values_of_a_recipe_may_be_spelled_out(tree, tmp_path, tiny):
 @pytest.mark.slow
 def test_a_start_that_failed_does_not_stand_in_the_way(tree, tmp_path, tiny):
     torch.save({'foo': torch.zeros(3)}, tmp_path / 'foreign.pt')
-    with pytest.raises(train.ModelError):
+    with pytest.raises(ModelError):
         run(tree, tmp_path, '--pretrained', str(tmp_path / 'foreign.pt'))
     run(tree, tmp_path)
 
@@ -244,10 +245,10 @@ def test_the_cache_does_not_matter_and_every_image_is_decoded_once(tree, tmp_pat
 
 def test_loader_processes_start_with_the_loader_and_draw_nothing_yet(tree):
     items, device = load_splits('dtd', tree, 1).train, torch.device('cpu')
-    images = train.ImageList(items, lambda image, key: key)
+    images = ImageList(items, lambda image, key: key)
     batches = TrainBatches(len(items), 8, seed=1)
     before = set(multiprocessing.active_children())
-    loader = train.make_loader(images, batches, 1, device)
+    loader = make_loader(images, batches, 1, device)
     started = set(multiprocessing.active_children()) - before
     assert len(started) == 1
     for epoch in (1, 2):
@@ -332,8 +333,8 @@ def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path, number, code)
 def test_what_is_left_of_a_job_in_the_environment_does_not_count(tree, tmp_path, tiny, monkeypatch, capfd, environment):
     for name, value in (pair.split('=') for pair in environment.split()):
         monkeypatch.setenv(name, value)
-    train.setup('cpu', 1)
-    assert train.process_rank() == (0, 1)
+    distributed.setup('cpu', 1)
+    assert distributed.process_rank() == (0, 1)
     known = environment.replace(' ', ', ')
     assert (f'note: {known} without' in capfd.readouterr().err) == ('WORLD_SIZE' in environment)
 
@@ -357,7 +358,7 @@ def test_a_job_that_cannot_be_is_one_line_and_no_wait(tree, tmp_path, tiny, monk
         port = server.getsockname()[1]
     for name, value in (pair.split('=') for pair in environment.format(port=port).split()):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(train, 'JOIN_MINUTES', 0)
+    monkeypatch.setattr(distributed, 'JOIN_MINUTES', 0)
     message = fails(argv_of(tree, tmp_path / 'runs', '--device', 'cpu'), capfd)
     assert words in message
     assert 'unset WORLD_SIZE' in message
@@ -366,27 +367,27 @@ def test_a_job_that_cannot_be_is_one_line_and_no_wait(tree, tmp_path, tiny, monk
 
 def test_loader_processes_are_as_many_as_shared_memory_has_room_for(monkeypatch, capfd):
     def free(size):
-        monkeypatch.setattr(train.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=size))
+        monkeypatch.setattr('loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=size))
 
-    docker, image = 64 * 2**20, train.image_bytes(224)
+    docker, image = 64 * 2**20, image_bytes(224)
     dtd = [(58, 32 * image), (30, 64 * image), (30, 64 * image)]  # training, validation and test of a fold
     free(2**33)
-    assert train.loader_processes(4, dtd) == 4
+    assert loader_processes(4, dtd) == 4
     assert capfd.readouterr().err == ''
     free(docker)
-    assert train.loader_processes(4, dtd) == 2
+    assert loader_processes(4, dtd) == 2
     assert '--num_workers 2 is taken (docker run --shm-size' in capfd.readouterr().err
-    assert train.loader_processes(4, [(58, 16 * image)]) == 4
-    assert train.loader_processes(4, [(2, 64 * image)]) == 4, 'there are no more than two batches'
+    assert loader_processes(4, [(58, 16 * image)]) == 4
+    assert loader_processes(4, [(2, 64 * image)]) == 4, 'there are no more than two batches'
     free(10 * 2**20)
-    assert train.loader_processes(4, dtd) == 0
+    assert loader_processes(4, dtd) == 0
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')  # without a job around it
     free(docker)
-    assert train.loader_processes(4, dtd) == 2
+    assert loader_processes(4, dtd) == 2
 
 
 def test_a_small_shared_memory_takes_fewer_loader_processes(tree, tmp_path, tiny, monkeypatch, capfd):
-    monkeypatch.setattr(train.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=1, total=1, used=0))
+    monkeypatch.setattr('loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=1, total=1, used=0))
     run(tree, tmp_path, '--num_workers', '4', '--cache', 'none')
     assert '--num_workers 0 is taken' in capfd.readouterr().err
 
@@ -437,7 +438,7 @@ def test_two_processes_train_resume_and_count_every_image_once(tmp_path, one_thr
     results, log = runs.read_json(folder / 'results.json'), runs.read_log(folder / 'log.jsonl')
     assert runs.read_json(folder / 'config.json')['defines']['processes'] == 2
 
-    best = models.read_checkpoint(folder / 'best.pt')
+    best = read_checkpoint(folder / 'best.pt')
     model = build_model('twistnet18_heads1', 3)
     model.load_state_dict(best['state_dict'])  # names of the plain model
     model.to(memory_format=torch.channels_last)
@@ -466,11 +467,11 @@ def test_a_process_without_a_batch_to_validate_takes_part(tree, tmp_path, one_th
     assert code == 0, err
     assert not EvalBatches(len(load_splits('dtd', tree, 1).val), 1, 2).slots
     folder = tmp_path / 'dtd_fold1_twistnet18_stage4_seed42'
-    best = models.read_checkpoint(folder / 'best.pt')
+    best = read_checkpoint(folder / 'best.pt')
     model = build_model('twistnet18_stage4', 3)
     model.load_state_dict(best['state_dict'])
-    data = train.eval_images(load_splits('dtd', tree, 1).val, 32, None)
-    seen = inside.observe(model, normalize(torch.stack([data[i][0] for i in range(len(data))]))).blocks
+    data = eval_images(load_splits('dtd', tree, 1).val, 32, None)
+    seen = trace.observe(model, normalize(torch.stack([data[i][0] for i in range(len(data))]))).blocks
     line = runs.read_log(folder / 'log.jsonl')[best['epoch'] - 1]
     assert line['selection'] == pytest.approx({name: block.selection.mean().item() for name, block in seen.items()})
 
@@ -689,15 +690,15 @@ def test_reduced_precision_trains(tree, tmp_path, tiny, amp):
     reference = [line['train_loss'] for line in runs.read_log(full / 'log.jsonl')]
     assert losses == pytest.approx(reference, abs=0.1)
     assert losses != reference, 'another precision must show in the last digits'
-    assert models.read_checkpoint(folder / 'best.pt')['state_dict']['fc.weight'].dtype == torch.float32
+    assert read_checkpoint(folder / 'best.pt')['state_dict']['fc.weight'].dtype == torch.float32
 
 
 @pytest.mark.parametrize(('feature', 'expected'), [('avx512_bf16', 'bf16'), ('avx512_f', 'off'), ('amx_bf16', 'bf16')])
 def test_auto_is_bf16_where_the_processor_has_it(monkeypatch, feature, expected):
     capabilities = {'avx2': True, 'avx512_bf16': False, feature: True}
     monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities, raising=False)
-    assert train.resolve_amp('auto', torch.device('cpu')) == expected
-    assert train.resolve_amp('fp16', torch.device('cpu')) == 'fp16'
+    assert distributed.resolve_amp('auto', torch.device('cpu')) == expected
+    assert distributed.resolve_amp('fp16', torch.device('cpu')) == 'fp16'
 
 
 @pytest.mark.slow
@@ -705,7 +706,7 @@ def test_a_compiled_run_gives_a_plain_checkpoint(tree, tmp_path, monkeypatch):
     small = dict(base_width=8, layers=(1, 1), twist_stages=(2,))  # the compiler takes a minute for each stage
     monkeypatch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=small))
     folder, results = run(tree, tmp_path, '--compile', '--epochs', '2')
-    best = models.read_checkpoint(folder / 'best.pt')
+    best = read_checkpoint(folder / 'best.pt')
     model = build_model('tiny', 3)
     assert list(best['state_dict']) == list(model.state_dict())
     model.load_state_dict(best['state_dict'])
@@ -786,7 +787,7 @@ def test_a_run_that_another_process_makes_is_left_to_it(tree, tmp_path, tiny, ca
     other.stdout.readline()
     with pytest.raises(SystemExit) as caught:
         train.cli(argv_of(tree, tmp_path))
-    assert caught.value.code == runs.BUSY
+    assert caught.value.code == BUSY
     assert f'being made by another process (process {other.pid} on' in capfd.readouterr().err
     assert os.listdir(folder) == ['.lock']
     other.kill()
@@ -881,7 +882,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tree
         message = fails(argv_of(tree, tmp_path / 'a'), capfd)
     assert 'the training loss is nan' in message
     folder = tmp_path / 'a' / 'dtd_fold1_tiny_seed42'
-    state = models.read_checkpoint(folder / 'last.pt')['state_dict']
+    state = read_checkpoint(folder / 'last.pt')['state_dict']
     assert all(tensor.isfinite().all() for tensor in state.values())
     run(tree, tmp_path / 'a')
     reference, _ = run(tree, tmp_path / 'b')
@@ -895,8 +896,8 @@ def test_a_full_disk_loses_nothing(tree, tmp_path, tiny, monkeypatch, capfd, nam
     (folder / f'{name}.tmp').symlink_to('/dev/full')  # every write to it fails with ENOSPC
     message = fails(argv_of(tree, tmp_path / 'a'), capfd)
     assert f'{name}: cannot be written (No space left on device)' in message
-    models.read_checkpoint(folder / 'last.pt')
-    models.read_checkpoint(folder / 'best.pt')
+    read_checkpoint(folder / 'last.pt')
+    read_checkpoint(folder / 'best.pt')
     train.cli(argv_of(tree, tmp_path / 'a'))
     reference, _ = run(tree, tmp_path / 'b')
     assert outcome(folder) == outcome(reference)
@@ -953,7 +954,7 @@ def test_killed_between_its_checkpoints_and_resumed_elsewhere_it_tests_what_it_r
     # Elsewhere the last bits differ: were the second epoch made again, it would not be the best one.
     fake_accuracies(monkeypatch, 20.0, 20.0)
     _, results = run(tree, tmp_path)
-    best = models.read_checkpoint(folder / 'best.pt')
+    best = read_checkpoint(folder / 'best.pt')
     assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc']) == (2, 60.0)
     model = build_model('tiny', 3)
     model.load_state_dict(best['state_dict'])
@@ -964,8 +965,8 @@ def test_killed_between_its_checkpoints_and_resumed_elsewhere_it_tests_what_it_r
 @pytest.mark.slow
 def test_a_best_checkpoint_that_is_lost_is_made_again_or_the_run_starts_again(tree, tmp_path, tiny, monkeypatch, capfd):
     folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
-    best = models.read_checkpoint(folder / 'best.pt')
-    history = models.read_checkpoint(folder / 'last.pt')['run']
+    best = read_checkpoint(folder / 'best.pt')
+    history = read_checkpoint(folder / 'last.pt')['run']
     later = history | dict(history=2 * history['history'])
     assert train.holds_best(folder, later)
     torch.save(best | dict(epoch=2), folder / 'best.pt')  # as versions left it that wrote best.pt first
@@ -977,7 +978,7 @@ def test_a_best_checkpoint_that_is_lost_is_made_again_or_the_run_starts_again(tr
     _, results = run(tree, tmp_path)
     assert 'starting again' not in capfd.readouterr().err
     assert results['best_epoch'] == 1
-    again = models.read_checkpoint(folder / 'best.pt')
+    again = read_checkpoint(folder / 'best.pt')
     assert all(again['state_dict'][name].equal(tensor) for name, tensor in best['state_dict'].items())
     with monkeypatch.context() as patch:
         patch.setattr(train, 'holds_best', lambda *_: False)

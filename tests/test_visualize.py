@@ -16,17 +16,14 @@ from matplotlib.collections import QuadMesh
 from PIL import Image
 
 import assets.architecture as architecture
-import class_views
-import drawing
-import image_views
-import inside
 import models
 import plot_results
-import synthetic
 import visualize
+from common import drawing, synthetic
+from common.errors import ModelError, RunError
 from datasets import load_splits, split_digest
-from inside import Subject
-from runs import RunError
+from interpret import class_views, image_views, trace
+from interpret.trace import Subject
 from transforms import eval_settings, normalize
 
 ANGLES = (0, 45, 90, 135)  # of heads 1 to 4: the convention of synthetic.py's classes
@@ -113,7 +110,7 @@ def test_the_twist_prefers_streaks_in_its_direction_at_the_scale_of_its_cells():
     images, labels = streaks(0, 2)
     tables = []
     for seed in SEEDS:
-        block = inside.observe(tiny(seed, classes=4, **EARLY).model, images).blocks['layer1.0']
+        block = trace.observe(tiny(seed, classes=4, **EARLY).model, images).blocks['layer1.0']
         responses = visualize.standardise(block.mean_response)  # (images, heads)
         tables.append(torch.stack([responses[labels == label].mean(0) for label in range(4)]))
     table = torch.stack(tables).mean(0)  # (classes, heads); by chance 0 everywhere
@@ -184,11 +181,11 @@ def test_interaction_is_of_the_tensor_that_the_network_uses(picture):
 def test_response_leaves_out_cells_that_look_beyond_the_map(picture):
     subject = tiny()
     figure = image_views.plot_response(subject, picture)
-    block = inside.observe(subject.model, subject.batch([picture])).blocks['layer3.0']
+    block = trace.observe(subject.model, subject.batch([picture])).blocks['layer3.0']
     response = block.response[0].numpy()  # (4, 4, 4) of 64 pixels
     assert response[0, :, -1] == pytest.approx(1, abs=1e-4)  # of any image: there t is z at half its length
     shown = [text for text in texts(figure) if ' to ' in text and text[0].isdigit()]
-    for (dy, dx), cells in zip(models.DIRECTIONS, inside.seen(4, 3, 5)):
+    for (dy, dx), cells in zip(models.DIRECTIONS, trace.seen(4, 3, 5)):
         assert all(cells[y, x] == (y + dy in range(3) and x + dx in range(5)) for y in range(3) for x in range(5))
     parts = response[0, :, :-1], response[1, :-1, :-1], response[2, :-1], response[3, :-1, 1:]
     assert shown[:4] == [f'{part.min():.2f} to {part.max():.2f}' for part in parts]
@@ -431,8 +428,8 @@ def replaced(tree: Path) -> list:
 def test_images_that_may_have_trained_the_model_are_refused_or_marked(tmp_path, checkpoint, capsys, change, words):
     tree = class_folders(tmp_path / 'set', 12)
     record_run(checkpoint, data_dir=str(tree))
-    subject = inside.load(checkpoint)
-    assert inside.data_of(arguments(), subject)['caution'] is None
+    subject = trace.load(checkpoint)
+    assert trace.data_of(arguments(), subject)['caution'] is None
     given = change(tree)
     message = error_of('--checkpoint', checkpoint, '--view', 'tsne', *given)
     assert words in message
@@ -449,17 +446,17 @@ def test_the_run_s_own_split_is_known_wherever_the_tree_is_and_whatever_it_is_ca
     tree = class_folders(tmp_path / 'set', 12)
     record_run(checkpoint, data_dir=str(tree))
     moved = tree.rename(tmp_path / 'moved')
-    subject = inside.load(checkpoint)
-    assert inside.data_of(arguments('--data_dir', moved), subject)['caution'] is None
+    subject = trace.load(checkpoint)
+    assert trace.data_of(arguments('--data_dir', moved), subject)['caution'] is None
     image = next(iter(load_splits('folder', moved, 1).test))[0]
     write_image(Path(image), 3, size=60)  # a damaged test image that was mended
-    assert inside.data_of(arguments('--data_dir', moved), subject)['caution'] is None
+    assert trace.data_of(arguments('--data_dir', moved), subject)['caution'] is None
 
 
 def test_a_checkpoint_alone_says_that_its_images_are_not_checked(tree, checkpoint, capsys):
-    subject = inside.load(checkpoint)
+    subject = trace.load(checkpoint)
     found = class_views.survey(subject, arguments('--data_dir', tree, '--fold', 1))  # dtd, by its layout
-    assert found.of == f'12 test images of DTD, fold 1, {inside.UNCHECKED}'
+    assert found.of == f'12 test images of DTD, fold 1, {trace.UNCHECKED}'
     assert 'it is not checked that these images did not train' in capsys.readouterr().err
 
 
@@ -468,7 +465,7 @@ def test_what_the_classifier_reads_is_had_of_every_model(name):
     torch.manual_seed(0)
     model = models.build_model(name, 3, img_size=64).eval()
     image = torch.randn(1, 3, 64, 64)
-    record = inside.observe(model, image)
+    record = trace.observe(model, image)
     with torch.inference_mode():
         assert torch.equal(record.logits, model(image))
         final, maps = model.forward_intermediates(image)  # what `features` draws
@@ -508,7 +505,7 @@ def test_variants_say_what_they_lack(picture):
         (dict(use_products=False), lambda subject: image_views.plot_interaction(subject, picture)),
         (dict(use_ais=False), lambda s: class_views.plot_selection(s, survey_of([0, 0, 1, 1])._replace(selection={}))),
     ):
-        with pytest.raises(models.ModelError, match=r'best\.pt: tiny '):
+        with pytest.raises(ModelError, match=r'best\.pt: tiny '):
             view(tiny(**more))
 
 
@@ -566,7 +563,7 @@ def test_47_classes_are_more_than_grey_print_tells_apart():
 
 def test_products_below_0_are_drawn_below_0(picture, monkeypatch):
     def colours(shift: float) -> tuple:
-        monkeypatch.setattr(inside, 'matrix', lambda values, c_red: matrix(values, c_red) - shift)
+        monkeypatch.setattr(trace, 'matrix', lambda values, c_red: matrix(values, c_red) - shift)
         figure = image_views.plot_interaction(tiny(), picture)
         note = any('The lowest mean is \N{MINUS SIGN}0.05.' in text.replace('\n', ' ') for text in texts(figure))
         image = next(axes.images[0] for axes in figure.axes if axes.images and axes.images[0].get_array().ndim == 2)
@@ -574,7 +571,7 @@ def test_products_below_0_are_drawn_below_0(picture, monkeypatch):
         lowest = min(values.min() for values in shown if values.shape == (8, 8))
         return image.norm.vmin, lowest, note
 
-    matrix = inside.matrix
+    matrix = trace.matrix
     assert colours(0)[0] == 0
     low, lowest, note = colours(0.05)
     assert low == lowest < 0

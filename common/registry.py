@@ -155,3 +155,14 @@ def size_problem(model: str, img_size: int | None) -> str | None:
     if MODELS[model].get('resolution') and (img_size or 0) % 32:
         return f'--img_size {img_size} must be a multiple of 32 for {model}'
     return None
+
+
+LABELS: dict[str, str] = {}  # of data sets, where --labels gives another than the registry's
+
+
+def dataset_label(dataset: str) -> str:
+    return LABELS.get(dataset) or DATASETS[dataset]['label']
+
+
+def model_label(model: str) -> str:
+    return MODELS[model]['label'] if model in MODELS else model

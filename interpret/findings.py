@@ -8,9 +8,9 @@ import math
 
 import numpy as np
 
-from drawing import COLORS, PAGE, Figure, Line2D, frame, heat_map, plt, readable
-from information import ANGLES, DIFFERENT, IN_PLACE, PAIRS, SAME
-from summarize_runs import LEVEL, p_text
+from common.drawing import COLORS, PAGE, Figure, Line2D, frame, heat_map, plt, readable
+from common.statistics import LEVEL, p_text
+from interpret.information import ANGLES, DIFFERENT, IN_PLACE, PAIRS, SAME
 
 MAX_ROWS = 50  # classes in a figure
 NATS, POINTS = '{:+.3f} nats', '{:+.1f} points'

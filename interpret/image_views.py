@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-import inside
-from drawing import CMAP, PAGE, Axes, Figure, frame, plt, readable
-from inside import Block, Subject
-from models import DIRECTIONS, ModelError
-from summarize_runs import model_label
+from common.drawing import CMAP, PAGE, Axes, Figure, frame, plt, readable
+from common.errors import ModelError
+from common.registry import model_label
+from interpret import trace
+from interpret.trace import Block, Subject
+from models import DIRECTIONS
 
 ANGLES = tuple(round(math.degrees(math.atan2(dy, dx))) for dy, dx in DIRECTIONS)  # of the heads; clockwise: dy is down
 ARROWS = '\N{RIGHTWARDS ARROW}\N{SOUTH EAST ARROW}\N{DOWNWARDS ARROW}\N{SOUTH WEST ARROW}'
@@ -81,7 +82,7 @@ def plot_interaction(subject: Subject, image: Image.Image) -> Figure:
     Raises:
         ModelError: the model has no products.
     """
-    record = inside.observe(subject.model, subject.batch([image]))
+    record = trace.observe(subject.model, subject.batch([image]))
     matrices = {name: block.products for name, block in record.blocks.items()}
     if any(products is None for products in matrices.values()):
         raise ModelError(f'{subject.path}: {subject.name} has no products of channels to show')
@@ -147,14 +148,14 @@ def plot_response(subject: Subject, image: Image.Image) -> Figure:
         ModelError: the heads of the model look in no direction.
     """
     need_twist(subject)
-    record = inside.observe(subject.model, subject.batch([image]))
+    record = trace.observe(subject.model, subject.batch([image]))
     blocks = spread_blocks(subject, record.blocks)
     grey = np.asarray(Image.fromarray(pixels(subject, image)).convert('L')) / 255
     heads = next(iter(blocks.values())).response.shape[1]
     figure, left, panels = beside_image(subject, image, len(blocks), heads, 1.45)
     left.set_xlabel(verdict(subject, record.logits[0]))
     for row, (name, block) in zip(panels, blocks.items()):
-        cells = inside.seen(heads, *block.h.shape[-2:]).numpy()
+        cells = trace.seen(heads, *block.h.shape[-2:]).numpy()
         for head, axes in enumerate(row):
             overlay(axes, grey, block.response[0, head].numpy(), cells[head])
             if row is panels[0]:

@@ -13,8 +13,8 @@ from scipy import stats
 from scipy.spatial import KDTree
 from scipy.special import digamma
 
+from common.statistics import a_test
 from models import DIRECTIONS
-from significance import a_test
 
 ANGLES = ('0°', '45°', '90°', '135°')  # of models.DIRECTIONS
 IN_PLACE = 'in place'

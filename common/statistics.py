@@ -4,11 +4,10 @@ correct adds p_holm, Holm's correction over all tests of a question; findings.py
 """
 
 import math
+import statistics
 
 import numpy as np
 from scipy import stats
-
-from summarize_runs import holm
 
 PERMUTATIONS = 9999
 
@@ -105,3 +104,46 @@ def kruskal(values: np.ndarray, labels: np.ndarray) -> dict:
     groups = [values[labels == label] for label in np.unique(labels)]
     statistic, p = stats.kruskal(*groups)
     return dict(value=float((statistic - len(groups) + 1) / (len(values) - len(groups))), p=float(p))
+
+
+LEVEL = 0.05  # of significance, after Holm's correction
+
+
+def corrected_t_test(differences: list[float], test_to_train: float) -> tuple[float, float, float, float]:
+    """Corrected resampled t-test: is the mean of paired differences over resamplings of one data set zero?
+
+    Training sets of different folds overlap, so the variance of the mean is (1 / J + n_test / n_train) s^2 instead of
+    s^2 / J, with J - 1 degrees of freedom. Source: Nadeau and Bengio, "Inference for the Generalization Error",
+    Machine Learning 52 (2003), section 3.2.
+
+    Args:
+        differences: J of them, one a fold.
+        test_to_train: n_test / n_train.
+
+    Returns:
+        mean, lower and upper end of its 95 % interval, two-sided p. Without spread or with a single fold there is no
+        test: the last three are NaN.
+    """
+    count, mean = len(differences), statistics.fmean(differences)
+    spread = statistics.stdev(differences) if count > 1 else 0.0
+    if spread < 1e-12:
+        return mean, math.nan, math.nan, math.nan
+    error = spread * math.sqrt(1 / count + test_to_train)
+    reach = error * stats.t.ppf(0.975, count - 1)
+    return mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean / error), count - 1))
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's step-down adjustment (1979), in the order given; NaN, where there was no test, stays NaN."""
+    order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    adjusted, highest = [math.nan] * len(p_values), 0.0
+    for rank, (p, i) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p))
+        adjusted[i] = highest
+    return adjusted
+
+
+def p_text(p: float) -> str:
+    if math.isnan(p):
+        return '-'
+    return '<0.001' if p < 0.001 else f'{p:.3f}'

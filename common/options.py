@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from registry import DATASETS, MODELS, size_problem
-from runs import RunError
+from common.errors import RunError
+from common.registry import DATASETS, MODELS, size_problem
 
 DEFAULT = dict(
     img_size=224,

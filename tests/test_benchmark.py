@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import ROOT, finish, start
 
+import benchmark
 import compute_flops
-import options
-import speed
 import train
-from models import MODELS, ModelError, TwistNet
-from runs import RunError
+from common import distributed, options
+from common.errors import ModelError, RunError
+from models import MODELS, TwistNet
 
 CPU = torch.device('cpu')
 SMALL = ('--img_size', '32', '--batch_size', '2', '--rounds', '1', '--device', 'cpu', '--amp', 'off')
@@ -56,8 +56,8 @@ def rows_of(**labels: str) -> list[dict]:
         name: dict(model=name, label=label, macs_G=2.0, saved_MiB=8.0 if name == 'resnet18' else 10.0)
         for name, label in dict(resnet18='ResNet-18', **labels).items()
     }
-    seconds = {(name, task): [2.0 if name == 'resnet18' else 3.0] for name in facts for task in speed.TASKS}
-    return [speed.row_of(facts[name], seconds, 1e11, facts['resnet18'], batch_size=6) for name in facts]
+    seconds = {(name, task): [2.0 if name == 'resnet18' else 3.0] for name in facts for task in benchmark.TASKS}
+    return [benchmark.row_of(facts[name], seconds, 1e11, facts['resnet18'], batch_size=6) for name in facts]
 
 
 CONDITIONS = dict(
@@ -83,14 +83,14 @@ CONDITIONS = dict(
 def test_tasks_are_measured_in_turn_and_the_first_round_does_not_count():
     clock = Clock()
     tasks = dict(a=clock.task('a', 50, 9, 1, 2), b=clock.task('b', 60, 9, 3, 4))
-    seconds = speed.in_turn(tasks, 2, CPU, clock)
+    seconds = benchmark.in_turn(tasks, 2, CPU, clock)
     assert seconds == dict(a=[1, 2], b=[3, 4])
     assert [key for key, _ in clock.calls] == ['a', 'a', 'b', 'b', 'a', 'b', 'a', 'b']
 
 
 def test_short_work_is_repeated_within_a_reading():
     clock = Clock()
-    seconds = speed.in_turn(dict(a=clock.task('a', 1, 0.02, 0.03)), 1, CPU, clock)
+    seconds = benchmark.in_turn(dict(a=clock.task('a', 1, 0.02, 0.03)), 1, CPU, clock)
     assert clock.calls == [('a', 1), ('a', 1), ('a', 3)]
     assert seconds['a'] == pytest.approx([0.03])
 
@@ -99,24 +99,24 @@ def test_a_ratio_is_the_median_over_the_rounds_of_what_was_measured_in_one_round
     clock = Clock()
     # In the second round the machine is busy: ten times slower, for both.
     tasks = dict(base=clock.task('base', 1, 1, 1, 20, 4), model=clock.task('model', 1, 1, 2, 30, 4))
-    seconds = speed.in_turn(tasks, 3, CPU, clock)
-    assert speed.ratio(seconds['model'], seconds['base']) == 1.5  # of 2, 1.5 and 1
+    seconds = benchmark.in_turn(tasks, 3, CPU, clock)
+    assert benchmark.ratio(seconds['model'], seconds['base']) == 1.5  # of 2, 1.5 and 1
     assert statistics.median(seconds['model']) / statistics.median(seconds['base']) == 1  # what it is not
 
 
 def test_a_row_has_the_rates_and_the_shares_of_the_matrix_rate():
     row = rows_of(other='Other')[1]
     assert (row['train_images_per_s'], row['infer_images_per_s'], row['single_images_per_s']) == (2, 2, 1 / 3)
-    assert {row[f'{task}_ratio'] for task in speed.TASKS} == {1.5}
+    assert {row[f'{task}_ratio'] for task in benchmark.TASKS} == {1.5}
     # 2 GMACs an image are 4 GFLOP in a pass and 12 in a step, of 100 GFLOP/s.
-    assert [row[f'{task}_share'] for task in speed.TASKS] == pytest.approx([0.24, 0.08, 0.04 / 3])
+    assert [row[f'{task}_share'] for task in benchmark.TASKS] == pytest.approx([0.24, 0.08, 0.04 / 3])
     assert row['saved_ratio'] == 1.25
 
 
 def test_without_macs_a_row_has_no_shares():
     facts = dict(model='resnet18', label='ResNet-18', macs_G=None, saved_MiB=8.0)
-    row = speed.row_of(facts, {('resnet18', task): [2.0] for task in speed.TASKS}, 1e11, facts, batch_size=6)
-    assert speed.cells_of(row)[:3] == ['3.0', '1.00', '-']
+    row = benchmark.row_of(facts, {('resnet18', task): [2.0] for task in benchmark.TASKS}, 1e11, facts, batch_size=6)
+    assert benchmark.cells_of(row)[:3] == ['3.0', '1.00', '-']
 
 
 # ------------------------------------------------------------------------------------------ models
@@ -135,7 +135,7 @@ def test_a_training_step_is_the_one_of_train_py(monkeypatch):
     monkeypatch.setattr(train, 'train_steps', counted)
     model = TwistNet(num_classes=5, base_width=8)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    speed.model_tasks(model, 5, 2, 32, CPU, 'off')['train'](2)
+    benchmark.model_tasks(model, 5, 2, 32, CPU, 'off')['train'](2)
     defaults, *steps = made
     assert len(steps) == 2
     assert {key: defaults[key] for key in ('lr', 'momentum', 'weight_decay')} == {
@@ -151,18 +151,18 @@ def test_an_inference_pass_changes_nothing(task, images):
     model, seen = TwistNet(num_classes=5, base_width=8), []
     model.register_forward_hook(lambda module, x, y: seen.append((x[0].shape[0], module.training, y.is_inference())))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    speed.model_tasks(model, 5, 2, 32, CPU, 'off')[task](3)
+    benchmark.model_tasks(model, 5, 2, 32, CPU, 'off')[task](3)
     assert seen == [(images, False, True)] * 3
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_saved_memory_of_an_image_leaves_out_the_copies_of_the_weights():
     model = TwistNet(num_classes=5, base_width=16)
-    sizes = [speed.saved_per_image(model, batch_size, 32, CPU, 'bf16') for batch_size in (2, 3)]
+    sizes = [benchmark.saved_per_image(model, batch_size, 32, CPU, 'bf16') for batch_size in (2, 3)]
     assert sizes[0] == sizes[1]
     x = torch.zeros(2, 3, 32, 32)
-    with train.autocast(CPU, 'bf16'):
-        assert speed.saved_bytes(model, x) / 2 > 1.2 * sizes[0]
+    with distributed.autocast(CPU, 'bf16'):
+        assert benchmark.saved_bytes(model, x) / 2 > 1.2 * sizes[0]
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_compiled_models_of_one_class_have_graphs_of_their_own(monkeypatch):
     small = dict(num_classes=5, layers=(1,), twist_stages=())
     built = [TwistNet(base_width=8 + 4 * i, **small).eval() for i in range(6)]
     for model in built:
-        speed.compile_apart(model, backend=backend)
+        benchmark.compile_apart(model, backend=backend)
     for _ in range(2):
         for model in built:
             for images in (2, 1):
@@ -192,16 +192,16 @@ def test_compiled_models_of_one_class_have_graphs_of_their_own(monkeypatch):
 
 
 def test_csv_has_plain_numbers_of_the_models_and_of_the_baseline(monkeypatch, capsys):
-    monkeypatch.setattr(speed, 'MIN_SECONDS', 0.001)
+    monkeypatch.setattr(benchmark, 'MIN_SECONDS', 0.001)
     text = measured(capsys, '--model', 'twistnet18_first_order,twistnet18_first_order', '--csv')
     base, row = csv.DictReader(io.StringIO(text))
     assert (base['model'], row['model']) == ('resnet18', 'twistnet18_first_order')
     words = {'model', 'label', 'dtype', 'compile', 'device', 'torch'}
     numbers = [{key: float(value) for key, value in line.items() if key not in words} for line in (base, row)]
     assert all(value > 0 for line in numbers for value in line.values())
-    assert all(numbers[0][f'{key}_ratio'] == 1 for key in (*speed.TASKS, 'saved'))
+    assert all(numbers[0][f'{key}_ratio'] == 1 for key in (*benchmark.TASKS, 'saved'))
     assert numbers[1]['saved_ratio'] == 1  # one and the same trunk
-    for (task, (passes, _)), line in ((item, line) for item in speed.TASKS.items() for line in numbers):
+    for (task, (passes, _)), line in ((item, line) for item in benchmark.TASKS.items() for line in numbers):
         work = passes * 2 * line['macs_G'] * line[f'{task}_images_per_s']  # GFLOP/s
         assert line[f'{task}_share'] == pytest.approx(work / line['matrix_gflops'])
     assert row['macs_G'] == str(compute_flops.measure('twistnet18_first_order', 47, 32)['macs_G'])
@@ -209,7 +209,7 @@ def test_csv_has_plain_numbers_of_the_models_and_of_the_baseline(monkeypatch, ca
 
 
 def test_text_states_the_conditions_and_has_a_row_a_model(capsys):
-    speed.print_text(rows_of(other='Other'), CONDITIONS)
+    benchmark.print_text(rows_of(other='Other'), CONDITIONS)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
         'batch 6, 224 x 224 pixels, float32, A_B 100%, CPU threads: 2, rounds: 1, torch 2.9',
@@ -220,7 +220,7 @@ def test_text_states_the_conditions_and_has_a_row_a_model(capsys):
 
 
 def test_latex_is_a_table_and_nothing_else(capsys):
-    speed.print_latex(rows_of(other='A_b & c'), CONDITIONS)
+    benchmark.print_latex(rows_of(other='A_b & c'), CONDITIONS)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(r'\begin{tabular}')
     assert lines[-1] == r'\end{tabular}'
@@ -259,8 +259,8 @@ def test_a_batch_too_large_for_the_device_is_one_line(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(speed, 'in_turn', full)
-    monkeypatch.setattr(speed, 'MIN_SECONDS', 0.001)
+    monkeypatch.setattr(benchmark, 'in_turn', full)
+    monkeypatch.setattr(benchmark, 'MIN_SECONDS', 0.001)
     monkeypatch.setitem(MODELS, 'resnet18', dict(label='Tiny', twist=dict(base_width=8)))
     with pytest.raises(RunError, match='cpu has too little memory for 1 model at --batch_size 2; '):
         compute_flops.main(parse('--speed', *SMALL, '--model', 'resnet18'))
@@ -292,9 +292,9 @@ def test_datasets_speed_prints_paired_medians(tree, capsys, monkeypatch):
         seen.append((set(tasks), rounds))
         return {key: [base[key], 2 * base[key], base[key]] for key in tasks}
 
-    monkeypatch.setattr(speed, 'in_turn', in_turn)
+    monkeypatch.setattr(benchmark, 'in_turn', in_turn)
     threads = torch.get_num_threads()
-    speed.loader('dtd', tree, 1, 32, 16, 3)
+    benchmark.measure_loader('dtd', tree, 1, 32, 16, 3)
     torch.set_num_threads(threads)
     assert seen == [(set(base), 3)]
     lines = capsys.readouterr().out.splitlines()

@@ -20,13 +20,16 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
-import options
 import train
-from cache import open_cache
+from common import distributed, options
+from common.cache import open_cache
+from common.errors import RunError
+from common.images import read_pixels
+from common.runs import counted
 from compute_flops import BASELINE, BOUNDS, NO_FVCORE, measure, print_csv
-from datasets import ImageList, load_splits, open_image, read_pixels
+from datasets import load_splits, open_image
+from loader import ImageList, eval_images
 from models import build_model
-from runs import RunError, counted
 from summarize_runs import escape
 from transforms import eval_view, normalize, train_transform
 
@@ -79,7 +82,7 @@ def in_turn(
         times[key] = math.ceil(max(1, MIN_SECONDS / max(reading(task, 1, device, clock), 1e-9)))
     seconds = {key: [] for key in tasks}
     for number in range(1, rounds + 1):
-        train.say(f'round {number} of {rounds}')
+        distributed.say(f'round {number} of {rounds}')
         for key, task in tasks.items():
             seconds[key].append(reading(task, times[key], device, clock))
     return seconds
@@ -143,7 +146,7 @@ def saved_per_image(model: nn.Module, batch_size: int, img_size: int, device: to
     sizes = []
     for images in (batch_size, batch_size + 1):
         x = torch.zeros(images, 3, img_size, img_size, dtype=torch.uint8, device=device)
-        with train.autocast(device, amp):
+        with distributed.autocast(device, amp):
             sizes.append(saved_bytes(model, normalize(x)))
     return sizes[1] - sizes[0]
 
@@ -166,7 +169,7 @@ def model_tasks(
     batch = normalize(images.to(device))
 
     def batch_loss(images: torch.Tensor, labels: torch.Tensor, *_) -> torch.Tensor:
-        with train.autocast(device, amp):
+        with distributed.autocast(device, amp):
             return F.cross_entropy(model(images), labels, label_smoothing=recipe['label_smoothing'])
 
     def steps(times: int) -> None:
@@ -181,7 +184,7 @@ def model_tasks(
     def passes(times: int, x: torch.Tensor) -> None:
         model.eval()
         for _ in range(times):
-            with train.autocast(device, amp):
+            with distributed.autocast(device, amp):
                 model(x)
 
     return dict(train=steps, infer=lambda times: passes(times, batch), single=lambda times: passes(times, batch[:1]))
@@ -229,13 +232,13 @@ def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dic
     Raises:
         RunError: there is no such device, or it has too little memory. ModelError: unknown model.
     """
-    device = train.setup(args.device, seed=0)
-    amp = train.resolve_amp(args.amp, device)
+    device = distributed.setup(args.device, seed=0)
+    amp = distributed.resolve_amp(args.amp, device)
     names = list(dict.fromkeys(names if BASELINE in names else [BASELINE, *names]))
     facts, tasks = {}, {}
     try:
         for name in names:
-            train.say(f'building {name}')
+            distributed.say(f'building {name}')
             size = measure(name, args.num_classes, args.img_size)
             model = build_model(name, args.num_classes, img_size=args.img_size)
             model.to(device, memory_format=torch.channels_last)
@@ -245,8 +248,8 @@ def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dic
                 compile_apart(model)
             more = model_tasks(model, args.num_classes, args.batch_size, args.img_size, device, amp)
             tasks |= {(name, task): work for task, work in more.items()}
-        tasks[MATRIX], side = matrix_task(device, train.AMP_DTYPES[amp])
-        train.say('warm-up')
+        tasks[MATRIX], side = matrix_task(device, distributed.AMP_DTYPES[amp])
+        distributed.say('warm-up')
         seconds = in_turn(tasks, args.rounds, device)
     except RuntimeError as error:  # torch.OutOfMemoryError on CUDA, plainly this on a CPU
         if not isinstance(error, torch.OutOfMemoryError) and 'memory' not in str(error):
@@ -260,7 +263,7 @@ def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dic
         batch_size=args.batch_size,
         img_size=args.img_size,
         num_classes=args.num_classes,
-        dtype=str(train.AMP_DTYPES[amp]).removeprefix('torch.'),
+        dtype=str(distributed.AMP_DTYPES[amp]).removeprefix('torch.'),
         compile=args.compile,
         device=device_name(device),
         threads=torch.get_num_threads(),
@@ -323,7 +326,7 @@ def print_text(rows: list[dict], conditions: dict) -> None:
 
 
 def print_latex(rows: list[dict], conditions: dict) -> None:
-    train.say('\n'.join(describe(conditions)))  # a table has no place for them
+    distributed.say('\n'.join(describe(conditions)))  # a table has no place for them
     groups = [(3, title.capitalize()) for _, title in TASKS.values()] + [(2, 'Saved')]
     first = ''.join(rf' & \multicolumn{{{width}}}{{c}}{{{title}}}' for width, title in groups)
     ends = list(itertools.accumulate((width for width, _ in groups), initial=1))
@@ -350,7 +353,7 @@ def main(names: list[str], args: argparse.Namespace) -> None:
     with train.machine_errors():
         rows, conditions = measure_models(names, args)
     if rows[0]['macs_G'] is None:
-        train.say(NO_FVCORE)
+        distributed.say(NO_FVCORE)
     if args.csv:
         print_csv([row | conditions for row in rows])
     elif args.latex:
@@ -387,7 +390,7 @@ def loader_tasks(items: list[tuple[str, int]], img_size: int) -> dict[tuple[str,
         lists[kind, PLAIN] = ImageList(items, lambda image, _key, transform=transform: transform(image))
     for way, kept in (('decoded', None), ('cached', open_cache('ram'))):
         lists['train', way] = ImageList(items, augmentation, partial(read_pixels, cache=kept))
-        lists['eval', way] = train.eval_images(items, img_size, kept)
+        lists['eval', way] = eval_images(items, img_size, kept)
 
     def work(images: ImageList, times: int) -> None:
         for epoch in range(times):
@@ -397,7 +400,7 @@ def loader_tasks(items: list[tuple[str, int]], img_size: int) -> dict[tuple[str,
     return {key: partial(work, images) for key, images in lists.items()}
 
 
-def loader(dataset: str, data_dir: Path | None, fold: int, img_size: int, count: int, rounds: int) -> None:
+def measure_loader(dataset: str, data_dir: Path | None, fold: int, img_size: int, count: int, rounds: int) -> None:
     """datasets.py speed: print images a second that one core makes of `count` training images, spread over all of them.
 
     Raises:

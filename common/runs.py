@@ -10,7 +10,6 @@ RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
     train.log      what train.py said, where run_all.py started it
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -18,45 +17,15 @@ import shlex
 import shutil
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from locks import fcntl
+from common.errors import RunBusy, RunError
+from common.locks import fcntl
 
-BUSY = 75  # exit code of train.py where another process makes this run (EX_TEMPFAIL of sysexits.h)
 LOG = 'train.log'
 HEADER = '--- '  # begins the line before each start in LOG
 RUN_FILES = ('config.json', 'log.jsonl', 'last.pt', 'best.pt', 'results.json')
-
-
-class RunError(RuntimeError):
-    """A run cannot go on or cannot be read; the message is one line that says why and what is left."""
-
-
-@contextlib.contextmanager
-def user_errors(script: str) -> Iterator[None]:
-    """The body of a script: what a user can mend ends it with one line on stderr, and a reader that left, quietly."""
-    sys.stdout.reconfigure(errors='replace')  # a terminal without a sign gets '?'
-    try:
-        yield
-        sys.stdout.flush()
-    except RunError as error:
-        sys.exit(f'{script}: error: {error}')
-    except KeyboardInterrupt:
-        print(f'\n{script}: stopped', file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more at its end
-        sys.exit(f'{script}: error: {error.filename or "stdout"}: {error.strerror}')
-
-
-class RunBusy(RunError):
-    """Another process is making this run."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -247,19 +216,21 @@ def git_commit() -> str | None:
     """The commit of this code, with '-dirty' where files differ from it; None outside a git checkout of its own.
 
     A repository that this folder only happens to lie in is somebody else's: this very file must be one of its files, at
-    its top level.
+    its place below the top level.
     """
     # Within a hook of another repository these would lead there.
     environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
 
+    here = Path(__file__)
+    root, own = here.parent.parent, f'{here.parent.name}/{here.name}'
+
     def git(*command: str) -> str:
-        here = Path(__file__).parent
         return subprocess.run(
-            ['git', '-C', str(here), *command], capture_output=True, text=True, env=environment
+            ['git', '-C', str(root), *command], capture_output=True, text=True, env=environment
         ).stdout.strip()
 
     try:
-        if git('ls-files', '--full-name', Path(__file__).name) != Path(__file__).name:
+        if git('ls-files', '--full-name', own) != own:
             return None
         return git('describe', '--always', '--dirty', '--abbrev=40', '--exclude=*') or None
     except FileNotFoundError:

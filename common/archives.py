@@ -16,13 +16,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.errors import DataError
+
 CHUNK = 1 << 20  # bytes
 ATTEMPTS = 5  # connections in a row that bring nothing new before a download is given up
 WAIT = 2.0  # seconds before the next attempt
-
-
-class DataError(ValueError):
-    """Something about the data set is not as it must be; the message is one line that names it."""
 
 
 def fetch(url: str, md5: str, folder: Path) -> Path:

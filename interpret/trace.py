@@ -11,8 +11,7 @@ STCI has no blocks, but features and logits all the same.
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +20,11 @@ from PIL import Image
 from torch import nn
 
 import models
-import options
-import runs
+from common import options, runs
+from common.checkpoint import read_checkpoint
+from common.errors import ModelError, RunError
 from datasets import load_splits, split_digest
-from models import AIS, DIRECTIONS, STCI, ModelError, TwistBlock
-from runs import RunError
+from models import DIRECTIONS, STCI, blocks_of
 from transforms import eval_transform, normalize
 
 # What a figure or a report must say of its images where it is not known that they did not train the model: in a title,
@@ -141,7 +140,7 @@ def load(path: str | Path) -> Subject:
     if path.is_dir():
         raise ModelError(f'{path}: is a folder; give the best.pt in it')
     try:
-        checkpoint = models.read_checkpoint(path)
+        checkpoint = read_checkpoint(path)
     except FileNotFoundError as error:
         raise ModelError(f'{path}: no such checkpoint; train.py writes one, best.pt, into its run folder') from error
     wanted = {'model', 'classes', 'state_dict', 'transform'}
@@ -246,11 +245,6 @@ def refuse_others(args: argparse.Namespace, subject: Subject, made: dict, found:
     )
 
 
-def blocks_of(model: nn.Module) -> dict[str, TwistBlock]:
-    """Name and module of every TwistBlock, from the input on."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, TwistBlock)}
-
-
 @torch.inference_mode()
 def observe(model: nn.Module, images: torch.Tensor) -> Record:
     """One forward pass of the model, in evaluation mode, with what its TwistBlocks did.
@@ -297,27 +291,3 @@ def observe(model: nn.Module, images: torch.Tensor) -> Record:
         for handle in handles:
             handle.remove()
     return Record(blocks, features, logits)
-
-
-@contextmanager
-def watch_selection(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """AIS's weights in every TwistBlock, summed over the images that pass through the model in the body.
-
-    Yields:
-        {'layer3.0': (sum, number of weights) as a float64 tensor, ..}; empty for a model without AIS.
-    """
-    sums: dict[str, torch.Tensor] = {}
-    handles = []
-
-    def add(total: torch.Tensor, weights: torch.Tensor) -> None:
-        total += torch.stack([weights.sum(dtype=torch.float64), total.new_tensor(weights.numel())])
-
-    for name, block in blocks_of(model).items():
-        if isinstance(block.stci.ais, AIS):
-            total = sums[name] = torch.zeros(2, dtype=torch.float64, device=block.gate.device)
-            handles.append(block.stci.ais.fc.register_forward_hook(lambda _m, _x, y, total=total: add(total, y)))
-    try:
-        yield sums
-    finally:
-        for handle in handles:
-            handle.remove()

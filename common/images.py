@@ -4,14 +4,15 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-import synthetic
-from archives import DataError
-from runs import counted
+from common import synthetic
+from common.cache import Cache
+from common.errors import DataError
+from common.runs import counted
 
 # What Pillow reads of photographs and textures; its icons, films, pages, point clouds and working files are left out.
 IMAGE_SUFFIXES = frozenset(
@@ -188,3 +189,47 @@ def image_bits(paths: Iterable[str]) -> tuple[int | None, list[str]]:
             f'largest, {highest[brightest]} in {brightest}; such as {darkest} with {highest[darkest]}'
         )
     return bits, notes
+
+
+def file_size(path: str) -> int:
+    """Bytes of the file of an image; 0 for one that is drawn."""
+    return 0 if path.startswith(SYNTHETIC) else os.path.getsize(path)
+
+
+def stamp(path: str) -> str:
+    """A text that changes whenever the file at a path of a split does, or what is drawn in its place."""
+    found = os.stat(synthetic.__file__ if path.startswith(SYNTHETIC) else path)
+    return f'{os.path.abspath(path)} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}'
+
+
+def read_pixels(
+    path: str,
+    cache: Cache | None = None,
+    what: str = '',
+    prepare: Callable[[Image.Image], Image.Image] | None = None,
+    bits: int | None = None,
+) -> np.ndarray:
+    """The image at a path of a split as (H, W, 3) uint8, which may be written to; from the cache if it is there.
+
+    Args:
+        path: of a split.
+        cache: where it is kept.
+        what: names what `prepare` does, so that the cache holds the image once for each.
+        prepare: done before it is kept.
+        bits: as for open_image.
+
+    Raises:
+        DataError: as open_image.
+    """
+
+    def make() -> np.ndarray:
+        image = open_image(path, bits)
+        return np.array(image if prepare is None else prepare(image))
+
+    if cache is None:
+        return make()
+    try:
+        source = stamp(path)
+    except OSError as error:
+        raise DataError(f'{path}: cannot be read as an image ({error.strerror})') from error
+    return cache.load(f'{what} {bits} {source}', make)

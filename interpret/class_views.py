@@ -11,14 +11,13 @@ from sklearn.metrics import silhouette_samples
 from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
-import inside
-from archives import DataError
+from common.drawing import COLORS, MARKERS, PAGE, Axes, Figure, frame, heat_map, plt, readable
+from common.errors import DataError, ModelError
+from common.registry import dataset_label, model_label
 from datasets import bits_of, open_image
-from drawing import COLORS, MARKERS, PAGE, Axes, Figure, frame, heat_map, plt, readable
-from image_views import ANGLES, DEGREE
-from inside import Subject
-from models import ModelError
-from summarize_runs import dataset_label, model_label
+from interpret import trace
+from interpret.image_views import ANGLES, DEGREE
+from interpret.trace import Subject
 
 NEIGHBOURS = 5
 GREY = 2 * len(MARKERS)  # classes that markers alone tell apart, filled or open
@@ -44,12 +43,12 @@ def survey(subject: Subject, args: argparse.Namespace) -> Survey:
 
     Args:
         subject: the model.
-        args: of inside.data_of; subset.
+        args: of trace.data_of; subset.
 
     Raises:
-        RunError: as inside.data_of. DataError: the data set cannot be read, or a class has one image in the subset.
+        RunError: as trace.data_of. DataError: the data set cannot be read, or a class has one image in the subset.
     """
-    data = inside.data_of(args, subject)
+    data = trace.data_of(args, subject)
     dataset, data_dir, fold, splits = (data[key] for key in ('dataset', 'data_dir', 'fold', 'splits'))
     subset = args.subset or 'test'
     items = getattr(splits, subset)
@@ -65,7 +64,7 @@ def survey(subject: Subject, args: argparse.Namespace) -> Survey:
     features, logits, signatures, selection = [], [], {}, {}  # a part a batch
     for start in tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {dataset}', disable=None):
         images = [open_image(path, bits) for path, _ in items[start : start + BATCH]]
-        record = inside.observe(subject.model, subject.batch(images))
+        record = trace.observe(subject.model, subject.batch(images))
         features.append(record.features)
         logits.append(record.logits)
         for name, block in record.blocks.items():

@@ -29,9 +29,8 @@ from matplotlib.patches import FancyBboxPatch as FancyBboxPatch  # these two for
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator as MaxNLocator
 
-from registry import MODELS
-from runs import RunError
-from summarize_runs import model_label
+from common.errors import RunError
+from common.registry import MODELS, model_label
 
 PAGE = (7.0, 9.0)  # inches: both columns of a page, and what its height leaves for a figure
 UNKNOWN: set[str] = set()  # letters that no font has, as far as that was said

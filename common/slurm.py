@@ -12,8 +12,8 @@ from pathlib import Path
 
 import submitit
 
-import runs
-from runs import RunError
+from common import runs
+from common.errors import BUSY, RunError
 
 WARN_BEFORE = 120  # seconds before the end of its time that a task is told; train.py needs a few
 
@@ -44,7 +44,7 @@ class Task:
         if heard:  # before there was a child to stop
             child.terminate()
         code = child.wait()
-        if code == runs.BUSY:
+        if code == BUSY:
             print(f'{self.folder}: being made elsewhere')
         elif code and heard:
             job = submitit.JobEnvironment().raw_job_id
@@ -82,7 +82,7 @@ def submit(tasks: list[tuple[Path, list[str]]], folder: Path, at_once: int, sbat
     minutes = str(options.pop('time', '60'))
     if not minutes.isdigit() or int(minutes) < 1:
         raise RunError(f'--slurm time={minutes}: must be a number of minutes')
-    here = shlex.quote(str(Path(__file__).resolve().parent))
+    here = shlex.quote(str(Path(__file__).resolve().parent.parent))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A run may be interrupted as often as it likes: it goes on each time.

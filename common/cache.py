@@ -26,8 +26,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import __version__ as PILLOW
 
-from locks import fcntl
-from runs import RunError
+from common.errors import CacheError
+from common.locks import fcntl
 
 VERSION = f'2 {PILLOW}'  # raise the number whenever the same source is to give other pixels
 SHARED_MEMORY = Path('/dev/shm')
@@ -35,10 +35,6 @@ RESERVE = 2**30  # bytes of it that are always left to others: all, in a contain
 OLD_LIMIT = 'memory.limit_in_bytes'  # of cgroups of version 1
 USERS = '.users'  # locked, shared, by every process that uses a cache in ram
 HEADER = 8  # bytes
-
-
-class CacheError(RunError):
-    """The cache cannot be used on this machine; the message is one line that says why."""
 
 
 class Cache(NamedTuple):

@@ -1,0 +1,314 @@
+"""Devices, precision and processes: one process by itself, or one among those that torchrun or SLURM started."""
+
+import ctypes
+import os
+import re
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from common.errors import ProcessError, RunError, UserError
+
+JOB = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')  # what torchrun tells each of its processes
+JOIN_MINUTES = 10  # to wait for the other processes where torchrun does not watch over them
+AMP_DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, off=torch.float32)
+NO_JOB = 'unset WORLD_SIZE for a single process, or start them all with torchrun'
+
+
+def number_in(variable: str) -> int | None:
+    """A number from 0 in the environment; None where the variable is missing or holds something else."""
+    text = os.environ.get(variable, '')
+    return int(text) if text.isdecimal() else None
+
+
+def process_rank() -> tuple[int, int]:
+    """Rank of this process and number of processes, as torchrun announces them; (0, 1) without it, see check_job."""
+    rank, world, port = (number_in(name) for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT'))
+    announced = None not in (rank, world, port) and os.environ.get('MASTER_ADDR')
+    return (rank, world) if announced and rank < world else (0, 1)
+
+
+def under_torchrun() -> bool:
+    return 'TORCHELASTIC_RUN_ID' in os.environ
+
+
+def check_job() -> None:
+    """Say that a WORLD_SIZE without a job around it does not count.
+
+    Raises:
+        RunError: several processes are announced, but not so that they can meet.
+    """
+    if process_rank()[1] > 1 or os.environ.get('WORLD_SIZE', '1') in ('', '1'):
+        return
+    known = ', '.join(f'{name}={os.environ[name]}' for name in JOB if name in os.environ)
+    missing = [name for name in JOB if not os.environ.get(name)]
+    if 'RANK' in os.environ or (number_in('SLURM_STEP_NUM_TASKS') or 1) > 1:
+        wrong = f'without {", ".join(missing)}' if missing else 'which cannot be'
+        raise RunError(f'the environment says {known}, {wrong}; unset WORLD_SIZE and RANK, or start with torchrun')
+    say(f'note: {known} without {", ".join(missing)} is taken for a leftover: one process (torchrun starts several)')
+
+
+def find_device(name: str) -> torch.device:
+    """The device that --device names, with its index: without one torch.cuda.set_device would refuse it.
+
+    Args:
+        name: 'auto', 'cpu', 'cuda' (of several processes: each one's own) or 'cuda:N'.
+
+    Raises:
+        RunError: there is no such device, or several processes would share it.
+    """
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    match = re.fullmatch(r'cpu|cuda(?::([0-9]+))?', name)
+    if not match:
+        raise RunError(f"--device '{name}' must be auto, cpu, cuda or cuda:N")
+    if name == 'cpu':
+        return torch.device('cpu')
+    several = process_rank()[1] > 1
+    if match[1] and (several or under_torchrun()):
+        raise RunError(f'--device {name}: torchrun gives each process a device of its own; leave the number out')
+    count = torch.cuda.device_count()
+    index = int(match[1] or 0) if not several else local_index(count)
+    if index >= count:
+        found = f'there {"is" if count == 1 else "are"} {count} CUDA device{"" if count == 1 else "s"} here'
+        raise RunError(f'--device {name}: {found}' + f', and this is process {index} of its machine' * several)
+    return torch.device('cuda', index)
+
+
+def local_index(count: int) -> int:
+    """The index of this process's own device among the `count` of its machine.
+
+    torchrun says it. srun does not, but numbers its tasks, unless each of them is shown its own device alone.
+
+    Raises:
+        RunError: nothing says it.
+    """
+    index = number_in('LOCAL_RANK')
+    if index is None and count == 1:
+        return 0
+    if index is None and number_in('SLURM_STEP_NUM_TASKS') == process_rank()[1]:
+        index = number_in('SLURM_LOCALID')
+    if index is None:
+        raise RunError(f"LOCAL_RANK does not say which of the {count} CUDA devices is this process's; use torchrun")
+    return index
+
+
+def setup(device: str, seed: int) -> torch.device:
+    """Ask for deterministic kernels, join the process group where there are several processes, seed.
+
+    Args:
+        device: as for find_device.
+
+    Raises:
+        RunError: there is no such device, or the processes do not meet.
+    """
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS is deterministic only with this
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+    torch.backends.cudnn.benchmark = False
+    keep_freed_memory()
+    check_job()
+    place = find_device(device)
+    if place.type == 'cuda':
+        torch.cuda.set_device(place)
+    if process_rank()[1] > 1:
+        join('gloo' if place.type == 'cpu' else 'nccl')
+    torch.manual_seed(seed)
+    return place
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed: a step would get it back from the system page by page."""
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # glibc's
+    if mallopt is not None:
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
+
+
+def join(backend: str) -> None:
+    """Join the process group, with keys in the store that no earlier process has used.
+
+    torchrun keeps one store through all restarts, and with it the addresses of processes that are dead, which the new
+    ones would try to reach. So the main process offers a new prefix, and the others take it when it has answered them.
+
+    Raises:
+        ProcessError: the other processes do not come.
+    """
+    rank, world = process_rank()
+    store = open_store(rank, world)
+    mine = prefix = uuid.uuid4().hex
+
+    def answered() -> bool:
+        nonlocal prefix
+        if store.check(['offer']):
+            prefix = store.get('offer').decode()
+            store.set(f'{prefix}/{rank}', mine)
+        return store.check([mine])
+
+    if rank == 0:
+        if store.check(['offer']):
+            os.environ['TORCHELASTIC_RESTART_COUNT'] = '1'  # torchrun counts only the restarts of its own machine
+        store.set('offer', mine)
+        for other in range(1, world):
+            wait_for_others(lambda other=other: store.check([f'{mine}/{other}']))
+            store.set(store.get(f'{mine}/{other}').decode(), 'welcome')
+    else:
+        wait_for_others(answered)
+    dist.init_process_group(
+        backend, store=dist.PrefixStore(prefix, store), rank=rank, world_size=world, timeout=timedelta(hours=1)
+    )
+
+
+def open_store(rank: int, world: int) -> dist.Store:
+    """torchrun's store, or without torchrun the one that rank 0 opens at MASTER_ADDR and MASTER_PORT.
+
+    Raises:
+        ProcessError: it cannot be opened or reached.
+    """
+    patience = timedelta(hours=1)  # other processes wait while the main one lists a million files
+    if under_torchrun():
+        return next(dist.rendezvous('env://', timeout=patience))[0]
+    found: list[dist.Store] = []
+
+    def reached() -> bool:
+        try:  # for seconds at a time: while it waits, it hears no signal
+            address, port, seconds = os.environ['MASTER_ADDR'], number_in('MASTER_PORT'), timedelta(seconds=3)
+            found.append(dist.TCPStore(address, port, world, rank == 0, seconds, wait_for_workers=False))
+        except (RuntimeError, ValueError, TypeError) as error:  # nobody there yet; a port that is taken, or is none
+            if rank == 0:
+                reason = str(error).splitlines()[0]
+                raise ProcessError(f'{meeting_place()}: cannot be opened ({reason}); {NO_JOB}') from error
+        return bool(found)
+
+    wait_for_others(reached)
+    found[0].set_timeout(patience)
+    return found[0]
+
+
+def meeting_place() -> str:
+    return f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
+
+
+def wait_for_others(ready: Callable[[], bool]) -> None:
+    """Poll, so that a signal is heard; say so when it takes long.
+
+    Raises:
+        ProcessError: torchrun does not watch over the processes, and it is not ready after JOIN_MINUTES.
+    """
+    begun, told = time.monotonic(), under_torchrun()
+    while not ready():
+        waited, (rank, world) = time.monotonic() - begun, process_rank()
+        if not under_torchrun() and waited > 60 * JOIN_MINUTES:
+            raise ProcessError(f'{meeting_place()}: not all of the {world} processes came; {NO_JOB}')
+        if not told and waited > 5:
+            print(f'process {rank} of {world} waits for the others at {meeting_place()}; {NO_JOB}', file=sys.stderr)
+            told = True
+        time.sleep(0.02)
+
+
+def was_restarted() -> bool:
+    """In the main process: torchrun has started this one in the place of one that died."""
+    return (number_in('TORCHELASTIC_RESTART_COUNT') or 0) > 0
+
+
+def resolve_amp(amp: str, device: torch.device) -> str:
+    """'auto' is bf16 where the processor computes it natively, else fp16 on CUDA and off on a CPU."""
+    if amp != 'auto':
+        return amp
+    if device.type == 'cuda':
+        return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
+    if hasattr(torch.cpu, 'get_capabilities'):
+        features = torch.cpu.get_capabilities()
+    else:  # before torch 2.10; the oldest cannot tell
+        features = {'avx512_bf16': getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()}
+    return 'bf16' if any(present for name, present in features.items() if 'bf16' in name) else 'off'
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    return torch.autocast(device.type, dtype=AMP_DTYPES[amp], enabled=amp != 'off')
+
+
+def is_main() -> bool:
+    """True in the process that writes files and talks."""
+    return process_rank()[0] == 0
+
+
+def say(message: str) -> None:
+    """Progress: a line on stderr, from the main process, above the progress bar."""
+    if is_main():
+        tqdm.write(message, file=sys.stderr)
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def mean_of(total: torch.Tensor) -> float:
+    """Of (sum, count)."""
+    return (total[0] / total[1]).item()
+
+
+def share_object(make: Callable):
+    """Return in every process what make() returns in the main one. A user error there ends the other processes."""
+    box = [None]
+    if is_main():
+        try:
+            box = [make()]
+        except UserError as error:
+            box = [error]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box)
+    if isinstance(box[0], UserError):
+        if is_main():
+            raise box[0]
+        sys.exit(box[0].exit_code)  # the main process reports it
+    return box[0]
+
+
+def share_weights(model: nn.Module) -> None:
+    """The main process's weights and buffers in every process, so that all evaluate what is saved.
+
+    The statistics of the last step's BatchNorms are each process's own.
+    """
+    if dist.is_initialized():
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def parallelise(model: nn.Module, amp: str, batch: torch.Tensor) -> nn.Module:
+    """Return the model with its gradients averaged over processes; the model itself where there is one process.
+
+    DistributedDataParallel sorts the gradients into buckets anew after its first backward pass, which changes the order
+    of their sums. A pass over `batch`, of any images, gets done: the first step of a resumed run is like any other.
+    """
+    if world_size() == 1:
+        return model
+    # Of a 1x1 kernel the two layouts are the same memory; torch warns of the strides.
+    warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
+    device = batch.device
+    parallel = DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    with autocast(device, amp):
+        parallel.train()(batch).float().sum().backward()
+    parallel.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), buffers):
+            buffer.copy_(before)
+    return parallel

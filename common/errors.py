@@ -1,0 +1,73 @@
+"""The errors that a user can cause and mend, and the one place that turns them into a line on stderr."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+BUSY = 75  # exit code of train.py where another process makes this run (EX_TEMPFAIL of sysexits.h)
+
+
+class UserError(Exception):
+    """Something is not as it must be; the message is one line that names it and the way out."""
+
+    exit_code = 1
+
+
+class DataError(UserError):
+    """A data set, an archive or an image cannot be used."""
+
+
+class ModelError(UserError):
+    """A model name, a keyword, a checkpoint or a weights file cannot be used."""
+
+
+class UnsafeCheckpoint(ModelError):
+    """A checkpoint would run code when loaded."""
+
+
+class RunError(UserError):
+    """An option, a run folder or the machine does not allow what was asked."""
+
+
+class RunBusy(RunError):
+    """Another process is making this run."""
+
+    exit_code = BUSY
+
+
+class ProcessError(RunError):
+    """One process among several fails alone, and therefore reports it itself."""
+
+
+class CacheError(UserError):
+    """The cache of decoded images cannot be used on this machine."""
+
+
+@contextlib.contextmanager
+def user_errors(script: str, stopped: str = 'stopped', errors: str = 'replace') -> Iterator[None]:
+    """Run the body of a script: a user error ends it with one line on stderr, a closed pipe without one.
+
+    Args:
+        script: its name, which begins the line.
+        stopped: what Ctrl-C answers.
+        errors: how stdout writes characters that the terminal lacks.
+    """
+    if sys.stdout is None:  # closed by the shell (`>&-`)
+        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
+    sys.stdout.reconfigure(errors=errors)
+    try:
+        yield
+        sys.stdout.flush()
+    except UserError as error:
+        print(f'{script}: error: {error}', file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(f'\n{script}: {stopped}', file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more at its end
+        sys.exit(f'{script}: error: {error.filename or "stdout"}: {error.strerror}')
