@@ -122,8 +122,8 @@ class CudaStandIn(TorchFunctionMode):
         def wrapped(*args, **kwargs):
             frame = sys._getframe(1)
             path = Path(frame.f_code.co_filename)
-            if path.parent == ROOT:
-                self.calls.append(Call(function.__name__, path.name, frame.f_lineno))
+            if path.parent in (ROOT, ROOT / 'common', ROOT / 'interpret'):
+                self.calls.append(Call(function.__name__, str(path.relative_to(ROOT)), frame.f_lineno))
             return function(self, *args, **kwargs)
 
         return wrapped

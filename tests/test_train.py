@@ -23,7 +23,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 import datasets
 import models
 import train
-from common import distributed, options, runs
+from common import distributed, images, options, runs
 from common.checkpoint import read_checkpoint
 from common.errors import BUSY, ModelError, RunError
 from compute_flops import measure
@@ -229,8 +229,8 @@ def test_the_number_of_workers_does_not_matter(tree, tmp_path, tiny):
 @pytest.mark.parametrize('kind', ['ram', 'disk'])
 def test_the_cache_does_not_matter_and_every_image_is_decoded_once(tree, tmp_path, tiny, monkeypatch, kind):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
-    opened, real = [], datasets.open_image
-    monkeypatch.setattr(datasets, 'open_image', lambda path, bits: opened.append(path) or real(path, bits))
+    opened, real = [], images.open_image
+    monkeypatch.setattr(images, 'open_image', lambda path, bits: opened.append(path) or real(path, bits))
     plain, _ = run(tree, tmp_path / 'plain', '--cache', 'none')
     assert len(opened) == 3 * (24 + 12) + 2 * 12  # three epochs, two tests
     opened.clear()
