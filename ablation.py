@@ -54,7 +54,12 @@ def get_args_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        '--study', type=run_all.parse_names, default='components', help=f'with commas: {", ".join(STUDIES)}; or all'
+        '--study',
+        nargs='+',
+        action=run_all.Listed,
+        type=run_all.parse_names,
+        default='components',
+        help=f'with commas or spaces between: {", ".join(STUDIES)}; or all',
     )
     run_all.add_grid_args(parser)
     return parser

@@ -9,8 +9,9 @@ directions   do classes differ in the direction along which the channels repeat
 spiral       the same weights without twists, with heads permuted, on turned images with twists and without
 gates        where the gates end, and what closing them costs
 
-Data set, fold and folder are those of the run (config.json beside the checkpoint) unless given. Only images that did
-not train are read: spiral and gates take the test set, the others validation and test together. save_dir gets
+Data set, fold and folder are those of the run (config.json beside the checkpoint) unless given; a split that is not the
+one of the run is refused, unless --other_images asks for it, and then the report says so. Only images that did not
+train are read: spiral and gates take the test set, the others validation and test together. save_dir gets
 report.md, whose sentences are made from report.json, and a figure a question; the same seed gives the same bytes.
 p values are two-sided and Holm-corrected over all tests of a question. They take images as independent: where several
 are copies of one picture, each counts, and p is too small. --copies names such files, and of each picture the first is
@@ -26,6 +27,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,13 +49,13 @@ import options
 import runs
 import significance
 import train
-from datasets import DataError, ImageList, load_splits
+from datasets import DataError, ImageList, bits_of, open_image
 from drawing import save
 from information import ANGLES
 from inside import Block, Subject
 from models import ModelError, TwistNet
 from plot_results import initial_gate
-from runs import RunError
+from runs import RunError, counted
 from significance import class_test, correct, kruskal, mcnemar, paired, standardised
 from summarize_runs import LEVEL, corrected_t_test, dataset_label, take_labels
 from transforms import eval_transform, normalize
@@ -84,17 +86,15 @@ class Held(NamedTuple):
 def read_images(subject: Subject, settings: dict, with_val: bool) -> Held:
     """The test images of the fold, and those of validation behind them.
 
+    Args:
+        subject: the model.
+        settings: of inside.data_of; copies.
+        with_val: read those of validation too.
+
     Raises:
-        RunError: the data set has other classes, or with_val and a class has a single image.
-        DataError: the data set or an image cannot be read.
+        RunError: with_val, and a class has a single image. DataError: an image cannot be read.
     """
-    splits = load_splits(settings['dataset'], settings['data_dir'], settings['fold'])
-    if splits.classes != subject.classes:
-        raise RunError(
-            f'{subject.path}: was trained on the {len(subject.classes)} classes {subject.classes[0]}, .., '
-            f'{subject.classes[-1]}; the data set has {len(splits.classes)}: {splits.classes[0]}, .., '
-            f'{splits.classes[-1]}; --dataset and --data_dir must name the one it was trained on'
-        )
+    splits = settings['splits']
     items = splits.test + (splits.val if with_val else [])
     kept = without_copies(items, settings['copies'])
     n_test = len(set(kept) & set(splits.test))
@@ -107,7 +107,8 @@ def read_images(subject: Subject, settings: dict, with_val: bool) -> Held:
             f"class '{name}' has {has} in validation and test together, and comparing classes takes two of each; "
             'add images, or ask --question spiral or gates'
         )
-    data = ImageList(items, eval_transform(subject.img_size))
+    bits, _ = bits_of(splits)
+    data = ImageList(items, eval_transform(subject.img_size), partial(open_image, bits=bits))
     return Held(torch.stack([data[i][0] for i in range(len(data))]), labels, n_test, n_copies)
 
 
@@ -437,14 +438,17 @@ OF_TEST = ('spiral', 'gates')  # questions that read the test images alone
 
 
 def title_of(report: dict) -> str:
-    return f'{report["model"]} on {report["label"]}, fold {report["fold"]}'
+    caution = f', {report["caution"]}' if report['caution'] else ''
+    return f'{report["model"]} on {report["label"]}, fold {report["fold"]}{caution}'
 
 
 def report_text(report: dict) -> str:
     """The report in Markdown; every sentence is made from the numbers of report.json."""
     notes = ['p values take images as independent: copies of one picture count as several, and make p too small.']
     if report['copies']:
-        notes.append(f'`--copies {report["copies"]}` left {report["n_copies"]} images out.')
+        notes.append(f'`--copies {report["copies"]}` left {counted(report["n_copies"], "image")} out.')
+    if report['caution']:
+        notes.append(inside.CAUTIONS[report['caution']])
     if report['n_val']:
         notes.append('Images of validation chose the epoch.')
     lines = [
@@ -497,7 +501,8 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, Held, dict]:
         raise RunError(f'--copies {args.copies}: {error}') from error
     take_labels(args.labels)
     subject = inside.load(args.checkpoint)
-    settings = inside.data_of(args, args.checkpoint) | dict(seed=args.seed, copies=args.copies)
+    inside.need_stci(subject)
+    settings = inside.data_of(args, subject) | dict(seed=args.seed, copies=args.copies)
     subject.model.to(train.setup(args.device, args.seed))
     return subject, read_images(subject, settings, with_val=not set(asked(args)) <= set(OF_TEST)), settings
 
@@ -524,6 +529,7 @@ def answer(args: argparse.Namespace, subject: Subject, held: Held, settings: dic
         label=dataset_label(settings['dataset']),
         fold=settings['fold'],
         seed=args.seed,
+        caution=settings['caution'],
         copies=args.copies,
         n_copies=held.n_copies,
         epoch=subject.epoch,
@@ -551,7 +557,7 @@ def main(args: argparse.Namespace) -> None:
     except (DataError, ModelError) as error:
         raise RunError(str(error)) from error
     runs.write_json(args.save_dir / 'report.json', report)
-    runs.write_atomic(args.save_dir / 'report.md', report_text(report).encode())
+    runs.write_atomic(args.save_dir / 'report.md', report_text(report).encode(errors='replace'))
     for key, result in report['questions'].items():
         name, _, tell, draw = QUESTIONS[key]
         print(f'{name}:', *tell(result)[0], sep='\n  ')

@@ -12,7 +12,6 @@ any number of runs may read and write at once. What no longer fits is made anew 
 import atexit
 import contextlib
 import errno
-import fcntl
 import hashlib
 import mmap
 import os
@@ -27,9 +26,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import __version__ as PILLOW
 
+from locks import fcntl
 from runs import RunError
 
-VERSION = f'1 {PILLOW}'  # raise the number whenever the same source is to give other pixels
+VERSION = f'2 {PILLOW}'  # raise the number whenever the same source is to give other pixels
 SHARED_MEMORY = Path('/dev/shm')
 RESERVE = 2**30  # bytes of it that are always left to others: all, in a container of 64 MB
 OLD_LIMIT = 'memory.limit_in_bytes'  # of cgroups of version 1
@@ -56,7 +56,7 @@ class Cache(NamedTuple):
         Raises:
             CacheError: the folder cannot be written, for a reason other than want of room.
         """
-        path = self.folder / hashlib.sha256(f'{VERSION} {source}'.encode()).hexdigest()[:32]
+        path = self.folder / hashlib.sha256(f'{VERSION} {source}'.encode(errors='surrogateescape')).hexdigest()[:32]
         image = _read(path)
         if image is None:
             image = make()
@@ -111,9 +111,11 @@ def open_cache(kind: str) -> Cache | None:
         if not folder.is_absolute():
             raise CacheError('--cache disk: there is no home directory; set XDG_CACHE_HOME to a folder')
     try:
+        if folder.is_symlink() and not folder.exists():
+            raise CacheError(f'{folder}: a link to {os.readlink(folder)}, which is not there')
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        # The user may keep it elsewhere, by a link of their own; /dev/shm is everybody's to put links into.
+        if not stat.S_ISDIR(folder.stat().st_mode) or {folder.lstat().st_uid, folder.stat().st_uid} != {os.getuid()}:
             raise CacheError(f'{folder}: belongs to somebody else; --cache none does without')
         if kind == 'ram':
             _join(folder)

@@ -5,9 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import dendrogram, linkage
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_samples
@@ -16,32 +13,30 @@ from tqdm import tqdm
 
 import inside
 from archives import DataError
-from datasets import load_splits, open_image
-from drawing import COLORS, MARKERS, PAGE, frame
+from datasets import bits_of, open_image
+from drawing import COLORS, MARKERS, PAGE, Axes, Figure, frame, heat_map, plt, readable
 from image_views import ANGLES, DEGREE
 from inside import Subject
 from models import ModelError
-from registry import DATASETS
 from summarize_runs import dataset_label, model_label
 
 NEIGHBOURS = 5
 GREY = 2 * len(MARKERS)  # classes that markers alone tell apart, filled or open
 BATCH = 16
-CMAP = 'cividis'
 NBSP = '\N{NO-BREAK SPACE}'
 
 
 class Survey(NamedTuple):
     """What a model computed for the images of a subset; n images, D channels a block."""
 
-    of: str  # the subset in words
+    of: str  # the subset in words, with a caution where it may have trained the model
     labels: np.ndarray  # (n,) class indices
     features: np.ndarray  # (n, num_features)
     accuracy: float  # percent
     signatures: dict[str, np.ndarray]  # by block: means over the map before selection, (n, heads, channels a head)
     selection: dict[str, np.ndarray]  # by block: AIS's weights, the same shape; empty without AIS
     gates: dict[str, float]
-    c_red: int
+    c_red: int  # 0 without blocks
 
 
 def survey(subject: Subject, args: argparse.Namespace) -> Survey:
@@ -49,20 +44,13 @@ def survey(subject: Subject, args: argparse.Namespace) -> Survey:
 
     Args:
         subject: the model.
-        args: dataset, data_dir and fold, see inside.data_of; subset.
+        args: of inside.data_of; subset.
 
     Raises:
-        RunError: data set and fold are not known, or trained on. DataError: the data set cannot be read, has other
-            classes than the model, or has a class with one image in the subset.
+        RunError: as inside.data_of. DataError: the data set cannot be read, or a class has one image in the subset.
     """
-    data = inside.data_of(args, subject.path)
-    dataset, data_dir, fold = (data[key] for key in ('dataset', 'data_dir', 'fold'))
-    splits = load_splits(dataset, data_dir, fold)
-    if splits.classes != subject.classes:
-        raise DataError(
-            f'{data_dir or dataset}: has other classes than the {len(subject.classes)} that {subject.path} was trained '
-            'on; --dataset and --data_dir must name that data set'
-        )
+    data = inside.data_of(args, subject)
+    dataset, data_dir, fold, splits = (data[key] for key in ('dataset', 'data_dir', 'fold', 'splits'))
     subset = args.subset or 'test'
     items = getattr(splits, subset)
     labels = np.array([label for _, label in items])
@@ -73,9 +61,10 @@ def survey(subject: Subject, args: argparse.Namespace) -> Survey:
             f"{data_dir or dataset}: class '{splits.classes[few]}' has {('no image', 'one image')[counts[few]]} in the "
             f'{subset} set of fold {fold}; a class needs two to be compared with itself'
         )
+    bits, _ = bits_of(splits)
     features, logits, signatures, selection = [], [], {}, {}  # a part a batch
     for start in tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {dataset}', disable=None):
-        images = [open_image(path) for path, _ in items[start : start + BATCH]]
+        images = [open_image(path, bits) for path, _ in items[start : start + BATCH]]
         record = inside.observe(subject.model, subject.batch(images))
         features.append(record.features)
         logits.append(record.logits)
@@ -84,16 +73,16 @@ def survey(subject: Subject, args: argparse.Namespace) -> Survey:
             if block.selection is not None:
                 selection.setdefault(name, []).append(block.selection)
     right = torch.cat(logits).argmax(1).numpy() == labels
-    label = dataset_label(dataset) if dataset in DATASETS else dataset
+    caution = f', {data["caution"]}' if data['caution'] else ''
     return Survey(
-        of=f'{len(items)} {subset} images of {label}, fold {fold}',
+        of=f'{len(items)} {subset} images of {dataset_label(dataset)}, fold {fold}{caution}',
         labels=labels,
         features=torch.cat(features).numpy(),
         accuracy=100 * right.mean(),
         signatures={name: torch.cat(rows).numpy() for name, rows in signatures.items()},
         selection={name: torch.cat(rows).numpy() for name, rows in selection.items()},
         gates={name: block.gate for name, block in record.blocks.items()},
-        c_red=block.c_red,
+        c_red=max((block.c_red for block in record.blocks.values()), default=0),
     )
 
 
@@ -109,9 +98,9 @@ def class_means(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.stack([values[labels == label].mean(0) for label in range(labels.max() + 1)])
 
 
-def list_classes(axes: Axes, names: list[str]) -> None:
-    """A line a class."""
-    axes.set_yticks(range(len(names)), names)
+def list_classes(axes: Axes, names: list[str], shift: float = 0.0) -> None:
+    """A line a class, at 0, 1 and so on, or as far below as `shift`."""
+    axes.set_yticks(np.arange(len(names)) + shift, map(readable, names))
     axes.tick_params(axis='y', length=0)
 
 
@@ -159,15 +148,14 @@ def plot_selection(subject: Subject, found: Survey) -> Figure:
     values = np.concatenate(table, 1)
     values = 100 * (values - values.mean(0))
     bound = abs(values).max()
-    drawn = axes.imshow(values, cmap=CMAP, vmin=-bound, vmax=bound, aspect='auto')
-    list_classes(axes, subject.classes)
-    edges = np.cumsum([0, *ticks]) - 0.5
+    label = 'weight of the class above\nthe mean of classes (points of 100)'
+    heat_map(axes, values, vmin=-bound, vmax=bound, cbar_kws=dict(label=label, pad=0.01, aspect=25))
+    list_classes(axes, subject.classes, 0.5)
+    edges = np.cumsum([0, *ticks])
     axes.set_xticks((edges[1:] + edges[:-1]) / 2, columns)
     axes.tick_params(axis='x', length=0)
     for edge in edges[1:-1]:
         axes.axvline(edge, color='white', linewidth=1.5)
-    label = 'weight of the class above\nthe mean of classes (points of 100)'
-    figure.colorbar(drawn, ax=axes, label=label, pad=0.01, aspect=25)
     notes = [
         "Top: AIS's weight of every channel, mean over images; filled: first order (z), open: products, head by head; "
         'grey: standard deviation over images. The gate is what the block lets through of its branch. Bottom: a column '
@@ -221,14 +209,14 @@ def plot_classes(subject: Subject, found: Survey) -> Figure:
         ]
     left.set_axis_off()
     left.set_ylim(10 * classes, 0)
-    drawn = right.imshow(values[order], cmap=CMAP, vmin=-2.5, vmax=2.5, aspect='auto', interpolation='nearest')
-    list_classes(right, [subject.classes[label] for label in order])
+    bar = dict(label='class mean, standardised over classes', pad=0.01, aspect=25)
+    heat_map(right, values[order], vmin=-2.5, vmax=2.5, cbar_kws=bar)
+    list_classes(right, [subject.classes[label] for label in order], 0.5)
     names = [f'{text} head' if subject.directional else f'head {text}' for text in head_names(subject, heads)]
-    right.set_xticks((np.arange(heads) + 0.5) * pairs - 0.5, names)
+    right.set_xticks((np.arange(heads) + 0.5) * pairs, names)
     right.tick_params(axis='x', length=0)
-    for edge in np.arange(1, heads) * pairs - 0.5:
+    for edge in np.arange(1, heads) * pairs:
         right.axvline(edge, color='white', linewidth=1.5)
-    figure.colorbar(drawn, ax=right, label='class mean, standardised over classes', pad=0.01, aspect=25)
     notes = [
         f'Mean of the {pairs} products z_i t_j of every head over the map and the images of a class, each column '
         'standardised over the classes. Tree: average linkage of Euclidean distances. Share of the variance among '

@@ -12,29 +12,32 @@ lists files, or of the machine.
 """
 
 import argparse
-import fcntl
+import contextlib
 import hashlib
 import os
 import shlex
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 import synthetic
 from archives import DataError, fetch, unpack
 from cache import Cache
+from images import SYNTHETIC, image_bits, is_image, open_image
+from locks import fcntl
+from options import choose_dataset
 from registry import DATASETS
-from runs import RunError
+from runs import RunError, counted, digest
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp', '.gif')
 SUBSETS = ('train', 'val', 'test')
+SUBSET_NAMES = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
 
 
 class Splits(NamedTuple):
@@ -73,14 +76,21 @@ def load_splits(dataset: str, data_dir: str | Path | None, fold: int) -> Splits:
         _check_splits(splits, root)
         _check_sizes(dataset, splits, root)
     except BadTreeError as error:
-        raise DataError(f'{error}{_way_out(dataset, root)}') from error
+        way_out = _way_out(dataset, root)
+        if len(error.problems) > 1:
+            way_out += f'; `python datasets.py check {dataset} --data_dir {shlex.quote(str(root))}` lists all'
+        raise DataError(f'{error}{way_out}') from error
     except OSError as error:
         raise DataError(f'{error.filename}: cannot be read ({error.strerror})') from error
     return splits
 
 
 class BadTreeError(DataError):
-    """A tree that is not whole; load_splits and check add the way out."""
+    """A tree that is not whole, by one or more problems; load_splits and check add the way out."""
+
+    def __init__(self, *problems: str):
+        super().__init__(problems[0] + f' (and {len(problems) - 1} more)' * (len(problems) > 1))
+        self.problems = problems
 
 
 def _entry(dataset: str) -> dict:
@@ -115,8 +125,7 @@ def _check_sizes(dataset: str, splits: Splits, root: Path) -> None:
 
 def _is_dtd(root: Path, classes: int) -> bool:
     """True for DTD itself, False for another tree in its layout, which may have any size."""
-    images = root / 'images' if (root / 'images').is_dir() else root / 'dtd' / 'images'
-    return sum(entry.is_dir() for entry in os.scandir(images)) == classes
+    return sum(entry.is_dir() for entry in os.scandir(_dtd_root(root) / 'images')) == classes
 
 
 def _check_splits(splits: Splits, root: Path) -> None:
@@ -148,20 +157,42 @@ def _find_root(root: Path, parts: tuple[str, ...], inner: str, dataset: str) -> 
     raise BadTreeError(f'{near / missing}: missing, this is no whole {dataset} tree')
 
 
-def _require(paths: list[str], listed_in: str) -> None:
-    """Every listed file is there; folders are listed once, files are not opened."""
+def _require(listed: dict[str, str]) -> None:
+    """Every file of {path: where it is listed} is there; folders are listed once, files are not opened."""
     present: dict[str, set[str]] = {}
-    for path in paths:
+    problems = []
+    for path, listed_in in listed.items():
         folder, name = os.path.split(path)
         if folder not in present:
-            present[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            present[folder] = set()
+            if os.path.isdir(folder):
+                with os.scandir(folder) as entries:
+                    present[folder] = {entry.name for entry in entries if not _dangles(entry)}
         if name not in present[folder]:
-            raise BadTreeError(f'{path}: listed in {listed_in} but missing')
+            problems.append(
+                f'{path}: listed in {listed_in} but {_dangling(path) if os.path.islink(path) else "missing"}'
+            )
+    if problems:
+        raise BadTreeError(*problems)
+
+
+def _dangles(entry: os.DirEntry) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def _dangling(path: str) -> str:
+    return f'a link to {os.readlink(path)}, which is not there'
 
 
 def _rank(names: list[str], salt: str = '') -> list[str]:
     """An order that depends on the names alone: that of a hash."""
-    return sorted(names, key=lambda name: hashlib.sha256(f'{salt}{name}'.encode()).digest())
+    return sorted(names, key=lambda name: hashlib.sha256(f'{salt}{name}'.encode(errors='surrogateescape')).digest())
+
+
+def _draw_val(names: list[str], salt: str = '') -> tuple[list[str], list[str]]:
+    """A tenth of the names that are to train, at least one, validates; returns both."""
+    ranked, count = _rank(names, salt), max(1, round(len(names) / 10))
+    return ranked[count:], ranked[:count]
 
 
 # ---------------------------------------------------------------------------------------------- dtd
@@ -169,10 +200,8 @@ def _rank(names: list[str], salt: str = '') -> list[str]:
 
 def dtd_splits(root: Path, fold: int) -> Splits:
     """Any tree in the layout of DTD: images/<class>/<file>, labels/{train,val,test}{fold}.txt of class/file lines."""
-    root = _find_root(root, ('images', 'labels'), 'dtd', 'dtd')
-    folds = 0
-    while (root / 'labels' / f'train{folds + 1}.txt').is_file():
-        folds += 1
+    root = _dtd_root(root)
+    folds = _dtd_folds(root)
     if not folds:
         raise DataError(f'{root / "labels"}: holds no train1.txt; it should hold the lists of every fold')
     if not 1 <= fold <= folds:
@@ -180,11 +209,23 @@ def dtd_splits(root: Path, fold: int) -> Splits:
     names = {subset: _read_list(root / 'labels' / f'{subset}{fold}.txt') for subset in SUBSETS}
     classes = sorted({name.split('/')[0] for listed in names.values() for name in listed})
     index = {name: i for i, name in enumerate(classes)}
-    items = {}
-    for subset, listed in names.items():
-        items[subset] = [(os.path.join(root, 'images', name), index[name.split('/')[0]]) for name in listed]
-        _require([path for path, _ in items[subset]], f'labels/{subset}{fold}.txt')
+    items = {
+        subset: [(os.path.join(root, 'images', name), index[name.split('/')[0]]) for name in listed]
+        for subset, listed in names.items()
+    }
+    _require({path: f'labels/{subset}{fold}.txt' for subset in SUBSETS for path, _ in items[subset]})
     return Splits(*(items[subset] for subset in SUBSETS), classes)
+
+
+def _dtd_root(root: Path) -> Path:
+    return _find_root(root, ('images', 'labels'), DATASETS['dtd']['top'], 'dtd')
+
+
+def _dtd_folds(root: Path) -> int:
+    folds = 0
+    while (root / 'labels' / f'train{folds + 1}.txt').is_file():
+        folds += 1
+    return folds
 
 
 def _read_list(path: Path) -> list[str]:
@@ -208,17 +249,27 @@ def _read_text(path: Path) -> str:
 
 
 def folder_splits(root: Path, fold: int) -> Splits:
-    """A folder of class folders, split by `partition`; or train/, val/, test/ of such, taken as they are."""
-    if not (root / 'train').is_dir():
+    """A folder of class folders, split by `partition`; or train/, val/, test/ of such, taken as they are.
+
+    Without val/ of its own, a tenth of each class of train/ validates.
+    """
+    own = own_subsets(root)
+    if not own:
         return partition(list_images(root), fold, str(root))
     if fold != 1:
+        raise DataError(f'fold {fold} of {root} does not exist; it has train/ and test/ of its own, which is fold 1')
+    if 'test' not in own:
         raise DataError(
-            f'fold {fold} of {root} does not exist; it has train/, val/ and test/ of its own, which is fold 1'
+            f'{root / "test"}: no such folder, beside train/; add it, or --data_dir {own["train"]} divides train/ alone'
         )
-    for subset in SUBSETS:
-        if not (root / subset).is_dir():
-            raise DataError(f'{root / subset}: no such folder; a split tree needs train/, val/ and test/')
-    files = {subset: list_images(root / subset) for subset in SUBSETS}
+    files = {subset: list_images(folder) for subset, folder in own.items()}
+    if 'val' not in own:
+        if few := [cls for cls, paths in files['train'].items() if len(paths) < 2]:
+            raise BadTreeError(
+                *(f"{own['train']}: class '{cls}' has one image, of which none can be drawn to validate" for cls in few)
+            )
+        drawn = {cls: _draw_by_name(cls, paths) for cls, paths in files['train'].items()}
+        files |= {subset: {cls: parts[i] for cls, parts in drawn.items()} for i, subset in enumerate(('train', 'val'))}
     classes = sorted(set().union(*files.values()))
     items = {
         subset: [(path, label) for label, name in enumerate(classes) for path in files[subset].get(name, [])]
@@ -227,24 +278,99 @@ def folder_splits(root: Path, fold: int) -> Splits:
     return Splits(*(items[subset] for subset in SUBSETS), classes)
 
 
+def own_subsets(root: Path) -> dict[str, Path]:
+    """The folders of the subsets in a tree that is split by itself, by subset; empty for a folder of class folders.
+
+    Names may be in capitals, and val/ be called valid/ or validation/. A class may be called train, too: its folder
+    holds no folders.
+
+    Raises:
+        DataError: two folders for one subset.
+    """
+    own: dict[str, Path] = {}
+    for name in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
+        if subset := SUBSET_NAMES.get(name.lower()):
+            if subset in own:
+                raise DataError(f'{root}: has both {own[subset].name}/ and {name}/; one must go')
+            own[subset] = root / name
+    split = 'train' in own and any(entry.is_dir() and entry.name[0] != '.' for entry in os.scandir(own['train']))
+    return own if split else {}
+
+
+def _draw_by_name(cls: str, paths: list[str]) -> tuple[list[str], list[str]]:
+    by_name = {f'{cls}/{os.path.basename(path)}': path for path in paths}
+    train, val = _draw_val(list(by_name))
+    return sorted(by_name[name] for name in train), sorted(by_name[name] for name in val)
+
+
 def fmd_splits(root: Path, fold: int) -> Splits:
     """image/<class>/*.jpg as the archive unpacks, or <class>/*.jpg. Masks carry the same names and are never read."""
-    files = list_images(root / 'image' if (root / 'image').is_dir() else root)
+    files = list_images(root / 'image' if (root / 'image').is_dir() else root, leave=('mask',))
     return partition(files, fold, str(root))
 
 
-def list_images(root: Path) -> dict[str, list[str]]:
-    """{class: sorted paths of its images}; hidden folders, folders without images and other files are passed over."""
-    found = {}
-    for folder in sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != '.'):
-        names = [name for name in os.listdir(root / folder) if _is_image(name)]
-        if names:
-            found[folder] = [os.path.join(root, folder, name) for name in sorted(names)]
+def list_images(root: Path, leave: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    """{class: sorted paths of its images}, those that stand in the class's folder itself.
+
+    Hidden entries and files of other suffixes are passed over, and so are the folders to `leave`.
+
+    Raises:
+        BadTreeError: a class folder without images, a link to nothing in place of a class or an image, images but no
+            class folders.
+    """
+    found, problems, loose = {}, [], []
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        if entry.name[0] == '.' or entry.name in leave:
+            continue
+        path = os.path.join(root, entry.name)
+        if entry.is_dir():
+            before = len(problems)
+            if names := _image_names(path, problems):
+                found[entry.name] = [os.path.join(path, name) for name in names]
+            elif len(problems) == before:
+                problems.append(_why_empty(path))
+        elif _dangles(entry):
+            problems.append(f'{path}: {_dangling(path)}')
+        elif is_image(entry.name):
+            loose.append(path)
+    if problems:
+        raise BadTreeError(*problems)
+    if loose and not found:
+        raise BadTreeError(
+            f'{root}: has {counted(len(loose), "image")} but no class folders, where at least two are needed; '
+            'each image must be moved into the folder of its class'
+        )
     return found
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and name[0] != '.'
+def _image_names(folder: str | Path, problems: list[str]) -> list[str]:
+    """The sorted names of the images in a folder itself; links to nothing are added to the problems."""
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not is_image(entry.name) or entry.is_dir():
+                continue
+            if _dangles(entry):
+                problems.append(f'{os.path.join(folder, entry.name)}: {_dangling(entry.path)}')
+            else:
+                names.append(entry.name)
+    return sorted(names)
+
+
+def _why_empty(folder: str) -> str:
+    """What a class folder without images holds instead, and the way out."""
+    files = list(_walk(folder))
+    if deeper := [path for path in files if is_image(os.path.basename(path))]:
+        return (
+            f'{folder}: has no image in this class folder itself but {len(deeper)} further down, such as {deeper[0]}; '
+            "move them up, or let --data_dir name the folder that holds the classes' folders"
+        )
+    holds = (
+        f'of its {counted(len(files), "file")}, such as {files[0]}, none has a suffix of images'
+        if files
+        else 'it is empty'
+    )
+    return f'{folder}: this class folder has no image ({holds}); move it away if it is no class'
 
 
 def partition(files: dict[str, list[str]], fold: int, name: str, folds: int = 5) -> Splits:
@@ -257,11 +383,16 @@ def partition(files: dict[str, list[str]], fold: int, name: str, folds: int = 5)
         raise DataError(f'fold {fold} of {name} does not exist; it has folds 1 to {folds}')
     if len(files) < 2:
         raise BadTreeError(f'{name}: needs at least two class folders with images; it has {len(files)}')
+    if few := {cls: paths for cls, paths in files.items() if len(paths) < folds}:
+        raise BadTreeError(
+            *(
+                f"{name}: class '{cls}' has {'one image' if len(paths) == 1 else f'{len(paths)} images'}; "
+                f'{folds} folds need at least {folds}: add images, or move the class away'
+                for cls, paths in sorted(few.items())
+            )
+        )
     subsets: dict[str, list[tuple[str, int]]] = {subset: [] for subset in SUBSETS}
     for label, (cls, paths) in enumerate(sorted(files.items())):
-        if len(paths) < folds:
-            has = 'one image' if len(paths) == 1 else f'{len(paths)} images'
-            raise DataError(f"{name}: class '{cls}' has {has}; {folds} folds need at least {folds}")
         by_name = {f'{cls}/{os.path.basename(path)}': path for path in paths}
         for rank, key in enumerate(_rank(list(by_name))):
             subset = {fold: 'test', fold % folds + 1: 'val'}.get(rank % folds + 1, 'train')
@@ -278,8 +409,9 @@ def kth_splits(root: Path, fold: int) -> Splits:
     A tenth of each class's remaining images validates: they show the samples that train, so validation accuracy is
     far above test accuracy, and the comparison of checkpoints is blind to new samples. The data set has no better.
     """
-    if (root / 'KTH-TIPS2-b').is_dir():
-        root = root / 'KTH-TIPS2-b'
+    top = DATASETS['kth_tips2']['top']
+    if (root / top).is_dir():
+        root = root / top
     classes = sorted(
         entry.name for entry in os.scandir(root) if entry.is_dir() and any(Path(entry).glob('sample_[abcd]'))
     )
@@ -287,21 +419,23 @@ def kth_splits(root: Path, fold: int) -> Splits:
         raise BadTreeError(f'{root}: needs at least two class folders; it has {len(classes)}')
     tested = 'dcba'[fold - 1]
     subsets: dict[str, list[tuple[str, int]]] = {subset: [] for subset in SUBSETS}
+    problems: list[str] = []
     for label, cls in enumerate(classes):
         rest = []
         for sample in 'abcd':
             folder = root / cls / f'sample_{sample}'
             if not folder.is_dir():
-                raise BadTreeError(f'{folder}: missing, this is no whole kth_tips2 tree')
-            names = [f'{cls}/sample_{sample}/{name}' for name in os.listdir(folder) if _is_image(name)]
+                problems.append(f'{folder}: missing, this is no whole kth_tips2 tree')
+                continue
+            names = [f'{cls}/sample_{sample}/{name}' for name in _image_names(folder, problems)]
             if sample == tested:
                 subsets['test'] += [(os.path.join(root, name), label) for name in names]
             else:
                 rest += names
-        ranked = _rank(rest, f'fold{fold}/')
-        count = max(1, round(len(rest) / 10))
-        subsets['val'] += [(os.path.join(root, name), label) for name in ranked[:count]]
-        subsets['train'] += [(os.path.join(root, name), label) for name in ranked[count:]]
+        for subset, names in zip(SUBSETS, _draw_val(rest, f'fold{fold}/')):
+            subsets[subset] += [(os.path.join(root, name), label) for name in names]
+    if problems:
+        raise BadTreeError(*problems)
     return Splits(*(sorted(subsets[subset]) for subset in SUBSETS), classes)
 
 
@@ -311,7 +445,7 @@ def kth_splits(root: Path, fold: int) -> Splits:
 def cub_splits(root: Path, fold: int) -> Splits:
     """The official test set; a tenth of each class's official training images validates, another one in each fold."""
     parts = ('images', 'images.txt', 'image_class_labels.txt', 'train_test_split.txt', 'classes.txt')
-    root = _find_root(root, parts, 'CUB_200_2011', 'cub200')
+    root = _find_root(root, parts, DATASETS['cub200']['top'], 'cub200')
     names, labels, official, classes = (
         _read_table(root / f'{table}.txt') for table in ('images', 'image_class_labels', 'train_test_split', 'classes')
     )
@@ -324,7 +458,7 @@ def cub_splits(root: Path, fold: int) -> Splits:
     if classes.keys() != numbers:
         raise BadTreeError(f'{root / "classes.txt"}: does not number its classes from 1')
     paths = {key: os.path.join(root, 'images', name) for key, name in names.items()}
-    _require(list(paths.values()), 'images.txt')
+    _require(dict.fromkeys(paths.values(), 'images.txt'))
     by_class: dict[int, list[str]] = defaultdict(list)
     subsets: dict[str, list[tuple[str, int]]] = {subset: [] for subset in SUBSETS}
     for key, path in paths.items():
@@ -379,7 +513,7 @@ def flowers_splits(root: Path, fold: int) -> Splits:
         [(os.path.join(root, 'jpg', f'image_{number:05d}.jpg'), labels[number - 1] - 1) for number in numbers]
         for numbers in (train, val, test)
     ]
-    _require([path for subset in items for path, _ in subset], 'setid.mat')
+    _require({path: 'setid.mat' for subset in items for path, _ in subset})
     return Splits(*items, [f'{label:03d}' for label in range(1, max(labels) + 1)])
 
 
@@ -397,9 +531,6 @@ def _read_mat(path: Path, name: str) -> list[int]:
 
 
 # ---------------------------------------------------------------------------------------------- synthetic
-
-
-SYNTHETIC = 'synthetic:'  # begins the paths that are drawn, and can begin no path of a file that a tree lists
 
 
 def synthetic_splits(root: Path, fold: int) -> Splits:
@@ -425,34 +556,9 @@ SPLITS = {
 # ---------------------------------------------------------------------------------------------- images
 
 
-def open_image(path: str) -> Image.Image:
-    """The RGB image at a path of a split; synthetic ones are drawn.
-
-    Raises:
-        DataError: the file is missing, damaged or no image; its message names it.
-    """
-    if path.startswith(SYNTHETIC):
-        cls, index = path.removeprefix(SYNTHETIC).split('/')
-        return Image.fromarray(synthetic.draw(cls, int(index))).convert('RGB')
-    try:
-        with Image.open(path) as image:
-            if image.mode == 'F':
-                raise ValueError('it holds real numbers, whose range is not known')
-            if image.mode.startswith('I'):  # 16 or 32 bits a pixel, which convert would clip at 255
-                pixels = np.asarray(image).astype(np.int64)
-                eight = image.mode == 'I' and pixels.max() < 256  # 32 bits that hold eight
-                image = Image.fromarray((pixels >> (0 if eight else 8)).clip(0, 255).astype(np.uint8))
-            if image.mode == 'P':  # a palette may have transparent colours
-                image = image.convert('RGBA')
-            if image.mode != 'RGB':
-                return image.convert('RGB')
-            image.load()  # convert would copy it
-            return image
-    except UnidentifiedImageError as error:
-        raise DataError(f'{path}: cannot be read as an image (no format that is known here)') from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        raise DataError(f'{path}: cannot be read as an image ({reason})') from error
+def bits_of(splits: Splits) -> tuple[int | None, list[str]]:
+    """As image_bits, of the images of a fold."""
+    return image_bits(path for subset in splits[:3] for path, _ in subset)
 
 
 def file_size(path: str) -> int:
@@ -467,7 +573,11 @@ def stamp(path: str) -> str:
 
 
 def read_pixels(
-    path: str, cache: Cache | None = None, what: str = '', prepare: Callable[[Image.Image], Image.Image] | None = None
+    path: str,
+    cache: Cache | None = None,
+    what: str = '',
+    prepare: Callable[[Image.Image], Image.Image] | None = None,
+    bits: int | None = None,
 ) -> np.ndarray:
     """The image at a path of a split as (H, W, 3) uint8, which may be written to; from the cache if it is there.
 
@@ -476,13 +586,14 @@ def read_pixels(
         cache: where it is kept.
         what: names what `prepare` does, so that the cache holds the image once for each.
         prepare: done before it is kept.
+        bits: as for open_image.
 
     Raises:
         DataError: as open_image.
     """
 
     def make() -> np.ndarray:
-        image = open_image(path)
+        image = open_image(path, bits)
         return np.array(image if prepare is None else prepare(image))
 
     if cache is None:
@@ -491,7 +602,7 @@ def read_pixels(
         source = stamp(path)
     except OSError as error:
         raise DataError(f'{path}: cannot be read as an image ({error.strerror})') from error
-    return cache.load(f'{what} {source}', make)
+    return cache.load(f'{what} {bits} {source}', make)
 
 
 class ImageList:
@@ -516,6 +627,137 @@ class ImageList:
     def __getitem__(self, key: int | tuple[int, ...]):
         path, label = self.items[key[-1] if isinstance(key, tuple) else key]
         return self.transform(self.read(path), key), label
+
+
+# ---------------------------------------------------------------------------------------------- whole trees
+
+
+def split_digest(splits: Splits) -> str:
+    """A digest of one fold: the images' names, and the sizes of those that train and validate.
+
+    Test images count by name alone: one that turns out to be damaged at the end can be mended without losing the
+    training.
+
+    Raises:
+        DataError: an image is missing.
+    """
+    lines = [
+        f'{subset} {splits.classes[label]}/{os.path.basename(path)} {0 if subset == "test" else _size(path)}'
+        for subset in SUBSETS
+        for path, label in getattr(splits, subset)
+    ]
+    return _digest(lines)
+
+
+def tree_digest(dataset: str, data_dir: str | Path | None, splits: Splits) -> str:
+    """A digest of a whole tree, the same for all its folds: classes, names and sizes of the images, lists of the folds.
+
+    Args:
+        dataset, data_dir: as for load_splits.
+        splits: any fold of the tree.
+
+    Raises:
+        DataError: an image is missing.
+    """
+    images, lists = _all_images(dataset, data_dir, splits)
+    top = _top(images)
+    lines = sorted(f'{cls} {path[len(top) :]} {_size(path)}' for path, cls in images.items())
+    return _digest(lines + lists)
+
+
+def passed_over(dataset: str, data_dir: str | Path | None) -> list[str]:
+    """What stands among the images of a tree and is in none of its folds: a line a kind, with counts and an example.
+
+    Hidden files and folders do not count. A validation set that is drawn is said as well.
+
+    Raises:
+        DataError: as load_splits.
+    """
+    splits = load_splits(dataset, data_dir, 1)
+    if dataset == 'synthetic':
+        return []
+    images, _ = _all_images(dataset, data_dir, splits)
+    lines = _beside(set(images), _top(images))
+    if dataset == 'folder' and (own := own_subsets(Path(data_dir))) and 'val' not in own:
+        lines.append(f'{data_dir} has no val/: a tenth of each class of {own["train"]} validates')
+    return lines
+
+
+def _beside(images: set[str], top: str) -> list[str]:
+    """What stands below a folder beside the images."""
+    homes = {os.path.dirname(path) for path in images}
+    unlisted, nested, others = [], [], defaultdict(list)
+    for path in _walk(top):
+        if path in images:
+            continue
+        if not is_image(os.path.basename(path)):
+            others[os.path.splitext(path)[1].lower() or 'no suffix'].append(path)
+        elif os.path.dirname(path) in homes:
+            unlisted.append(path)
+        else:
+            nested.append(path)
+    lines = []
+    if nested:
+        lines.append(
+            f'passed over {counted(len(nested), "image")} outside the folders of the classes, such as {nested[0]}'
+        )
+    if unlisted:
+        lines.append(f'passed over {counted(len(unlisted), "image")} that no list names, such as {unlisted[0]}')
+    if others:
+        found = ', '.join(f'{len(paths)} {suffix}' for suffix, paths in sorted(others.items()))
+        every = [path for _, paths in sorted(others.items()) for path in paths]
+        lines.append(f'passed over {counted(len(every), "file")} without an image suffix ({found}), such as {every[0]}')
+    return lines
+
+
+def _all_images(dataset: str, data_dir: str | Path | None, splits: Splits) -> tuple[dict[str, str], list[str]]:
+    """{path: class} of the images of all folds of a tree, and the lines of its lists of folds, if it has such."""
+    images = {path: splits.classes[label] for subset in splits[:3] for path, label in subset}
+    lists = []
+    if dataset == 'dtd':  # the other data sets divide the same images in every fold
+        root = _dtd_root(Path(data_dir))
+        for fold in range(1, _dtd_folds(root) + 1):
+            for subset in SUBSETS:
+                if (path := root / 'labels' / f'{subset}{fold}.txt').is_file():
+                    for name in _read_list(path):
+                        images[os.path.join(root, 'images', name)] = name.split('/')[0]
+                        lists.append(f'{subset}{fold} {name}')
+    return images, lists
+
+
+def _top(images: dict[str, str]) -> str:
+    """The innermost folder that holds all the images, with a slash; '' for images that are drawn."""
+    first = next(iter(images))
+    return '' if first.startswith(SYNTHETIC) else os.path.join(os.path.commonpath(images), '')
+
+
+def _walk(folder: str, seen: frozenset = frozenset()) -> Iterator[str]:
+    """The files below a folder, in order; links to folders are followed, hidden entries are passed over."""
+    found = os.stat(folder)
+    if (found.st_dev, found.st_ino) in seen:  # a link to a folder around it
+        return
+    try:
+        with os.scandir(folder) as entries:
+            inside = sorted((entry.name, entry.is_dir()) for entry in entries if entry.name[0] != '.')
+    except PermissionError:  # it counts as one file
+        yield folder
+        return
+    for name, is_dir in inside:
+        if is_dir:
+            yield from _walk(os.path.join(folder, name), seen | {(found.st_dev, found.st_ino)})
+        else:
+            yield os.path.join(folder, name)
+
+
+def _size(path: str) -> int:
+    try:
+        return file_size(path)
+    except OSError as error:
+        raise DataError(f'{path}: cannot be read ({error.strerror})') from error
+
+
+def _digest(lines: list[str]) -> str:
+    return digest('\n'.join(lines).encode(errors='surrogateescape'))  # names need not be UTF-8
 
 
 # ---------------------------------------------------------------------------------------------- prepare and check
@@ -548,6 +790,11 @@ def prepare(dataset: str, data_dir: Path) -> Path:
             for path in paths:
                 print(f'unpacking {path}', file=sys.stderr)
                 unpack(path, staging)
+            top = staging / entry.get('top', '')
+            if top != staging and top.is_dir():  # data/dtd/images, not data/dtd/dtd/images
+                for path in list(top.iterdir()):
+                    path.rename(staging / path.name)
+                top.rmdir()
             staging.rename(target)
         (downloads / f'{dataset}.lock').unlink()
     except BlockingIOError as error:
@@ -557,50 +804,78 @@ def prepare(dataset: str, data_dir: Path) -> Path:
     return target
 
 
-def check(dataset: str, data_dir: Path | None) -> tuple[list[str], int]:
-    """Verify a tree: counts, that every image decodes, and that train, val and test of every fold share no image.
+class Findings(NamedTuple):
+    """What `check` finds in a tree; each is a line."""
 
-    Returns:
-        a line for every pair of images with the same content, and how many of these pairs stand in different subsets of
-        a fold.
+    tree: list[str]  # what is missing or does not fit
+    unreadable: list[str]  # images
+    twice: list[str]  # pairs of images with the same content
+    leaks: int  # how many of these pairs stand in different subsets of a fold
+    notes: list[str]  # what is passed over, and how deep images are scaled
+
+
+def check(dataset: str, data_dir: Path | None) -> Findings:
+    """Verify a tree in one pass: counts, that every image decodes, and that the subsets of a fold share no image.
 
     Raises:
-        DataError: the first thing that is not as it should be.
+        DataError: there is no such data set or folder.
     """
     entry = _entry(dataset)
-
-    def expect(what: str, count: int) -> None:
-        if count != entry.get(what, count):
-            other = ' (another tree in its layout can train, but is not verified)' if dataset == 'dtd' else ''
-            raise DataError(
-                f'{data_dir}: has {count} {what}, {dataset} has {entry[what]}{other}{_way_out(dataset, data_dir)}'
-            )
-
-    folds = {1: load_splits(dataset, data_dir, 1)}
-    expect('classes', len(folds[1].classes))
-    for fold in range(2, entry.get('folds', 5) + 1):
-        if dataset == 'folder' and (Path(data_dir) / 'train').is_dir():
-            break  # its own three subsets are its only fold
-        folds[fold] = load_splits(dataset, data_dir, fold)
-    images = {path: label for splits in folds.values() for subset in splits[:3] for path, label in subset}
-    expect('images', len(images))
-    by_content: dict[bytes, list[str]] = defaultdict(list)
+    tree, folds = {}, {}  # problems by what they are about: an image that is missing is so in the lists of every fold
+    if dataset != 'synthetic' and (data_dir is None or not Path(data_dir).is_dir()):
+        load_splits(dataset, data_dir, 1)  # raises
+    for fold in range(1, _folds_to_check(dataset, data_dir) + 1):
+        try:
+            folds[fold] = load_splits(dataset, data_dir, fold)
+        except DataError as error:
+            problems = error.__cause__.problems if isinstance(error.__cause__, BadTreeError) else [str(error)]
+            for problem in problems:
+                tree.setdefault(problem.split(': listed in ')[0], problem)
+    tree = list(tree.values())
+    images = {path: splits.classes[label] for splits in folds.values() for s in splits[:3] for path, label in s}
+    if 1 in folds:
+        other = ' (another tree in its layout can train, but is not verified)' if dataset == 'dtd' else ''
+        for what, count in (('classes', len(folds[1].classes)), ('images', len(images))):
+            if count != entry.get(what, count):
+                tree.append(f'{data_dir}: has {count} {what}, {dataset} has {entry[what]}{other}')
+        notes = passed_over(dataset, data_dir)
+    else:
+        images = {path: '' for path in _walk(str(data_dir)) if is_image(os.path.basename(path))}
+        if dataset == 'fmd':
+            images = {path: '' for path in images if 'mask' not in Path(path).relative_to(data_dir).parts}
+        notes = _beside(set(images), str(data_dir))
+    bits, of_bits = image_bits(images)
+    by_content, unreadable = defaultdict(list), []
     for path in tqdm(sorted(images), desc=f'checking {dataset}', disable=None):
-        image = open_image(path)
+        try:
+            image = open_image(path, bits)
+        except DataError as error:
+            unreadable.append(str(error))
+            continue
         by_content[hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()].append(path)
     place = {
         fold: {path: subset for subset in SUBSETS for path, _ in getattr(splits, subset)}
         for fold, splits in folds.items()
     }
-    notes, leaks = [], 0
+    twice, leaks = [], 0
     for paths in by_content.values():
         for other in paths[1:]:
             apart = [fold for fold in folds if place[fold].get(paths[0]) != place[fold].get(other)]
             leaks += bool(apart)
             where = f'in two subsets of fold {", ".join(map(str, apart))}' if apart else 'in one subset of every fold'
             classes = '' if images[paths[0]] == images[other] else ', in two classes'
-            notes.append(f'the same image twice{classes}: {paths[0]} and {other}, {where}')
-    return notes, leaks
+            twice.append(f'the same image twice{classes}: {paths[0]} and {other}, {where}')
+    return Findings(tree, unreadable, twice, leaks, notes + of_bits)
+
+
+def _folds_to_check(dataset: str, data_dir: Path | None) -> int:
+    """The folds of a tree; of its data set, where the tree cannot tell."""
+    if dataset == 'folder' and own_subsets(Path(data_dir)):
+        return 1
+    with contextlib.suppress(BadTreeError, OSError):
+        if dataset == 'dtd' and not _is_dtd(Path(data_dir), DATASETS['dtd']['classes']):
+            return _dtd_folds(_dtd_root(Path(data_dir)))
+    return DATASETS[dataset].get('folds', 5)
 
 
 def show_synthetic(out: Path, per_class: int = 8) -> None:
@@ -643,7 +918,10 @@ def main(args: argparse.Namespace) -> None:
         for name, entry in DATASETS.items():
             size = f'{entry.get("images", "any"):>6} images {entry.get("classes", "any"):>4} classes'
             print(f'{name:12}{size}  {entry["protocol"]}\n{"":12}  {entry["source"]}')
-    elif args.command == 'speed':
+        return
+    if args.command not in ('prepare', 'show'):
+        choose_dataset(args.dataset, args.data_dir)  # not for its answer: `synthetic` would read no folder
+    if args.command == 'speed':
         import speed  # only here: it imports torch, and train, which imports this file
 
         speed.loader(args.dataset, args.data_dir, args.fold, args.img_size, args.images, args.rounds)
@@ -657,15 +935,38 @@ def main(args: argparse.Namespace) -> None:
                 print(subset, splits.classes[label], path, sep='\t')
     else:
         root = prepare(args.dataset, args.data_dir) if args.command == 'prepare' else args.data_dir
-        notes, leaks = check(args.dataset, root)
-        for note in notes:
-            print(note)
-        if leaks and 'archives' not in DATASETS[args.dataset]:  # a benchmark's own are not ours to mend
-            raise DataError(f'{root}: {leaks} images stand in two subsets of a fold; leave one of each')
-        print(f'{root or args.dataset} is whole' + f'; {len(notes)} of its images are there twice' * bool(notes))
+        report(args.dataset, root, check(args.dataset, root))
+
+
+def report(dataset: str, root: Path | None, found: Findings) -> None:
+    """Print what `check` found, by kind.
+
+    Raises:
+        DataError: there are problems; the message counts them.
+    """
+    for lines in (found.notes, found.twice, found.unreadable, found.tree):
+        for line in lines:
+            print(line)
+    benchmark = 'archives' in DATASETS[dataset]
+    kinds = {
+        'of the tree': len(found.tree),
+        'of images that cannot be read': len(found.unreadable),
+        # A benchmark's own are not ours to mend.
+        'of images that stand in two subsets of a fold: leave one of each': 0 if benchmark else found.leaks,
+    }
+    if total := sum(kinds.values()):
+        sys.stdout.flush()  # the last line is the error
+        counts = ', '.join(f'{count} {kind}' for kind, count in kinds.items() if count)
+        raise DataError(
+            f'{root}: {total} problem{"s" * (total > 1)}, {counts}{_way_out(dataset, root) if benchmark else ""}'
+        )
+    twice = len(found.twice)
+    are = 'is' if twice == 1 else 'are'
+    print(f'{root or dataset} is whole' + f'; {twice} of its images {are} there twice' * bool(twice))
 
 
 if __name__ == '__main__':
+    sys.stdout.reconfigure(errors='surrogateescape')  # names of files need not be UTF-8: they go out as they are
     try:
         main(get_args_parser().parse_args())
     except (DataError, RunError) as error:

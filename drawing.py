@@ -1,26 +1,43 @@
-"""What all figures share: fonts, colours, the frame with title, legend and notes, names beside points, and saving."""
+"""What all figures share: fonts, colours, the frame with title, legend and notes, names beside points, and saving.
 
+The only file that imports matplotlib, so that figures are the same whatever backend the environment names (a notebook
+exports its own, which matplotlib refuses where it is not installed) and whatever the user's matplotlibrc holds.
+"""
+
+import contextlib
+import functools
 import math
+import os
+import sys
 import textwrap
+import unicodedata
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+os.environ['MPLBACKEND'] = 'agg'
 import matplotlib
 import numpy as np
 
 matplotlib.use('agg')
 import matplotlib.pyplot as plt
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch as FancyBboxPatch  # these two for those that import from here
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator as MaxNLocator
 
 from registry import MODELS
 from runs import RunError
 from summarize_runs import model_label
 
 PAGE = (7.0, 9.0)  # inches: both columns of a page, and what its height leaves for a figure
+UNKNOWN: set[str] = set()  # letters that no font has, as far as that was said
+FONT = 'DejaVu Sans'  # comes with matplotlib: the figures are the same everywhere
 STYLE = {
-    'font.family': 'DejaVu Sans',  # comes with matplotlib: the figures are the same everywhere
+    'font.family': FONT,
     'font.size': 7.5,
     'text.parse_math': False,  # a $ in the name of a class is a $
     'axes.titlesize': 7.5,
@@ -41,6 +58,7 @@ STYLE = {
     'pdf.fonttype': 42,  # TrueType: text stays text
     'savefig.dpi': 300,
 }
+matplotlib.rcdefaults()
 plt.rcParams.update(STYLE)
 
 # Okabe and Ito's palette, which the colour-blind tell apart. Dashes and markers tell lines apart in grey print: 5 and 7
@@ -49,6 +67,7 @@ COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#000000', '#56
 DASHES = ((0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), '-', (0, (9, 2)))
 MARKERS = ('s', '^', 'D', 'v', 'X', 'P', '<')
 FULL = 'twistnet18'
+CMAP = 'cividis'  # its lightness rises evenly: it reads in grey as well
 
 
 def line_style(model: str) -> dict:
@@ -83,6 +102,70 @@ def frame(figure: Figure, title: str, notes: Iterable[str] = (), handles: Iterab
         figure.legend(
             handles=handles, loc='lower center', bbox_to_anchor=(0.5, bottom / height), ncols=columns, borderaxespad=0.2
         )
+    find_fonts(figure)
+
+
+def readable(name: str) -> str:
+    """The name of a class without what no font draws: bytes that are not UTF-8, and control characters."""
+    return ''.join('\N{REPLACEMENT CHARACTER}' if unicodedata.category(c) in ('Cc', 'Cs') else c for c in name)
+
+
+def find_fonts(figure: Figure) -> None:
+    """Give the texts of a figure that FONT cannot write an installed font that can; what none can is said on stderr."""
+    own = letters_of(font_manager.findfont(FONT))
+    foreign = {text: letters for text in figure.findobj(Text) if (letters := {*text.get_text()} - own - {'\n'})}
+    if not (lacking := frozenset().union(*foreign.values())):
+        return
+    families, unknown = fonts_for(lacking)
+    for text in foreign:
+        text.set_fontfamily([FONT, *families])
+    if unknown:
+        warnings.filterwarnings('ignore', 'Glyph .* missing from')  # matplotlib's own, one a letter and a size
+    if told := unknown - UNKNOWN:
+        shown = ' '.join(sorted(told)[:10]) + ' ..' * (len(told) > 10)
+        print(f'no installed font has {shown}: drawn as boxes; fonts-noto-cjk, say, has Chinese ones', file=sys.stderr)
+        UNKNOWN.update(told)
+
+
+@functools.cache
+def letters_of(path: str) -> frozenset[str]:
+    """The letters of a font file; none where it cannot be read."""
+    try:
+        return frozenset(map(chr, font_manager.get_font(path).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+@functools.cache
+def fonts_for(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
+    """Names of installed fonts that write the letters, and the letters that none of them writes."""
+    manager = font_manager.fontManager
+    for path in {*font_manager.findSystemFonts()} - {font.fname for font in manager.ttflist}:
+        with contextlib.suppress(OSError, RuntimeError):
+            manager.addfont(path)  # installed after matplotlib made its list
+
+    def preference(font: font_manager.FontEntry) -> tuple:  # regular ones first, and those without serifs
+        return font.style != 'normal', abs(font.weight - 400), 'Sans' not in font.name, font.name
+
+    names = []
+    for font in sorted(manager.ttflist, key=preference):
+        # The font of last resort has a box for every letter.
+        if not font.name.startswith('Last Resort') and letters & letters_of(font.fname):
+            names.append(font.name)
+            letters -= letters_of(font.fname)
+        if not letters:
+            break
+    return names, letters
+
+
+def heat_map(axes: Axes, values: np.ndarray, **style) -> None:
+    """A table in colours, row 0 on top, cell (i, j) between i, j and i + 1, j + 1; the caller sets the ticks.
+
+    For one map or two a figure: seaborn draws the whole figure at each, to see whether labels overlap.
+    """
+    import seaborn  # takes 0.3 s, which the figures of plot_results.py do without
+
+    seaborn.heatmap(values, ax=axes, xticklabels=False, yticklabels=False, rasterized=True, **dict(cmap=CMAP) | style)
 
 
 def save(figure: Figure, save_dir: Path, name: str) -> list[Path]:

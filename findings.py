@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from drawing import COLORS, PAGE, Figure, Line2D, frame, plt
+from drawing import COLORS, PAGE, Figure, Line2D, frame, heat_map, plt, readable
 from information import ANGLES, DIFFERENT, IN_PLACE, PAIRS, SAME
 from summarize_runs import LEVEL, p_text
 
@@ -277,17 +277,17 @@ def draw_directions(result: dict, title: str) -> Figure:
     rows = np.sort(np.argsort(-strongest, kind='stable')[:MAX_ROWS])
     figure, axes = plt.subplots(figsize=(PAGE[0], 0.7 + 0.14 * len(rows)), layout='constrained')
     limit = max(float(strongest.max()), 1e-9)
-    image = axes.imshow(profile[rows], cmap='cividis', vmin=-limit, vmax=limit, aspect='auto')
+    bar = dict(label='standard deviations', fraction=0.03, pad=0.01)
+    heat_map(axes, profile[rows], vmin=-limit, vmax=limit, cbar_kws=bar)
     blocks = [name.split()[0] for name in names]
     for edge in [i for i in range(1, len(names)) if blocks[i] != blocks[i - 1]]:
-        axes.axvline(edge - 0.5, color='white', linewidth=2)
+        axes.axvline(edge, color='white', linewidth=2)
     for block in dict.fromkeys(blocks):
-        middle = np.mean([i for i, other in enumerate(blocks) if other == block])
-        axes.text(middle, -0.8, block, ha='center', va='bottom', fontsize=7)
-    axes.set_xticks(range(len(names)), [name.split(maxsplit=1)[1] for name in names])
-    axes.set_yticks(range(len(rows)), [result['classes'][row] for row in rows])
+        middle = np.mean([i + 0.5 for i, other in enumerate(blocks) if other == block])
+        axes.text(middle, -0.3, block, ha='center', va='bottom', fontsize=7)
+    axes.set_xticks(np.arange(len(names)) + 0.5, [name.split(maxsplit=1)[1] for name in names])
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [readable(result['classes'][row]) for row in rows])
     axes.set_title(p_words(result['overall']['p_holm']), pad=14)
-    figure.colorbar(image, ax=axes, label='standard deviations', fraction=0.03, pad=0.01)
     notes = [
         'Class means of the cosine one step along a direction less that one step across it, of the same channels, less '
         f'the mean of all {result["images"]} images, in their standard deviations.'

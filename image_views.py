@@ -4,13 +4,10 @@ import math
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 
 import inside
-from drawing import PAGE, frame
+from drawing import CMAP, PAGE, Axes, Figure, frame, plt, readable
 from inside import Block, Subject
 from models import DIRECTIONS, ModelError
 from summarize_runs import model_label
@@ -18,7 +15,6 @@ from summarize_runs import model_label
 ANGLES = tuple(round(math.degrees(math.atan2(dy, dx))) for dy, dx in DIRECTIONS)  # of the heads; clockwise: dy is down
 ARROWS = '\N{RIGHTWARDS ARROW}\N{SOUTH EAST ARROW}\N{DOWNWARDS ARROW}\N{SOUTH WEST ARROW}'
 DEGREE, TIMES = '\N{DEGREE SIGN}', '\N{MULTIPLICATION SIGN}'
-CMAP = 'cividis'  # its lightness rises evenly: it reads in grey as well
 
 
 # ---------------------------------------------------------------------------------------------- words
@@ -44,7 +40,7 @@ def block_label(name: str, block: Block) -> str:
 def verdict(subject: Subject, logits: torch.Tensor) -> str:
     """What the model takes an image for, with its probability."""
     probability, label = logits.softmax(-1).max(-1)
-    return f'predicted:\n{subject.classes[int(label)]} ({100 * probability.item():.0f} %)'
+    return f'predicted:\n{readable(subject.classes[int(label)])} ({100 * probability.item():.0f} %)'
 
 
 def need_twist(subject: Subject) -> None:
@@ -194,12 +190,13 @@ def plot_features(subject: Subject, image: Image.Image, columns: int = 6) -> Fig
         values = stage[0].numpy()  # (C, H, W)
         middle = values[:, 1:-1, 1:-1] if min(values.shape[1:]) > 4 else values  # padding shows at the border
         for axes, channel in zip(row, np.argsort(-middle.std((1, 2)), kind='stable')):
-            axes.imshow(values[channel], cmap=CMAP, vmin=0)
+            axes.imshow(values[channel], cmap=CMAP, vmin=min(0, values[channel].min()))
             axes.set_title(f'{channel}', pad=1.5, fontsize=7)
         row[0].set_ylabel(f'{info["module"]}\n{len(values)} {TIMES} {values.shape[1]}\N{SUPERSCRIPT TWO}')
+    lowest = 'its lowest value, or from 0 if that is lower,' if any(stage.min() < 0 for stage in maps) else '0'
     note = (
-        f'The {columns} channels of each stage that vary most over the image, by number, each from 0 (dark) to its '
-        'highest value (light). Beside the name of a stage: its channels and cells.'
+        f'The {columns} channels of each stage that vary most over the image, by number, each from {lowest} (dark) to '
+        'its highest value (light). Beside the name of a stage: its channels and cells.'
     )
     frame(figure, describe(subject, 'Feature maps'), [note])
     return figure

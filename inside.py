@@ -1,14 +1,16 @@
-"""Inside a trained TwistNet: the tensors of one forward pass, block by block and head by head.
+"""Inside a trained model: the tensors of one forward pass, of a TwistNet block by block and head by head.
 
     subject = load('runs/dtd_fold1_twistnet18_seed42/best.pt')
     record = observe(subject.model, subject.batch(images))
     record.blocks['layer3.0'].products                          # (B, heads, c_red, c_red, H, W): z_i t_j
 
 What is shown is what the network computed: h, the tensor between a TwistBlock's two convolutions, is taken by a hook
-from the pass itself, and everything else of the branch follows from it by the branch's own modules.
+from the pass itself, and everything else of the branch follows from it by the branch's own modules. A model without
+STCI has no blocks, but features and logits all the same.
 """
 
 import argparse
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +21,23 @@ from PIL import Image
 from torch import nn
 
 import models
+import options
 import runs
-from models import AIS, DIRECTIONS, STCI, ModelError, TwistBlock, TwistNet
+from datasets import load_splits, split_digest
+from models import AIS, DIRECTIONS, STCI, ModelError, TwistBlock
 from runs import RunError
 from transforms import eval_transform, normalize
+
+# What a figure or a report must say of its images where it is not known that they did not train the model: in a title,
+# and in a sentence.
+OTHER = 'images that may have trained the model'
+UNCHECKED = 'images not checked against those that trained the model'
+CAUTIONS = {
+    OTHER: 'The split is not the one that the run recorded: what is called test or validation may have trained the '
+    'model.',
+    UNCHECKED: 'No config.json beside the checkpoint records the split of the run, so it is not checked that these '
+    'images did not train the model.',
+}
 
 
 class Subject(NamedTuple):
@@ -30,7 +45,7 @@ class Subject(NamedTuple):
 
     path: Path
     name: str  # of registry.MODELS
-    model: TwistNet  # in evaluation mode, on the CPU
+    model: nn.Module  # in evaluation mode, on the CPU
     classes: list[str]
     epoch: int
     val_acc: float  # percent
@@ -88,7 +103,7 @@ class Block(NamedTuple):
 class Record(NamedTuple):
     """One forward pass."""
 
-    blocks: dict[str, Block]  # 'layer3.0', ..
+    blocks: dict[str, Block]  # 'layer3.0', ..; empty for a model without STCI
     features: torch.Tensor  # (B, num_features), what the classifier reads
     logits: torch.Tensor  # (B, classes)
 
@@ -117,10 +132,10 @@ def matrix(values: torch.Tensor, c_red: int) -> torch.Tensor | None:
 
 
 def load(path: str | Path) -> Subject:
-    """A TwistNet from the best.pt of a run.
+    """The model in the best.pt of a run.
 
     Raises:
-        ModelError: no such file, a foreign one, or a model without STCI.
+        ModelError: no such file, or a foreign one.
     """
     path = Path(path)
     if path.is_dir():
@@ -133,41 +148,102 @@ def load(path: str | Path) -> Subject:
     if not isinstance(checkpoint, dict) or not wanted <= checkpoint.keys():
         raise ModelError(f'{path}: is no best.pt of train.py')
     name, classes = checkpoint['model'], checkpoint['classes']
-    model = models.build_model(name, len(classes))
-    if not (isinstance(model, TwistNet) and blocks_of(model)):
-        raise ModelError(f'{path}: is of {name}, which has no STCI branch to look into; give one of a TwistNet')
+    img_size = checkpoint['transform']['img_size']
+    model = models.build_model(name, len(classes), img_size=img_size)
     try:
         model.load_state_dict(checkpoint['state_dict'])
     except RuntimeError as error:
         raise ModelError(f'{path}: its tensors are not those of {name}') from error
-    img_size = checkpoint['transform']['img_size']
     return Subject(path, name, model.eval(), classes, checkpoint['epoch'], checkpoint['val_acc'], img_size)
 
 
-def data_of(args: argparse.Namespace, checkpoint: Path) -> dict:
-    """dataset, data_dir and fold from the options or else from the run, and `defines` of the run's config.json.
+def need_stci(subject: Subject) -> None:
+    """Raises ModelError for a model without the branch that most views and all questions are about."""
+    if not blocks_of(subject.model):
+        raise ModelError(
+            f'{subject.path}: is of {subject.name}, which has no STCI branch to look into; give one of a TwistNet, or '
+            'visualize.py --view features or tsne, which are of any model'
+        )
+
+
+def data_of(args: argparse.Namespace, subject: Subject) -> dict:
+    """The images that a model is to be run over, held against the split that its run recorded.
 
     Args:
-        args: dataset, data_dir and fold, each None where not given.
-        checkpoint: best.pt; the config.json beside it says what the run was trained on, if it is there.
+        args: dataset, data_dir and fold, each None where not given, which is then the run's own; other_images, to take
+            images that may have trained the model.
+        subject: the model; the config.json beside its checkpoint says what the run was trained on, if it is there.
+
+    Returns:
+        dataset, data_dir and fold; `splits`; `defines` of the run's config.json; and `caution`, a key of CAUTIONS or
+        None.
 
     Raises:
-        RunError: neither says it, or the fold is not the one whose images the checkpoint has not seen.
+        RunError: data set or fold are not known, its classes are others than the model's, or the split is not the
+            run's. DataError: the data set cannot be read.
     """
-    config = runs.read_json(checkpoint.with_name('config.json')) or {}
-    made = config.get('options', {})
+    config = runs.read_json(subject.path.with_name('config.json')) or {}
+    made, defines = config.get('options', {}), config.get('defines', {})
     given = {key: getattr(args, key) for key in ('dataset', 'data_dir', 'fold')}
+    if given['dataset'] is not None or (given['data_dir'] is not None and made.get('dataset') in (None, 'synthetic')):
+        given['dataset'] = options.choose_dataset(given['dataset'], given['data_dir'])
     same = given['dataset'] in (None, made.get('dataset'))
     found = {key: made.get(key) if value is None and same else value for key, value in given.items()}
     if missing := [key for key in ('dataset', 'fold') if found[key] is None]:
         of = '' if missing[0] == 'dataset' or not made else f' of {found["dataset"]}'
-        raise RunError(f'{checkpoint}: no config.json beside it says the {missing[0]}{of}; give --{missing[0]}')
+        raise RunError(f'{subject.path}: no config.json beside it says the {missing[0]}{of}; give --{missing[0]}')
+    if found['dataset'] == 'synthetic':
+        found['data_dir'] = None
+    caution = None
     if made and same and found['fold'] != made['fold']:
+        caution = refuse_others(args, subject, made, found)  # before a look at a fold that may not exist
+    splits = load_splits(**found)
+    if splits.classes != subject.classes:
         raise RunError(
-            f'--fold {found["fold"]}: {checkpoint} was trained on fold {made["fold"]}, so images of another fold '
-            'may have trained it; leave --fold out, or give the checkpoint of that fold'
+            f'{found["data_dir"] or found["dataset"]}: has other classes than the {len(subject.classes)} that '
+            f'{subject.path} was trained on, {subject.classes[0]} to {subject.classes[-1]}; --dataset and --data_dir '
+            'must name that data set'
         )
-    return found | dict(defines=config.get('defines', {}))
+    if 'split' not in defines:
+        caution = caution or UNCHECKED
+    elif defines['split'] != split_digest(splits):
+        caution = refuse_others(args, subject, made, found)
+    if caution:
+        print(f'note: {CAUTIONS[caution]}', file=sys.stderr)
+    return found | dict(splits=splits, defines=defines, caution=caution)
+
+
+def refuse_others(args: argparse.Namespace, subject: Subject, made: dict, found: dict) -> str:
+    """OTHER, where the user asks for other images than the run's split has.
+
+    Args:
+        args: other_images.
+        subject: the model.
+        made: options of its run.
+        found: dataset, data_dir and fold at hand.
+
+    Raises:
+        RunError: the user does not; it says what differs.
+    """
+    if args.other_images:
+        return OTHER
+    path, dataset, data_dir = subject.path, found['dataset'], found['data_dir']
+    if dataset != made['dataset']:
+        differs = f'--dataset {dataset}: {path} was trained on {made["dataset"]}'
+        way_out = 'leave --dataset out'
+    elif found['fold'] != made['fold']:
+        differs = f'--fold {found["fold"]}: {path} was trained on fold {made["fold"]}'
+        way_out = 'leave --fold out, or give the checkpoint of that fold'
+    elif args.data_dir is not None:
+        differs = f'--data_dir {data_dir}: its images or lists are not those that {path} was trained on'
+        way_out = f'give the tree of that run ({made["data_dir"]})'
+    else:
+        differs = f'{data_dir or dataset}: its images or lists have changed since {path} was trained on it'
+        way_out = 'put them back as they were, give a copy of that time as --data_dir, or train anew'
+    raise RunError(
+        f'{differs}, so the split is another one and images of any part of it may have trained the model; {way_out}; '
+        '--other_images takes them all the same, and figure and report say so'
+    )
 
 
 def blocks_of(model: nn.Module) -> dict[str, TwistBlock]:
@@ -176,11 +252,11 @@ def blocks_of(model: nn.Module) -> dict[str, TwistBlock]:
 
 
 @torch.inference_mode()
-def observe(model: TwistNet, images: torch.Tensor) -> Record:
+def observe(model: nn.Module, images: torch.Tensor) -> Record:
     """One forward pass of the model, in evaluation mode, with what its TwistBlocks did.
 
     Args:
-        model: a TwistNet.
+        model: of models.build_model.
         images: (B, 3, H, W), normalised.
     """
     taken: dict[str, dict[str, torch.Tensor]] = {name: {} for name in blocks_of(model)}
@@ -200,8 +276,8 @@ def observe(model: TwistNet, images: torch.Tensor) -> Record:
     was_training = model.training
     try:
         model.eval()
-        features = model.forward_head(model.forward_features(images), pre_logits=True)
-        logits = model.fc(features)
+        maps = model.forward_features(images)
+        features, logits = model.forward_head(maps, pre_logits=True), model.forward_head(maps)
         blocks = {}
         for name, block in blocks_of(model).items():
             stci, seen = block.stci, taken[name]

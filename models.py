@@ -25,6 +25,7 @@ import pickle
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import timm
@@ -32,12 +33,19 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import create_classifier
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import (
+    adapt_input_conv,
+    build_model_with_cfg,
+    checkpoint_seq,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from timm.models._features import feature_take_indices
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from registry import MODELS
+from registry import MODELS, size_problem
 
 DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1))  # (dy, dx) of 0, 45, 90 and 135 degrees; dy points down
 WEIGHTS_DIR = 'weights'
@@ -455,26 +463,33 @@ def build_model(
         num_classes: outputs of the classifier.
         pretrained: True for ImageNet weights: timm's for a baseline; for a TwistNet weights/twistnet18_imagenet.pt
             (in the working directory, then beside this file) or else timm's ResNet-18 for the stem and stages 1
-            and 2. A path loads that file. What was loaded is printed on stderr and kept in `model.pretrained`.
+            and 2. A path loads that file. What was loaded is printed on stderr and kept in `model.pretrained`, the
+            share of the parameters that it was (0 to 1) in `model.loaded`; both are None where nothing was asked for.
         img_size: side of the square input in pixels, for baselines whose parameters depend on it (default 224).
         **kwargs: passed to the constructor: TwistNet's, or timm's of the baseline.
 
     Raises:
-        ModelError: unknown name or keyword; weights that are missing, unsafe, foreign or cannot be fetched.
+        ModelError: unknown name or keyword; an img_size that the model cannot have; weights that are missing, unsafe,
+            foreign or cannot be fetched.
     """
     if name not in MODELS:
         raise ModelError(f"unknown model '{name}'; the models are: {', '.join(MODELS)}")
     entry = MODELS[name]
+    if problem := size_problem(name, img_size):
+        raise ModelError(problem)
     try:
         if 'twist' in entry:
             model = TwistNet(num_classes=num_classes, **{**entry['twist'], **kwargs})
+            model.pretrained_cfg = model.default_cfg = {**DEFAULT_CFG, 'architecture': name}  # what timm saves with it
         else:
+            if ':' not in entry['timm'] and not timm.is_model(entry['timm']):  # with it: of the hub, or a folder
+                raise ModelError(f"{name}: timm {timm.__version__} has no model '{entry['timm']}'")
             size = dict(img_size=img_size or 224) if entry.get('resolution') else {}
             kwargs = {**entry.get('args', {}), **size, **kwargs}
             model = timm.create_model(entry['timm'], num_classes=num_classes, **kwargs)
     except TypeError as error:  # the constructors' own word for an unknown keyword
         raise ModelError(f'{name}: {error}') from error
-    model.pretrained = _load_pretrained(model, name, pretrained, img_size)
+    _load_pretrained(model, name, pretrained, img_size)
     return model
 
 
@@ -489,40 +504,48 @@ def list_models(num_classes: int = 47) -> None:
     for name, entry in MODELS.items():
         with torch.device('meta'):  # sizes without memory or initialisation
             params = count_params(build_model(name, num_classes)) / 1e6
-        source = 'weights/twistnet18_imagenet.pt' if 'twist' in entry else f'timm: {entry["weights"]}'
-        print(f'{name:26}{entry["label"]:22}{params:8.2f}M  {entry.get("venue", "-"):11}{source}')
+        tag = f'timm: {entry["weights"]}' if entry.get('weights') else '-'
+        source = 'weights/twistnet18_imagenet.pt' if 'twist' in entry else tag
+        print(f'{name:26}{entry["label"]:22}{params:8.2f}M  {entry.get("venue") or "-":11}{source}')
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        name: dict(
-            num_classes=1000,
-            input_size=(3, 224, 224),
-            pool_size=(7, 7),
-            crop_pct=0.875,
-            interpolation='bicubic',
-            mean=IMAGENET_DEFAULT_MEAN,
-            std=IMAGENET_DEFAULT_STD,
-            first_conv='stem.0',
-            classifier='fc',
-            license='mit',
-        )
-        for name, entry in MODELS.items()
-        if 'twist' in entry
-    }
+DEFAULT_CFG = dict(
+    num_classes=1000,
+    input_size=(3, 224, 224),
+    pool_size=(7, 7),
+    crop_pct=0.875,
+    interpolation='bicubic',
+    mean=IMAGENET_DEFAULT_MEAN,
+    std=IMAGENET_DEFAULT_STD,
+    first_conv='stem.0',
+    classifier='fc',
+    license='mit',
 )
+default_cfgs = generate_default_cfgs({name: DEFAULT_CFG for name, entry in MODELS.items() if 'twist' in entry})
 
 
 def _register_with_timm(name: str) -> None:
     def entrypoint(pretrained: bool = False, **kwargs) -> TwistNet:
         kwargs = {**MODELS[name]['twist'], **kwargs}
+        cfg = resolve_pretrained_cfg(name, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')).to_dict()
+        # A folder or repository that timm wrote names the architecture itself; any other source may hold anything.
+        saved = cfg.get('source') in ('local-dir', 'hf-hub')
+        kind = next((key for key in ('state_dict', 'file', 'hf_hub_id', 'url') if pretrained and cfg.get(key)), None)
+        if kind == 'file' and not saved:  # a checkpoint, which says whose it is if we read it ourselves
+            pretrained, kind = cfg['file'], None
 
-        def make(**arguments) -> TwistNet:  # weights are ours to find, before timm wraps the model for features_only
+        def make(**arguments) -> TwistNet:  # weights are loaded before timm wraps the model for features_only
             model = TwistNet(**arguments)
-            model.pretrained = _load_pretrained(model, name, pretrained)
+            _load_pretrained(model, name, False if kind else pretrained)
             return model
 
-        return build_model_with_cfg(make, name, pretrained=False, **kwargs)
+        def take(state: dict, model: TwistNet) -> dict:
+            what = 'a state dict' if kind == 'state_dict' else f'{cfg.get("source") or kind} {cfg[kind]}'
+            _load_checkpoint(model, name, state, what, name if saved else None)
+            return {}  # nothing is left for timm to load
+
+        fetch = dict(pretrained=kind is not None, pretrained_strict=False, pretrained_filter_fn=take)
+        return build_model_with_cfg(make, name, **fetch, **kwargs)
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__doc__ = f'{MODELS[name]["label"]} for timm.create_model.'
@@ -542,7 +565,7 @@ def read_checkpoint(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModelError: the file is damaged, or holds pickled code and is refused.
+        ModelError: the file cannot be read, is damaged, or holds pickled code and is refused.
     """
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
@@ -553,6 +576,8 @@ def read_checkpoint(path: str | Path) -> dict:
             raise UnsafeCheckpoint(
                 f'{path}: refused, the file holds pickled code, not only tensors; get the weights as a state dict'
             ) from error
+        if isinstance(error, OSError) and error.strerror:
+            raise ModelError(f'{path}: cannot be read ({error.strerror})') from error
         raise ModelError(f'{path}: damaged or not a PyTorch checkpoint') from error
 
 
@@ -590,12 +615,17 @@ def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | Non
 
     For a TwistNet and True: weights/<name>_imagenet.pt, then the full model's, each in the working directory and then
     beside this file; failing those timm's ResNet-18.
+
+    Raises:
+        ModelError: the registry names no weights for this model.
     """
     if pretrained is False or pretrained is None:
         return None
     if pretrained is not True:
         return Path(pretrained)
     if 'twist' not in MODELS[name]:
+        if not MODELS[name].get('weights'):
+            raise ModelError(f'{name}: the registry names no ImageNet weights; give a file (--pretrained PATH) or none')
         return MODELS[name]['weights']
     for stem in dict.fromkeys((name, 'twistnet18')):
         for folder in (Path(WEIGHTS_DIR), Path(__file__).parent / WEIGHTS_DIR):
@@ -604,25 +634,33 @@ def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | Non
     return MODELS['resnet18']['weights']
 
 
-def _load_pretrained(
-    model: nn.Module, name: str, pretrained: bool | str | Path, img_size: int | None = None
-) -> str | None:
-    """Load what `pretrained` asks for; returns one sentence that says what was loaded, None for nothing."""
+def _load_pretrained(model: nn.Module, name: str, pretrained: bool | str | Path, img_size: int | None = None) -> None:
+    """Load what `pretrained` asks for; sets model.pretrained and model.loaded (see build_model)."""
+    model.pretrained = model.loaded = None
     source = weights_source(name, pretrained)
-    if source is None:
-        return None
     if isinstance(source, Path):
-        state, what = _read_state(source)
-        is_full = source.name == 'twistnet18_imagenet.pt' or what == 'twistnet18'
-        what = f'{source} ({what})' if what else str(source)
-    else:
+        origin = source.name.removesuffix('_imagenet.pt')  # as pretraining names its files
+        _load_checkpoint(model, name, _read_file(source), str(source), origin if origin in MODELS else None)
+    elif source is not None:
         # Models whose parameters depend on the image size are resized by timm as it loads them.
-        state = _fetch_from_timm(source, **(dict(img_size=img_size or 224) if MODELS[name].get('resolution') else {}))
-        what, is_full = f'timm {source}', False
-    state, partial, note = _adapt(name, state, is_full)
-    report = _load_tensors(model, state, what + note, name, partial)
-    print(f'{name}: {report}', file=sys.stderr)
-    return report
+        size = dict(img_size=img_size or 224) if MODELS[name].get('resolution') else {}
+        _load_checkpoint(model, name, _fetch_from_timm(source, **size), f'timm {source}')
+
+
+def _load_checkpoint(model: nn.Module, name: str, checkpoint: Any, what: str, origin: str | None = None) -> None:
+    """Load a state dict, bare or inside a checkpoint; sets model.pretrained and model.loaded, and says it on stderr.
+
+    Args:
+        model: of the registry's entry `name`.
+        what: what the checkpoint is called in messages.
+        origin: the model that it is of where it does not say so itself; None: unknown.
+    """
+    state, said = _state_of(checkpoint, what)
+    if said:
+        what, origin = f'{what} ({said})', said
+    state, partial, note = _adapt(model, name, state, origin)
+    model.pretrained, model.loaded = _load_tensors(model, state, what + note, name, partial)
+    print(f'{name}: {model.pretrained}', file=sys.stderr)
 
 
 def _fetch_from_timm(tag: str, **kwargs) -> dict[str, torch.Tensor]:
@@ -639,19 +677,28 @@ def _fetch_from_timm(tag: str, **kwargs) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
-    """The state dict in a file, bare or inside a checkpoint, and the name of the model it says it is of."""
-    if path.suffix == '.safetensors':  # the format in which the hub hands out timm's weights
+def _read_file(path: Path) -> Any:
+    """What a weights file holds. Raises ModelError where it cannot be read."""
+    if path.suffix != '.safetensors':  # the format in which the hub hands out timm's weights
         try:
-            return safetensors.torch.load_file(path), None
-        except Exception as error:
-            raise ModelError(f'{path}: cannot be read as safetensors ({error})') from error
+            return read_checkpoint(path)
+        except FileNotFoundError as error:
+            raise ModelError(f'{path}: no such weights file') from error
+    if not path.is_file():
+        raise ModelError(f'{path}: no such weights file')
     try:
-        checkpoint = read_checkpoint(path)
-    except FileNotFoundError as error:
-        raise ModelError(f'{path}: no such weights file') from error
-    source = checkpoint.get('model') if isinstance(checkpoint, dict) else None
+        return safetensors.torch.load_file(path)
+    except Exception as error:
+        raise ModelError(f'{path}: cannot be read as safetensors ({error})') from error
+
+
+def _state_of(checkpoint: Any, what: str) -> tuple[dict[str, torch.Tensor], str | None]:
+    """The state dict in a checkpoint, or that it is, and the name of the model it says it is of."""
     state = checkpoint
+    whole = checkpoint if isinstance(checkpoint, dict) else {}
+    config = whole.get('config')  # of pretraining's latest.pt
+    defines = config.get('defines') if isinstance(config, dict) else None
+    names = whole.get('model'), defines.get('model') if isinstance(defines, dict) else None
     for key in ('state_dict', 'model'):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -659,17 +706,24 @@ def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
     if isinstance(state, dict):
         tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
     if not tensors:
-        raise ModelError(f'{path}: holds no state dict')
-    return {strip_wrappers(k): v for k, v in tensors.items()}, source if isinstance(source, str) else None
+        raise ModelError(f'{what}: holds no state dict')
+    said = next((name for name in names if isinstance(name, str)), None)
+    return {strip_wrappers(k): v for k, v in tensors.items()}, said
 
 
-def _adapt(name: str, state: dict[str, torch.Tensor], is_full: bool) -> tuple[dict[str, torch.Tensor], bool, str]:
+def _adapt(
+    model: nn.Module, name: str, state: dict[str, torch.Tensor], origin: str | None
+) -> tuple[dict[str, torch.Tensor], bool, str]:
     """Names of a model's weights as this code has them, from timm's or the authors'.
 
+    Weights of another model, or of one that is not known, leave out what only starts differently in it or in `name`
+    (registry: own): with it, the one would become the other.
+
     Args:
-        name: the model that is to take them.
+        model: the model that is to take them.
+        name: its entry in the registry.
         state: the weights.
-        is_full: they are the full TwistNet-18's.
+        origin: the model that they are of, None if that is not known.
 
     Returns:
         the weights, whether it is in order that some do not fit, and a note for the report.
@@ -679,25 +733,30 @@ def _adapt(name: str, state: dict[str, torch.Tensor], is_full: bool) -> tuple[di
             k: k.removeprefix('layer0.').replace('.se_module.', '.se.').replace('last_linear.', 'fc.') for k in state
         }
         # Stage 1 of the older definition squeezes to 4 channels instead of 8: its SE layers stay out.
-        return {n: state[k] for k, n in names.items() if not re.match(r'layer1\.\d\.se\.', n)}, True, ''
+        return {n: state[k] for k, n in names.items() if not re.match(r'layer1\.\d\.se\.', n)}, False, ''
     if 'twist' not in MODELS[name]:
         return state, False, ''
+    note = ''
     if 'conv1.weight' in state:  # a ResNet-18's
-        state = {trunk_name(k): v for k, v in state.items()}
-        return (
-            {k: v for k, v in state.items() if k.startswith(('stem.', 'layer1.', 'layer2.'))},
-            True,
-            ' (stem, layer1, layer2)',
-        )
+        trunk = {trunk_name(k): v for k, v in state.items()}
+        state = {k: v for k, v in trunk.items() if k.startswith(('stem.', 'layer1.', 'layer2.'))}
+        note, origin = ' (stem, layer1, layer2)', name  # where every model of ours is alike
     state = dict(state)
     accept_published_names(None, state, '')
-    if name == 'twistnet18':
-        return state, False, ''
-    if not is_full:
-        return state, True, ''
-    own = MODELS[name].get('own')
-    state = {k: v for k, v in state.items() if own is None or own not in f'.{k}'}
-    return state, True, " (the full model's weights in an ablation variant)"
+    stem, channels = state.get('stem.0.weight'), model.stem[0].in_channels
+    if stem is not None and stem.shape[1] == 3 != channels:
+        state['stem.0.weight'] = adapt_input_conv(channels, stem)
+        note += f' (input channels 3 -> {channels})'
+    if origin == name:
+        return state, False, note
+    own = {MODELS.get(n, {}).get('own') for n in (name, origin)} - {None}
+    left = {part for part in own if any(part in f'.{k}' for k in state)}
+    state = {k: v for k, v in state.items() if not any(part in f'.{k}' for part in left)}
+    if origin == 'twistnet18' or (origin is None and left):
+        whose = "the full model's weights" if origin else 'weights of an unknown model'
+        note += f' ({whose} in an ablation variant)'
+    note += ''.join(f', without its {part.strip(".")}' for part in sorted(left))
+    return state, name != 'twistnet18', note
 
 
 def trunk_name(key: str) -> str:
@@ -705,10 +764,13 @@ def trunk_name(key: str) -> str:
     return re.sub(r'^bn1\.', 'stem.1.', re.sub(r'^conv1\.', 'stem.0.', key))
 
 
-def _load_tensors(model: nn.Module, state: dict[str, torch.Tensor], what: str, name: str, partial: bool) -> str:
+def _load_tensors(
+    model: nn.Module, state: dict[str, torch.Tensor], what: str, name: str, partial: bool
+) -> tuple[str, float]:
     """Copy the tensors of `state` whose name and shape fit; the classifier may differ, others only if `partial`.
 
-    Returns one sentence with tensors and share of parameters loaded, and the parts that were left as they were.
+    Returns one sentence with tensors and share of parameters loaded, and the parts that were left as they were; and the
+    share, 0 to 1.
     """
     own = model.state_dict()
     classifier = tuple(f'{n}.' for n, m in model.named_modules() if _is_classifier(model, m))
@@ -725,7 +787,8 @@ def _load_tensors(model: nn.Module, state: dict[str, torch.Tensor], what: str, n
     report = f'loaded {len(fits)} of {len(own)} tensors ({share:.0%} of the parameters) from {what}'
     fresh = _parts(own.keys() - fits.keys())
     unused = _parts(k for k in state if k not in own)
-    return report + (f'; left as initialised: {fresh}' if fresh else '') + (f'; not used: {unused}' if unused else '')
+    report += (f'; left as initialised: {fresh}' if fresh else '') + (f'; not used: {unused}' if unused else '')
+    return report, share
 
 
 def _is_classifier(model: nn.Module, module: nn.Module) -> bool:
@@ -739,4 +802,7 @@ def _parts(keys) -> str:
 
 
 if __name__ == '__main__':
-    list_models()
+    from runs import user_errors
+
+    with user_errors('models.py'):
+        list_models()

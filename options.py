@@ -1,9 +1,9 @@
-"""Options of a run: the recipes, the parser of train.py and the bounds of every value. No torch."""
+"""Options of a run: the recipes, the parser of train.py, the data set that is meant, the bounds of values. No torch."""
 
 import argparse
 from pathlib import Path
 
-from registry import DATASETS, MODELS
+from registry import DATASETS, MODELS, size_problem
 from runs import RunError
 
 DEFAULT = dict(
@@ -45,7 +45,17 @@ RECIPES = {
 # Pretraining: the batch is each process's, the learning rate that of a global batch of 1024.
 IMAGENET = DEFAULT | dict(epochs=600, batch_size=256, lr=0.1, mixup=0.0, cutmix=0.0, randaug_n=0, clip_grad=0.0)
 # Options that say where and how a run is computed, not what it computes: not part of the fingerprint.
-SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache')
+SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache', 'given')
+
+# What tells a tree from a mere folder of class folders: all of this stands in it, or in the folder that its archive
+# unpacks to.
+LAYOUTS = {
+    'dtd': ('dtd', ('images', 'labels')),
+    'fmd': ('', ('image/*/*',)),
+    'kth_tips2': ('KTH-TIPS2-b', ('*/sample_a',)),
+    'cub200': ('CUB_200_2011', ('images', 'images.txt')),
+    'flowers102': ('flowers-102', ('jpg', 'setid.mat')),
+}
 
 AMP = ('auto', 'bf16', 'fp16', 'off')
 CACHES = ('ram', 'disk', 'none')
@@ -76,10 +86,44 @@ BOUNDS = dict(
 
 def add_data_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('data')
-    group.add_argument('--dataset', default='synthetic', help=f'one of {", ".join(DATASETS)}')
-    group.add_argument('--data_dir', help='root of the data set; synthetic needs none')
+    add_dataset_args(group)
     group.add_argument('--fold', type=int, default=1, help='from 1')
     group.add_argument('--img_size', type=int, help='side of the square input, pixels')
+
+
+def add_dataset_args(group) -> None:
+    """Which data set and where; see choose_dataset."""
+    group.add_argument(
+        '--dataset',
+        help=f'one of {", ".join(DATASETS)}; if not given, what --data_dir is laid out as, or synthetic without it',
+    )
+    group.add_argument('--data_dir', help='root of the data set; synthetic has none')
+
+
+def choose_dataset(dataset: str | None, data_dir: str | Path | None) -> str:
+    """The data set that is meant: the one that is named, or else the one that data_dir is laid out as.
+
+    Args:
+        dataset: a key of DATASETS; None where none is named.
+        data_dir: its root; None where none is given, as for 'synthetic'.
+
+    Raises:
+        RunError: no such data set, or `synthetic` with a folder, which it would not read.
+    """
+    if dataset is not None and dataset not in DATASETS:
+        raise RunError(f"unknown data set '{dataset}'; the data sets are: {', '.join(DATASETS)}")
+    if dataset == 'synthetic' and data_dir is not None:
+        raise RunError(
+            f'--dataset synthetic is drawn and would not read --data_dir {data_dir}; leave --dataset out for the '
+            'images there, or --data_dir for the drawn ones'
+        )
+    if dataset is not None or data_dir is None:
+        return dataset or 'synthetic'
+    for name, (inner, parts) in LAYOUTS.items():
+        for root in (Path(data_dir), Path(data_dir) / inner):
+            if all(next(root.glob(part), None) for part in parts):
+                return name
+    return 'folder'
 
 
 def labels(text: str) -> dict[str, str]:
@@ -102,6 +146,12 @@ def add_data_of_run_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--dataset', help="a data set to run over; if not given, the run's own")
     group.add_argument('--data_dir', help="its root; if not given, the run's own")
     group.add_argument('--fold', type=int, help="from 1; if not given, the run's own")
+    group.add_argument(
+        '--other_images',
+        action='store_true',
+        default=None,  # as of the other options that only a checkpoint takes
+        help='take images of another split than the one the run recorded, which may have trained the model',
+    )
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> None:
@@ -177,15 +227,55 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Options from the command line, those not given from the recipe."""
-    parser = get_args_parser()
+def read(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The command line, with `given`: the names of the options that stand there."""
     args = parser.parse_args(argv)
-    recipe = args.recipe or ('demo' if args.dataset == 'synthetic' else 'default')
-    parser.set_defaults(**RECIPES[recipe])
-    args = parser.parse_args(argv)
-    args.recipe = recipe
+    blank = argparse.Namespace(**dict.fromkeys(vars(args)))  # what has a value there gets no default
+    args.given = sorted(name for name, value in vars(parser.parse_args(argv, blank)).items() if value is not None)
     return args
+
+
+def fill(args: argparse.Namespace, recipe: dict) -> argparse.Namespace:
+    """What was not given is as the recipe says, or less where that would not go with what was given (see shrunk)."""
+    for name, value in recipe.items():
+        if name not in args.given:
+            setattr(args, name, value)
+    if 'warmup_epochs' not in args.given:
+        args.warmup_epochs = max(0, min(args.warmup_epochs, args.epochs - 1))
+    if 'min_lr' not in args.given:
+        args.min_lr = min(args.min_lr, args.lr)
+    return args
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of train.py from the command line, those not given from the recipe.
+
+    Raises:
+        RunError: the data set is unknown or not read, see choose_dataset.
+    """
+    args = read(get_args_parser(), argv)
+    args.dataset = choose_dataset(args.dataset, args.data_dir)
+    args.recipe = args.recipe or ('demo' if args.dataset == 'synthetic' else 'default')
+    return fill(args, RECIPES[args.recipe])
+
+
+def largest_batch(batch_size: int, n_train: int, processes: int) -> int:
+    """The default batch size, brought down to what `n_train` images fill and the processes can share."""
+    return min(batch_size, n_train) // processes * processes
+
+
+def shrunk(args: argparse.Namespace, recipe: dict) -> list[str]:
+    """A line for each default that was brought down, with what it had to fit."""
+    bounds = dict(
+        warmup_epochs=f'--epochs {args.epochs}',
+        min_lr=f'--lr {args.lr:g}',
+        batch_size='the training set and the number of processes',
+    )
+    return [
+        f'note: --{name} is {getattr(args, name):g}, not its default {recipe[name]:g}, to fit {bound}'
+        for name, bound in bounds.items()
+        if name not in args.given and getattr(args, name) != recipe[name]
+    ]
 
 
 def check(args: argparse.Namespace) -> None:
@@ -207,5 +297,5 @@ def check(args: argparse.Namespace) -> None:
         raise RunError(f'--epochs {args.epochs} must be greater than --warmup_epochs {args.warmup_epochs}')
     if args.min_lr > args.lr:
         raise RunError(f'--min_lr {args.min_lr} must not exceed --lr {args.lr}')
-    if MODELS[args.model].get('resolution') and args.img_size % 32:
-        raise RunError(f'--img_size {args.img_size} must be a multiple of 32 for {args.model}')
+    if problem := size_problem(args.model, args.img_size):
+        raise RunError(problem)

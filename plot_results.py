@@ -23,15 +23,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 import options
 import runs
-from drawing import COLORS, DASHES, FULL, MARKERS, PAGE, fill_color, frame, label_points, line_style, save
+from drawing import (
+    COLORS,
+    DASHES,
+    FULL,
+    MARKERS,
+    PAGE,
+    Axes,
+    Figure,
+    Line2D,
+    MaxNLocator,
+    fill_color,
+    frame,
+    label_points,
+    line_style,
+    plt,
+    save,
+)
 from registry import DATASETS, MODELS
 from runs import RunError
 from summarize_runs import (
@@ -39,7 +50,8 @@ from summarize_runs import (
     Table,
     add_run_args,
     dataset_label,
-    describe_recipe,
+    describe,
+    loaded_note,
     make_tables,
     model_label,
     read_runs,
@@ -223,7 +235,7 @@ def plot_bar(table: Table, logs: Logs, title: str) -> list[Figure]:
     notes = ['Bars and numbers: mean over folds, seeds averaged inside a fold. Points: folds.' + sd_note(table)]
     if any(row.missing for row in table.rows.values()):
         notes.append('Hatched, with the number of runs in brackets: incomplete, fewer runs than the panel says.')
-    frame(figure, title, notes)
+    frame(figure, title, [*notes, loaded_note(table)])
     return [figure]
 
 
@@ -243,7 +255,7 @@ def plot_ablation(table: Table, logs: Logs, title: str) -> list[Figure]:
     Raises:
         RunError: no run of a variant is complete.
     """
-    models = [name for name in MODELS if name.startswith(FULL) and name in table.models]
+    models, loaded = [name for name in MODELS if name.startswith(FULL) and name in table.models], loaded_note(table)
     table = replace(table, rows={key: row for key, row in table.rows.items() if key[1] in models})
     if not any(model != FULL for _, model in table.rows):
         raise RunError(f'no complete run of a variant of {model_label(FULL)}; ablation.py makes them')
@@ -270,6 +282,7 @@ def plot_ablation(table: Table, logs: Logs, title: str) -> list[Figure]:
         f'Dashed: {model_label(FULL)}. Numbers: its mean; differences to it in points over the runs that both have.',
         'Open diamonds, with the number of runs in brackets: incomplete, fewer runs than the panel says.'
         * any(row.missing for row in table.rows.values()),
+        loaded,
     ]
     frame(figure, title, notes)
     return [figure]
@@ -304,6 +317,7 @@ def plot_radar(table: Table, logs: Logs, title: str) -> list[Figure]:
     notes = ['Mean test accuracy in %, 0 at the centre; a polygon is open where a model has no complete run.']
     few = [key for key, row in table.rows.items() if row.missing]
     notes += [list_pairs('Fewer runs than others', few), list_pairs('No complete run', lacking(table, table.rows))]
+    notes += [loaded_note(table)]
     frame(figure, title, notes)
     return [figure]
 
@@ -375,7 +389,7 @@ def _scatter_page(table: Table, height: float, title: str) -> Figure:
     few = [key for key, row in table.rows.items() if row.missing and key[0] in table.datasets]
     notes = ['Mean over folds, seeds averaged inside a fold.' + sd_note(table)]
     notes += [list_pairs('Fewer runs than the panel says', few), list_pairs('No MACs in the results', unknown)]
-    notes += [list_pairs('No complete run', lacking(table, table.rows))]
+    notes += [list_pairs('No complete run', lacking(table, table.rows)), loaded_note(table)]
     frame(figure, title, notes)
     figure.draw_without_rendering()  # moves the panels to where they stay
     figure.set_layout_engine('none')
@@ -462,6 +476,7 @@ def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> li
         list_pairs('Runs that have not come to their last epoch', short),
         list_pairs('No epoch yet', idle),
         list_pairs('No run', lacking(table, logs)),
+        loaded_note(table),
     ]
 
 
@@ -573,7 +588,15 @@ def main(args: argparse.Namespace) -> None:
         import visualize  # and with it torch, which the other figures do without
 
         return visualize.main(argparse.Namespace(**vars(args), view=args.plot))
-    ours = ('checkpoint', 'image', 'dataset', 'data_dir', 'fold', 'subset')  # of options.add_inside_args
+    ours = (
+        'checkpoint',
+        'image',
+        'dataset',
+        'data_dir',
+        'fold',
+        'other_images',
+        'subset',
+    )  # of options.add_inside_args
     if given := [f'--{name}' for name in ours if getattr(args, name) is not None]:
         raise RunError(f'{", ".join(given)}: only for --plot {" and ".join(OF_MODELS)}; visualize.py draws more')
     possible = OF_LOGS if args.log_file else tuple(PLOTS)
@@ -585,7 +608,7 @@ def main(args: argparse.Namespace) -> None:
     for plot in possible if args.plot == 'all' else (args.plot,):
         for number, (table, logs) in enumerate(groups, start=1):
             name = f'{plot}_{number}' if len(groups) > 1 else plot
-            title = describe_recipe(table.recipe, recipes) if table.recipe else ''
+            title = describe(table, recipes) if table.recipe else ''
             try:
                 figures = PLOTS[plot](table, logs, title)
             except RunError as error:

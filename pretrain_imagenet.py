@@ -35,9 +35,10 @@ import options
 import runs
 from datasets import DataError, ImageList, list_images
 from models import ModelError, TwistNet
-from runs import RunError
+from runs import RunError, counted
 from train import (
     CHECK_EVERY,
+    EVAL_BATCH,
     EvalBatches,
     TrainBatches,
     autocast,
@@ -45,10 +46,15 @@ from train import (
     environment_of,
     evaluate,
     fail,
+    image_bytes,
     interrupt,
     is_main,
+    loader_processes,
     lr_at,
+    machine_errors,
     make_loader,
+    number_in,
+    opening,
     parallelise,
     process_rank,
     reduce_sum,
@@ -68,7 +74,7 @@ BASE_BATCH = 1024  # images; the global batch that --lr is for
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PROJECT_AFTER = 100  # steps until the first estimate of the whole time
 SYSTEM_OPTIONS = ('data_dir', 'checkpoint_dir', 'weights_dir', 'resume', 'save_minutes', 'overwrite', 'num_workers')
-SYSTEM_OPTIONS += ('device', 'max_bad_images', 'max_skipped', 'batch_size', 'accumulate')
+SYSTEM_OPTIONS += ('device', 'max_bad_images', 'max_skipped', 'batch_size', 'accumulate', 'given')
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -215,13 +221,12 @@ def weights_of(model: nn.Module, average: list[torch.Tensor] | None) -> Iterator
 # ---------------------------------------------------------------------------------------------- checkpoints
 
 
-def read_latest(folder: Path, resume: str | None, config: dict) -> dict | None:
-    """The checkpoint to go on from; None to begin.
+def read_latest(folder: Path, resume: str | None) -> tuple[Path, dict] | None:
+    """The checkpoint to go on from, and its file; None to begin.
 
     Args:
         folder: the checkpoint folder.
         resume: 'auto' for the newest that is whole, if there is any; a path for that file; None to begin.
-        config: of this run.
 
     Raises:
         RunError: there is a checkpoint and none is asked for; the file is missing, or of another run; none is whole.
@@ -235,20 +240,21 @@ def read_latest(folder: Path, resume: str | None, config: dict) -> dict | None:
     if resume is None or (resume == 'auto' and not own):
         return None
     if resume == 'auto' or (own and Path(resume).resolve() == latest.resolve()):
-        return _read_newest(own, config)
+        return _read_newest(own)
     if not Path(resume).exists():
         raise RunError(f'--resume {resume}: no such file')
+    last = _read_checkpoint(Path(resume))
     for path in own[:1]:  # going on elsewhere must not overwrite the run that is here
-        _check_run(path, models.read_checkpoint(path), config)
-    return _check_run(Path(resume), models.read_checkpoint(resume), config)
+        check_run(path, _read_checkpoint(path), last['config'])
+    return Path(resume), last
 
 
-def _read_newest(paths: list[Path], config: dict) -> dict:
+def _read_newest(paths: list[Path]) -> tuple[Path, dict]:
     """The first checkpoint that is whole; torn ones are put aside, or the next one written would displace it."""
     torn = []
     for path in paths:
         try:
-            checkpoint = _check_run(path, models.read_checkpoint(path), config)
+            checkpoint = _read_checkpoint(path)
         except models.UnsafeCheckpoint:
             raise
         except ModelError as error:
@@ -257,20 +263,60 @@ def _read_newest(paths: list[Path], config: dict) -> dict:
             continue
         for damaged in torn:
             damaged.rename(damaged.with_name(damaged.name + '.damaged'))
-        return checkpoint
+        return path, checkpoint
     raise RunError(f'{paths[0].parent}: no checkpoint is whole; another --checkpoint_dir begins a new run')
 
 
-def _check_run(path: Path, checkpoint: dict, config: dict) -> dict:
-    """The checkpoint, if it is of this run. Raises RunError if not."""
+def _read_checkpoint(path: Path) -> dict:
+    checkpoint = models.read_checkpoint(path)
     if not isinstance(checkpoint, dict) or 'progress' not in checkpoint:
         raise RunError(f'{path} is no checkpoint of pretrain_imagenet.py')
+    return checkpoint
+
+
+def check_run(path: Path, checkpoint: dict, config: dict) -> None:
+    """Raises RunError where a checkpoint is of another run."""
     if checkpoint['config']['fingerprint'] != config['fingerprint']:
         changes = runs.changes(checkpoint['config']['defines'], config['defines'])
         raise RunError(f'{path} is of another run ({changes}); give its options, or another --checkpoint_dir')
-    if changes := runs.changes(checkpoint['config']['environment'], config['environment']):
-        say(f'note: {path} was made in another environment ({changes}); the last bits may differ')
-    return checkpoint
+
+
+def take_over(args: argparse.Namespace, path: Path, config: dict) -> None:
+    """Fill in what was not given from the run that a checkpoint is of, and keep its global batch.
+
+    Args:
+        args: changed in place; args.given names the options that the user gave, all others are the run's.
+        config: of the checkpoint.
+
+    Raises:
+        RunError: these processes cannot make the run's global batch.
+    """
+    defines, world, was = config['defines'], world_size(), config['environment']
+    own = {k: v for k, v in defines.items() if k in vars(args) and k not in args.given}
+    other = {k: v for k, v in own.items() if v != getattr(args, k)}
+    vars(args).update(own)
+    if other:
+        say(f'of the run in {path}: ' + ', '.join(f'{key} {value}' for key, value in other.items()))
+    if {'batch_size', 'accumulate'} <= set(args.given):
+        return
+    whole, left = defines['global_batch'], defines['global_batch'] % world
+    share = whole // world  # images of a step in each process
+    if 'accumulate' in args.given:
+        args.batch_size, rest = divmod(share, max(1, args.accumulate))  # 0 is refused later, with its bounds
+    else:
+        if 'batch_size' not in args.given:  # as in the run, where that is not more than a share
+            args.batch_size = min(whole // (was['processes'] * was['accumulate']), share)
+        args.accumulate, rest = divmod(share, max(1, args.batch_size))
+    if left or rest or not share:
+        raise RunError(
+            f'{path}: its global batch of {whole} images cannot be kept by {world} processes with --batch_size '
+            f'{args.batch_size}; --batch_size times processes must divide it'
+        )
+    if (was['processes'], was['accumulate']) != (world, args.accumulate):
+        say(
+            f'the global batch stays {whole} images: --batch_size {args.batch_size} in {world} process'
+            f'{"es" * (world > 1)}, --accumulate {args.accumulate}'
+        )
 
 
 def write_latest(folder: Path, checkpoint: dict) -> None:
@@ -285,17 +331,25 @@ def write_latest(folder: Path, checkpoint: dict) -> None:
 # ---------------------------------------------------------------------------------------------- a run
 
 
-def begin(args: argparse.Namespace, device: torch.device) -> tuple[Index, Index, dict, dict | None]:
-    """In the main process: the images, what defines the run, and the checkpoint to go on from."""
+def begin(args: argparse.Namespace, device: torch.device) -> tuple[argparse.Namespace, Index, Index, dict, dict | None]:
+    """In the main process: the options as resolved, the images, what defines the run, and where it goes on from."""
     folder, world = Path(args.checkpoint_dir), world_size()
     runs.claim(folder)
+    begun = (folder / 'latest.pt').exists() or (folder / 'previous.pt').exists()
+    found = read_latest(folder, 'auto' if was_restarted() and begun else args.resume)
+    if found:
+        take_over(args, found[0], found[1]['config'])
+    global_batch = args.batch_size * args.accumulate * world
+    if args.scale_lr and (not found or 'lr' in args.given):  # the learning rate that a checkpoint holds is scaled
+        args.lr = args.lr * global_batch / BASE_BATCH
+        say(f'learning rate {args.lr:g} for a global batch of {global_batch} (--no-scale_lr keeps --lr)')
+    options.check(args)
     train, val = (
         read_index(Path(args.data_dir) / subset, folder / f'index_{subset}.npz') for subset in ('train', 'val')
     )
     if train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))
         raise DataError(f'{args.data_dir}: class {odd[0]} is not in both train/ and val/')
-    global_batch = args.batch_size * args.accumulate * world
     if args.batch_size < 2 or global_batch > len(train):
         raise RunError(
             f'--batch_size {args.batch_size} must be at least 2, and times {args.accumulate * world} (processes and '
@@ -309,9 +363,12 @@ def begin(args: argparse.Namespace, device: torch.device) -> tuple[Index, Index,
     environment = environment_of(device) | dict(processes=world, accumulate=args.accumulate)
     fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
     config = dict(defines=defines, environment=environment, fingerprint=fingerprint, classes=len(train.classes))
-    begun = (folder / 'latest.pt').exists() or (folder / 'previous.pt').exists()
-    resume = 'auto' if was_restarted() and begun else args.resume
-    return train, val, config, read_latest(folder, resume, config)
+    if found:
+        path, last = found
+        check_run(path, last, config)
+        if changes := runs.changes(last['config']['environment'], environment):
+            say(f'note: {path} was made in another environment ({changes}); the last bits may differ')
+    return args, train, val, config, found[1] if found else None
 
 
 class State(NamedTuple):
@@ -365,9 +422,12 @@ def make_loaders(
     batches = TrainBatches(len(train), global_batch, args.seed, rank, world, args.accumulate)
     val_batches = EvalBatches(len(val), rank, world)
     images, val_images = ForgivingImages(train, augmentation), ImageList(val, eval_transform(args.img_size))
+    image, largest = image_bytes(args.img_size), min(EVAL_BATCH, len(val))
+    sizes = [(batches.steps * args.accumulate, args.batch_size * image), (len(val_batches), largest * image)]
+    processes = loader_processes(args.num_workers, sizes)
     return (
-        make_loader(images, batches, args.num_workers, device, steadfast=True),
-        make_loader(val_images, val_batches, args.num_workers, device, steadfast=True),
+        make_loader(images, batches, processes, device, steadfast=True),
+        make_loader(val_images, val_batches, processes, device, steadfast=True),
     )
 
 
@@ -394,28 +454,33 @@ def noted_signals() -> Iterator[list[int]]:
 def pretrain(args: argparse.Namespace) -> Path:
     """Train as the options say, or go on; returns the file with the best weights.
 
+    Args:
+        args: as parse_args gives them; a run that goes on keeps its own values of what args.given does not name.
+
     Raises:
         RunError, DataError, ModelError: the run cannot begin or go on.
         KeyboardInterrupt: a signal came, and a checkpoint is saved.
     """
-    options.check(args)
+    notes = options.shrunk(args, options.IMAGENET)
+    if args.resume is None:  # else once the checkpoint has filled in what was not given
+        options.check(args)
     if args.num_workers is None:
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+        neighbours = number_in('LOCAL_WORLD_SIZE') if process_rank()[1] > 1 else None
+        cores = len(os.sched_getaffinity(0)) // (neighbours or 1)
         args.num_workers = min(max(cores, 1), 16)
     device = setup(args.device, args.seed)
     torch.set_float32_matmul_precision('high')  # TF32 where there is such a thing
     args.device, args.amp = device.type, resolve_amp(args.amp, device)
-    global_batch = args.batch_size * args.accumulate * world_size()
-    if args.scale_lr:
-        args.lr = args.lr * global_batch / BASE_BATCH
-        say(f'learning rate {args.lr:g} for a global batch of {global_batch} (--no-scale_lr keeps --lr)')
-        options.check(args)
+    args, train_index, val_index, config, last = share_object(lambda: begin(args, device))
     folder, target = Path(args.checkpoint_dir), Path(args.weights_dir) / f'{args.model}_imagenet.pt'
-    train_index, val_index, config, last = share_object(lambda: begin(args, device))
     share_object(lambda: refuse_to_overwrite(target, config, args.overwrite))
     state = build(args, len(train_index.classes), device, last)
     # 'step', 'loss' and 'dropped' are of the epoch under way; 'streak' counts skipped steps in a row.
     progress = dict(epoch=0, step=0, loss=0.0, dropped=0, streak=0, bad=[], history=[], best=dict(val_acc=-1.0))
+    images = dict(train=len(train_index), validate=len(val_index))
+    say(opening(args.data_dir, images, config['classes'], args.model, None, config['environment'], args.amp))
+    for line in [] if last else notes:
+        say(line)
     if last:
         progress = last['progress']
         say(f'{folder}: going on in epoch {progress["epoch"] + 1}, after {progress["step"]} steps of it')
@@ -658,7 +723,8 @@ def note_bad(bad: set[int], progress: dict, index: Index, limit: int) -> None:
     progress['bad'] = sorted(bad)
     if len(bad) > limit:
         raise RunError(
-            f'{len(bad)} images cannot be read, more than --max_bad_images {limit}; the last: {index[max(bad)][0]}'
+            f'{counted(len(bad), "image")} cannot be read, more than --max_bad_images {limit}; '
+            f'the last: {index[max(bad)][0]}'
         )
 
 
@@ -707,18 +773,23 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    return options.fill(options.read(get_args_parser(), argv), options.IMAGENET)
+
+
 def main(args: argparse.Namespace) -> None:
-    target = pretrain(args)
+    with machine_errors():
+        target = pretrain(args)
     if is_main():
         best = models.read_checkpoint(target)
-        print(f'{target}: {args.model}, epoch {best["epoch"]}, validation accuracy {best["val_acc"]:.2f} %')
+        print(f'{target}: {best["model"]}, epoch {best["epoch"]}, validation accuracy {best["val_acc"]:.2f} %')
 
 
 def cli(argv: list[str] | None = None) -> None:
     """main, with what a user can mend as one line on stderr and an exit code that is not 0."""
     for number in STOP_SIGNALS:
         signal.signal(number, interrupt)
-    args = get_args_parser().parse_args(argv)
+    args = parse_args(argv)
     try:
         main(args)
     except (DataError, ModelError, RunError) as error:

@@ -1,7 +1,8 @@
 """The models and the data sets: plain values by name, without a single import, so that scripts start in a blink."""
 
 # One entry a baseline: `timm` is the model that is built, with `args` of its constructor; `weights` is the tag that
-# pretrained=True loads from the hub. `resolution` marks models whose parameters depend on the image size.
+# pretrained=True loads from the hub, `venue` where it was published; an entry may lack these three. `resolution` marks
+# models whose parameters depend on the image size.
 MODELS: dict[str, dict] = {
     # timm starts the last BatchNorm of a ResNet block at zero; TwistNet's trunk, as the paper's, starts it at one. The
     # ResNets start as TwistNet does, so that a difference from scratch is the branch's and not the initialisation's.
@@ -51,7 +52,7 @@ MODELS: dict[str, dict] = {
     'twistnet18_no_ais': dict(label='w/o AIS', twist=dict(use_ais=False)),
     'twistnet18_first_order': dict(label='First-order only', twist=dict(twist_stages=())),
     'twistnet18_no_products': dict(label='w/o Products', twist=dict(use_products=False)),
-    # `own` are the parameters that make a variant what it is: the full model's weights leave them as they start.
+    # `own` are the parameters that make a variant what it is: weights of another model leave them as they start.
     'twistnet18_random_twist': dict(label='Random Twist', twist=dict(directional=False), own='.twist.'),
     'twistnet18_heads1': dict(label='1 Head', twist=dict(num_heads=1)),
     'twistnet18_heads2': dict(label='2 Heads', twist=dict(num_heads=2)),
@@ -64,8 +65,8 @@ MODELS: dict[str, dict] = {
 }
 
 _VGG = 'https://www.robots.ox.ac.uk/~vgg/data'
-# `archives` are (url, md5) pairs; `shared_test` marks sets whose folds all test the same images; images, classes, folds
-# and sizes (train, val, test) are what `check` counts.
+# `archives` are (url, md5) pairs, and `top` is the folder in which they hold the tree; `shared_test` marks sets whose
+# folds all test the same images; images, classes, folds and sizes (train, val, test) are what `check` counts.
 DATASETS: dict[str, dict] = {
     'dtd': dict(
         label='DTD',
@@ -75,6 +76,7 @@ DATASETS: dict[str, dict] = {
         sizes=(1880, 1880, 1880),
         protocol='10 folds, the official lists: 1880 train, 1880 val, 1880 test',
         source='https://www.robots.ox.ac.uk/~vgg/data/dtd/',
+        top='dtd',
         archives=[(f'{_VGG}/dtd/download/dtd-r1.0.1.tar.gz', 'fff73e5086ae6bdbea199a49dfb8a4c1')],
     ),
     'fmd': dict(
@@ -95,6 +97,7 @@ DATASETS: dict[str, dict] = {
         sizes=(3212, 352, 1188),
         protocol='4 folds, one physical sample tested in each: 3212 train, 352 val, 1188 test',
         source='https://www.csc.kth.se/cvap/databases/kth-tips/',
+        top='KTH-TIPS2-b',
         archives=[
             (
                 'https://www.csc.kth.se/cvap/databases/kth-tips/kth-tips2-b_col_200x200.tar',
@@ -111,6 +114,7 @@ DATASETS: dict[str, dict] = {
         shared_test=True,
         protocol='5 folds, the official 5794 test; a rotating tenth of the official train as val',
         source='https://www.vision.caltech.edu/datasets/cub_200_2011/',
+        top='CUB_200_2011',
         archives=[
             ('https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz', '97eceeb196236b17998738112f37df78')
         ],
@@ -144,3 +148,10 @@ DATASETS: dict[str, dict] = {
         source='drawn by synthetic.py',
     ),
 }
+
+
+def size_problem(model: str, img_size: int | None) -> str | None:
+    """Why a model cannot take square images of this side in pixels; None where it can."""
+    if MODELS[model].get('resolution') and (img_size or 0) % 32:
+        return f'--img_size {img_size} must be a multiple of 32 for {model}'
+    return None

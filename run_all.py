@@ -27,7 +27,7 @@ from tqdm import tqdm
 import options
 import runs
 from registry import DATASETS
-from runs import RunError
+from runs import RunError, counted
 
 TRAIN = Path(__file__).resolve().parent / 'train.py'
 FOREIGN = 'another configuration'
@@ -35,6 +35,17 @@ POLL = 0.2  # seconds between two looks at the children
 SHOW = 1.0  # seconds between two looks at their logs
 BUSY_POLL = 5.0  # seconds between two looks at runs that other processes make
 STOP_AFTER = 60.0  # seconds that a run gets to stop before it is killed
+
+
+class Listed(argparse.Action):
+    """Values with commas, with spaces, or with both between them: '--seeds 42 43' is '--seeds 42,43'."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parts = iter(values)  # each a list or a dictionary, as `type` made it of a word
+        joined = next(parts)
+        for part in parts:
+            joined = joined | part if isinstance(part, dict) else joined + part
+        setattr(namespace, self.dest, joined)
 
 
 class Run(NamedTuple):
@@ -49,13 +60,13 @@ class Run(NamedTuple):
 
 
 def parse_numbers(text: str) -> list[int]:
-    """'1-3,7' is [1, 2, 3, 7], in this order, each once.
+    """'1-3,7' is [1, 2, 3, 7], in this order, each once; a comma at an end is none.
 
     Raises:
         argparse.ArgumentTypeError: for anything else.
     """
     numbers: list[int] = []
-    for part in text.split(','):
+    for part in text.strip(' ,').split(','):
         if not (match := re.fullmatch(r'(\d+)(?:-(\d+))?', part.strip())):
             raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers such as 1-10 or 42,43,44")
         first, last = int(match[1]), int(match[2] or match[1])
@@ -80,7 +91,7 @@ def parse_gpus(text: str) -> list[str]:
 
 def parse_sbatch(text: str) -> dict[str, str | bool]:
     """'partition=gpu,exclusive' is {'partition': 'gpu', 'exclusive': True}."""
-    pairs = [pair.strip().removeprefix('--').partition('=') for pair in text.split(',')]
+    pairs = [pair.strip().removeprefix('--').partition('=') for pair in text.strip(' ,').split(',')]
     if not all(name for name, _, _ in pairs):
         raise argparse.ArgumentTypeError(f"'{text}' is no list of NAME=VALUE or NAME")
     return {name: value if equals else True for name, equals, value in pairs}
@@ -120,10 +131,12 @@ def make_grid(args: argparse.Namespace, passed: list[str]) -> list[Run]:
     common = ['--dataset', args.dataset, *(['--data_dir', args.data_dir] if args.data_dir else [])]
     common += ['--run_dir', str(args.run_dir), *passed]
     parsed = vars(options.parse_args(common))  # a wrong option ends here, before anything has started
+    for line in options.shrunk(argparse.Namespace(**parsed), options.RECIPES[parsed['recipe']]):
+        say(line)
     grid = []
-    for seed in args.seeds:
-        for fold in args.folds:
-            for model in args.models:
+    for seed in dict.fromkeys(args.seeds):
+        for fold in dict.fromkeys(args.folds):
+            for model in dict.fromkeys(args.models):
                 own = dict(model=model, fold=fold, seed=seed)
                 options.check(argparse.Namespace(**parsed | own))
                 folder = args.run_dir / runs.run_name(args.dataset, fold, model, seed)
@@ -147,7 +160,15 @@ def state_of(run: Run) -> str:
         unknown.add('amp')
     if isinstance(run.options['pretrained'], str) and isinstance(had.get('pretrained'), str):
         unknown.add('pretrained')
-    changes = [f'{k} {had.get(k)} -> {v}' for k, v in run.options.items() if k not in unknown and had.get(k) != v]
+    wanted = dict(run.options)
+    if 'batch_size' not in wanted['given']:  # train.py brings it down to the training set and the processes
+        if results is None:
+            unknown.add('batch_size')
+        else:
+            processes = config.get('defines', {}).get('processes', 1)
+            batch_size = options.largest_batch(wanted['batch_size'], results.get('n_train', 10**9), processes)
+            wanted['batch_size'] = batch_size
+    changes = [f'{k} {had.get(k)} -> {v}' for k, v in wanted.items() if k not in unknown and had.get(k) != v]
     if results is not None and results.get('fingerprint') != config.get('fingerprint'):
         changes.append('results.json is of another one')
     if changes:
@@ -273,7 +294,8 @@ class Grid:
         self.shown = time.monotonic()
         if self.elsewhere and not self.children and not self.waiting and not self.told:
             self.told = True
-            say(f'waiting for {len(self.elsewhere)} runs that others make, the first: {self.elsewhere[0].folder}')
+            others = counted(len(self.elsewhere), 'run')
+            say(f'waiting for {others} that other processes make, the first: {self.elsewhere[0].folder}')
         self.bar.n = self.progress()
         text = f'{self.complete}/{self.total} runs, {len(self.children)} at work'
         text += f', {len(self.elsewhere)} elsewhere' if self.elsewhere else ''
@@ -284,7 +306,7 @@ class Grid:
     def stop(self) -> None:
         """Ask the children to stop; kill those that do not within a minute, or at once when asked again."""
         if self.children and self.signals:
-            say(f'stopping {len(self.children)} runs; a second signal kills them')
+            say(f'stopping {counted(len(self.children), "run")}; a second signal kills them')
         for _, child in self.children.values():
             child.terminate()
         asked, give_up = len(self.signals), time.monotonic() + STOP_AFTER
@@ -314,17 +336,20 @@ def say(message: str) -> None:
 
 def add_grid_args(parser: argparse.ArgumentParser) -> None:
     """What a grid is made of and how it is made: shared with ablation.py, which names the models itself."""
-    parser.add_argument('--data_dir', help='root of the data set; synthetic needs none')
-    parser.add_argument('--dataset', required=True, help=f'one of {", ".join(DATASETS)}')
-    parser.add_argument('--folds', type=parse_numbers, default='1', help='such as 1-10 or 1,3')
-    parser.add_argument('--seeds', type=parse_numbers, default='42', help='such as 42,43,44')
+    options.add_dataset_args(parser)
+    several = dict(nargs='+', action=Listed)
+    parser.add_argument('--folds', **several, type=parse_numbers, default='1', help='such as 1-10 or 1,3')
+    parser.add_argument('--seeds', **several, type=parse_numbers, default='42', help='such as 42,43,44')
     parser.add_argument('--run_dir', type=Path, default=Path('runs'), help='where run folders are made')
     parser.add_argument('--dry_run', action='store_true', help='print the plan and stop')
     parser.add_argument('--jobs', type=int, help='runs at once; by default one, or one for each of --gpus')
-    parser.add_argument('--gpus', type=parse_gpus, help='devices to share, such as 0,1 (as in CUDA_VISIBLE_DEVICES)')
+    parser.add_argument(
+        '--gpus', **several, type=parse_gpus, help='devices to share, such as 0,1 (as in CUDA_VISIBLE_DEVICES)'
+    )
     parser.add_argument('--launcher', choices=('local', 'slurm'), default='local', help='slurm: --jobs tasks at once')
     parser.add_argument(
         '--slurm',
+        **several,
         type=parse_sbatch,
         default={},
         metavar='NAME=VALUE,..',
@@ -339,7 +364,14 @@ def get_args_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument('--models', type=parse_names, required=True, help='names with commas between')
+    parser.add_argument(
+        '--models',
+        nargs='+',
+        action=Listed,
+        type=parse_names,
+        required=True,
+        help='names, with commas or spaces between',
+    )
     add_grid_args(parser)
     return parser
 
@@ -348,8 +380,10 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     args.jobs = len(args.gpus or '1') if args.jobs is None else args.jobs
     if args.jobs < 1:
         raise RunError(f'--jobs {args.jobs} must be at least 1')
-    if args.dataset not in DATASETS:
-        raise RunError(f"unknown data set '{args.dataset}'; the data sets are: {', '.join(DATASETS)}")
+    named, args.dataset = args.dataset, options.choose_dataset(args.dataset, args.data_dir)
+    if named is None:
+        where = '' if args.data_dir is None else f': the layout of {args.data_dir}'
+        say(f'note: --dataset is {args.dataset}{where}; --dataset can name another')
     args.folds = honest_folds(args.dataset, args.folds)
     grid = make_grid(args, passed)
     if args.force and not args.dry_run:
@@ -359,7 +393,7 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
         for run in grid:
             print(f'{states[run.folder.name]:12} {shlex.join(run.command)}')
     counts = Counter(state.partition(':')[0] for state in states.values())
-    say(f'{len(grid)} runs in {args.run_dir}: {", ".join(f"{n} {state}" for state, n in counts.items())}')
+    say(f'{counted(len(grid), "run")} in {args.run_dir}: {", ".join(f"{n} {state}" for state, n in counts.items())}')
     if args.force and args.dry_run:
         return
     if foreign := [name for name, state in states.items() if state.startswith(FOREIGN)]:
@@ -407,7 +441,7 @@ def submit(args: argparse.Namespace, todo: list[Run]) -> None:
         raise RunError(f'--launcher slurm needs {error.name}: pip install {error.name}') from error
     jobs = slurm.submit([(run.folder, run.command) for run in todo], args.run_dir / 'slurm', args.jobs, args.slurm)
     print(*jobs, sep='\n')
-    say(f'{len(jobs)} runs submitted; the same command with --dry_run shows how far they are')
+    say(f'{counted(len(jobs), "run")} submitted; the same command with --dry_run shows how far they are')
 
 
 def check_data(args: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from locks import fcntl
 
 BUSY = 75  # exit code of train.py where another process makes this run (EX_TEMPFAIL of sysexits.h)
 LOG = 'train.log'
@@ -56,6 +57,11 @@ def user_errors(script: str) -> Iterator[None]:
 
 class RunBusy(RunError):
     """Another process is making this run."""
+
+
+def counted(number: int, noun: str) -> str:
+    """'1 epoch', '2 epochs', '3 classes'."""
+    return f'{number} {noun}' + ('es' if noun.endswith('s') else 's') * (number != 1)
 
 
 def run_name(dataset: str, fold: int, model: str, seed: int) -> str:
@@ -238,13 +244,26 @@ def digest(data: bytes) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with '-dirty' where files differ from it; None outside a git checkout."""
-    command = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    """The commit of this code, with '-dirty' where files differ from it; None outside a git checkout of its own.
+
+    A repository that this folder only happens to lie in is somebody else's: this very file must be one of its files, at
+    its top level.
+    """
+    # Within a hook of another repository these would lead there.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
+
+    def git(*command: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(
+            ['git', '-C', str(here), *command], capture_output=True, text=True, env=environment
+        ).stdout.strip()
+
     try:
-        result = subprocess.run(command, capture_output=True, text=True)
+        if git('ls-files', '--full-name', Path(__file__).name) != Path(__file__).name:
+            return None
+        return git('describe', '--always', '--dirty', '--abbrev=40', '--exclude=*') or None
     except FileNotFoundError:
         return None
-    return result.stdout.strip() or None
 
 
 def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]:

@@ -23,10 +23,10 @@ from torchvision.transforms import InterpolationMode, v2
 import options
 import train
 from cache import open_cache
-from compute_flops import BASELINE, BOUNDS, measure, print_csv
+from compute_flops import BASELINE, BOUNDS, NO_FVCORE, measure, print_csv
 from datasets import ImageList, load_splits, open_image, read_pixels
-from models import MODELS, build_model
-from runs import RunError
+from models import build_model
+from runs import RunError, counted
 from summarize_runs import escape
 from transforms import eval_view, normalize, train_transform
 
@@ -202,7 +202,7 @@ def row_of(facts: dict, seconds: dict, rate: float, base: dict, batch_size: int)
     """A row of the table.
 
     Args:
-        facts: model, label, macs_G and saved_MiB of an image.
+        facts: model, label, macs_G (None: not known, nor is the share then) and saved_MiB of an image.
         seconds: readings of all models, by (model, task).
         rate: multiply-adds and all, floating-point operations a second of the matrix product.
         base: facts of the baseline.
@@ -213,7 +213,8 @@ def row_of(facts: dict, seconds: dict, rate: float, base: dict, batch_size: int)
         speed = images / statistics.median(seconds[name, task])
         row[f'{task}_images_per_s'] = speed
         row[f'{task}_ratio'] = ratio(seconds[name, task], seconds[base['model'], task])
-        row[f'{task}_share'] = passes * 2 * facts['macs_G'] * 1e9 * speed / rate
+        macs = facts['macs_G']
+        row[f'{task}_share'] = None if macs is None else passes * 2 * macs * 1e9 * speed / rate
     row['saved_ratio'] = facts['saved_MiB'] / base['saved_MiB']
     return row
 
@@ -250,7 +251,8 @@ def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dic
     except RuntimeError as error:  # torch.OutOfMemoryError on CUDA, plainly this on a CPU
         if not isinstance(error, torch.OutOfMemoryError) and 'memory' not in str(error):
             raise
-        raise RunError(f'{len(names)} models at --batch_size {args.batch_size} do not fit into {device}') from error
+        tried = f'{counted(len(names), "model")} at --batch_size {args.batch_size}'
+        raise RunError(f'{device} has too little memory for {tried}; lower it') from error
     rates = [2 * side**3 / value for value in seconds[MATRIX]]
     rate = statistics.median(rates)
     rows = [row_of(facts[name], seconds, rate, facts[BASELINE], args.batch_size) for name in names]
@@ -303,7 +305,8 @@ def cells_of(row: dict) -> list[str]:
     for task in TASKS:
         speed = row[f'{task}_images_per_s']
         cells += [f'{speed:.{1 if speed < 1000 else 0}f}', f'{row[f"{task}_ratio"]:.2f}']
-        cells += [f'{100 * row[f"{task}_share"]:.1f} %']
+        share = row[f'{task}_share']
+        cells += ['-' if share is None else f'{100 * share:.1f} %']
     return [*cells, f'{row["saved_MiB"]:.2f}', f'{row["saved_ratio"]:.2f}']
 
 
@@ -342,12 +345,12 @@ def main(names: list[str], args: argparse.Namespace) -> None:
     """compute_flops.py --speed.
 
     Raises:
-        RunError, ModelError: as measure_models, and where a model cannot have this image size.
+        RunError, ModelError: as measure_models.
     """
-    for name in names:
-        if MODELS.get(name, {}).get('resolution') and args.img_size % 32:
-            raise RunError(f'--img_size {args.img_size} must be a multiple of 32 for {name}')
-    rows, conditions = measure_models(names, args)
+    with train.machine_errors():
+        rows, conditions = measure_models(names, args)
+    if rows[0]['macs_G'] is None:
+        train.say(NO_FVCORE)
     if args.csv:
         print_csv([row | conditions for row in rows])
     elif args.latex:
@@ -411,7 +414,7 @@ def loader(dataset: str, data_dir: Path | None, fold: int, img_size: int, count:
     sizes = [open_image(path).size for path, _ in items]
     seconds = in_turn(loader_tasks(items, img_size), rounds, torch.device('cpu'))
     print(
-        f'{len(items)} images of {dataset}, {statistics.median(w for w, _ in sizes):.0f} x '
+        f'{counted(len(items), "image")} of {dataset}, {statistics.median(w for w, _ in sizes):.0f} x '
         f'{statistics.median(h for _, h in sizes):.0f} pixels (median), to {img_size} x {img_size}, one core of '
         f'{device_name(torch.device("cpu"))}, rounds: {rounds}, torch {torch.__version__}'
     )

@@ -25,26 +25,29 @@ from scipy import stats
 import options
 import runs
 from registry import DATASETS, MODELS
-from runs import RunError
+from runs import RunError, counted
 
 LABELS: dict[str, str] = {}  # of data sets, where --labels gives another than the registry's
 LEVEL = 0.05  # of significance, after Holm's correction
+BASELINES = ('resnet18', 'twistnet18')  # without --baseline: the first of them that has runs
 NEEDED = ('dataset', 'fold', 'seed', 'model', 'test_acc', 'n_train', 'n_test', 'params_M', 'fingerprint')
+OPTIONAL = dict(macs_G=(0, math.inf), loaded=(0, 1))  # absent or null where a run did not record them
 # Not part of a recipe: what tells the runs of one table apart.
 CELL = ('dataset', 'model', 'fold', 'seed', 'split', 'pretrained')
 
-# The paper's figures, test accuracy in % and standard deviation where it is given: arXiv 2602.07262, from scratch, 200
-# epochs.
-PUBLISHED: dict[str, dict[str, tuple[float, float | None]]] = {
+# The paper's figures, test accuracy in % and its standard deviation: arXiv 2602.07262, from scratch, 200 epochs.
+PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
     'resnet18': dict(dtd=(39.4, 1.2), fmd=(42.6, 3.1), cub200=(54.6, 0.5), flowers102=(43.6, 0.5)),
-    'seresnet18': dict(dtd=(36.7, None), fmd=(40.8, None), cub200=(52.0, None), flowers102=(40.5, None)),
-    'convnextv2_nano': dict(dtd=(29.1, None), fmd=(29.7, None), cub200=(31.7, None), flowers102=(46.1, None)),
-    'fastvit_sa12': dict(dtd=(42.7, None), fmd=(45.0, None), cub200=(49.9, None), flowers102=(59.9, None)),
-    'repvit_m1_5': dict(dtd=(39.2, None), fmd=(36.6, None), cub200=(59.7, None), flowers102=(51.6, None)),
+    'seresnet18': dict(dtd=(36.7, 1.2), fmd=(40.8, 2.8), cub200=(52.0, 0.8), flowers102=(40.5, 0.7)),
+    'convnextv2_nano': dict(dtd=(29.1, 1.3), fmd=(29.7, 2.5), cub200=(31.7, 4.0), flowers102=(46.1, 0.6)),
+    'fastvit_sa12': dict(dtd=(42.7, 1.4), fmd=(45.0, 3.6), cub200=(49.9, 0.6), flowers102=(59.9, 0.6)),
+    'repvit_m1_5': dict(dtd=(39.2, 1.5), fmd=(36.6, 2.2), cub200=(59.7, 0.6), flowers102=(51.6, 0.7)),
+    'convnext_tiny': dict(dtd=(11.1, 0.8), fmd=(24.3, 2.7), cub200=(3.2, 1.4), flowers102=(7.5, 0.3)),
+    'swin_tiny': dict(dtd=(32.2, 1.2), fmd=(35.9, 3.2), cub200=(33.0, 1.0), flowers102=(48.8, 0.3)),
     'twistnet18': dict(dtd=(45.8, 1.4), fmd=(43.5, 3.8), cub200=(61.8, 0.5), flowers102=(58.5, 0.7)),
-    'twistnet18_no_spiral': dict(dtd=(45.6, None)),
-    'twistnet18_no_ais': dict(dtd=(44.1, None)),
-    'twistnet18_first_order': dict(dtd=(39.4, None)),
+    'twistnet18_no_spiral': dict(dtd=(45.6, 1.5)),
+    'twistnet18_no_ais': dict(dtd=(44.1, 1.8)),
+    'twistnet18_first_order': dict(dtd=(39.4, 1.2)),
 }
 PUBLISHED_NOTE = (
     'Published: the figures of arXiv 2602.07262 (from scratch, 200 epochs), not measured here; protocols may differ.'
@@ -101,7 +104,8 @@ class Row:
     missing: list[tuple[int, int]] = field(default_factory=list)  # cells that other models or seeds have
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (n_train, n_test) of each run
     params_M: float = math.nan
-    macs_G: float = math.nan
+    macs_G: float = math.nan  # NaN where a run did not count them
+    loaded: set[float] = field(default_factory=set)  # share of the parameters that each run took from given weights
     best: int = 0  # 1 for the highest mean of its data set, 2 for the second; 0 elsewhere and where cells differ
     # Against the baseline: mean difference, ends of its 95 % interval, p and Holm's p.
     difference: tuple[float, float, float, float, float] | None = None
@@ -126,9 +130,9 @@ class Row:
     @property
     def size(self) -> str:
         """'5 folds x 3 seeds'."""
-        counts = sorted({[f for f, _ in self.accuracies].count(fold) for fold in self.folds})
-        seeds = '-'.join(map(str, counts[:: len(counts) - 1] if len(counts) > 1 else counts))
-        return f'{len(self.folds)} fold{"s" * (len(self.folds) > 1)} x {seeds} seed{"s" * (seeds != "1")}'
+        counts = {[f for f, _ in self.accuracies].count(fold) for fold in self.folds}
+        low, high = min(counts), max(counts)
+        return f'{counted(len(self.folds), "fold")} x ' + f'{low}-' * (low < high) + counted(high, 'seed')
 
 
 @dataclass
@@ -139,7 +143,7 @@ class Table:
     datasets: list[str]
     models: list[str]
     rows: dict[tuple[str, str], Row]
-    baseline: str | None
+    baseline: str | None  # that the other models are compared with
     notes: list[str]  # what is missing or cannot be compared
 
 
@@ -147,12 +151,13 @@ def load(run_dirs: list[Path], wanted: list[str] | None = None) -> tuple[list[tu
     """(config, results) of every run of the wanted models, with results None where it is not complete; and notes.
 
     Raises:
-        RunError: no run in a folder, or two runs of one fold that saw different images.
+        RunError: no run in a folder, or two runs of one data set that saw different trees of images, or of one fold
+            that saw different images.
     """
     found: dict[tuple, tuple[dict, dict | None]] = {}
     bare = [path for run_dir in run_dirs for path in run_dir.glob('*/results.json')]
     notes = [f'left out: {p.parent}: has no config.json' for p in bare if not p.with_name('config.json').exists()]
-    splits: dict[tuple, tuple[str, Path]] = {}
+    seen: dict[tuple, tuple[str, Path]] = {}  # digests of trees by data set, and of splits by data set and fold
     for folder in (folder for run_dir in run_dirs for folder in runs.find_runs(run_dir)):
         try:
             config, results = runs.read_json(folder / 'config.json'), runs.read_json(folder / 'results.json')
@@ -162,14 +167,19 @@ def load(run_dirs: list[Path], wanted: list[str] | None = None) -> tuple[list[tu
             continue
         defines = config['defines']
         cell = tuple(defines[key] for key in ('dataset', 'model', 'fold', 'seed'))
-        split = defines['split']
         if wanted and defines['model'] not in wanted:
             continue
         if results is None:
             notes.append(f'not complete: {folder}')
-        other, where = splits.setdefault((defines['dataset'], defines['fold']), (split, folder))
-        if other != split:
-            raise RunError(f'{where} and {folder} are of different images; summarise them apart')
+        for key, value, what in (
+            ((defines['dataset'],), config.get('tree'), 'trees of images'),  # runs of older code did not record it
+            ((defines['dataset'], defines['fold']), defines['split'], 'images'),
+        ):
+            if value is not None and (other := seen.setdefault(key, (value, folder)))[0] != value:
+                raise RunError(
+                    f'{other[1]} and {folder} are of different {what}, which no table pools; move the runs of each '
+                    'into a folder of their own and give one of these to --run_dir'
+                )
         key = (config['fingerprint'], *cell)
         if key in found and results is not None and found[key][1] is not None:
             notes.append(f'made twice, taken once: {folder}')
@@ -200,6 +210,7 @@ def check_run(folder: Path, config: dict, results: dict | None) -> None:
     if results['fingerprint'] != config['fingerprint']:
         raise RunError(f'{path}: is of another configuration')
     bounds = dict(test_acc=(0, 100), n_train=(1, math.inf), n_test=(1, math.inf), params_M=(0, math.inf))
+    bounds |= {key: most for key, most in OPTIONAL.items() if results.get(key) is not None}
     for key, (low, high) in bounds.items():
         value = results[key]
         if not isinstance(value, int | float) or not low <= value <= high:
@@ -212,12 +223,14 @@ def recipe_of(config: dict) -> dict:
     return {k: v for k, v in defines.items() if k not in CELL} | dict(pretrained=bool(defines.get('pretrained')))
 
 
-def make_tables(found: list[tuple[dict, dict | None]], baseline: str, order: list[str] | None = None) -> list[Table]:
+def make_tables(
+    found: list[tuple[dict, dict | None]], baseline: str | None = None, order: list[str] | None = None
+) -> list[Table]:
     """A table for each recipe, the one with most runs first.
 
     Args:
         found: as `load` gives it.
-        baseline: the model that others are compared with.
+        baseline: the model that others are compared with; by default the first of BASELINES that a table has.
         order: of the models; by default the registry's.
 
     Raises:
@@ -230,7 +243,7 @@ def make_tables(found: list[tuple[dict, dict | None]], baseline: str, order: lis
     return sorted(tables, key=lambda table: -sum(len(row.accuracies) for row in table.rows.values()))
 
 
-def _make_table(group: list[tuple[dict, dict | None]], baseline: str, order: list[str] | None) -> Table:
+def _make_table(group: list[tuple[dict, dict | None]], baseline: str | None, order: list[str] | None) -> Table:
     rows: dict[tuple[str, str], Row] = {}
     cells = defaultdict(set)  # (fold, seed) of every run of a data set, complete or not
     weights = {}
@@ -249,18 +262,26 @@ def _make_table(group: list[tuple[dict, dict | None]], baseline: str, order: lis
             row = rows.setdefault(key, Row(*key))
             row.accuracies[cell] = results['test_acc']
             row.sizes.append((results['n_train'], results['n_test']))
-            row.params_M, row.macs_G = results['params_M'], results.get('macs_G', math.nan)
+            row.params_M = results['params_M']
+            if results.get('macs_G') is not None:
+                row.macs_G = results['macs_G']
+            if results.get('loaded') is not None:
+                row.loaded.add(results['loaded'])
     datasets = [name for name in DATASETS if name in cells]
     known = list(order or MODELS)
     models = sorted({model for _, model in present}, key=lambda m: (known.index(m) if m in known else len(known), m))
-    table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, [])
+    default = next((name for name in BASELINES if name in models), BASELINES[0])
+    table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline or default, [])
     for dataset in datasets:
-        _compare(table, dataset, cells[dataset])
+        _compare(table, dataset, cells[dataset], asked=baseline is not None)
     return table
 
 
-def _compare(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:
-    """Fill in what is missing, the ranks and the differences to the baseline, as far as the cells allow."""
+def _compare(table: Table, dataset: str, cells: set[tuple[int, int]], asked: bool) -> None:
+    """Fill in what is missing, the ranks and the differences to the baseline, as far as the cells allow.
+
+    asked: the user named the baseline, so that its absence is said even where there is nothing to compare.
+    """
     label = dataset_label(dataset)
     expected = {(fold, seed) for fold, _ in cells for _, seed in cells}
     rows = [table.rows[dataset, model] for model in table.models if (dataset, model) in table.rows]
@@ -274,16 +295,16 @@ def _compare(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:
     for cells, names in lacking.items():
         if cells:
             table.notes.append(f'{label}: {", ".join(names)} {"lack" if names[1:] else "lacks"} {cells}')
+    base = table.rows.get((dataset, table.baseline))
+    if base is None and (asked or len(rows) > 1):
+        table.notes.append(f'{label}: no run of the baseline {model_label(table.baseline)}, so none is compared')
     if len({frozenset(row.accuracies) for row in rows}) > 1:
         table.notes.append(f'{label}: the models have different folds or seeds, so none is ranked or compared')
         return
     means = sorted({round(row.mean, 9) for row in rows}, reverse=True)
     for row in rows:
         row.best = means.index(round(row.mean, 9)) + 1 if len(rows) > 1 and row.mean >= means[:2][-1] - 1e-9 else 0
-    base = table.rows.get((dataset, table.baseline))
-    if base is None or len(rows) < 2:
-        if len(rows) > 1:
-            table.notes.append(f'{label}: no run of the baseline {model_label(table.baseline)}, so none is compared')
+    if base is None:
         return
     others = [row for row in rows if row is not base]
     tests = []
@@ -305,12 +326,48 @@ def model_label(model: str) -> str:
     return MODELS[model]['label'] if model in MODELS else model
 
 
-def describe_recipe(recipe: dict, among: list[dict]) -> str:
-    """A recipe in a few words: always its length and size, and whatever tells it from the others."""
+def describe(table: Table, among: list[dict]) -> str:
+    """The title of a table: its recipe's length and size, how its models start, and what tells it from other recipes.
+
+    Args:
+        table: the table.
+        among: the recipes of all tables.
+    """
+    recipe, shares = table.recipe, loaded_percent(table)
     differing = {k for other in among for k in recipe if other.get(k) != recipe.get(k)}
-    words = [f'{recipe.get("epochs")} epochs', f'{recipe.get("img_size")} px']
+    words = [counted(recipe.get('epochs'), 'epoch'), f'{recipe.get("img_size")} px']
     words += ['from ImageNet weights' if recipe['pretrained'] else 'from scratch']
+    if any(
+        len({p for (name, _), known in shares.items() if name == dataset for p in known}) > 1
+        for dataset in table.datasets
+    ):
+        words += [f'{span(p for known in shares.values() for p in known)} of the parameters loaded']
     return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing - {'epochs', 'img_size', 'pretrained'})])
+
+
+def loaded_percent(table: Table) -> dict[tuple[str, str], set[int]]:
+    """By row of a table from ImageNet weights: the share of the parameters loaded, in whole percent; {} elsewhere."""
+    rows = table.rows if table.recipe.get('pretrained') else {}
+    return {key: {round(100 * share) for share in row.loaded} for key, row in rows.items()}
+
+
+def loaded_note(table: Table) -> str:
+    """How much of each model of a table from ImageNet weights was loaded; '' elsewhere."""
+    shares = loaded_percent(table)
+    words = {}
+    for model in [name for name in table.models if any(name == model for _, model in shares)]:
+        known = {p for (_, name), percent in shares.items() if name == model for p in percent}
+        words[model_label(model)] = span(known) if known else 'share not recorded'
+    if len(set(words.values())) == 1:
+        words = {'': words.popitem()[1]}
+    listed = ', '.join(f'{model} {share}'.lstrip() for model, share in words.items())
+    return f'Parameters loaded from ImageNet weights: {listed}.' * bool(words)
+
+
+def span(percent: Iterable[int]) -> str:
+    """'6-100 %', or '6 %'."""
+    low, *_, high = sorted([*percent] * 2)
+    return f'{low}-' * (low < high) + f'{high} %'
 
 
 def number(value: float, digits: int, unit: str = '') -> str:
@@ -344,10 +401,20 @@ def explain(table: Table, published: bool, stars: bool = False) -> list[str]:
         notes.append(f'{note}.')
     if shared := [dataset_label(name) for name in table.datasets if DATASETS[name].get('shared_test')]:
         notes.append(f'All folds of {", ".join(shared)} share one test set: spread and p say nothing of other images.')
+    notes += filter(None, [loaded_note(table)])
     notes += [f'{note}.' for note in table.notes]
     if any(row.missing for row in table.rows.values()):
         notes.append('† some of its runs are missing.')
-    return notes + ([f'{"‡ " * stars}{PUBLISHED_NOTE}'] if published else [])
+    return notes + ([f'{"‡ " * stars}{PUBLISHED_NOTE}'] if published and published_rows(table) else [])
+
+
+def published_rows(table: Table) -> list[str]:
+    """The models whose published figures stand in a table: on its data sets; a variant only beside our own runs."""
+    return [
+        model
+        for model, figures in PUBLISHED.items()
+        if figures.keys() & set(table.datasets) and (model in table.models or not model.startswith('twistnet18_'))
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- formats
@@ -386,23 +453,24 @@ def cells_of(table: Table, style: dict, published: bool) -> list[tuple[str, list
         return text if math.isnan(adjusted) else text + style['p'].format(p_text(adjusted))
 
     def given(figures: dict, dataset: str) -> str:
-        mean, sd = figures.get(dataset, (None, None))
-        return style['empty'] if mean is None else f'{mean:.1f}' + ('' if sd is None else style['sd'].format(sd))
+        if dataset not in figures:
+            return style['empty']
+        mean, sd = figures[dataset]
+        return f'{mean:.1f}' + style['sd'].format(sd)
 
     first, second, third = [], [], []
     for model in table.models:
         rows = [table.rows.get((dataset, model)) for dataset in table.datasets]
-        some = next((row for row in rows if row), None)
-        size = (number(some.params_M, 2, 'M'), number(some.macs_G, 2, 'G')) if some else ('-', '-')
+        known = [(row.params_M, row.macs_G) for row in rows if row]
+        costs = (next((cost for cost in values if not math.isnan(cost)), math.nan) for values in zip(*known))
+        size = [number(cost, 2, unit) for cost, unit in zip(costs, 'MG')] or ['-', '-']
         size = [style['empty'] if text == '-' else text for text in size]
         first.append([name(model), *size, *map(measured, rows)])
         if any(row and row.difference for row in rows):
             second.append([name(model), '', '', *map(difference, rows)])
-    for model, figures in PUBLISHED.items() if published else ():
-        # The paper's ablation variants only beside our own.
-        if any(dataset in figures for dataset in table.datasets) and (model in table.models or len(figures) > 1):
-            line = [name(model) + style['published'], '', '']
-            third.append(line + [given(figures, dataset) for dataset in table.datasets])
+    for model in published_rows(table) if published else ():
+        line = [name(model) + style['published'], '', '']
+        third.append(line + [given(PUBLISHED[model], dataset) for dataset in table.datasets])
     sections = [('', first), (f'Difference to {model_label(table.baseline)}', second), ('Published', third)]
     return [(title, lines) for title, lines in sections if lines]
 
@@ -484,7 +552,7 @@ def print_latex(table: Table, title: str, published: bool) -> None:
 
 CSV_COLUMNS = (
     'source', 'recipe', 'dataset', 'model', 'folds', 'runs', 'mean', 'sd', 'params_M', 'macs_G', 'missing', 'baseline',
-    'difference', 'low95', 'high95', 'p', 'p_holm',
+    'difference', 'low95', 'high95', 'p', 'p_holm', 'loaded',
 )  # fmt: skip
 
 
@@ -500,6 +568,7 @@ def print_csv(tables: list[tuple[Table, str]], published: bool) -> None:
             line = ['measured', title, row.dataset, row.model, len(row.folds), len(row.accuracies), row.mean, row.sd]
             line += [row.params_M, row.macs_G, missing, table.baseline if row.difference else None]
             line += row.difference or [None] * 5
+            line += [' '.join(map(str, sorted(row.loaded)))]
             writer.writerow(['' if isinstance(v, float) and math.isnan(v) else v for v in line])
     for model, figures in PUBLISHED.items() if published else ():
         for dataset, (mean, sd) in figures.items():
@@ -522,7 +591,9 @@ def add_run_args(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=NAME,..',
         help="other names for data sets, for a tree of one's own in DTD's layout, say",
     )
-    parser.add_argument('--baseline', default='resnet18', help='the model that the others are compared with')
+    parser.add_argument(
+        '--baseline', help=f'the model that the others are compared with (default: {", else ".join(BASELINES)})'
+    )
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -542,7 +613,7 @@ def check_names(args: argparse.Namespace) -> None:
     Raises:
         RunError: naming it.
     """
-    for option, names in (('models', args.models or ()), ('baseline', [args.baseline])):
+    for option, names in (('models', args.models or ()), ('baseline', [args.baseline] if args.baseline else [])):
         _need_known(option, names, MODELS)
     take_labels(args.labels)
 
@@ -587,9 +658,11 @@ def read_tables(args: argparse.Namespace) -> list[Table]:
 def main(args: argparse.Namespace) -> None:
     tables = read_tables(args)
     recipes = [table.recipe for table in tables]
-    titled = [(table, describe_recipe(table.recipe, recipes)) for table in tables]
+    titled = [(table, describe(table, recipes)) for table in tables]
     if len(tables) > 1:
         print(f'note: {len(tables)} recipes, a table each', file=sys.stderr)
+    if args.published and not any(map(published_rows, tables)):
+        print('note: --published: the paper has no figures for these data sets', file=sys.stderr)
     if args.csv:
         return print_csv(titled, args.published)
     show = print_latex if args.latex else print_markdown if args.markdown else print_text

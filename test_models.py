@@ -4,6 +4,8 @@ import copy
 import itertools
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import _hub, save_for_hf
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
@@ -28,7 +31,7 @@ SIZES = {
     'resnet18': (11.2006, 1.8186),
     'seresnet18': (11.2907, 1.8187),
     'convnextv2_nano': (15.0129, 2.4550),
-    'fastvit_sa12': (10.6041, 1.4969),
+    'fastvit_sa12': (10.6041, 1.5018),
     'efficientformerv2_s2': (12.1593, 1.2711),
     'repvit_m1_5': (13.6667, 2.3074),
     'convnext_tiny': (27.8563, 4.4697),
@@ -72,6 +75,27 @@ def test_list_models_prints_every_model_with_its_size_venue_and_weights(capsys):
     assert 'weights/twistnet18_imagenet.pt' in lines['twistnet18_no_ais']
 
 
+def test_an_entry_without_weights_and_venue_is_listed_built_and_refused_weights_in_one_line(monkeypatch, capsys):
+    for name in list(MODELS):
+        monkeypatch.delitem(MODELS, name)
+    monkeypatch.setitem(MODELS, 'bare', dict(label='Bare', timm='resnet10t'))
+    models.list_models()
+    assert capsys.readouterr().out.splitlines()[-1].split() == ['bare', 'Bare', '4.95M', '-', '-']
+    with pytest.raises(ModelError, match=r'^bare: the registry names no ImageNet weights; .*--pretrained PATH'):
+        build_model('bare', pretrained=True)
+    MODELS['bare']['timm'] = 'resnet19'
+    with pytest.raises(ModelError, match=r"^bare: timm .* has no model 'resnet19'$"):
+        build_model('bare')
+
+
+def test_the_list_of_models_ends_quietly_where_nobody_reads_it():
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run([sys.executable, models.__file__], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (0, '')
+
+
 def test_unknown_names_and_keywords_are_refused():
     with pytest.raises(ModelError, match=r"unknown model 'resnet19'.*twistnet18"):
         build_model('resnet19')
@@ -83,6 +107,8 @@ def test_unknown_names_and_keywords_are_refused():
         build_model('twistnet18', c_red=0)
     with pytest.raises(ModelError, match='twist_stages must be among 1 to 4'):
         build_model('twistnet18', twist_stages=(5,))
+    with pytest.raises(ModelError, match='--img_size 100 must be a multiple of 32 for efficientformerv2_s2'):
+        build_model('efficientformerv2_s2', img_size=100)
     assert twist_blocks(build_model('twistnet18', num_heads=2))[0].stci.num_heads == 2
 
 
@@ -500,6 +526,105 @@ def test_timm_features_only_pruning_checkpointing_and_groups():
         model.forward_intermediates(x, output_fmt='NLC')
 
 
+# ------------------------------------------------------------------------------------------ timm's sources of weights
+
+
+@pytest.fixture
+def decoy(tmp_path, monkeypatch) -> Path:
+    """A working directory whose weights/ holds other weights than those that are asked for."""
+    (tmp_path / 'weights').mkdir()
+    save(tmp_path / 'weights' / 'twistnet18_imagenet.pt', {'stem.0.weight': torch.zeros(64, 3, 7, 7)})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pushed(folder: Path, name: str, safe: bool, **kwargs) -> TwistNet:
+    """A trained model of width 8 with 5 classes, and the folder that timm saves or pushes of it."""
+    model = timm.create_model(name, num_classes=5, base_width=8, **kwargs).eval()
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(0.1 * torch.rand_like(tensor))
+    save_for_hf(model, folder, safe_serialization=safe, model_args=dict(base_width=8, **kwargs))
+    return model
+
+
+@pytest.mark.parametrize(
+    ('name', 'safe', 'kwargs'),
+    [('twistnet18', True, {}), ('twistnet18_gate_1', False, {}), ('twistnet18_heads2', True, dict(c_red=4))],
+)
+def test_what_timm_saved_is_what_timm_loads(decoy, name, safe, kwargs):
+    source, x = pushed(decoy / 'model', name, safe, **kwargs), torch.randn(2, 3, 32, 32)
+    model = timm.create_model(f'local-dir:{decoy / "model"}', pretrained=True).eval()
+    assert torch.equal(model(x), source(x))
+    assert model.loaded == 1
+    assert f'from local-dir {decoy / "model"}' in model.pretrained
+    other = timm.create_model(f'local-dir:{decoy / "model"}', pretrained=True, num_classes=7).eval()
+    assert other(x).shape == (2, 7)
+    assert torch.equal(other(x), other.fc(source.forward_head(source.forward_features(x), pre_logits=True)))
+    assert 'left as initialised: fc' in other.pretrained
+    net = timm.create_model(f'local-dir:{decoy / "model"}', pretrained=True, features_only=True).eval()
+    assert all(torch.equal(a, b) for a, b in zip(net(x), source.forward_intermediates(x, intermediates_only=True)))
+    fresh = timm.create_model(f'local-dir:{decoy / "model"}')
+    assert fresh.loaded is None
+    assert not torch.equal(fresh.stem[0].weight, source.stem[0].weight)
+
+
+@pytest.mark.parametrize('safe', [True, False])
+def test_a_pushed_model_comes_from_the_hub(decoy, monkeypatch, safe):
+    source, x = pushed(decoy / 'repository', 'twistnet18_random_twist', safe), torch.randn(2, 3, 32, 32)
+
+    def download(repo_id, filename, **_):
+        assert repo_id == 'user/net'
+        if not (decoy / 'repository' / filename).exists():
+            raise _hub.EntryNotFoundError('no such file')
+        return str(decoy / 'repository' / filename)
+
+    monkeypatch.setattr(_hub, 'hf_hub_download', download)
+    monkeypatch.setattr(_hub, 'EntryNotFoundError', FileNotFoundError)
+    model = timm.create_model('hf-hub:user/net', pretrained=True).eval()
+    assert torch.equal(model(x), source(x))
+    assert 'from hf-hub user/net' in model.pretrained
+
+
+def test_a_model_of_build_model_can_be_saved_for_timm(decoy):
+    source, x = build_model('twistnet18_no_ais', 5, base_width=8).eval(), torch.randn(2, 3, 32, 32)
+    save_for_hf(source, decoy / 'model', safe_serialization=True, model_args=dict(base_width=8))
+    assert torch.equal(timm.create_model(f'local-dir:{decoy / "model"}', pretrained=True).eval()(x), source(x))
+
+
+def test_sources_in_timms_configuration_are_used_and_read_as_any_file(decoy):
+    full = build_model('twistnet18', 5, base_width=8)
+    with torch.no_grad():
+        for block in twist_blocks(full):
+            block.gate.fill_(0.7)
+    bare = save(decoy / 'bare.pt', full.state_dict())
+    best = save(decoy / 'best.pt', dict(model='twistnet18_gate_1', state_dict=full.state_dict()))
+
+    def load(name, **overlay):
+        kwargs = dict(num_classes=5, base_width=8, cache_dir=decoy / 'cache')
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+        assert torch.equal(model.layer4[1].conv2.weight, full.layer4[1].conv2.weight)
+        return [round(gate, 3) for gate in model.gates().values()], model.pretrained
+
+    trained, at_start = [0.668] * 4, [0.731] * 4
+    for overlay in (dict(file=str(bare)), dict(url=bare.as_uri()), dict(state_dict=full.state_dict())):
+        assert load('twistnet18', **overlay)[0] == trained
+        gates, said = load('twistnet18_gate_1', **overlay)
+        assert gates == at_start
+        assert 'weights of an unknown model in an ablation variant), without its gate' in said
+    assert load('twistnet18_gate_1', file=str(best))[0] == trained
+    model = timm.create_model('twistnet18', num_classes=5, base_width=8, checkpoint_path=str(best))
+    assert torch.equal(model.fc.weight, full.fc.weight)
+
+
+def test_timm_models_with_other_input_channels_take_the_stem_summed(decoy):
+    source = pushed(decoy / 'model', 'twistnet18', True)
+    model = timm.create_model(f'local-dir:{decoy / "model"}', pretrained=True, in_chans=1)
+    torch.testing.assert_close(model.stem[0].weight, source.stem[0].weight.sum(1, keepdim=True))
+    assert 'input channels 3 -> 1' in model.pretrained
+
+
 # ------------------------------------------------------------------------------------------ weights
 
 
@@ -517,6 +642,12 @@ def no_hub(monkeypatch):
     return asked
 
 
+def share(model: torch.nn.Module, *prefixes: str) -> float:
+    """Of the parameters, those whose names begin so."""
+    sizes = {k: p.numel() for k, p in model.named_parameters()}
+    return sum(n for k, n in sizes.items() if k.startswith(prefixes)) / sum(sizes.values())
+
+
 def save(path: Path, checkpoint) -> Path:
     torch.save(checkpoint, path)
     return path
@@ -529,6 +660,7 @@ def test_warm_up_from_resnet18_takes_stem_and_two_stages_and_says_so(no_hub, tmp
     assert no_hub == ['resnet18.a1_in1k']
     total = len(model.state_dict())
     assert f'loaded 60 of {total} tensors (6% of the parameters)' in model.pretrained
+    assert model.loaded == pytest.approx(share(model, 'stem.', 'layer1.', 'layer2.'))
     assert model.pretrained in capsys.readouterr().err
     assert 'layer3.0.stci' in model.pretrained.split('left as initialised: ')[1]
 
@@ -557,6 +689,8 @@ def test_seresnet18_takes_the_legacy_weights_that_fit(no_hub):
     total = len(model.state_dict())
     assert f'loaded {total - 10} of {total} tensors' in model.pretrained  # all but the classifier and stage 1's SE
     assert 'left as initialised: fc, layer1.0.se, layer1.1.se' in model.pretrained
+    assert model.loaded == pytest.approx(1 - share(model, 'fc.', 'layer1.0.se.', 'layer1.1.se.'))
+    assert build_model('seresnet18', num_classes=5).loaded is None
 
 
 def test_imagenet_weights_are_found_and_loaded_but_for_the_classifier(tmp_path, monkeypatch):
@@ -601,6 +735,60 @@ def test_a_variant_keeps_what_makes_it_one_and_says_whose_weights_it_took(tmp_pa
     own = save(tmp_path / 'own.pt', dict(model='twistnet18_gate_1', state_dict=source.state_dict()))
     resumed = build_model('twistnet18_gate_1', num_classes=5, pretrained=own)
     assert twist_blocks(resumed)[0].gate.item() == pytest.approx(0.7)
+    own = save(tmp_path / 'weights' / 'twistnet18_gate_1_imagenet.pt', source.state_dict())
+    for pretrained in (True, own):
+        found = build_model('twistnet18_gate_1', num_classes=5, pretrained=pretrained)
+        assert twist_blocks(found)[0].gate.item() == pytest.approx(0.7)
+
+
+def published(state: dict) -> dict:
+    """A state dict under the authors' names."""
+    return {key: part for name, tensor in state.items() for key, part in published_names(name, tensor)}
+
+
+@pytest.mark.parametrize('form', ['bare', 'safetensors', 'published', 'latest', 'last'])
+def test_a_variant_stays_one_whatever_file_of_the_full_model_it_is_given(tmp_path, form):
+    source = build_model('twistnet18', num_classes=5, base_width=8)
+    with torch.no_grad():
+        for block in twist_blocks(source):
+            block.gate.fill_(0.7)
+            block.stci.twist.dwconv.weight.fill_(0.3)
+            block.stci.twist.scale.fill_(0.9)
+    state, path = source.state_dict(), tmp_path / f'{form}.pt'
+    if form == 'safetensors':
+        path = path.with_suffix('.safetensors')
+        safetensors.torch.save_file({f'module.{k}': v for k, v in state.items()}, path)
+    elif form == 'latest':  # as pretrain_imagenet.py saves it
+        save(path, dict(config=dict(defines=dict(model='twistnet18')), progress=dict(epoch=3), state_dict=state))
+    elif form == 'last':  # as train.py saves it
+        save(path, dict(fingerprint='0', state_dict=state, optimizer={}, run=dict(history=[])))
+    else:
+        save(path, published(state) if form == 'published' else state)
+    gate = build_model('twistnet18_gate_m3', num_classes=5, base_width=8, pretrained=path)
+    assert [b.gate.item() for b in twist_blocks(gate)] == [-3.0] * 4
+    assert (twist_blocks(gate)[3].stci.twist.dwconv.weight == 0.3).all()
+    twist = build_model('twistnet18_random_twist', num_classes=5, base_width=8, pretrained=path)
+    assert (twist_blocks(twist)[3].stci.twist.dwconv.weight != 0.3).all()
+    assert (twist_blocks(twist)[3].stci.twist.scale == 1).all()
+    assert torch.equal(twist.fc.weight, source.fc.weight)
+    whose = "the full model's weights" if form == 'latest' else 'weights of an unknown model'
+    assert f'{whose} in an ablation variant), without its gate; left as initialised: layer3.0.gate' in gate.pretrained
+    assert f'{whose} in an ablation variant), without its twist; left' in twist.pretrained
+    full = build_model('twistnet18', num_classes=5, base_width=8, pretrained=path)
+    assert twist_blocks(full)[0].gate.item() == pytest.approx(0.7)
+
+
+def test_weights_of_one_variant_do_not_make_it_of_another_model(tmp_path):
+    source = build_model('twistnet18_gate_1', num_classes=5, base_width=8)
+    path = save(tmp_path / 'latest.pt', dict(config=dict(defines=dict(model='twistnet18_gate_1')), state_dict={}))
+    save(path, torch.load(path) | dict(state_dict=source.state_dict()))
+    for name, gate in (('twistnet18_gate_1', 1), ('twistnet18_gate_m3', -3), ('twistnet18', -2)):
+        model = build_model(name, num_classes=5, base_width=8, pretrained=path)
+        assert [b.gate.item() for b in twist_blocks(model)] == [gate] * 4
+        assert torch.equal(model.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+        assert '(twistnet18_gate_1)' in model.pretrained
+    twist = build_model('twistnet18_random_twist', num_classes=5, base_width=8, pretrained=path)
+    assert twist.pretrained.partition(';')[0].endswith('(twistnet18_gate_1), without its gate, without its twist')
 
 
 def test_files_of_timm_weights_load_as_the_hub_would(tmp_path):
@@ -615,6 +803,7 @@ def test_files_of_timm_weights_load_as_the_hub_would(tmp_path):
     safetensors.torch.save_file(trunk.state_dict(), tmp_path / 'model.safetensors')
     model = build_model('resnet18', num_classes=1000, pretrained=tmp_path / 'model.safetensors')
     assert torch.equal(model.fc.weight, trunk.fc.weight)
+    assert model.loaded == 1
 
 
 def test_the_image_size_reaches_timm_where_the_weights_depend_on_it(monkeypatch):
@@ -673,6 +862,10 @@ def test_bad_weights_are_refused_in_one_line(tmp_path, monkeypatch):
         return str(caught.value)
 
     assert 'no such weights file' in load(path=tmp_path / 'missing.pt')
+    assert 'no such weights file' in load(path=tmp_path / 'missing.safetensors')
+    assert 'cannot be read (Is a directory)' in load(path=tmp_path)
+    wide = {'conv1.weight': torch.zeros(64, 3, 7, 7), 'layer1.0.conv1.weight': torch.zeros(64, 64, 1, 1)}  # ResNet-50
+    assert 'layer1.0.conv1.weight is (64, 64, 1, 1), twistnet18 has (64, 64, 3, 3)' in load(wide)
     assert 'none of its 1 tensors fits' in load({'foo': torch.zeros(2)})
     assert 'none of its 2 tensors fits' in load({'fc.weight': torch.zeros(5, 512), 'fc.bias': torch.zeros(5)})
     assert 'holds no state dict' in load({'epoch': 3})

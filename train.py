@@ -9,11 +9,14 @@ in the same bits; a complete one is left alone.
 """
 
 import options
+import runs
 
 if __name__ == '__main__':
-    options.parse_args()  # --help and mistyped options are answered before torch is there, which takes seconds
+    with runs.user_errors('train.py'):
+        options.parse_args()  # --help and mistyped options are answered before torch is there, which takes seconds
 
 import argparse
+import contextlib
 import ctypes
 import io
 import json
@@ -22,6 +25,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
 import time
@@ -44,10 +48,19 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
-import runs
-from cache import Cache, CacheError, open_cache
-from compute_flops import measure
-from datasets import SUBSETS, DataError, ImageList, Splits, file_size, load_splits, read_pixels
+from cache import SHARED_MEMORY, Cache, CacheError, open_cache
+from compute_flops import NO_FVCORE, measure
+from datasets import (
+    DataError,
+    ImageList,
+    Splits,
+    bits_of,
+    load_splits,
+    passed_over,
+    read_pixels,
+    split_digest,
+    tree_digest,
+)
 from inside import watch_selection
 from models import ModelError, TwistNet
 from runs import BUSY, RunBusy, RunError
@@ -56,47 +69,119 @@ from transforms import eval_settings, eval_view, mix, normalize, seed_of, to_ten
 EVAL_BATCH = 64  # images; a constant, so that the figures of an evaluation depend on nothing else
 CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 NOT_FINITE = 'the checkpoints of the epochs before are kept; try a lower --lr or --amp off'
+JOB = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')  # what torchrun tells each of its processes
+JOIN_MINUTES = 10  # to wait for the other processes where torchrun does not watch over them
+PREFETCH, IN_USE = 2, 2  # batches that each loader process prepares ahead, and that the loop holds
 AMP_DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, off=torch.float32)
 
 
 # ---------------------------------------------------------------------------------------------- system
 
 
+class ProcessError(RunError):
+    """An error of one process among several, which therefore speaks for itself."""
+
+
+def number_in(variable: str) -> int | None:
+    """A number from 0 in the environment; None where the variable is missing or holds something else."""
+    text = os.environ.get(variable, '')
+    return int(text) if text.isdecimal() else None
+
+
 def process_rank() -> tuple[int, int]:
-    """Rank of this process and number of processes, as torchrun announces them; (0, 1) without it."""
-    world = int(os.environ.get('WORLD_SIZE', 1))
-    return (int(os.environ.get('RANK', 0)) if world > 1 else 0), world
+    """Rank of this process and number of processes, as torchrun announces them; (0, 1) without it, see check_job."""
+    rank, world, port = (number_in(name) for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT'))
+    announced = None not in (rank, world, port) and os.environ.get('MASTER_ADDR')
+    return (rank, world) if announced and rank < world else (0, 1)
+
+
+def under_torchrun() -> bool:
+    return 'TORCHELASTIC_RUN_ID' in os.environ
+
+
+def check_job() -> None:
+    """Say that a WORLD_SIZE without a job around it does not count.
+
+    Raises:
+        RunError: several processes are announced, but not so that they can meet.
+    """
+    if process_rank()[1] > 1 or os.environ.get('WORLD_SIZE', '1') in ('', '1'):
+        return
+    known = ', '.join(f'{name}={os.environ[name]}' for name in JOB if name in os.environ)
+    missing = [name for name in JOB if not os.environ.get(name)]
+    if 'RANK' in os.environ or (number_in('SLURM_STEP_NUM_TASKS') or 1) > 1:
+        wrong = f'without {", ".join(missing)}' if missing else 'which cannot be'
+        raise RunError(f'the environment says {known}, {wrong}; unset WORLD_SIZE and RANK, or start with torchrun')
+    say(f'note: {known} without {", ".join(missing)} is taken for a leftover: one process (torchrun starts several)')
+
+
+def find_device(name: str) -> torch.device:
+    """The device that --device names, with its index: without one torch.cuda.set_device would refuse it.
+
+    Args:
+        name: 'auto', 'cpu', 'cuda' (of several processes: each one's own) or 'cuda:N'.
+
+    Raises:
+        RunError: there is no such device, or several processes would share it.
+    """
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    match = re.fullmatch(r'cpu|cuda(?::([0-9]+))?', name)
+    if not match:
+        raise RunError(f"--device '{name}' must be auto, cpu, cuda or cuda:N")
+    if name == 'cpu':
+        return torch.device('cpu')
+    several = process_rank()[1] > 1
+    if match[1] and (several or under_torchrun()):
+        raise RunError(f'--device {name}: torchrun gives each process a device of its own; leave the number out')
+    count = torch.cuda.device_count()
+    index = int(match[1] or 0) if not several else local_index(count)
+    if index >= count:
+        found = f'there {"is" if count == 1 else "are"} {count} CUDA device{"" if count == 1 else "s"} here'
+        raise RunError(f'--device {name}: {found}' + f', and this is process {index} of its machine' * several)
+    return torch.device('cuda', index)
+
+
+def local_index(count: int) -> int:
+    """The index of this process's own device among the `count` of its machine.
+
+    torchrun says it. srun does not, but numbers its tasks, unless each of them is shown its own device alone.
+
+    Raises:
+        RunError: nothing says it.
+    """
+    index = number_in('LOCAL_RANK')
+    if index is None and count == 1:
+        return 0
+    if index is None and number_in('SLURM_STEP_NUM_TASKS') == process_rank()[1]:
+        index = number_in('SLURM_LOCALID')
+    if index is None:
+        raise RunError(f"LOCAL_RANK does not say which of the {count} CUDA devices is this process's; use torchrun")
+    return index
 
 
 def setup(device: str, seed: int) -> torch.device:
     """Ask for deterministic kernels, join the process group where there are several processes, seed.
 
     Args:
-        device: 'auto', 'cpu', 'cuda' (torchrun: the process's own) or 'cuda:N'.
+        device: as for find_device.
 
     Raises:
-        RunError: there is no such device.
+        RunError: there is no such device, or the processes do not meet.
     """
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS is deterministic only with this
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
     torch.backends.cudnn.benchmark = False
     keep_freed_memory()
-    _, world = process_rank()
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if not re.fullmatch(r'cpu|cuda(:\d+)?', device):
-        raise RunError(f"--device '{device}' must be auto, cpu, cuda or cuda:N")
-    if device == 'cuda' and world > 1:
-        device = f'cuda:{os.environ["LOCAL_RANK"]}'
-    if device != 'cpu' and int(device.partition(':')[2] or 0) >= torch.cuda.device_count():
-        raise RunError(f'--device {device}: there are {torch.cuda.device_count()} CUDA devices here')
-    if device != 'cpu':
-        torch.cuda.set_device(device)
-    if world > 1:
-        join('gloo' if device == 'cpu' else 'nccl')
+    check_job()
+    place = find_device(device)
+    if place.type == 'cuda':
+        torch.cuda.set_device(place)
+    if process_rank()[1] > 1:
+        join('gloo' if place.type == 'cpu' else 'nccl')
     torch.manual_seed(seed)
-    return torch.device(device)
+    return place
 
 
 def keep_freed_memory() -> None:
@@ -109,36 +194,92 @@ def keep_freed_memory() -> None:
 
 
 def join(backend: str) -> None:
-    """Join the process group, with keys in torchrun's store that no earlier process has used.
+    """Join the process group, with keys in the store that no earlier process has used.
 
     torchrun keeps one store through all restarts, and with it the addresses of processes that are dead, which the new
     ones would try to reach. So the main process offers a new prefix, and the others take it when it has answered them.
-    Polls instead of waiting, so that a signal is heard.
+
+    Raises:
+        ProcessError: the other processes do not come.
     """
-    # Other processes wait while the main one lists a million files.
-    store, rank, world = next(dist.rendezvous('env://', timeout=timedelta(hours=1)))
+    rank, world = process_rank()
+    store = open_store(rank, world)
     mine = prefix = uuid.uuid4().hex
+
+    def answered() -> bool:
+        nonlocal prefix
+        if store.check(['offer']):
+            prefix = store.get('offer').decode()
+            store.set(f'{prefix}/{rank}', mine)
+        return store.check([mine])
+
     if rank == 0:
         if store.check(['offer']):
             os.environ['TORCHELASTIC_RESTART_COUNT'] = '1'  # torchrun counts only the restarts of its own machine
         store.set('offer', mine)
         for other in range(1, world):
-            while not store.check([f'{mine}/{other}']):
-                time.sleep(0.02)
+            wait_for_others(lambda other=other: store.check([f'{mine}/{other}']))
             store.set(store.get(f'{mine}/{other}').decode(), 'welcome')
-    while rank > 0 and not store.check([mine]):
-        if store.check(['offer']):
-            prefix = store.get('offer').decode()
-            store.set(f'{prefix}/{rank}', mine)
-        time.sleep(0.02)
+    else:
+        wait_for_others(answered)
     dist.init_process_group(
         backend, store=dist.PrefixStore(prefix, store), rank=rank, world_size=world, timeout=timedelta(hours=1)
     )
 
 
+def open_store(rank: int, world: int) -> dist.Store:
+    """torchrun's store, or without torchrun the one that rank 0 opens at MASTER_ADDR and MASTER_PORT.
+
+    Raises:
+        ProcessError: it cannot be opened or reached.
+    """
+    patience = timedelta(hours=1)  # other processes wait while the main one lists a million files
+    if under_torchrun():
+        return next(dist.rendezvous('env://', timeout=patience))[0]
+    found: list[dist.Store] = []
+
+    def reached() -> bool:
+        try:  # for seconds at a time: while it waits, it hears no signal
+            address, port, seconds = os.environ['MASTER_ADDR'], number_in('MASTER_PORT'), timedelta(seconds=3)
+            found.append(dist.TCPStore(address, port, world, rank == 0, seconds, wait_for_workers=False))
+        except (RuntimeError, ValueError, TypeError) as error:  # nobody there yet; a port that is taken, or is none
+            if rank == 0:
+                reason = str(error).splitlines()[0]
+                raise ProcessError(f'{meeting_place()}: cannot be opened ({reason}); {NO_JOB}') from error
+        return bool(found)
+
+    wait_for_others(reached)
+    found[0].set_timeout(patience)
+    return found[0]
+
+
+NO_JOB = 'unset WORLD_SIZE for a single process, or start them all with torchrun'
+
+
+def meeting_place() -> str:
+    return f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
+
+
+def wait_for_others(ready: Callable[[], bool]) -> None:
+    """Poll, so that a signal is heard; say so when it takes long.
+
+    Raises:
+        ProcessError: torchrun does not watch over the processes, and it is not ready after JOIN_MINUTES.
+    """
+    begun, told = time.monotonic(), under_torchrun()
+    while not ready():
+        waited, (rank, world) = time.monotonic() - begun, process_rank()
+        if not under_torchrun() and waited > 60 * JOIN_MINUTES:
+            raise ProcessError(f'{meeting_place()}: not all of the {world} processes came; {NO_JOB}')
+        if not told and waited > 5:
+            print(f'process {rank} of {world} waits for the others at {meeting_place()}; {NO_JOB}', file=sys.stderr)
+            told = True
+        time.sleep(0.02)
+
+
 def was_restarted() -> bool:
     """In the main process: torchrun has started this one in the place of one that died."""
-    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
+    return (number_in('TORCHELASTIC_RESTART_COUNT') or 0) > 0
 
 
 def resolve_amp(amp: str, device: torch.device) -> str:
@@ -177,15 +318,10 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device,
 
     The fingerprint covers every option that can change a bit of the result, the number of processes, the names of the
     images of the split and the sizes of those that train and validate, and the bytes of the initial weights; on one
-    machine with one thread count it decides the run.
+    machine with one thread count it decides the run. `tree` is a digest of the data set with all its folds: runs of
+    several folds are of one data set if it is the same.
     """
     values = {k: v for k, v in vars(args).items() if k != 'force'}
-    # Test images by name alone: one that turns out to be damaged at the end can be mended without losing the training.
-    lists = [
-        f'{subset} {splits.classes[label]}/{os.path.basename(path)} {0 if subset == "test" else file_size(path)}'
-        for subset in SUBSETS
-        for path, label in getattr(splits, subset)
-    ]
     weights = models.weights_source(args.model, args.pretrained)
     if isinstance(weights, Path):
         try:
@@ -193,9 +329,10 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device,
         except OSError as error:
             raise ModelError(f'{weights}: cannot read the weights ({error.strerror})') from error
     defines = {k: v for k, v in values.items() if k not in options.SYSTEM_OPTIONS}
-    defines |= dict(processes=world, split=runs.digest('\n'.join(lists).encode()), pretrained=weights)
+    defines |= dict(processes=world, split=split_digest(splits), pretrained=weights)
     fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
-    return dict(options=values, defines=defines, environment=environment_of(device), fingerprint=fingerprint)
+    tree = tree_digest(args.dataset, args.data_dir, splits)
+    return dict(options=values, defines=defines, environment=environment_of(device), fingerprint=fingerprint, tree=tree)
 
 
 def environment_of(device: torch.device) -> dict:
@@ -211,12 +348,52 @@ def environment_of(device: torch.device) -> dict:
     )
 
 
+def opening(
+    data: str, images: dict[str, int], classes: int, model: str, weights: str | None, environment: dict, amp: str
+) -> str:
+    """The line that a run begins with: what is trained on what, and how it is computed.
+
+    Args:
+        data: the data set in words.
+        images: how many to 'train', 'validate', ..
+        classes: how many.
+        model: its name.
+        weights: the sentence of models.build_model that says what was loaded; None for nothing.
+        environment: as environment_of gives it.
+        amp: as resolved.
+    """
+    counts = ', '.join(f'{count} to {what}' for what, count in images.items())
+    weights = 'from scratch' if weights is None else weights.partition(';')[0]
+    processes = f' ({world_size()} processes)' if world_size() > 1 else ''
+    return (
+        f'{data}, images: {counts}; classes: {classes}; model: {model}, weights: {weights}; '
+        f'device: {environment["device"]}{processes}, precision: {"float32" if amp == "off" else amp}, '
+        f'threads: {environment["threads"]}'
+    )
+
+
+def say_opening(args: argparse.Namespace, splits: Splits, weights: str | None, environment: dict) -> None:
+    """The line that a run begins with; then which defaults were brought down, and what the tree holds besides."""
+    data = args.dataset if args.data_dir is None else f'{args.dataset} in {args.data_dir}'
+    if args.data_dir is not None and 'dataset' not in args.given:
+        data += ' (by its layout; --dataset can name another)'
+    images = dict(train=len(splits.train), validate=len(splits.val), test=len(splits.test))
+    classes = len(splits.classes)
+    say(opening(f'{data}, fold {args.fold}', images, classes, args.model, weights, environment, args.amp))
+    for line in options.shrunk(args, options.RECIPES[args.recipe]):
+        say(line)
+    for line in share_object(lambda: passed_over(args.dataset, args.data_dir)):
+        say(f'note: {line}')
+
+
 def check_batch(args: argparse.Namespace, n_train: int, world: int) -> None:
-    """Refuse a batch that the data or the processes cannot fill.
+    """Refuse a batch that the data or the processes cannot fill; bring down a default.
 
     Raises:
         RunError: with the option and its bounds.
     """
+    if 'batch_size' not in args.given:
+        args.batch_size = options.largest_batch(args.batch_size, n_train, world)
     if not 2 * world <= args.batch_size <= n_train:
         raise RunError(
             f'--batch_size {args.batch_size} must be from {2 * world} (two images a process, for BatchNorm) to the '
@@ -277,10 +454,43 @@ class EvalBatches:
             yield list(range(slot * self.batch_size, min((slot + 1) * self.batch_size, self.length)))
 
 
-def eval_images(items: list[tuple[str, int]], img_size: int, cache: Cache | None) -> ImageList:
+def eval_images(items: list[tuple[str, int]], img_size: int, cache: Cache | None, bits: int | None = None) -> ImageList:
     """Images as an evaluation sees them; where there is a cache, each is prepared once."""
     what = f'evaluated {eval_settings(img_size)}'
-    return ImageList(items, to_tensor, partial(read_pixels, cache=cache, what=what, prepare=eval_view(img_size)))
+    read = partial(read_pixels, cache=cache, what=what, prepare=eval_view(img_size), bits=bits)
+    return ImageList(items, to_tensor, read)
+
+
+def loader_processes(asked: int, batches: list[tuple[int, int]]) -> int:
+    """As many loader processes as there is shared memory for, at most `asked`; says so where they are fewer.
+
+    They hand their batches over in /dev/shm, of which a container of Docker's has 64 MB.
+
+    Args:
+        batches: (number, bytes) of the batches of each loader; one loader is read at a time.
+    """
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:  # a system without it
+        return asked
+    free //= number_in('LOCAL_WORLD_SIZE') or 1 if process_rank()[1] > 1 else 1
+
+    def in_flight(processes: int) -> int:
+        ahead = PREFETCH * processes + IN_USE if processes else 0  # this process itself needs no sharing
+        return max(size * min(number, ahead) for number, size in batches)
+
+    fits = next(processes for processes in range(asked, -1, -1) if in_flight(processes) <= free)
+    if fits < asked:
+        say(
+            f'note: batches of {asked} loader processes need {in_flight(asked) / 2**20:.0f} MiB of {SHARED_MEMORY}, '
+            f'where {free / 2**20:.0f} are free: --num_workers {fits} is taken (docker run --shm-size=8g gives more)'
+        )
+    return fits
+
+
+def image_bytes(img_size: int) -> int:
+    """Of an image on its way to the device, uint8."""
+    return 3 * img_size * img_size
 
 
 def make_loader(
@@ -291,6 +501,7 @@ def make_loader(
         data,
         batch_sampler=batches,
         num_workers=num_workers,
+        prefetch_factor=PREFETCH if num_workers > 0 else None,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == 'cuda',
         worker_init_fn=_outlast_signals if steadfast else _leave_signals_to_parent,
@@ -545,6 +756,70 @@ def read_last(path: Path, fingerprint: str) -> dict | None:
     return last
 
 
+@contextlib.contextmanager
+def machine_errors() -> Iterator[None]:
+    """The body, in which what torch reports of the machine is an error of one line that says the way out.
+
+    Raises:
+        ProcessError: no compiler, too little memory of one kind or another, a loader process that was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if told := explain(error):
+            raise ProcessError(told) from error
+        raise
+
+
+def explain(error: RuntimeError) -> str | None:
+    """What an error of torch's means to the user; None for one that is not the machine's."""
+    text, module = str(error), type(error).__module__
+    if isinstance(error, (DataError, ModelError, RunError)):
+        return None
+    if module.startswith(('torch._dynamo.', 'torch._inductor.')):
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.endswith('raised:')]
+        why = lines[0] if lines else type(error).__name__
+        return f'--compile: {why}; torch.compile needs a C++ compiler such as g++; without --compile it runs too'
+    if re.search('shared memory|Bus error', text):
+        return (
+            f'the loader processes ran out of {SHARED_MEMORY}; fewer --num_workers need less, 0 none (docker run '
+            '--shm-size=8g gives more)'
+        )
+    if found := re.search(r'DataLoader worker \(pid.*\) (is killed by signal: [\w ]+|exited unexpectedly)', text):
+        return f'a loader process {found[1]}, perhaps for want of memory; fewer --num_workers need less'
+    if re.search("out of memory|can't allocate memory", text):
+        return 'the device has too little memory; a smaller --batch_size or --img_size needs less'
+    return None
+
+
+def weights_file(args: argparse.Namespace, classes: list[str], run: dict, state_dict: dict) -> dict:
+    """What best.pt holds: the weights after the last epoch of a run's history, and where they come from."""
+    return dict(
+        model=args.model,
+        num_classes=len(classes),
+        classes=classes,
+        epoch=run['best_epoch'],
+        val_acc=run['best_val_acc'],
+        state_dict={k: v.detach().cpu().contiguous() for k, v in state_dict.items()},
+        transform=eval_settings(args.img_size),
+    )
+
+
+def holds_best(folder: Path, run: dict) -> bool:
+    """Whether the best weights of a run are there, in best.pt or, where its last epoch is the best one, in last.pt.
+
+    last.pt is written first: a run killed between the two still has what is to become best.pt.
+    """
+    if run['best_epoch'] == len(run['history']):
+        return True
+    try:
+        best = models.read_checkpoint(folder / 'best.pt')
+    except (FileNotFoundError, ModelError):
+        return False
+    wanted = dict(epoch=run['best_epoch'], val_acc=run['best_val_acc'])
+    return isinstance(best, dict) and wanted.items() <= best.items()
+
+
 def begin(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict | None]:
     """Open the run folder: the results if the run is complete, else the checkpoint to go on from, if any."""
     runs.claim(folder)
@@ -556,8 +831,8 @@ def begin(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict | 
         say(f'{folder} is complete; --force would start it again')
         return results, None
     last = read_last(folder / 'last.pt', config['fingerprint'])
-    if last and not (folder / 'best.pt').is_file():
-        say(f'note: {folder / "best.pt"} is missing; starting again from epoch 1, which ends in the same bits')
+    if last and not holds_best(folder, last['run']):
+        say(f'note: {folder / "best.pt"} is missing or of another epoch than the best one; starting again from epoch 1')
         last = None
     return None, last
 
@@ -581,7 +856,12 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     # Model and optimiser, new or as they were.
     num_classes = len(splits.classes)
     model = models.build_model(args.model, num_classes, False if last else args.pretrained, args.img_size)
-    run = last['run'] if last else dict(history=[], best_val_acc=-1.0, best_epoch=0, pretrained=model.pretrained)
+    size = measure(args.model, num_classes, args.img_size)  # now: what cannot be counted must not end a trained run
+    if size['macs_G'] is None:
+        say(NO_FVCORE)
+    new = dict(history=[], best_val_acc=-1.0, best_epoch=0, pretrained=model.pretrained, loaded=model.loaded)
+    run = last['run'] if last else new
+    say_opening(args, splits, run['pretrained'], config['environment'])
     model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), args.lr, momentum=args.momentum, nesterov=args.momentum > 0, weight_decay=args.weight_decay
@@ -592,21 +872,28 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         optimizer.load_state_dict(last['optimizer'])
         scaler.load_state_dict(last['scaler'])
         say(f'{folder}: going on after epoch {len(run["history"])}')
+        if is_main() and run['best_epoch'] == len(run['history']):
+            save_checkpoint(folder / 'best.pt', weights_file(args, splits.classes, run, last['state_dict']))
     if args.compile:
         model.compile()  # in place: names in the state dict stay as they are
     parallel = parallelise(model, device, args.amp, args.batch_size // world, args.img_size)
 
     # Batches.
     cache = open_cache(args.cache)
-    augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
-    train_images = ImageList(splits.train, augmentation, partial(read_pixels, cache=cache))
+    bits, notes = bits_of(splits)
+    for note in notes:
+        say(f'note: {note}')
     train_batches = TrainBatches(len(splits.train), args.batch_size, args.seed, rank, world)
+    evaluated = [EvalBatches(len(items), rank, world) for items in (splits.val, splits.test)]
+    sizes = [(train_batches.steps, args.batch_size // world), *((len(b), min(EVAL_BATCH, b.length)) for b in evaluated)]
+    image = image_bytes(args.img_size)
+    args.num_workers = loader_processes(args.num_workers, [(number, images * image) for number, images in sizes])
+    augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
+    train_images = ImageList(splits.train, augmentation, partial(read_pixels, cache=cache, bits=bits))
     train_loader = make_loader(train_images, train_batches, args.num_workers, device)
     val_loader, test_loader = (
-        make_loader(
-            eval_images(items, args.img_size, cache), EvalBatches(len(items), rank, world), args.num_workers, device
-        )
-        for items in (splits.val, splits.test)
+        make_loader(eval_images(items, args.img_size, cache, bits), batches, args.num_workers, device)
+        for items, batches in zip((splits.val, splits.test), evaluated)
     )
 
     # What a step does, by its number.
@@ -658,17 +945,6 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         if improved:
             run |= dict(best_val_acc=val_acc, best_epoch=epoch)
         if is_main():
-            if improved:
-                best = dict(
-                    model=args.model,
-                    num_classes=num_classes,
-                    classes=splits.classes,
-                    epoch=epoch,
-                    val_acc=val_acc,
-                    state_dict={k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
-                    transform=eval_settings(args.img_size),
-                )
-                save_checkpoint(folder / 'best.pt', best)
             last = dict(
                 fingerprint=config['fingerprint'],
                 state_dict=model.state_dict(),
@@ -676,7 +952,10 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
                 scaler=scaler.state_dict(),
                 run=run,
             )
-            save_checkpoint(folder / 'last.pt', last)
+            save_checkpoint(folder / 'last.pt', last)  # before best.pt, see holds_best
+            if improved:
+                best = weights_file(args, splits.classes, run, model.state_dict())
+                save_checkpoint(folder / 'best.pt', best)
             runs.write_log(folder / 'log.jsonl', run['history'])
         if bar.disable:
             left = (args.epochs - epoch) * sum(line['seconds'] for line in run['history']) / epoch
@@ -693,7 +972,6 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     share_weights(model)
     test_loss, test_acc = evaluate(model, test_loader, device, args.amp, bar)
     bar.close()
-    size = measure(args.model, num_classes, args.img_size)
     results = dict(
         dataset=args.dataset,
         fold=args.fold,
@@ -705,12 +983,13 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         best_epoch=run['best_epoch'],
         test_acc_last=test_acc_last,
         params_M=size['params_M'],
-        macs_G=size['macs_G'],  # of one image of this run
+        macs_G=size['macs_G'],  # of one image of this run; None without fvcore
         seconds=round(sum(line['seconds'] for line in run['history']), 1),
         n_train=len(splits.train),
         n_val=len(splits.val),
         n_test=len(splits.test),
         pretrained=run['pretrained'],
+        loaded=run.get('loaded'),  # a checkpoint of older code does not say
         fingerprint=config['fingerprint'],
     )
     if is_main():
@@ -724,7 +1003,8 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
 
 
 def main(args: argparse.Namespace) -> None:
-    folder, results = train(args)
+    with machine_errors():
+        folder, results = train(args)
     if is_main():
         print(
             f'{folder}: test accuracy {results["test_acc"]:.2f} % (epoch {results["best_epoch"]}, chosen by '
@@ -736,7 +1016,10 @@ def cli(argv: list[str] | None = None) -> None:
     """main, with what a user can mend as one line on stderr and an exit code that is not 0."""
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
-    args = options.parse_args(argv)
+    try:
+        args = options.parse_args(argv)
+    except RunError as error:
+        fail('train.py', error)
     try:
         main(args)
     except (DataError, ModelError, RunError) as error:
@@ -756,7 +1039,7 @@ def fail(script: str, error: Exception) -> NoReturn:
     Of several processes that fail alike one speaks; one that fails alone, over an image that it reads, does too.
     """
     alone = isinstance(error, (DataError, CacheError)) and dist.is_initialized() and not hasattr(error, 'shared')
-    if is_main() or alone:
+    if is_main() or alone or isinstance(error, ProcessError):
         # An error from a loader process arrives with that process's traceback; the last line is the message.
         message = re.sub(r'^(archives\.DataError|cache\.CacheError): ', '', str(error).strip().splitlines()[-1])
         print(f'{script}: error: {message}', file=sys.stderr)

@@ -5,6 +5,7 @@ Images travel as uint8 and become floats on the device. Everything random takes 
 """
 
 import hashlib
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import lru_cache, partial
 
@@ -16,6 +17,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms import InterpolationMode, v2
 
 CROP_RATIO = 0.875  # side of the evaluated crop over the short side of the resized image
+THIN = 8  # the long side over the short one, beyond which only the middle of an image is resized
 
 
 @contextmanager
@@ -120,11 +122,24 @@ def _prepare(view: v2.Compose, image: Image.Image, _key: object = None) -> torch
     return to_tensor(view(image))
 
 
-def eval_view(img_size: int) -> v2.Compose:
+def eval_view(img_size: int) -> Callable[[Image.Image], Image.Image]:
     """eval_transform from PIL image to PIL image."""
-    return v2.Compose(
-        [v2.Resize(round(img_size / CROP_RATIO), interpolation=InterpolationMode.BICUBIC), v2.CenterCrop(img_size)]
-    )
+    short = round(img_size / CROP_RATIO)
+    plain = v2.Compose([v2.Resize(short, interpolation=InterpolationMode.BICUBIC), v2.CenterCrop(img_size)])
+    return partial(_view, plain, short, img_size)
+
+
+def _view(plain: v2.Compose, short: int, img_size: int, image: Image.Image) -> Image.Image:
+    if max(image.size) <= THIN * min(image.size):
+        return plain(image)
+    # The middle alone is resized: a line of 6000 pixels would become an image of hundreds of megabytes.
+    box = []
+    for side in image.size:
+        resized = int(short * side / min(image.size))
+        start = round((resized - img_size) / 2)
+        box.append((start * side / resized, (start + img_size) * side / resized))
+    (left, right), (top, bottom) = box
+    return image.resize((img_size, img_size), Image.Resampling.BICUBIC, (left, top, right, bottom))
 
 
 def eval_settings(img_size: int) -> dict:

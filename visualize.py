@@ -1,4 +1,4 @@
-"""Pictures of what a trained TwistNet does, each as PDF and as PNG; their paths are printed.
+"""Pictures of what a trained model does, each as PDF and as PNG; their paths are printed.
 
     python visualize.py --checkpoint runs/main/dtd_fold1_twistnet18_seed42/best.pt \\
         --image data/dtd/images/banded/banded_0001.jpg --view response
@@ -6,7 +6,9 @@
 
 interaction, response and features need --image; kernels needs the checkpoint alone; direction rotates --image, or
 streaks of `synthetic` without one; selection, classes and tsne run over a subset of the data set that the run was
-trained on, or the one that --dataset, --data_dir and --fold name. Gates by epoch: plot_results.py --plot gate.
+trained on, wherever --dataset, --data_dir and --fold say it is now: another split than the run's is refused, as its
+images may have trained the model (--other_images takes them, and the figure says so). features and tsne are of any
+model, the others of those with STCI. Gates by epoch: plot_results.py --plot gate.
 """
 
 import argparse
@@ -18,10 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
@@ -34,7 +32,7 @@ import runs
 import synthetic
 from archives import DataError
 from datasets import open_image
-from drawing import COLORS, DASHES, PAGE, frame, save
+from drawing import COLORS, DASHES, PAGE, Axes, Figure, Line2D, frame, heat_map, plt, save
 from image_views import ANGLES, DEGREE, TIMES, describe, head_label, need_twist, spread_blocks
 from inside import Subject
 from models import ModelError, Twist
@@ -64,20 +62,25 @@ def plot_kernels(subject: Subject) -> Figure:
     start = Twist(first.num_heads, first.c_red)
     start.reset_parameters()
     initial, trained = effective(start), {name: effective(twist) for name, twist in twists.items()}
-    size = min(PAGE[0], 0.8 + 1.5 * first.num_heads), 1.05 * (1 + len(trained))
-    figure, grid = plt.subplots(1 + len(trained), first.num_heads, figsize=size, squeeze=False, layout='constrained')
-    for head, axes in enumerate(grid[0]):
-        draw_kernel(axes, initial[head, 0], 0.8, '.1f')
-        axes.set_title(head_label(head))
-    grid[0, 0].set_ylabel('start')
     changes = {name: 1000 * (kernels - initial) for name, kernels in trained.items()}  # (heads, c_red, 3, 3)
     top = max(abs(change).max() for change in changes.values())
-    for row, (name, change) in zip(grid[1:], changes.items()):
-        for head, axes in enumerate(row):
-            widest = abs(change[head]).argmax(0)  # the channel that moved most, tap by tap
-            moved = np.take_along_axis(change[head], widest[None], 0)[0]
-            draw_kernel(axes, moved, 1.6 * top, '+.1f' if top < 100 else '+.0f')
-        row[0].set_ylabel(name)
+    shown = {'start': initial[:, 0]}  # (heads, 3, 3)
+    for name, change in changes.items():  # of the channel that moved most, tap by tap
+        shown[name] = np.take_along_axis(change, abs(change).argmax(1)[:, None], 1)[:, 0]
+    values = np.block([list(kernels) for kernels in shown.values()])
+    words = [f'{value:.1f}' for value in values[:3].flat]
+    words += [f'{value:{"+.1f" if top < 100 else "+.0f"}}' for value in values[3:].flat]
+    words = ['0' if not float(text) else text.replace('-', '\N{MINUS SIGN}') for text in words]
+    shade = abs(values) / np.array([0.8] * 3 + [1.6 * top or 1] * (len(values) - 3))[:, None]  # 1 is black
+    size = min(PAGE[0], 0.8 + 1.5 * first.num_heads), 0.2 + 0.35 * len(values)
+    figure, axes = plt.subplots(figsize=size, layout='constrained')
+    annotation = dict(annot=np.reshape(words, values.shape), fmt='', annot_kws=dict(fontsize=7))
+    heat_map(axes, shade, cmap='Greys', vmin=0, vmax=1, cbar=False, **annotation)
+    axes.hlines(range(0, len(values) + 1, 3), 0, values.shape[1], color='black', linewidth=0.8, clip_on=False)
+    axes.vlines(range(0, values.shape[1] + 1, 3), 0, len(values), color='black', linewidth=0.8, clip_on=False)
+    axes.set_xticks(3 * np.arange(first.num_heads) + 1.5, map(head_label, range(first.num_heads)))
+    axes.set_yticks(3 * np.arange(len(shown)) + 1.5, shown, rotation=90, va='center')
+    axes.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
     notes = [
         'Top: what every channel of a head starts from; the centre is the pixel itself, the row below it lies below it '
         'in the image. Other rows: trained minus start in thousandths, scale included, of the channel that changed '
@@ -85,18 +88,6 @@ def plot_kernels(subject: Subject) -> Figure:
     ]
     frame(figure, describe(subject, 'Twist kernels at the start and their change'), notes)
     return figure
-
-
-def draw_kernel(axes: Axes, values: np.ndarray, top: float, form: str) -> None:
-    """A 3 x 3 kernel in numbers, shaded by their size; `top` is black."""
-    axes.imshow(abs(values), cmap='Greys', vmin=0, vmax=top, aspect='auto')
-    for (y, x), value in np.ndenumerate(values):
-        text = f'{value:{form}}'.replace('-', '\N{MINUS SIGN}')
-        text = '0' if not float(f'{value:{form}}') else text
-        color = 'white' if abs(value) > 0.5 * top else 'black'
-        axes.text(x, y, text, ha='center', va='center', color=color, fontsize=7)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(True)
 
 
 def effective(twist: Twist) -> np.ndarray:
@@ -246,6 +237,7 @@ def draw_directions(axes: Axes, angles: list[int], values: torch.Tensor) -> None
 # ---------------------------------------------------------------------------------------------- command line
 
 VIEWS = (*image_views.VIEWS, 'kernels', 'direction', *class_views.VIEWS)
+OF_ANY_MODEL = ('features', 'tsne')
 
 
 def main(args: argparse.Namespace) -> None:
@@ -282,6 +274,8 @@ def main(args: argparse.Namespace) -> None:
 
 def draw(view: str, subject: Subject, image: Image.Image | None, survey: Callable[[], class_views.Survey]) -> Figure:
     """One of VIEWS. Raises RunError where it needs an image and there is none; and what the views raise."""
+    if view not in OF_ANY_MODEL:
+        inside.need_stci(subject)
     if view in image_views.VIEWS:
         if image is None:
             raise RunError(f'{view} needs --image, the picture to look at')
@@ -294,7 +288,7 @@ def draw(view: str, subject: Subject, image: Image.Image | None, survey: Callabl
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='Pictures of what a trained TwistNet does, as PDF and PNG.')
+    parser = argparse.ArgumentParser(description='Pictures of what a trained model does, as PDF and PNG.')
     parser.add_argument('--view', choices=(*VIEWS, 'all'), default='all', help='all: every view the options allow')
     options.add_inside_args(parser)
     parser.add_argument('--labels', type=options.labels, default={}, metavar='KEY=NAME,..', help='names for data sets')

@@ -10,13 +10,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 
 import runs
-from drawing import save
+from drawing import Axes, FancyBboxPatch, Figure, plt, save
 from models import DIRECTIONS, BasicBlock, TwistBlock, build_model
 
 SIDE = 224  # pixels

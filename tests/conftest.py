@@ -69,6 +69,13 @@ def tiny(monkeypatch) -> str:
 
 
 @pytest.fixture
+def no_fvcore(monkeypatch) -> None:
+    """fvcore is not installed."""
+    for name in ('fvcore', 'fvcore.nn'):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.fixture
 def small_benchmarks(monkeypatch) -> None:
     """The benchmarks have the sizes of the small trees of trees.py."""
     for key, (images, classes) in trees.SMALL_SIZE.items():
@@ -117,8 +124,10 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def make_run(run_dir: Path, *, complete: bool = True, log: list[dict] | None = None, **changes) -> Path:
-    """A run folder as train.py leaves it, without training: options and results by name."""
+def make_run(
+    run_dir: Path, *, complete: bool = True, log: list[dict] | None = None, tree: str | None = None, **changes
+) -> Path:
+    """A run folder as train.py leaves it, without training: options and results by name. Older code knew no tree."""
     cell = dict(dataset='dtd', fold=1, model='resnet18', seed=42)
     defines = dict(**cell, img_size=224, epochs=100, lr=0.01, pretrained=None, split='images')
     defines |= {k: v for k, v in changes.items() if k in defines}
@@ -126,10 +135,11 @@ def make_run(run_dir: Path, *, complete: bool = True, log: list[dict] | None = N
     folder = run_dir / runs.run_name(*(defines[key] for key in ('dataset', 'fold', 'model', 'seed')))
     folder.mkdir(parents=True, exist_ok=True)
     fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
-    runs.write_json(folder / 'config.json', dict(options=defines, defines=defines, fingerprint=fingerprint))
+    config = dict(options=defines, defines=defines, fingerprint=fingerprint)
+    runs.write_json(folder / 'config.json', config | (dict(tree=tree) if tree else {}))
     results = {key: defines[key] for key in cell} | dict(test_acc=50.0, n_train=60, n_val=20, n_test=40)
     results |= dict(params_M=11.2006, macs_G=1.8186, seconds=90.0, fingerprint=fingerprint)
-    results |= {k: v for k, v in changes.items() if k in results}
+    results |= {k: v for k, v in changes.items() if k in results or k == 'loaded'}
     if complete:
         runs.write_json(folder / 'results.json', results)
     if log is not None:

@@ -19,6 +19,7 @@ import models
 import significance
 import summarize_runs
 import train
+from datasets import load_splits, split_digest
 from models import DIRECTIONS, TwistNet
 from runs import RunError
 
@@ -56,7 +57,8 @@ def make_checkpoint(folder, tree, model='small', img_size=64, config=True, **kwa
     train.save_checkpoint(folder / 'best.pt', best | dict(state_dict=net.state_dict()))
     options = dict(dataset='dtd', data_dir=str(tree), fold=1)
     if config:
-        (folder / 'config.json').write_text(json.dumps(dict(options=options, defines=dict(pretrained=None))))
+        defines = dict(pretrained=None, split=split_digest(load_splits(**options)))
+        (folder / 'config.json').write_text(json.dumps(dict(options=options, defines=defines)))
     return folder / 'best.pt'
 
 
@@ -534,7 +536,7 @@ def test_what_a_user_can_mend_is_one_line(trained, tmp_path):
     alone = make_checkpoint(tmp_path / 'alone', tree, config=False)
     assert 'give --dataset' in refused(checkpoint=alone)
     assert 'give --fold' in refused('--dataset', 'dtd', checkpoint=alone)
-    assert 'was trained on the 3 classes' in refused('--dataset', 'synthetic', '--fold', 1)
+    assert 'has other classes than the 3 that' in refused('--dataset', 'synthetic', '--fold', 1)
 
     labels = tree / 'labels' / 'test1.txt'
     lines = labels.read_text()
@@ -542,12 +544,28 @@ def test_what_a_user_can_mend_is_one_line(trained, tmp_path):
     val = tree / 'labels' / 'val1.txt'
     kept = val.read_text()
     val.write_text('\n'.join(line for line in kept.split('\n') if 'class1' not in line or '_0003' in line))
-    assert "class 'class1' has one image" in refused()
+    assert 'its images or lists have changed' in refused()
+    assert "class 'class1' has one image" in refused('--other_images')
     labels.write_text(lines)
     val.write_text(kept)
     image = tree / 'images' / lines.split('\n')[0]
     image.write_text('no image')
     assert str(image) in refused('--question', 'gates')
+
+
+def test_other_images_than_those_of_the_split_are_refused_or_said_in_report_and_figures(trained, tmp_path):
+    tree, options = tmp_path / 'tree', ('--question', 'gates')
+    assert answered(trained, tmp_path / 'out', *options)['caution'] is None
+    for subset in ('train', 'test'):  # the lists of fold 2 are those of fold 1 exchanged
+        (tree / 'labels' / f'{subset}1.txt').write_text((tree / 'labels' / f'{subset}2.txt').read_text())
+    with pytest.raises(RunError, match=r'its images or lists have changed since .* --other_images takes them'):
+        answered(trained, tmp_path / 'out', *options)
+    report = answered(trained, tmp_path / 'out', *options, '--other_images')
+    assert 'images that may have trained the model' in analysis.title_of(report)  # of the report and of every figure
+    assert inside.CAUTIONS[inside.OTHER] in analysis.report_text(report)
+    (trained.parent / 'config.json').unlink()
+    report = answered(trained, tmp_path / 'out', *options, '--dataset', 'dtd', '--data_dir', tree, '--fold', 1)
+    assert inside.CAUTIONS[inside.UNCHECKED] in analysis.report_text(report)
 
 
 @pytest.mark.slow

@@ -113,30 +113,57 @@ def serve_archives(server, key, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(DATASETS, key, small)
 
 
+def is_whole(found: datasets.Findings) -> bool:
+    return not (found.tree or found.unreadable or found.twice or found.leaks)
+
+
+# A folder of the tree that `prepare` makes, and what `check` says is passed over in it.
+DRAWN = dict(
+    dtd='images/texture00', fmd='image/material0', kth_tips2='stuff_00/sample_a', cub200='images', flowers102='jpg'
+)
+STRAYS = dict(
+    dtd=[],
+    fmd=['passed over 3 files without an image suffix (3 .db), such as '],
+    kth_tips2=['passed over 9 files without an image suffix (1 .pdf, 8 .txt), such as '],
+    cub200=[],
+    flowers102=[],
+)
+
+
 @pytest.mark.parametrize('key', list(trees.MAKE))
 def test_prepare_and_check(server, tmp_path, monkeypatch, key, capsys):
     serve_archives(server, key, tmp_path, monkeypatch)
     server.cuts = [700]  # the first connection breaks in the middle
     datasets.main(datasets.get_args_parser().parse_args(['prepare', key, '--data_dir', str(tmp_path / 'data')]))
-    assert capsys.readouterr().out.splitlines() == [f'{tmp_path / "data" / key} is whole']
+    root = tmp_path / 'data' / key
+    *notes, last = capsys.readouterr().out.splitlines()
+    assert last == f'{root} is whole'
+    assert len(notes) == len(STRAYS[key])
+    for note, words in zip(notes, STRAYS[key]):
+        assert words in note
     assert server.requests[1][1] == 'bytes=700-', 'the second connection goes on where the first broke'
-    assert check(key, tmp_path / 'data' / key) == ([], 0)
+    assert is_whole(check(key, root))
     assert sorted(os.listdir(tmp_path / 'data')) == sorted(['downloads', key])
+    assert (root / DRAWN[key]).is_dir(), "the archive's own folder is not left around the tree"
+    assert not trees.TOP[key] or not (root / trees.TOP[key]).exists()
     # Again: nothing is fetched, the tree is verified.
     count = len(server.requests)
     datasets.main(datasets.get_args_parser().parse_args(['prepare', key, '--data_dir', str(tmp_path / 'data')]))
-    assert capsys.readouterr().out.splitlines() == [f'{tmp_path / "data" / key} is whole']
+    assert capsys.readouterr().out.splitlines()[-1] == f'{root} is whole'
     assert len(server.requests) == count
 
 
-def test_prepare_on_what_is_there_already(server, tmp_path, monkeypatch):
+def test_prepare_on_what_is_there_already(server, tmp_path, monkeypatch, capsys):
     serve_archives(server, 'fmd', tmp_path, monkeypatch)
     data = tmp_path / 'data'
     (data / 'fmd').mkdir(parents=True)  # empty: taken over
     prepare('fmd', data)
     (data / 'fmd' / 'image' / 'material0' / 'material0_moderate_001_new.jpg').unlink()
-    with pytest.raises(DataError, match=rf'has 29 images, fmd has 30; move {data}/fmd away, and `python datasets.py'):
+    with pytest.raises(
+        DataError, match=rf'fmd: 1 problem, 1 of the tree; move {data}/fmd away, and `python datasets.py'
+    ):
         datasets.main(datasets.get_args_parser().parse_args(['prepare', 'fmd', '--data_dir', str(data)]))
+    assert f'{data}/fmd: has 29 images, fmd has 30' in capsys.readouterr().out.splitlines()
     shutil.rmtree(data / 'fmd')
     (data / 'fmd').symlink_to(tmp_path / 'nowhere')
     with pytest.raises(DataError, match=r'a link to .*nowhere, which is not there'):
@@ -331,23 +358,21 @@ def test_an_interrupted_preparation_leaves_no_half_tree(server, tmp_path, monkey
     count = len(server.requests)
     prepare('fmd', tmp_path / 'data')
     assert len(server.requests) == count, 'the archive was there'
-    assert check('fmd', tmp_path / 'data' / 'fmd') == ([], 0)
+    assert is_whole(check('fmd', tmp_path / 'data' / 'fmd'))
 
 
 def test_check_finds_what_is_wrong(tmp_path, monkeypatch, capsys):
     trees.fmd(tmp_path / 'fmd', **trees.SMALL['fmd'])
     root = tmp_path / 'fmd' / 'image'
-    with pytest.raises(DataError, match='has 3 classes, by protocol fmd has 10'):
-        check('fmd', tmp_path / 'fmd')
+    assert 'has 3 classes, by protocol fmd has 10' in check('fmd', tmp_path / 'fmd').tree[0]
     facts = {**DATASETS['fmd'], 'images': 31, 'classes': 3}
     monkeypatch.setitem(DATASETS, 'fmd', facts)
-    with pytest.raises(DataError, match=r'has \(18, 6, 6\) images .* by protocol fmd has \(600, 200, 200\)'):
-        check('fmd', tmp_path / 'fmd')
+    (problem,) = check('fmd', tmp_path / 'fmd').tree
+    assert problem.endswith('has (18, 6, 6) images to train, validate and test, by protocol fmd has (600, 200, 200)')
     facts['sizes'] = (18, 6, 6)
-    with pytest.raises(DataError, match='has 30 images, fmd has 31'):
-        check('fmd', tmp_path / 'fmd')
+    assert check('fmd', tmp_path / 'fmd').tree == [f'{tmp_path / "fmd"}: has 30 images, fmd has 31']
     facts['images'] = 30
-    assert check('fmd', tmp_path / 'fmd') == ([], 0)
+    assert is_whole(check('fmd', tmp_path / 'fmd'))
 
     # The same pixels twice: in one class as another file, and in two classes.
     names = ['material0_moderate_001_new.jpg', 'material0_moderate_002_new.jpg']
@@ -356,7 +381,8 @@ def test_check_finds_what_is_wrong(tmp_path, monkeypatch, capsys):
     shutil.copy(
         root / 'material1' / 'material1_moderate_001_new.jpg', root / 'material2' / 'material2_moderate_001_new.jpg'
     )
-    notes, leaks = check('fmd', tmp_path / 'fmd')
+    found = check('fmd', tmp_path / 'fmd')
+    notes, leaks = found.twice, found.leaks
     assert len(notes) == 2
     assert names[0] in notes[0]
     place = [
@@ -374,34 +400,32 @@ def test_check_finds_what_is_wrong(tmp_path, monkeypatch, capsys):
 
     broken = root / 'material1' / 'material1_moderate_003_new.jpg'
     broken.write_bytes(broken.read_bytes()[:300])
-    with pytest.raises(DataError, match=r'material1_moderate_003_new\.jpg: cannot be read as an image'):
-        check('fmd', tmp_path / 'fmd')
+    (problem,) = check('fmd', tmp_path / 'fmd').unreadable
+    assert problem.startswith(f'{broken}: cannot be read as an image')
 
 
 def test_check_knows_folders_without_a_size_of_their_own(tmp_path, monkeypatch):
     trees.fmd(tmp_path, **trees.SMALL['fmd'])
-    assert check('folder', tmp_path / 'image') == ([], 0)
+    assert is_whole(check('folder', tmp_path / 'image'))
     for subset in datasets.SUBSETS:
         shutil.copytree(tmp_path / 'image', tmp_path / 'split' / subset)
-    notes, leaks = check('folder', tmp_path / 'split')
-    assert len(notes) == leaks == 60
-    assert all('in two subsets of fold 1' in note for note in notes)
-    with pytest.raises(DataError, match='60 images stand in two subsets of a fold'):
+    found = check('folder', tmp_path / 'split')
+    assert len(found.twice) == found.leaks == 60
+    assert all('in two subsets of fold 1' in note for note in found.twice)
+    with pytest.raises(DataError, match='60 problems, 60 of images that stand in two subsets of a fold'):
         datasets.main(datasets.get_args_parser().parse_args(['check', 'folder', '--data_dir', str(tmp_path / 'split')]))
     # Images of one colour and other sizes have the same bytes, but are not the same.
     for i, size in enumerate([(8, 4), (4, 8), (2, 16), (16, 2), (32, 1)]):
         for c in ('a', 'b'):
             (tmp_path / 'plain' / c).mkdir(parents=True, exist_ok=True)
             Image.new('RGB', size, (200, 0, 0) if c == 'a' else (0, 0, 200)).save(tmp_path / 'plain' / c / f'{i}.png')
-    assert check('folder', tmp_path / 'plain') == ([], 0)
+    assert is_whole(check('folder', tmp_path / 'plain'))
     tree = tmp_path / 'dtd'
     trees.dtd(tree, **trees.SMALL['dtd'])
     (tree / 'dtd' / 'labels' / 'train10.txt').unlink()
-    with pytest.raises(DataError, match=r'has 3 classes, dtd has 47 \(another tree in its layout can train'):
-        check('dtd', tree)
+    assert 'has 3 classes, dtd has 47 (another tree in its layout can train' in check('dtd', tree).tree[0]
     monkeypatch.setitem(DATASETS, 'dtd', {**DATASETS['dtd'], 'classes': 3, 'sizes': (12, 12, 12)})
-    with pytest.raises(DataError, match='fold 10 of'):
-        check('dtd', tree)
+    assert check('dtd', tree).tree[0].startswith('fold 10 of')
     with pytest.raises(DataError, match='is not downloaded'):
         prepare('folder', tmp_path)
     with pytest.raises(DataError, match="unknown data set 'cifar'"):

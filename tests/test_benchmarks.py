@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import trees
-from conftest import finish, start
+from conftest import ROOT, finish, start
 from PIL import Image
 from scipy.io import savemat
 
@@ -210,7 +210,7 @@ def test_kth_has_no_fifth_fold(tmp_path):
             'dtd/images/texture01/texture01_0003.jpg',
             r'texture01_0003\.jpg: listed in labels/\w+1\.txt but missing',
         ),
-        ('fmd', 'image', 'needs at least two class folders'),
+        ('fmd', 'image', 'away: has no image in this class folder itself but 30 further down'),
         ('kth_tips2', 'KTH-TIPS2-b/stuff_01/sample_c', 'sample_c: missing'),
         ('cub200', 'CUB_200_2011/train_test_split.txt', r'train_test_split\.txt: missing'),
         ('cub200', 'CUB_200_2011/images/001.Bird_1', r'Bird_1_0001_700001\.jpg: listed in images\.txt but missing'),
@@ -340,3 +340,17 @@ def test_sixteen_bit_and_other_modes_keep_their_colours(tmp_path):
         assert np.abs(pixel - (200, 30, 40)).max() <= 3, mode
     Image.new('L', (8, 8), 77).save(tmp_path / 'grey.jpg')
     assert np.abs(np.asarray(open_image(str(tmp_path / 'grey.jpg'))).astype(int) - 77).max() <= 1
+
+
+@pytest.mark.parametrize('key', ['fmd', 'flowers102'])
+def test_the_real_trees_hold_nothing_but_their_images(key):
+    root = ROOT.parent / 'shared' / 'data' / key
+    if not root.is_dir():
+        pytest.skip(f'{root} is not here')
+    folds = [load_splits(key, root, fold) for fold in range(1, 6)]
+    assert len({datasets.tree_digest(key, root, splits) for splits in folds}) == 1
+    assert len({datasets.split_digest(splits) for splits in folds}) == 5
+    assert datasets.passed_over(key, root) == []
+    for path, _ in folds[0].train[::100]:
+        with Image.open(path) as image:
+            assert np.array_equal(open_image(path), image.convert('RGB')), 'photographs as they were'

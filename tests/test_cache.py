@@ -116,10 +116,24 @@ def test_a_small_shared_memory_is_left_to_the_batches(tmp_path, monkeypatch):
 def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     (tmp_path / 'elsewhere').mkdir()
-    (tmp_path / 'twistnet').symlink_to(tmp_path / 'elsewhere')
-    with pytest.raises(RunError, match='belongs to somebody else'):
+    link = tmp_path / 'twistnet'
+    link.symlink_to(tmp_path / 'elsewhere')
+    assert open_cache('disk').folder == link, "the user's own link"
+    with monkeypatch.context() as patch:
+        other = os.getuid() + 1
+        patch.setattr(os, 'getuid', lambda: other)
+        with pytest.raises(RunError, match='belongs to somebody else'):
+            open_cache('disk')
+    if os.getuid() == 0:
+        for of_whom in (link, tmp_path / 'elsewhere'):  # a link that another has put there; a folder of another's
+            os.chown(of_whom, 1, -1, follow_symlinks=False)
+            with pytest.raises(RunError, match='belongs to somebody else'):
+                open_cache('disk')
+            os.chown(of_whom, 0, -1, follow_symlinks=False)
+    (tmp_path / 'elsewhere').rmdir()
+    with pytest.raises(RunError, match=r'a link to .*elsewhere, which is not there'):
         open_cache('disk')
-    (tmp_path / 'twistnet').unlink()
+    link.unlink()
     (tmp_path / 'twistnet').touch()
     with pytest.raises(RunError, match='cannot be made'):
         open_cache('disk')

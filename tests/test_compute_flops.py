@@ -4,9 +4,15 @@ import csv
 import io
 
 import pytest
+import timm
+import torch
 from conftest import finish, start
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 import compute_flops
+from models import MODELS, ModelError
 
 
 def output(*arguments: str, capsys) -> str:
@@ -44,3 +50,91 @@ def test_unknown_model_is_one_line_and_stdout_stays_empty():
     assert (code, out) == (1, '')
     assert err.splitlines()[-1].startswith("compute_flops.py: error: unknown model 'resnet19'")
     assert 'Traceback' not in err
+
+
+# ------------------------------------------------------------------------------------------ what is counted
+
+
+class Attention(nn.Module):
+    """Two heads of width 4 that read 3 values at each of 5 positions; fused or written out."""
+
+    def __init__(self, fused: bool):
+        super().__init__()
+        self.fused, self.embed = fused, nn.Linear(32, 2 * 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = self.embed(x[:, 0, :6]).view(1, 6, 2, 4).transpose(1, 2)
+        k, v = q[:, :, :5], q[:, :, :5, :3]
+        if self.fused:
+            return nn.functional.scaled_dot_product_attention(q, k, v)
+        return (q @ k.transpose(-2, -1)).softmax(-1) @ v
+
+
+def test_fused_attention_counts_as_if_it_were_written_out():
+    linear, products = 6 * 32 * 8, 2 * 6 * 5 * (4 + 3)
+    assert [compute_flops.count_macs(Attention(fused), 32) for fused in (False, True)] == [linear + products] * 2
+
+
+def test_the_count_does_not_depend_on_timms_environment():
+    swin = dict(img_size=32, patch_size=4, window_size=4, embed_dim=8, depths=(1,), num_heads=(2,))
+    vit = dict(img_size=32, embed_dim=8, depth=1, num_heads=2)
+    for make in (lambda: SwinTransformer(**swin), lambda: VisionTransformer(**vit)):
+        counts = set()
+        try:
+            for level in (0, 1, 2):  # of TIMM_FUSED_ATTN
+                timm.layers.set_fused_attn(level > 0, experimental=level > 1)
+                counts.add(compute_flops.count_macs(make(), 32))
+        finally:
+            timm.layers.set_fused_attn(True)
+        assert len(counts) == 1
+
+
+class Own(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+
+@pytest.mark.parametrize(('function', 'name'), [(torch.fft.fft2, 'fft_fft2'), (Own.apply, r'prim::PythonOp\.Own')])
+def test_an_operator_that_nobody_knows_is_an_error_and_not_nothing(function, name, monkeypatch):
+    class Model(nn.Conv2d):
+        def forward(self, x):
+            return function(super().forward(x))
+
+    monkeypatch.setattr(compute_flops, 'build_model', lambda *_, **__: Model(3, 4, 1))
+    with pytest.raises(ModelError, match=rf'^twistnet18: MACs cannot be counted, for {name} may have some; '):
+        compute_flops.measure('twistnet18', 47, 32)
+
+
+# ------------------------------------------------------------------------------------------ what may be missing
+
+
+def test_without_fvcore_the_tables_have_no_macs_and_it_is_said_once(no_fvcore, capsys):
+    compute_flops.main(compute_flops.get_args_parser().parse_args(['--model', 'twistnet18']))
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].split() == ['twistnet18', 'TwistNet-18', '11.59M', '-', '+3.5', '%']
+    assert err.count('fvcore') == 2  # what is missing, and how to install it
+    assert len(err.splitlines()) == 1
+    assert output('--model', 'resnet18', '--csv', capsys=capsys).endswith(',\n')
+    assert r'ResNet-18 & CVPR 2016 & 11.20 & -- & -- & -- \\' in output('--model', 'resnet18', '--latex', capsys=capsys)
+
+
+def test_models_that_cannot_have_the_image_size_are_left_out_or_refused(monkeypatch, capsys):
+    entries = {name: MODELS[name] for name in ('resnet18', 'efficientformerv2_s2', 'swin_tiny')}
+    monkeypatch.setattr(compute_flops, 'MODELS', entries)
+    lines = output('--img_size', '100', capsys=capsys).splitlines()
+    assert [line.split()[0] for line in lines] == ['model', 'resnet18']
+    assert compute_flops.choose(None, 96) == list(entries)
+    assert compute_flops.choose(None, 100) == ['resnet18']
+    assert [line.split(': ', 2)[:2] for line in capsys.readouterr().err.splitlines()] == [['note', 'left out']] * 2
+    with pytest.raises(ModelError, match=r'^--img_size 100 must be a multiple of 32 for efficientformerv2_s2$'):
+        output('--img_size', '100', '--model', 'resnet18,efficientformerv2_s2', capsys=capsys)
+
+
+def test_a_model_without_venue_and_weights_has_its_row(monkeypatch, capsys):
+    monkeypatch.setitem(MODELS, 'bare', dict(label='Bare', timm='resnet10t'))
+    row = compute_flops.measure('bare', 5, 32)
+    compute_flops.print_text([row], row)
+    compute_flops.print_csv([row])
+    compute_flops.print_latex([row], row)
+    assert capsys.readouterr().out.count('Bare') == 3

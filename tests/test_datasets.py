@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import cache
 import datasets
 import synthetic
 from datasets import DataError, ImageList, load_splits, open_image, partition
@@ -61,7 +64,7 @@ def test_folder_is_partitioned_and_other_files_are_passed_over(tmp_path):
     for cls, count in (('b', 7), ('a', 10)):
         for i in range(count):
             write_image(tmp_path / cls / f'{i}.PNG', i)
-    for stray in ('a/Thumbs.db', 'a/notes.txt', '.git/x.png', 'empty/readme.md', 'top.png'):
+    for stray in ('a/Thumbs.db', 'a/notes.txt', '.git/x.png', 'top.png'):
         (tmp_path / stray).parent.mkdir(exist_ok=True)
         (tmp_path / stray).touch()
     splits = load_splits('folder', tmp_path, 1)
@@ -78,8 +81,8 @@ def test_folder_with_its_own_subsets_is_taken_as_it_is(tmp_path):
     assert [len(s) for s in splits[:3]] == [6, 2, 4]
     with pytest.raises(DataError, match='fold 2'):
         load_splits('folder', tmp_path, 2)
-    shutil.rmtree(tmp_path / 'val')
-    with pytest.raises(DataError, match='val: no such folder'):
+    shutil.rmtree(tmp_path / 'test')
+    with pytest.raises(DataError, match=r'test: no such folder, beside train/; add it, or --data_dir .*train divides'):
         load_splits('folder', tmp_path, 1)
 
 
@@ -234,3 +237,218 @@ def test_commands(tmp_path):
         'datasets.py: error: nowhere: no such folder; --data_dir must name the root of dtd; '
         '`python datasets.py prepare dtd --data_dir data` fetches it'
     ]
+
+
+def folders(root, counts: dict[str, int], suffix: str = 'png'):
+    for cls, count in counts.items():
+        for i in range(count):
+            write_image(root / cls / f'{i}.{suffix}', i)
+    return root
+
+
+def test_every_suffix_that_pillow_reads_is_an_image(tmp_path):
+    folders(tmp_path, dict(a=5, b=5), 'pgm')
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8))
+    for name, kind in (
+        ('x.jfif', 'JPEG'),
+        ('x.JPE', 'JPEG'),
+        ('x.jp2', 'JPEG2000'),
+        ('x.tga', 'TGA'),
+        ('x.pbm', 'PPM'),
+    ):
+        pixels.save(tmp_path / 'a' / name, kind)
+    splits = load_splits('folder', tmp_path, 1)
+    assert sum(map(len, splits[:3])) == 15
+    assert all(open_image(path).mode == 'RGB' for subset in splits[:3] for path, _ in subset)
+
+
+def test_a_class_that_has_no_image_is_named_and_so_are_links_to_nothing(tmp_path):
+    folders(tmp_path, dict(a=5, b=5))
+    (tmp_path / 'c').mkdir()
+    fails(r'c: this class folder has no image \(it is empty\); move it away if it is no class', 'folder', tmp_path)
+    (tmp_path / 'c' / 'x.xcf').touch()
+    fails(r'c: this class folder has no image \(of its 1 file, such as .*x\.xcf, none has a suffix', 'folder', tmp_path)
+    (tmp_path / 'c').rename(tmp_path / '.c')
+    (tmp_path / 'c').symlink_to(tmp_path / 'nowhere')
+    fails(r'/c: a link to .*nowhere, which is not there', 'folder', tmp_path)
+    (tmp_path / 'c').unlink()
+    (tmp_path / 'b' / '7.png').symlink_to('elsewhere.png')
+    (tmp_path / 'b' / '8.png').symlink_to('elsewhere.png')
+    again = f'; `python datasets.py check folder --data_dir {tmp_path}` lists all'
+    fails(rf'\d\.png: a link to elsewhere\.png, which is not there \(and 1 more\){again}$', 'folder', tmp_path)
+    for name in ('7.png', '8.png'):
+        (tmp_path / 'b' / name).unlink()
+    (tmp_path / 'b' / '9.png').symlink_to('0.png')
+    assert len(names(load_splits('folder', tmp_path, 1).train)) > 0, 'a link to an image is one'
+
+
+def test_a_listed_link_to_nothing_is_named(tree):
+    path = tree / 'images' / 'class1' / 'class1_0002.jpg'
+    path.unlink()
+    path.symlink_to('/nonexistent/a.jpg')
+    fails(
+        r'class1_0002\.jpg: listed in labels/train1\.txt but a link to /nonexistent/a\.jpg, which is not there',
+        'dtd',
+        tree,
+    )
+
+
+def test_layouts_of_others_are_told_the_way_out(tmp_path):
+    folders(tmp_path / 'tiny', {f'n{c}/images': 5 for c in range(3)})
+    way_out = (
+        'has no image in this class folder itself but 5 further down, such as .*n0/images/0.png; move them up, or let'
+    )
+    fails(way_out, 'folder', tmp_path / 'tiny')
+    folders(tmp_path, dict(val=7))
+    fails('val: has 7 images but no class folders, .*; each image must be moved into', 'folder', tmp_path / 'val')
+    folders(tmp_path / 'few', dict(a=5, b=3, c=1))
+    fails(r"class 'b' has 3 images; 5 folds need at least 5: add images.* \(and 1 more\)", 'folder', tmp_path / 'few')
+
+
+def test_subsets_may_be_in_capitals_and_have_other_names(tmp_path):
+    for subset, count in (('Train', 3), ('VALID', 1), ('test', 2)):
+        folders(tmp_path / subset, dict(a=count, b=count))
+    assert [len(s) for s in load_splits('folder', tmp_path, 1)[:3]] == [6, 2, 4]
+    folders(tmp_path / 'val', dict(a=1, b=1))
+    fails('has both VALID/ and val/; one must go', 'folder', tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    folders(tmp_path, dict(Train=5, bus=5))
+    assert load_splits('folder', tmp_path, 5).classes == ['Train', 'bus']
+
+
+def test_without_val_a_tenth_of_train_validates(tmp_path):
+    folders(tmp_path / 'train', dict(a=20, b=4))
+    folders(tmp_path / 'test', dict(a=2, b=2))
+    splits = load_splits('folder', tmp_path, 1)
+    assert [len(s) for s in splits[:3]] == [18 + 3, 2 + 1, 4]
+    assert {label for _, label in splits.val} == {0, 1}
+    together = sorted(splits.train + splits.val)
+    assert [path for path, _ in together] == sorted(map(str, (tmp_path / 'train').rglob('*.png')))
+    (line,) = datasets.passed_over('folder', tmp_path)
+    assert line == f'{tmp_path} has no val/: a tenth of each class of {tmp_path}/train validates'
+    assert datasets.check('folder', tmp_path).tree == []
+    fails('fold 2', 'folder', tmp_path, 2)
+    folders(tmp_path / 'train', dict(c=1))
+    fails("train: class 'c' has one image, of which none can be drawn", 'folder', tmp_path)
+
+
+def test_what_is_passed_over_is_counted_and_named(tmp_path, tree):
+    folders(tmp_path / 'p', dict(a=5, b=5))
+    assert datasets.passed_over('folder', tmp_path / 'p') == []
+    folders(tmp_path / 'p', {'a/day2': 2})
+    for name in ('a/Thumbs.db', 'b/notes.txt', 'b/README', '.hidden', 'b/.directory', 'b/also.txt'):
+        (tmp_path / 'p' / name).touch()
+    (tmp_path / 'p' / 'b' / 'round').symlink_to(tmp_path / 'p')  # a link to what holds it
+    assert datasets.passed_over('folder', tmp_path / 'p') == [
+        f'passed over 2 images outside the class folders, such as {tmp_path}/p/a/day2/0.png',
+        f'passed over 4 files without an image suffix (1 .db, 2 .txt, 1 no suffix), such as {tmp_path}/p/a/Thumbs.db',
+    ]
+    assert datasets.passed_over('dtd', tree) == []
+    write_image(tree / 'images' / 'class0' / 'more.png', 1)
+    assert datasets.passed_over('dtd', tree) == [
+        f'passed over 1 image that no list names, such as {tree}/images/class0/more.png'
+    ]
+    assert datasets.passed_over('synthetic', None) == []
+
+
+def test_digests_of_splits_and_trees(tree, tmp_path):
+    def digests(dataset, root, fold):
+        splits = load_splits(dataset, root, fold)
+        return datasets.split_digest(splits), datasets.tree_digest(dataset, root, splits)
+
+    (split1, tree1), (split2, tree2) = digests('dtd', tree, 1), digests('dtd', tree, 2)
+    assert split1 != split2
+    assert tree1 == tree2
+    (tmp_path / 'deeper').mkdir()
+    shutil.copytree(tree, tmp_path / 'deeper' / 'dtd')
+    assert digests('dtd', tmp_path / 'deeper', 1) == (split1, tree1)
+    lists = tree / 'labels' / 'train2.txt'
+    lists.write_text(lists.read_text() + 'class0/new.jpg\n')
+    write_image(tree / 'images' / 'class0' / 'new.jpg', 7)
+    split, changed = digests('dtd', tree, 1)
+    assert split == split1
+    assert changed != tree1, 'the lists of another fold, and an image of it'
+    folders(tmp_path / 'f', dict(a=6, b=6))
+    trees = {digests('folder', tmp_path / 'f', fold)[1] for fold in range(1, 6)}
+    assert len(trees) == 1
+    write_image(tmp_path / 'f' / 'a' / '0.png', 99, size=41)
+    assert digests('folder', tmp_path / 'f', 1)[1] not in trees
+    assert digests('synthetic', None, 1)[1] == digests('synthetic', None, 2)[1]
+    # Runs of before hold this value.
+    lines = [f'{subset} {splits_path(path)} {size}' for subset, path, size in listed(tree)]
+    assert (
+        datasets.split_digest(load_splits('dtd', tree, 1)) == hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]
+    )
+
+
+def splits_path(path: str) -> str:
+    return os.sep.join(path.split(os.sep)[-2:])
+
+
+def listed(tree):
+    splits = load_splits('dtd', tree, 1)
+    for subset in datasets.SUBSETS:
+        for path, _ in getattr(splits, subset):
+            yield subset, path, 0 if subset == 'test' else os.path.getsize(path)
+
+
+def test_names_need_not_be_utf8(tmp_path, capfdbinary):
+    folders(tmp_path / 'set', dict(a=5, b=5))
+    os.rename(os.fsencode(tmp_path / 'set' / 'b'), os.fsencode(tmp_path / 'set') + b'/caf\xe9')
+    os.rename(os.fsencode(tmp_path / 'set' / 'a' / '0.png'), os.fsencode(tmp_path / 'set' / 'a') + b'/\xff.png')
+    splits = load_splits('folder', tmp_path / 'set', 1)
+    assert [os.fsencode(cls) for cls in splits.classes] == [b'a', b'caf\xe9']
+    assert datasets.split_digest(splits) != datasets.tree_digest('folder', tmp_path / 'set', splits)
+    (tmp_path / 'kept').mkdir()
+    for path, _ in splits.train:
+        assert datasets.read_pixels(path, cache.Cache(tmp_path / 'kept', 1 << 60)).shape == (40, 40, 3)
+    out = subprocess.run(
+        [sys.executable, 'datasets.py', 'split', 'folder', '--data_dir', tmp_path / 'set'],
+        cwd=ROOT,
+        capture_output=True,
+    )
+    assert (out.returncode, out.stderr) == (0, b'')
+    lines = [f'{s}\t{splits.classes[i]}\t{p}\n' for s in datasets.SUBSETS for p, i in getattr(splits, s)]
+    assert out.stdout == os.fsencode(''.join(lines))
+
+
+def test_check_lists_every_problem_and_counts_them(tmp_path, capsys):
+    folders(tmp_path / 'set', dict(a=8, b=8, c=8))
+    for i in range(8):
+        for c, cls in enumerate('abc'):
+            write_image(tmp_path / 'set' / cls / f'{i}.png', 100 * c + i)
+    for path in ('a/0.png', 'b/3.png'):
+        (tmp_path / 'set' / path).write_bytes(b'\x89PNG damaged')
+    shutil.copy(tmp_path / 'set' / 'a' / '1.png', tmp_path / 'set' / 'c' / '1.png')
+    (tmp_path / 'set' / 'c' / 'notes.txt').touch()
+
+    def report() -> tuple[list[str], str]:
+        parser = datasets.get_args_parser()
+        with pytest.raises(DataError) as caught:
+            datasets.main(parser.parse_args(['check', 'folder', '--data_dir', str(tmp_path / 'set')]))
+        return capsys.readouterr().out.splitlines(), str(caught.value)
+
+    lines, last = report()
+    assert len(lines) == 4
+    for line, words in zip(lines, ('passed over 1 file', 'the same image twice, in two classes', 'a/0.png', 'b/3.png')):
+        assert words in line
+    assert last == (
+        f'{tmp_path}/set: 3 problems, 2 of images that cannot be read, 1 of images that stand in two subsets of '
+        'a fold: leave one of each'
+    )
+    # A tree that gives no split is read all the same.
+    for name in ('d', 'e'):
+        (tmp_path / 'set' / name).mkdir()
+    lines, last = report()
+    assert [line.split(':')[0][-1] for line in lines[-2:]] == ['d', 'e']
+    assert sum('cannot be read as an image' in line for line in lines) == 2
+    assert last.startswith(f'{tmp_path}/set: 4 problems, 2 of the tree, 2 of images that cannot be read')
+
+
+def test_check_of_a_benchmark_lists_what_is_missing_once(tmp_path, tree):
+    for i in (0, 9, 13):  # of train, val and test; the folds list each again
+        (tree / 'images' / 'class1' / f'class1_{i:04d}.jpg').unlink()
+    found = datasets.check('dtd', tree)
+    assert sorted(line.split(': ')[0][-8:] for line in found.tree) == ['0000.jpg', '0009.jpg', '0013.jpg']

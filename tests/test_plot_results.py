@@ -4,12 +4,14 @@ import json
 import math
 import re
 import statistics
+import warnings
 import zlib
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
-from conftest import finish, start
+from conftest import ROOT, finish, start
+from matplotlib import font_manager
 from matplotlib.colors import same_color
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
@@ -152,6 +154,20 @@ def test_one_fold_has_no_whisker(tmp_path):
         assert not whiskers(figure.axes[0])
         assert not any('Whiskers' in text for text in texts(figure))
         assert labelled(figure.axes[0], 'folds')
+
+
+def test_figures_say_where_models_were_loaded_to_different_shares(tmp_path, monkeypatch):
+    for dataset in ('dtd', 'fmd', 'cub200'):
+        for model, share in (('resnet18', 0.998), ('twistnet18', 0.06), ('twistnet18_no_ais', 0.06)):
+            make(tmp_path, dataset, model, pretrained=model, loaded=share)
+    figures = {}
+    monkeypatch.setattr(plot_results, 'save', lambda figure, _, name: figures.update({name: figure}) or [])
+    plot_results.main(arguments('--run_dir', tmp_path))
+    assert list(figures) == ['bar', 'radar', 'scatter', 'ablation', 'curves', 'gate']
+    for figure in figures.values():
+        said = ' '.join(texts(figure)).replace('\n', ' ')
+        assert '2 epochs, 64 px, from ImageNet weights, 6-100 % of the parameters loaded' in said
+        assert 'Parameters loaded from ImageNet weights: ResNet-18 100 %, TwistNet-18 6 %, w/o AIS 6 %.' in said
 
 
 # ---------------------------------------------------------------------------------------------- radar
@@ -363,6 +379,67 @@ def test_gate_of_one_log(tmp_path, capsys, monkeypatch):
     assert (pdf, png) == tuple(tmp_path / 'new' / 'figures' / name for name in ('gate.pdf', 'gate.png'))
     assert err == ''
     assert Image.open(png).width == 1020  # 3.4 inches
+
+
+def test_figures_do_not_depend_on_the_backend_of_a_notebook_or_on_matplotlibrc(tmp_path, monkeypatch):
+    monkeypatch.setitem(plt.rcParams, 'savefig.dpi', drawing.STYLE['savefig.dpi'])
+    log = make(tmp_path / 'runs', model='twistnet18') / 'log.jsonl'
+    settings = ('text.usetex: True', 'font.size: 30', 'savefig.bbox: tight', 'axes.grid: True', 'font.family: fantasy')
+    (tmp_path / 'matplotlibrc').write_text('\n'.join(settings))
+    monkeypatch.setenv('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
+    monkeypatch.setenv('MATPLOTLIBRC', str(tmp_path))
+    code, _, err = finish(
+        start('plot_results.py', '--log_file', str(log), '--save_dir', str(tmp_path), '--plot', 'gate')
+    )
+    assert (code, err) == (0, '')
+    (figure,) = plot_results.plot_gate(*(group := plot_results.read_one(log)[0]), plot_results.describe(group[0], []))
+    for path in plot_results.save(figure, tmp_path / 'plain', 'gate'):
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+
+
+def test_only_one_file_imports_matplotlib_and_seaborn():
+    # Another that did, before it, would take the backend and the settings of the environment.
+    files = [path for path in (*ROOT.glob('*.py'), *ROOT.glob('assets/*.py')) if path.name != 'drawing.py']
+    found = [
+        path.name for path in files if re.search(r'^\s*(import|from) (matplotlib|seaborn)', path.read_text(), re.M)
+    ]
+    assert found == []
+
+
+# ---------------------------------------------------------------------------------------------- letters
+
+
+def write(text):
+    """A figure with a text on it."""
+    figure = plt.figure(layout='constrained')
+    figure.text(0.5, 0.5, text)
+    drawing.frame(figure, 'title')
+    return figure
+
+
+def test_letters_that_one_font_lacks_are_taken_from_another(tmp_path, capsys, recwarn):
+    stix = next(font.fname for font in font_manager.fontManager.ttflist if font.name == 'STIXGeneral')
+    letters = drawing.letters_of(stix) - drawing.letters_of(font_manager.findfont(drawing.FONT))
+    letter = min(letters)
+    figure = write(f'glass {letter}')
+    families = figure.texts[0].get_fontfamily()
+    assert families[0] == drawing.FONT
+    assert letter in drawing.letters_of(font_manager.findfont(families[1]))
+    assert figure.texts[-1].get_fontfamily() == [drawing.FONT]
+    drawing.save(figure, tmp_path, 'figure')
+    assert capsys.readouterr().err == ''
+    assert not list(recwarn)
+
+
+def test_letters_that_no_font_has_are_named_once(tmp_path, capsys):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        for _ in range(2):
+            drawing.save(write('\U0010fffd\U0010fffc\nwood'), tmp_path, 'figure')
+    err = capsys.readouterr().err
+    assert err.startswith('no installed font has \U0010fffc \U0010fffd: drawn as boxes')
+    assert err.count('\n') == 1
+    assert not caught
 
 
 def test_gate_of_a_model_without_gates_is_an_error_of_the_command(tmp_path):

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import mini_imagenet
@@ -25,7 +26,7 @@ import registry
 import runs
 import train
 from archives import DataError
-from pretrain_imagenet import ForgivingImages, get_args_parser, pretrain, read_index
+from pretrain_imagenet import ForgivingImages, parse_args, pretrain, read_index
 from runs import RunError
 
 DRIVER = Path(__file__).parent / 'pretrain_driver.py'
@@ -45,7 +46,7 @@ def argv_of(root: Path, folder: Path, *more: str) -> list[str]:
 
 def run(root: Path, folder: Path, *more: str) -> Path:
     """In this process."""
-    return pretrain(get_args_parser().parse_args(argv_of(root, folder, *more)))
+    return pretrain(parse_args(argv_of(root, folder, *more)))
 
 
 def drive(root: Path, folder: Path, *more: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
@@ -120,7 +121,18 @@ def test_no_option_but_the_folder_is_needed(imagenet, tmp_path, tiny, monkeypatc
     monkeypatch.setitem(registry.MODELS, 'twistnet18', registry.MODELS['tiny'])
     pretrain_imagenet.cli(['--data_dir', str(imagenet)])
     assert (tmp_path / 'weights' / 'twistnet18_imagenet.pt').exists()
-    assert capfd.readouterr().out.startswith('weights/twistnet18_imagenet.pt: twistnet18, epoch ')
+    out, err = capfd.readouterr()
+    assert out.startswith('weights/twistnet18_imagenet.pt: twistnet18, epoch ')
+    assert f'{imagenet}, images: 240 to train, 21 to validate; classes: 3; model: twistnet18, weights: from scr' in err
+
+
+def test_a_default_warm_up_makes_room_for_few_epochs():
+    args = parse_args(['--data_dir', 'x', '--epochs', '3'])
+    assert (args.warmup_epochs, options.shrunk(args, options.IMAGENET)) == (
+        2, ['note: --warmup_epochs is 2, not its default 5, to fit --epochs 3']
+    )  # fmt: skip
+    with pytest.raises(RunError, match='--epochs 3 must be greater than --warmup_epochs 3'):
+        pretrain(parse_args(['--data_dir', 'x', '--epochs', '3', '--warmup_epochs', '3']))
 
 
 def test_learning_rate_scales_with_the_global_batch(imagenet, tmp_path, tiny, capfd):
@@ -129,7 +141,7 @@ def test_learning_rate_scales_with_the_global_batch(imagenet, tmp_path, tiny, ca
     scaled, kept = (models.read_checkpoint(tmp_path / name / 'checkpoints' / 'latest.pt') for name in 'ab')
     assert scaled['config']['defines']['lr'] == 0.4 * 16 / 1024
     assert kept['config']['defines']['lr'] == 0.4
-    args = get_args_parser().parse_args(['--data_dir', 'x'])
+    args = parse_args(['--data_dir', 'x'])
     assert (args.epochs, args.batch_size, args.lr, args.model, args.checkpoint_dir) == (
         600, 256, 0.1, 'twistnet18', 'checkpoints'
     )  # fmt: skip
@@ -264,6 +276,83 @@ def test_another_number_of_processes_goes_on(imagenet, tmp_path, tiny, capfd):
     assert 'was made in another environment (accumulate 2 -> 1)' in capfd.readouterr().err
 
 
+ONE_EPOCH = ('--epochs', '1', '--warmup_epochs', '0')
+
+
+def resume_alone(imagenet, tmp_path, *more: str) -> dict:
+    """The seed's third command: the data and the checkpoint, and no option of the run; what defines what goes on."""
+    paths = ('--checkpoint_dir', str(tmp_path / 'checkpoints'), '--weights_dir', str(tmp_path / 'weights'))
+    latest = tmp_path / 'checkpoints' / 'latest.pt'
+    argv = ['--data_dir', str(imagenet), '--resume', str(latest), *paths, '--num_workers', '0', *more]
+    pretrain(parse_args(argv))
+    return models.read_checkpoint(latest)['config']
+
+
+@pytest.mark.parametrize('processes', [1, 4])
+def test_a_resume_takes_its_options_from_the_run_and_keeps_the_global_batch(
+    imagenet, tmp_path, tiny, monkeypatch, capfd, processes
+):
+    with monkeypatch.context() as patch:  # the main one of as many processes, killed after its first checkpoint
+        patch.setattr(pretrain_imagenet, 'world_size', lambda: processes)
+        patch.setattr(pretrain_imagenet, 'save_state', saved_and_killed(pretrain_imagenet.save_state))
+        with pytest.raises(ZeroDivisionError):
+            run(imagenet, tmp_path, *ONE_EPOCH, '--batch_size', '8', '--lr', '0.2', '--mixup', '0.1', '--seed', '7')
+    begun = models.read_checkpoint(tmp_path / 'checkpoints' / 'latest.pt')['config']
+    capfd.readouterr()
+    config = resume_alone(imagenet, tmp_path)
+    assert config['defines'] == begun['defines']
+    assert config['defines']['lr'] == 0.2 * 8 * processes / 1024
+    assert config['environment']['accumulate'] == processes
+    err = capfd.readouterr().err
+    assert 'mixup 0.1' in err
+    kept = f'the global batch stays {8 * processes} images: --batch_size 8 in 1 process, --accumulate {processes}'
+    assert (kept in err) == (processes > 1)
+
+
+def saved_and_killed(save_state):
+    def wrapped(*arguments):
+        save_state(*arguments)
+        raise ZeroDivisionError  # nothing of ours catches it: as good as a kill
+
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    ('whole', 'was', 'given', 'world', 'expected'),
+    [
+        (1024, (4, 1), {}, 1, (256, 4)),
+        (1024, (4, 1), {}, 2, (256, 2)),
+        (1024, (4, 1), {}, 8, (128, 1)),
+        (1024, (1, 4), {}, 4, (256, 1)),
+        (512, (4, 1), {}, 1, (128, 4)),
+        (1024, (4, 1), dict(batch_size=64), 1, (64, 16)),
+        (1024, (4, 1), dict(accumulate=2), 1, (512, 2)),
+        (1024, (4, 1), dict(batch_size=64, accumulate=1), 1, (64, 1)),  # refused as another run
+        (1024, (4, 1), {}, 3, None),
+        (1024, (4, 1), dict(batch_size=100), 1, None),
+        (1024, (4, 1), dict(batch_size=2048), 1, None),
+        (1024, (4, 1), dict(accumulate=3), 1, None),
+        (2, (1, 1), {}, 4, None),
+    ],
+)
+def test_the_global_batch_is_kept_or_one_line_says_that_it_cannot_be(monkeypatch, whole, was, given, world, expected):
+    monkeypatch.setattr(pretrain_imagenet, 'world_size', lambda: world)
+    args = parse_args(['--data_dir', 'x', *(str(w) for k, v in given.items() for w in (f'--{k}', v))])
+    config = dict(defines=dict(global_batch=whole, lr=0.7), environment=dict(processes=was[0], accumulate=was[1]))
+    if expected is None:
+        with pytest.raises(RunError, match=f'its global batch of {whole} images cannot be kept by {world} processes'):
+            pretrain_imagenet.take_over(args, Path('latest.pt'), config)
+    else:
+        pretrain_imagenet.take_over(args, Path('latest.pt'), config)
+        assert (args.batch_size, args.accumulate, args.lr) == (*expected, 0.7)
+
+
+def test_a_small_shared_memory_takes_fewer_loader_processes(imagenet, tmp_path, tiny, monkeypatch, capfd):
+    monkeypatch.setattr(train.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=1))
+    run(imagenet, tmp_path, *ONE_EPOCH, '--num_workers', '4')
+    assert '--num_workers 0 is taken' in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_torn_checkpoint_falls_back_to_the_one_before(imagenet, tmp_path, tiny, capfd):
     run(imagenet, tmp_path / 'whole')
@@ -306,7 +395,7 @@ def test_what_cannot_be_resumed_is_refused(imagenet, tmp_path, tiny):
 
 @pytest.mark.slow
 def test_a_copy_of_a_checkpoint_goes_on_elsewhere_with_its_best_weights(imagenet, tmp_path, tiny, monkeypatch):
-    accuracies = iter([60.0, 50.0, 40.0, 40.0])
+    accuracies = iter([60.0, 50.0, 40.0, 40.0, 40.0])
     monkeypatch.setattr(pretrain_imagenet, 'evaluate', lambda *_: (1.0, next(accuracies)))
     run(imagenet, tmp_path / 'a', '--epochs', '3')
     copy = tmp_path / 'copy.pt'
@@ -318,8 +407,11 @@ def test_a_copy_of_a_checkpoint_goes_on_elsewhere_with_its_best_weights(imagenet
     assert not best['state_dict']['stem.1.bias'].equal(
         models.read_checkpoint(tmp_path / 'b' / 'checkpoints' / 'latest.pt')['state_dict']['stem.1.bias']
     )
-    with pytest.raises(RunError, match=r'latest\.pt is of another run \(seed 42 -> 7\)'):
+    with pytest.raises(RunError, match=r'copy\.pt is of another run \(seed 42 -> 7\)'):
         run(imagenet, tmp_path / 'b', '--epochs', '3', '--seed', '7', '--resume', str(copy))
+    run(imagenet, tmp_path / 'c', '--epochs', '1', '--warmup_epochs', '0')
+    with pytest.raises(RunError, match=r'latest\.pt is of another run \(epochs 1 -> 3'):
+        run(imagenet, tmp_path / 'c', '--epochs', '3', '--resume', str(copy))
 
 
 @pytest.mark.slow

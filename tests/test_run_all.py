@@ -73,6 +73,61 @@ def test_numbers():
             run_all.parse_numbers(wrong)
 
 
+@pytest.mark.parametrize('words', ['42,43', '42 43', '42, 43', '42,43 42'])
+def test_a_list_may_have_commas_or_spaces(tmp_path, words):
+    argv = ['--seeds', *words.split(), '--models', 'resnet18', 'twistnet18', '--folds', '1', '2-3', '--epochs', '3']
+    argv += ['--run_dir', str(tmp_path), '--gpus', '0', '0', '--slurm', 'partition=gpu', 'exclusive']
+    args, passed = run_all.get_args_parser().parse_known_args([*argv, '--crop_scale', '0.5', '1'])
+    assert passed == ['--epochs', '3', '--crop_scale', '0.5', '1']
+    assert (args.gpus, args.slurm) == (['0', '0'], dict(partition='gpu', exclusive=True))
+    args.dataset = 'synthetic'
+    names = [run.folder.name for run in run_all.make_grid(args, passed)]
+    assert len(names) == len(set(names)) == 2 * 2 * 3
+    assert names[-1] == 'synthetic_fold3_twistnet18_seed43'
+    studies, _ = ablation.get_args_parser().parse_known_args(['--study', 'heads', 'gate'])
+    assert studies.study == ['heads', 'gate']
+
+
+def plan(*argv: str) -> None:
+    run_all.main(*run_all.get_args_parser().parse_known_args(['--models', 'resnet18', '--dry_run', *argv]))
+
+
+def test_the_data_set_of_a_grid_is_the_one_that_its_folder_is_laid_out_as(tmp_path, capsys):
+    (tmp_path / 'photos' / 'brick').mkdir(parents=True)
+    photos = ('--data_dir', str(tmp_path / 'photos'))
+    plan(*photos, '--run_dir', str(tmp_path))
+    out, err = capsys.readouterr()
+    assert f'--dataset folder --data_dir {tmp_path}/photos' in out
+    assert f'note: --dataset is folder: the layout of {tmp_path}/photos' in err
+    with pytest.raises(runs.RunError, match='--dataset synthetic is drawn and would not read --data_dir'):
+        plan(*photos, '--dataset', 'synthetic')
+
+
+def test_a_default_that_is_brought_down_is_said_once_and_is_the_same_configuration(tmp_path, capsys):
+    size = ('--dataset', 'dtd', '--data_dir', 'x', '--run_dir', str(tmp_path), '--epochs', '3')
+    plan(*size)
+    out, err = capsys.readouterr()
+    assert out.split()[0] == 'new'
+    assert err.count('note: --warmup_epochs is 2, not its default 5, to fit --epochs 3') == 1
+    # A complete run of train.py, which brought the batch down to the 24 images that it found.
+    made = vars(run_all.options.parse_args([*size, '--model', 'resnet18'])) | dict(batch_size=24)
+    folder = tmp_path / 'dtd_fold1_resnet18_seed42'
+    folder.mkdir()
+    runs.write_json(folder / 'config.json', dict(options=made, defines=dict(processes=1), fingerprint='x'))
+    runs.write_json(folder / 'results.json', dict(n_train=24, fingerprint='x'))
+    plan(*size)
+    assert capsys.readouterr().out.split()[0] == 'complete'
+    for more, words in (
+        (['--batch_size', '32'], 'batch_size 24 -> 32'),
+        (['--warmup_epochs', '1'], 'warmup_epochs 2 -> 1'),
+    ):
+        with pytest.raises(runs.RunError, match=words):
+            plan(*size, *more)
+    runs.write_json(folder / 'results.json', dict(n_train=30, fingerprint='x'))
+    with pytest.raises(runs.RunError, match='batch_size 24 -> 30'):
+        plan(*size)
+
+
 def test_kth_tips2_has_no_fifth_fold(capsys):
     assert run_all.honest_folds('kth_tips2', [1, 2, 3, 4, 5]) == [1, 2, 3, 4]
     assert 'four physical samples' in capsys.readouterr().err

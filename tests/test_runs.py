@@ -1,9 +1,12 @@
 """The promises of runs.py: files that are whole at any moment, and run folders of one configuration each."""
 
 import errno
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import HOLD, ROOT
@@ -45,6 +48,29 @@ def test_damaged_and_missing_files(tmp_path):
         runs.read_log(tmp_path / 'log.jsonl')
     with pytest.raises(RunError, match='holds no run'):
         runs.find_runs(tmp_path)
+
+
+def test_the_commit_is_that_of_this_code_and_of_no_repository_around_it(tmp_path, monkeypatch):
+    def git(*command: str) -> str:
+        who = ('-c', 'user.email=a@b', '-c', 'user.name=x')
+        return subprocess.check_output(['git', '-C', str(tmp_path), *who, *command], text=True).strip()
+
+    git('init', '-q')
+    git('commit', '-q', '--allow-empty', '-m', 'x')
+    (tmp_path / 'code').mkdir()
+    for place in (tmp_path / 'code' / 'runs.py', tmp_path / 'runs.py'):  # unpacked into it, and over it
+        place.touch()
+        monkeypatch.setattr(runs, '__file__', str(place))
+        assert runs.git_commit() is None
+    git('add', '.')
+    git('commit', '-q', '-m', 'y')
+    assert runs.git_commit() == git('rev-parse', 'HEAD')  # of runs.py at the top
+    monkeypatch.setattr(runs, '__file__', str(tmp_path / 'code' / 'runs.py'))
+    assert runs.git_commit() is None
+    monkeypatch.undo()
+    own = runs.git_commit()
+    monkeypatch.setenv('GIT_DIR', str(tmp_path / '.git'))  # as in a hook of the other repository
+    assert runs.git_commit() == own
 
 
 def config(fingerprint, defines, environment=None):
@@ -117,3 +143,32 @@ def test_a_folder_that_is_a_file_cannot_be_claimed(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(RunError, match='cannot be made or written'):
         runs.claim(tmp_path / 'file')
+
+
+def test_one_is_not_several():
+    assert [runs.counted(*pair) for pair in ((1, 'epoch'), (2, 'epoch'), (0, 'run'), (1, 'class'), (3, 'class'))] == [
+        '1 epoch', '2 epochs', '0 runs', '1 class', '3 classes'
+    ]  # fmt: skip
+
+
+def start_on_windows(script: Path) -> None:
+    """Run a script in this process, where there are no POSIX locks."""
+    for path in ROOT.glob('*.py'):
+        sys.modules.pop(path.stem, None)
+    sys.modules['fcntl'], sys.argv = None, [script.name, '--help']
+    runpy.run_path(str(script), run_name='__main__')
+
+
+def test_on_windows_every_script_says_in_one_line_what_it_needs(capfd):
+    scripts = [path for path in ROOT.glob('*.py') if "__name__ == '__main__'" in path.read_text()]
+    names = {path.name for path in scripts}
+    assert {'train.py', 'datasets.py', 'run_all.py', 'pretrain_imagenet.py', 'visualize.py'} < names
+    for script in scripts:
+        process = multiprocessing.get_context('fork').Process(target=start_on_windows, args=(script,))
+        process.start()
+        process.join()
+        err = capfd.readouterr().err
+        if process.exitcode == 0:
+            assert script.name == 'models.py', 'which locks nothing'
+        else:
+            assert err == f'{script.name}: error: needs Linux or macOS (file locks); on Windows, run it in WSL\n'

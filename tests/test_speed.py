@@ -113,6 +113,12 @@ def test_a_row_has_the_rates_and_the_shares_of_the_matrix_rate():
     assert row['saved_ratio'] == 1.25
 
 
+def test_without_macs_a_row_has_no_shares():
+    facts = dict(model='resnet18', label='ResNet-18', macs_G=None, saved_MiB=8.0)
+    row = speed.row_of(facts, {('resnet18', task): [2.0] for task in speed.TASKS}, 1e11, facts, batch_size=6)
+    assert speed.cells_of(row)[:3] == ['3.0', '1.00', '-']
+
+
 # ------------------------------------------------------------------------------------------ models
 
 
@@ -256,7 +262,7 @@ def test_a_batch_too_large_for_the_device_is_one_line(monkeypatch):
     monkeypatch.setattr(speed, 'in_turn', full)
     monkeypatch.setattr(speed, 'MIN_SECONDS', 0.001)
     monkeypatch.setitem(MODELS, 'resnet18', dict(label='Tiny', twist=dict(base_width=8)))
-    with pytest.raises(RunError, match='1 models at --batch_size 2 do not fit into cpu'):
+    with pytest.raises(RunError, match='cpu has too little memory for 1 model at --batch_size 2; '):
         compute_flops.main(parse('--speed', *SMALL, '--model', 'resnet18'))
 
 

@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, finish, make_run, start
 from scipy import stats
 
+import plot_results
 import runs
 import summarize_runs
 from registry import DATASETS, MODELS
@@ -111,6 +112,8 @@ def test_one_fold_has_no_spread(tmp_path, capsys):
     out = show(tmp_path, capsys)
     assert re.search(r'ResNet-18 +11.20M +1.82G +50.0$', out, re.M)
     assert '1 fold x 1 seed on DTD' in out
+    make_run(tmp_path / 'short', epochs=1)
+    assert show(tmp_path / 'short', capsys).startswith('1 epoch, 224 px')
     make_run(tmp_path, model='twistnet18')
     out = show(tmp_path, capsys)
     assert 'Differences to ResNet-18 in points, paired by fold.' in out
@@ -146,9 +149,22 @@ def test_another_baseline_and_a_baseline_without_runs(tmp_path):
     rows = table(tmp_path, '--baseline', 'twistnet18').rows
     assert rows['dtd', 'resnet18'].difference[0] == pytest.approx(-2.5)
     assert rows['dtd', 'twistnet18'].difference is None
+    assert table(tmp_path).baseline == 'resnet18'
     without = table(tmp_path, '--baseline', 'swin_tiny')
     assert all(row.difference is None for row in without.rows.values())
     assert without.notes == ['DTD: no run of the baseline Swin-Tiny, so none is compared']
+
+
+def test_an_ablation_is_compared_with_the_full_model(tmp_path, capsys):
+    fill(tmp_path, 'twistnet18', [53.0, 62.0])
+    fill(tmp_path, 'twistnet18_no_ais', [52.0, 60.0])
+    assert table(tmp_path).rows['dtd', 'twistnet18_no_ais'].difference[0] == pytest.approx(-1.5)
+    assert 'Difference to TwistNet-18' in show(tmp_path, capsys, '--latex')
+    asked = table(tmp_path, '--baseline', 'resnet18')
+    assert asked.notes == ['DTD: no run of the baseline ResNet-18, so none is compared']
+    one = table(tmp_path, '--baseline', 'resnet18', '--models', 'twistnet18')
+    assert one.notes == asked.notes, 'what was asked for and is not there is said, even of a single model'
+    assert table(tmp_path, '--models', 'twistnet18').notes == []
 
 
 def test_ranks_and_ties(tmp_path):
@@ -236,6 +252,66 @@ def test_several_folders_make_one_grid_and_a_run_counts_once(tmp_path, capsys):
     assert 'are of different images' in fails(tmp_path / 'a', str(tmp_path / 'c'))
 
 
+def test_runs_on_different_trees_are_not_pooled_even_where_each_has_another_fold(tmp_path, capsys):
+    make_run(tmp_path / 'a', fold=1, tree='aaaa')
+    make_run(tmp_path / 'a', fold=2)  # by older code, which recorded no tree
+    make_run(tmp_path / 'a', fold=3, tree='aaaa')
+    make_run(tmp_path / 'a', fold=1, dataset='fmd', tree='ffff')
+    assert len(table(tmp_path / 'a').rows['dtd', 'resnet18'].folds) == 3
+    make_run(tmp_path / 'b', fold=4, tree='bbbb')
+    message = fails(tmp_path / 'a', str(tmp_path / 'b'))
+    folders = [str(tmp_path / name) for name in ('a/dtd_fold1_resnet18_seed42', 'b/dtd_fold4_resnet18_seed42')]
+    assert message.startswith(f'{" and ".join(folders)} are of different trees of images')
+    assert '--run_dir' in message
+    args = plot_results.get_args_parser().parse_args(['--run_dir', *folders, '--save_dir', str(tmp_path / 'f')])
+    args.run_dir = [tmp_path / 'a', tmp_path / 'b']
+    with pytest.raises(runs.RunError, match='different trees of images'):
+        plot_results.main(args)
+    make_run(tmp_path / 'c', fold=4, model='swin_tiny', tree='cccc')
+    assert table(tmp_path / 'a', str(tmp_path / 'c'), '--models', 'resnet18').rows
+
+
+def test_a_table_says_where_models_were_loaded_to_different_shares(tmp_path, capsys):
+    shares = dict(resnet18=0.998, seresnet18=None, twistnet18=0.0604)
+    for model, loaded in shares.items():
+        fill(tmp_path / 'a', model, [50.0, 60.0], pretrained=model, loaded=loaded)
+    fill(tmp_path / 'b', 'twistnet18', [90.0, 90.0], epochs=1)  # of another recipe, from scratch
+    first, second = show(tmp_path / 'a', capsys, str(tmp_path / 'b')).split('\n\n')
+    assert 'from ImageNet weights, 6-100 % of the parameters loaded' in first.splitlines()[0]
+    listed = 'ResNet-18 100 %, SE-ResNet-18 share not recorded, TwistNet-18 6 %'
+    assert f'\nParameters loaded from ImageNet weights: {listed}.' in first
+    assert 'loaded' not in second
+    assert second.startswith('1 epoch, 224 px, from scratch')
+    latex = show(tmp_path / 'a', capsys, '--latex')
+    assert r'from ImageNet weights, 6-100 \% of the parameters loaded' in latex
+    assert r'TwistNet-18 6 \%.' in latex
+    lines = list(csv.DictReader(io.StringIO(show(tmp_path / 'a', capsys, '--csv'))))
+    assert {line['model']: line['loaded'] for line in lines} == dict(
+        resnet18='0.998', seresnet18='', twistnet18='0.0604'
+    )
+
+
+def test_equal_or_unrecorded_shares_are_not_called_different(tmp_path, capsys):
+    for model in ('resnet18', 'twistnet18'):
+        fill(tmp_path / 'old', model, [50.0], pretrained=model)
+        fill(tmp_path / 'new', model, [50.0], pretrained=model, loaded=0.998)
+    for name, note in (('old', 'share not recorded'), ('new', '100 %')):
+        out = show(tmp_path / name, capsys)
+        assert out.startswith('100 epochs, 224 px, from ImageNet weights\n')
+        assert f'Parameters loaded from ImageNet weights: {note}.' in out
+    fill(tmp_path / 'scratch', 'resnet18', [50.0])
+    assert 'loaded' not in show(tmp_path / 'scratch', capsys)
+
+
+def test_runs_without_macs_show_none(tmp_path, capsys):
+    fill(tmp_path, 'resnet18', [50.0], macs_G=None)
+    fill(tmp_path, 'twistnet18', [50.0], macs_G=None)
+    fill(tmp_path, 'twistnet18', [50.0], dataset='fmd')
+    out = show(tmp_path, capsys)
+    assert re.search(r'^ResNet-18 +11.20M +- +50.0', out, re.M)
+    assert re.search(r'^TwistNet-18 +11.20M +1.82G +50.0', out, re.M)
+
+
 def test_torn_and_foreign_results_are_reported_not_fatal(tmp_path, capsys):
     for fold in range(1, 6):
         make_run(tmp_path, fold=fold, test_acc=50.0)
@@ -260,6 +336,8 @@ def test_torn_and_foreign_results_are_reported_not_fatal(tmp_path, capsys):
         ('results.json', dict(test_acc=150.0), 'test_acc is 150.0'),
         ('results.json', dict(n_train=0), 'n_train is 0'),
         ('results.json', dict(n_test=0), 'n_test is 0'),
+        ('results.json', dict(macs_G='many'), "macs_G is 'many'"),
+        ('results.json', dict(loaded=1.5), 'loaded is 1.5'),
         ('config.json', dict(fingerprint=...), 'has no defines or no fingerprint'),
         ('config.json', dict(defines=[1]), 'has no defines or no fingerprint'),
     ],
@@ -418,7 +496,25 @@ def test_published_figures_are_marked_and_only_on_request(tmp_path, capsys):
     assert 'not measured here' in out
     assert 'w/o AIS (published)' not in out, 'a variant that nobody ran'
     fill(tmp_path, 'twistnet18_no_ais', [50.0])
-    assert 'w/o AIS (published)' in show(tmp_path, capsys, '--published')
+    out = show(tmp_path, capsys, '--published')
+    assert re.search(r'^w/o AIS \(published\) +44.1 ± 1.8$', out, re.M)
+    assert re.search(r'^Swin-Tiny \(published\) +32.2 ± 1.2$', out, re.M)
+
+
+def test_published_figures_without_a_row_are_not_announced(tmp_path, capsys):
+    fill(tmp_path, 'resnet18', [50.0], dataset='synthetic')
+    for style in ('--latex', '--markdown', '--csv'):
+        args = summarize_runs.get_args_parser().parse_args(['--run_dir', str(tmp_path), '--published', style])
+        summarize_runs.main(args)
+        out, err = capsys.readouterr()
+        assert 'published' not in out.lower()
+        assert err == 'note: --published: the paper has no figures for these data sets\n'
+
+
+def test_every_published_figure_has_its_standard_deviation():
+    values = [value for figures in PUBLISHED.values() for pair in figures.values() for value in pair]
+    assert all(value > 0 for value in values)
+    assert len(values) == 2 * (8 * 4 + 3)
 
 
 def test_the_seed_s_command_works_on_a_fresh_clone(tmp_path):

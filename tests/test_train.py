@@ -5,16 +5,20 @@ import math
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 import torch
+import trees
 from conftest import HOLD, ROOT, argv_of, finish, make_dtd, run, start, write_image
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._inductor.exc import InvalidCxxCompiler
 
 import datasets
 import inside
@@ -73,7 +77,7 @@ def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     expected = dict(
         dataset='dtd', fold=1, seed=7, model='tiny', n_train=24, n_val=12, n_test=12, pretrained=None,
         best_val_acc=best_val, best_epoch=max(line['epoch'] for line in log if line['val_acc'] == best_val),
-        fingerprint=config['fingerprint'],
+        loaded=None, fingerprint=config['fingerprint'],
     )  # fmt: skip
     assert runs.read_json(folder / 'results.json') == results
     assert expected.items() <= results.items()
@@ -201,6 +205,14 @@ def test_weights_are_part_of_the_configuration_and_of_the_results(tree, tmp_path
         run(tree, tmp_path, '--pretrained', str(tmp_path / 'b.pt'))
 
 
+def test_without_fvcore_a_run_has_no_macs_and_says_so_once(tree, tmp_path, tiny, no_fvcore, capsys):
+    folder, _ = run(tree, tmp_path, '--epochs', '1', '--warmup_epochs', '0')
+    results = runs.read_json(folder / 'results.json')
+    assert results['macs_G'] is None
+    assert results['params_M'] > 0
+    assert capsys.readouterr().err.count('fvcore is not installed') == 1
+
+
 # ------------------------------------------------------------------------------------------ determinism
 
 
@@ -217,7 +229,7 @@ def test_the_number_of_workers_does_not_matter(tree, tmp_path, tiny):
 def test_the_cache_does_not_matter_and_every_image_is_decoded_once(tree, tmp_path, tiny, monkeypatch, kind):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
     opened, real = [], datasets.open_image
-    monkeypatch.setattr(datasets, 'open_image', lambda path: opened.append(path) or real(path))
+    monkeypatch.setattr(datasets, 'open_image', lambda path, bits: opened.append(path) or real(path, bits))
     plain, _ = run(tree, tmp_path / 'plain', '--cache', 'none')
     assert len(opened) == 3 * (24 + 12) + 2 * 12  # three epochs, two tests
     opened.clear()
@@ -311,6 +323,101 @@ def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path, number, code)
     assert 'Traceback' not in err
     assert err.splitlines()[-1] == 'stopped; the same command goes on from the last whole epoch'
     assert out == ''
+
+
+# ------------------------------------------------------------------------------------------ the machine
+
+
+@pytest.mark.parametrize('environment', ['WORLD_SIZE=4', 'WORLD_SIZE=four', 'WORLD_SIZE=4 MASTER_ADDR=here', 'RANK=3'])
+def test_what_is_left_of_a_job_in_the_environment_does_not_count(tree, tmp_path, tiny, monkeypatch, capfd, environment):
+    for name, value in (pair.split('=') for pair in environment.split()):
+        monkeypatch.setenv(name, value)
+    train.setup('cpu', 1)
+    assert train.process_rank() == (0, 1)
+    known = environment.replace(' ', ', ')
+    assert (f'note: {known} without' in capfd.readouterr().err) == ('WORLD_SIZE' in environment)
+
+
+@pytest.mark.parametrize(
+    ('environment', 'words'),
+    [
+        ('RANK=1 WORLD_SIZE=2', 'RANK=1, WORLD_SIZE=2, without MASTER_ADDR, MASTER_PORT'),
+        ('RANK=2 WORLD_SIZE=2 MASTER_ADDR=here MASTER_PORT=1', 'MASTER_PORT=1, which cannot be'),
+        ('RANK=0 WORLD_SIZE=two MASTER_ADDR=here MASTER_PORT=1', 'MASTER_PORT=1, which cannot be'),
+        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=here MASTER_PORT=x', 'MASTER_PORT=x, which cannot be'),
+        ('WORLD_SIZE=2 SLURM_STEP_NUM_TASKS=2', 'WORLD_SIZE=2, without RANK, MASTER_ADDR, MASTER_PORT'),
+        # A whole job, of which nobody else comes; the first process opens the store, the other does not find it.
+        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={port}', 'not all of the 2 processes came'),
+        ('RANK=1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={port}', 'not all of the 2 processes came'),
+        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=70000', 'cannot be opened'),
+    ],
+)
+def test_a_job_that_cannot_be_is_one_line_and_no_wait(tree, tmp_path, tiny, monkeypatch, capfd, environment, words):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+    for name, value in (pair.split('=') for pair in environment.format(port=port).split()):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(train, 'JOIN_MINUTES', 0)
+    message = fails(argv_of(tree, tmp_path / 'runs', '--device', 'cpu'), capfd)
+    assert words in message
+    assert 'unset WORLD_SIZE' in message
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_loader_processes_are_as_many_as_shared_memory_has_room_for(monkeypatch, capfd):
+    def free(size):
+        monkeypatch.setattr(train.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=size))
+
+    docker, image = 64 * 2**20, train.image_bytes(224)
+    dtd = [(58, 32 * image), (30, 64 * image), (30, 64 * image)]  # training, validation and test of a fold
+    free(2**33)
+    assert train.loader_processes(4, dtd) == 4
+    assert capfd.readouterr().err == ''
+    free(docker)
+    assert train.loader_processes(4, dtd) == 2
+    assert '--num_workers 2 is taken (docker run --shm-size' in capfd.readouterr().err
+    assert train.loader_processes(4, [(58, 16 * image)]) == 4
+    assert train.loader_processes(4, [(2, 64 * image)]) == 4, 'there are no more than two batches'
+    free(10 * 2**20)
+    assert train.loader_processes(4, dtd) == 0
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')  # without a job around it
+    free(docker)
+    assert train.loader_processes(4, dtd) == 2
+
+
+def test_a_small_shared_memory_takes_fewer_loader_processes(tree, tmp_path, tiny, monkeypatch, capfd):
+    monkeypatch.setattr(train.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=1, total=1, used=0))
+    run(tree, tmp_path, '--num_workers', '4', '--cache', 'none')
+    assert '--num_workers 0 is taken' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('error', 'words'),
+    [
+        (RuntimeError('Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory(shm) for '
+                      'file </torch_1>: No space left on device (28)'), 'fewer --num_workers need less, 0 none'),
+        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that'), '--shm-size'),
+        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. '), 'is killed by signal: Killed'),
+        (RuntimeError('DataLoader worker (pid(s) 7, 8) exited unexpectedly'), 'a loader process exited unexpectedly'),
+        (RuntimeError('CUDA out of memory. Tried to allocate 2 GiB'), 'a smaller --batch_size'),
+        (InvalidCxxCompiler(), 'torch.compile needs a C++ compiler'),
+    ],
+)  # fmt: skip
+def test_what_torch_says_of_the_machine_is_one_line(tree, tmp_path, tiny, monkeypatch, capfd, error, words):
+    def train_epoch(*_):
+        raise error
+
+    monkeypatch.setattr(train, 'train_epoch', train_epoch)
+    assert words in fails(argv_of(tree, tmp_path), capfd)
+
+
+def test_an_error_that_is_not_the_machine_s_keeps_its_traceback(tree, tmp_path, tiny, monkeypatch):
+    def train_epoch(*_):
+        raise RuntimeError('mat1 and mat2 shapes cannot be multiplied')
+
+    monkeypatch.setattr(train, 'train_epoch', train_epoch)
+    with pytest.raises(RuntimeError, match='mat1 and mat2'):
+        train.cli(argv_of(tree, tmp_path))
 
 
 # ------------------------------------------------------------------------------------------ several processes
@@ -449,6 +556,115 @@ def test_recipes():
     assert options.parse_args([]).dataset == 'synthetic'
     assert options.parse_args(['--pretrained']).pretrained is True
     assert options.parse_args(['--pretrained', 'w.pt']).pretrained == 'w.pt'
+
+
+@pytest.mark.parametrize(
+    ('argv', 'expected', 'words'),
+    [
+        ('--epochs 3', dict(warmup_epochs=2), ['--warmup_epochs is 2, not its default 5, to fit --epochs 3']),
+        ('--epochs 1', dict(warmup_epochs=0), ['--warmup_epochs is 0, not its default 5, to fit --epochs 1']),
+        ('--epochs 6', dict(warmup_epochs=5), []),
+        ('--epochs 8 --recipe scratch', dict(warmup_epochs=7), ['is 7, not its default 10, to fit --epochs 8']),
+        ('--lr 1e-7', dict(min_lr=1e-7), ['--min_lr is 1e-07, not its default 1e-06, to fit --lr 1e-07']),
+        ('', dict(warmup_epochs=5, min_lr=1e-6), []),
+    ],
+)
+def test_a_default_makes_room_for_what_was_given_and_says_so(argv, expected, words):
+    args = options.parse_args(['--dataset', 'dtd', '--data_dir', 'x', *argv.split()])
+    options.check(args)
+    assert expected.items() <= vars(args).items()
+    notes = options.shrunk(args, options.RECIPES[args.recipe])
+    assert [word for word, note in zip(words, notes, strict=True) if word not in note] == []
+
+
+@pytest.mark.parametrize('argv', ['--epochs 3 --warmup_epochs 5', '--warmup_epochs 100', '--min_lr 1', '--lr nan'])
+def test_a_value_that_was_given_is_refused(argv):
+    with pytest.raises(RunError):
+        options.check(options.parse_args(argv.split()))
+
+
+@pytest.mark.parametrize(('n_train', 'processes', 'expected'), [(1000, 1, 32), (24, 1, 24), (1000, 3, 30), (20, 3, 18)])
+def test_a_default_batch_shrinks_to_the_training_set_and_the_processes(n_train, processes, expected):
+    args = options.parse_args(['--dataset', 'dtd'])
+    train.check_batch(args, n_train, processes)
+    assert args.batch_size == expected
+    notes = options.shrunk(args, options.RECIPES[args.recipe])
+    note = f'note: --batch_size is {expected}, not its default 32, to fit the training set and the number of processes'
+    assert notes == [note] * (expected < 32)
+    args = options.parse_args(['--dataset', 'dtd', '--batch_size', '32'])
+    if expected < 32:
+        with pytest.raises(RunError, match='--batch_size 32 must be'):
+            train.check_batch(args, n_train, processes)
+
+
+@pytest.mark.parametrize('key', [*trees.MAKE, 'folder', 'own splits'])
+def test_the_layout_of_a_folder_decides_what_data_set_it_is(tmp_path, key):
+    if key in trees.MAKE:
+        trees.MAKE[key](tmp_path, **trees.SMALL[key], empty=True)
+        inner = tmp_path / trees.TOP[key]
+        assert options.choose_dataset(None, inner) == options.choose_dataset(None, str(tmp_path)) == key
+    else:
+        for name in ('a/1.jpg', 'b/2.jpg') if key == 'folder' else ('train/a/1.jpg', 'val/a/2.jpg', 'test/a/3.jpg'):
+            trees.put(tmp_path / name)
+        assert options.choose_dataset(None, tmp_path) == 'folder'
+    assert options.choose_dataset('dtd', tmp_path) == 'dtd', 'what is named is meant'
+
+
+def test_photographs_are_never_passed_over_for_drawn_images(tree, tmp_path, tiny, capfd):
+    """Without --dataset the folder trains, with the recipe of photographs and under its own name."""
+    argv = ['--data_dir', str(tree / 'images'), '--model', 'tiny', '--run_dir', str(tmp_path), '--num_workers', '0']
+    folder, results = train.train(options.parse_args([*argv, '--img_size', '32', '--epochs', '1']))
+    assert folder.name == 'folder_fold1_tiny_seed42'
+    assert results['n_train'] + results['n_val'] + results['n_test'] == 48
+    config = runs.read_json(folder / 'config.json')
+    assert config['options']['recipe'] == 'default'
+    assert (config['defines']['batch_size'], config['defines']['warmup_epochs']) == (results['n_train'], 0)
+    err = capfd.readouterr().err
+    assert f'folder in {tree}/images (by its layout; --dataset can name another)' in err
+    assert (err.count('note: --batch_size'), err.count('note: --warmup_epochs is 0')) == (1, 1)
+    train.cli([*argv, '--img_size', '32', '--epochs', '1'])
+    assert 'is complete' in capfd.readouterr().err, 'the same command is the same configuration'
+    message = fails([*argv, '--dataset', 'synthetic'], capfd)
+    assert 'synthetic is drawn and would not read --data_dir' in message
+    code, out, err = finish(start('train.py', '--data_dir', str(tree), '--dataset', 'synthetic'))
+    assert (code, out, err.count('\n')) == (1, '', 1), 'before torch is there too'
+    assert err.startswith('train.py: error: --dataset synthetic')
+
+
+def test_every_start_of_a_run_begins_with_a_line_that_says_what_it_does(tree, tmp_path, tiny, monkeypatch, capfd):
+    torch.manual_seed(0)
+    torch.save(build_model('tiny', 9).state_dict(), tmp_path / 'w.pt')
+    (tree / 'images' / 'class0' / 'notes.txt').touch()
+    argv = ('--pretrained', str(tmp_path / 'w.pt'), '--amp', 'bf16', '--epochs', '2')
+    stop_after_one_epoch(monkeypatch, tree, tmp_path, *argv)
+    first = capfd.readouterr().err.splitlines()
+    _, results = run(tree, tmp_path, *argv)
+    again = capfd.readouterr().err.splitlines()
+    expected = (
+        f'dtd in {tree}, fold 1, images: 24 to train, 12 to validate, 12 to test; classes: 3; model: tiny, weights: '
+        f'loaded 204 of 206 tensors (100% of the parameters) from {tmp_path}/w.pt; device: cpu, precision: bf16, '
+        f'threads: {torch.get_num_threads()}'
+    )
+    assert expected in first[:2]  # models.py says in detail what it loads
+    assert again[0] == expected
+    for said in (first, again):
+        assert sum('passed over' in line for line in said) == 1
+    assert 0.9 < results['loaded'] < 1, 'a resumed run knows it too'
+
+
+def test_a_run_records_its_whole_tree_whatever_the_fold(tree, tmp_path, tiny):
+    def described(fold: int) -> dict:
+        args = options.parse_args(argv_of(tree, tmp_path, '--fold', str(fold)))
+        return train.describe_run(args, load_splits('dtd', tree, fold), torch.device('cpu'), 1)
+
+    before = described(1)
+    assert before['tree'] == described(2)['tree']
+    assert 'tree' not in before['defines']
+    write_image(tree / 'images' / 'class0' / 'new.jpg', 5)
+    with open(tree / 'labels' / 'train2.txt', 'a') as file:
+        file.write('class0/new.jpg\n')
+    after = described(1)
+    assert (after['fingerprint'], after['tree'] != before['tree']) == (before['fingerprint'], True)
 
 
 def test_label_smoothing_applies_to_mixed_targets(tree, tmp_path, tiny, monkeypatch):
@@ -705,12 +921,72 @@ def test_a_loss_that_is_not_finite_after_the_last_step_is_not_saved(tree, tmp_pa
     assert (folder / 'last.pt').read_bytes() == before
 
 
+def fake_accuracies(monkeypatch, *values: float) -> None:
+    """Validation accuracies, one an epoch; those of the test set are computed."""
+    accuracies, real = iter(values), train.evaluate
+
+    def evaluate(model, loader, *rest):
+        loss, accuracy = real(model, loader, *rest)
+        return loss, next(accuracies, accuracy)
+
+    monkeypatch.setattr(train, 'evaluate', evaluate)
+
+
+@pytest.mark.parametrize('killed_at', ['best.pt', 'log.jsonl'])
+def test_killed_between_its_checkpoints_and_resumed_elsewhere_it_tests_what_it_records(
+    tree, tmp_path, tiny, monkeypatch, killed_at
+):
+    real = runs.write_atomic
+
+    def write_atomic(path, data):
+        history = runs.read_log(folder / 'log.jsonl') if (folder / 'log.jsonl').exists() else []
+        if path.name == killed_at and len(history) == 1:
+            raise ZeroDivisionError  # nothing of ours catches it: as good as a kill
+        real(path, data)
+
+    folder = tmp_path / 'dtd_fold1_tiny_seed42'
+    with monkeypatch.context() as patch:
+        fake_accuracies(patch, 40.0, 60.0)  # the second epoch is the best one so far
+        patch.setattr(runs, 'write_atomic', write_atomic)
+        with pytest.raises(ZeroDivisionError):
+            run(tree, tmp_path)
+    # Elsewhere the last bits differ: were the second epoch made again, it would not be the best one.
+    fake_accuracies(monkeypatch, 20.0, 20.0)
+    _, results = run(tree, tmp_path)
+    best = models.read_checkpoint(folder / 'best.pt')
+    assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc']) == (2, 60.0)
+    model = build_model('tiny', 3)
+    model.load_state_dict(best['state_dict'])
+    model.to(memory_format=torch.channels_last)
+    assert evaluate_on(model, load_splits('dtd', tree, 1).test) == (results['test_loss'], results['test_acc'])
+
+
 @pytest.mark.slow
-def test_a_missing_best_checkpoint_starts_again(tree, tmp_path, tiny, monkeypatch, capfd):
+def test_a_best_checkpoint_that_is_lost_is_made_again_or_the_run_starts_again(tree, tmp_path, tiny, monkeypatch, capfd):
     folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
+    best = models.read_checkpoint(folder / 'best.pt')
+    history = models.read_checkpoint(folder / 'last.pt')['run']
+    later = history | dict(history=2 * history['history'])
+    assert train.holds_best(folder, later)
+    torch.save(best | dict(epoch=2), folder / 'best.pt')  # as versions left it that wrote best.pt first
+    assert not train.holds_best(folder, later)
     (folder / 'best.pt').unlink()
-    run(tree, tmp_path)
-    assert 'best.pt is missing; starting again' in capfd.readouterr().err
+    assert not train.holds_best(folder, later)
+    assert train.holds_best(folder, history), 'the last epoch is the best one: last.pt has its weights'
+    fake_accuracies(monkeypatch, 0.0, 0.0)
+    _, results = run(tree, tmp_path)
+    assert 'starting again' not in capfd.readouterr().err
+    assert results['best_epoch'] == 1
+    again = models.read_checkpoint(folder / 'best.pt')
+    assert all(again['state_dict'][name].equal(tensor) for name, tensor in best['state_dict'].items())
+    with monkeypatch.context() as patch:
+        patch.setattr(train, 'holds_best', lambda *_: False)
+        assert train.begin(
+            stop_after_one_epoch(patch, tree, tmp_path / 'b'),
+            runs.read_json(tmp_path / 'b' / folder.name / 'config.json'),
+            False,
+        ) == (None, None)
+    assert 'best.pt is missing or of another epoch than the best one; starting again' in capfd.readouterr().err
 
 
 def test_a_run_dir_that_is_a_file(tree, tmp_path, tiny, capfd):

@@ -145,3 +145,28 @@ def test_mixup_and_cutmix_share_images_and_targets_alike():
     assert kinds == {'mixup', 'cutmix'}
     only = [mix(images, labels, 6, 0, 1.0, (step,))[0] for step in range(10)]
     assert all(((m == 0) | (m == 1)).all() for m in only)
+
+
+def test_a_line_of_pixels_takes_little_memory(monkeypatch):
+    made, real = [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, 'resize', lambda image, size, *more: made.append(size) or real(image, size, *more))
+    for size in ((6000, 1), (1, 6000), (900, 2)):
+        line = Image.new('RGB', size, 'red')
+        assert (eval_transform(224)(line)[0] == 255).all()
+        assert train_transform(224)(line, (1,)).shape == (3, 224, 224)
+    assert made == [(224, 224)] * 3
+
+
+@pytest.mark.parametrize('size', [(60, 50), (224, 224), (400, 50), (37, 289), (33, 250)])
+def test_evaluation_of_ordinary_images_is_torchvisions_bit_for_bit(size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    plain = v2.Compose([v2.Resize(256, interpolation=InterpolationMode.BICUBIC), v2.CenterCrop(224), v2.PILToTensor()])
+    assert torch.equal(eval_transform(224)(image), plain(image))
+
+
+@pytest.mark.parametrize('size', [(500, 20), (20, 501), (700, 3)])
+def test_the_middle_of_a_thin_image_is_that_of_the_whole(size):
+    y, x = np.mgrid[: size[1], : size[0]] / 7  # of noise the order of the two passes, which is Pillow's, would show
+    image = Image.fromarray((127 + 100 * np.stack([np.sin(x), np.sin(y), np.sin(x + y)], 2)).astype(np.uint8))
+    plain = v2.Compose([v2.Resize(73, interpolation=InterpolationMode.BICUBIC), v2.CenterCrop(64), v2.PILToTensor()])
+    assert (eval_transform(64)(image).int() - plain(image)).abs().max() <= 1

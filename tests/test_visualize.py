@@ -11,7 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, finish, make_dtd, run, start
+from conftest import ROOT, finish, make_dtd, run, start, write_image
+from matplotlib.collections import QuadMesh
 from PIL import Image
 
 import assets.architecture as architecture
@@ -23,6 +24,7 @@ import models
 import plot_results
 import synthetic
 import visualize
+from datasets import load_splits, split_digest
 from inside import Subject
 from runs import RunError
 from transforms import eval_settings, normalize
@@ -54,7 +56,7 @@ def tiny(seed: int = 0, classes: int = 3, **more) -> Subject:
 
 
 def write_checkpoint(path: Path, name: str = 'tiny', classes: int = 3) -> Path:
-    model = models.build_model(name, classes)
+    model = models.build_model(name, classes, img_size=64)
     facts = dict(model=name, num_classes=classes, classes=[f'class{i}' for i in range(classes)], epoch=3, val_acc=50.0)
     torch.save(facts | dict(state_dict=model.state_dict(), transform=eval_settings(64)), path)
     return path
@@ -76,6 +78,11 @@ def arguments(*argv) -> argparse.Namespace:
 
 def texts(figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(plt.Text) if text.get_text()]
+
+
+def heat_map(figure) -> plt.Axes:
+    """The axes that a table in colours fills; its cells are those of collections[0]."""
+    return next(axes for axes in figure.axes if axes.collections and isinstance(axes.collections[0], QuadMesh))
 
 
 def survey_of(labels: list[int], features: np.ndarray | None = None, signatures: np.ndarray | None = None):
@@ -191,7 +198,16 @@ def test_kernels_show_what_training_changed():
     subject = tiny()
     with torch.no_grad():
         subject.model.layer4[1].stci.twist.dwconv.weight[3 * 8 + 2, 0, 0, 1] -= 0.02
-    found = texts(visualize.plot_kernels(subject))
+    figure = visualize.plot_kernels(subject)
+    found = texts(figure)
+    shades = heat_map(figure).collections[0].get_array().filled()
+    assert shades.shape == (15, 12)
+    for head, (dy, dx) in enumerate(models.DIRECTIONS):  # rows run down, as in the image
+        start = np.zeros((3, 3))
+        start[1, 1] = start[1 + dy, 1 + dx] = 0.5 / 0.8
+        assert shades[:3, 3 * head : 3 * head + 3] == pytest.approx(start)
+    row, column = np.argwhere(shades[3:] == shades[3:].max())[0]
+    assert (row, column) == (9, 3 * 3 + 1), 'the last block, the last head, the tap that moved'
     assert found.count('\N{MINUS SIGN}20.0') == 1
     assert found.count('0.5') == 8  # the start: the centre and the neighbour of four heads
     assert set(found) & {f'layer{s}.{b}' for s in (3, 4) for b in (0, 1)} == {
@@ -227,7 +243,7 @@ def test_selection_is_by_class_and_names_the_gate():
     figure = class_views.plot_selection(tiny(), found)
     weights = found.selection['layer3.0']
     first = np.stack([weights[found.labels == label, :, :2].mean((0, 2)) for label in range(3)])
-    table = next(axes.images[0].get_array().filled() for axes in figure.axes if axes.images)
+    table = heat_map(figure).collections[0].get_array().filled()
     assert table[:, :2] == pytest.approx(100 * (first - first.mean(0)))
     assert 'layer3.0, gate 0.123' in texts(figure)
 
@@ -237,7 +253,7 @@ def test_alike_classes_stand_together():
     signatures = np.random.default_rng(1).random((4, 2, 5))[[0, 1, 0, 2]][labels]
     signatures = signatures + 0.01 * np.random.default_rng(2).random(signatures.shape)
     figure = class_views.plot_classes(tiny(classes=4), survey_of(labels, signatures=signatures))
-    names = next([tick.get_text() for tick in axes.get_yticklabels()] for axes in figure.axes if axes.images)
+    names = [tick.get_text() for tick in heat_map(figure).get_yticklabels()]
     assert sorted(names) == ['class0', 'class1', 'class2', 'class3']
     assert abs(names.index('class0') - names.index('class2')) == 1
 
@@ -325,7 +341,8 @@ def test_a_checkpoint_that_is_missing_or_of_a_resnet_is_named(tmp_path):
     missing = tmp_path / 'none.pt'
     assert error_of('--checkpoint', missing).startswith(f'{missing}: no such checkpoint')
     resnet = write_checkpoint(tmp_path / 'resnet.pt', 'resnet18')
-    assert 'resnet18, which has no STCI' in error_of('--checkpoint', resnet)
+    for view in ('interaction', 'response', 'kernels', 'direction', 'selection', 'classes'):
+        assert 'resnet18, which has no STCI' in error_of('--checkpoint', resnet, '--view', view)
     assert f'{tmp_path}: is a folder' in error_of('--checkpoint', tmp_path)
     assert '--checkpoint is missing' in error_of('--view', 'kernels')
 
@@ -370,6 +387,116 @@ def test_another_fold_whose_images_may_have_trained_the_model_is_refused(tmp_pat
         assert 'was trained on fold 2' in message
 
 
+def record_run(checkpoint: Path, **settings) -> None:
+    """The config.json of the run that made a checkpoint."""
+    made = dict(dataset='folder', fold=1) | settings
+    config = dict(options=made, defines=dict(split=split_digest(load_splits(**made))))
+    (checkpoint.parent / 'config.json').write_text(json.dumps(config))
+
+
+def class_folders(root: Path, count: int, seed: int = 0) -> Path:
+    for label in range(3):
+        for i in range(count):
+            write_image(root / f'class{label}' / f'{i:02d}.png', 100 * seed + 30 * label + i)
+    return root
+
+
+def grown(tree: Path) -> list:
+    class_folders(tree, 18)
+    return []
+
+
+def edited(tree: Path) -> list:
+    (tree / 'class0' / '00.png').rename(tree / 'class0' / 'renamed.png')
+    return []
+
+
+def replaced(tree: Path) -> list:
+    for path in tree.glob('*/*.png'):
+        write_image(path, 7, size=50)
+    return []
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (grown, 'its images or lists have changed since'),
+        (edited, 'its images or lists have changed since'),
+        (replaced, 'its images or lists have changed since'),
+        (lambda tree: ['--data_dir', class_folders(tree.parent / 'b', 14)], 'its images or lists are not those that'),
+        (lambda tree: ['--dataset', 'dtd', '--data_dir', make_dtd(tree.parent / 'c'), '--fold', 1], 'on folder'),
+        (lambda tree: ['--fold', 2], 'was trained on fold 1'),
+    ],
+)
+def test_images_that_may_have_trained_the_model_are_refused_or_marked(tmp_path, checkpoint, capsys, change, words):
+    tree = class_folders(tmp_path / 'set', 12)
+    record_run(checkpoint, data_dir=str(tree))
+    subject = inside.load(checkpoint)
+    assert inside.data_of(arguments(), subject)['caution'] is None
+    given = change(tree)
+    message = error_of('--checkpoint', checkpoint, '--view', 'tsne', *given)
+    assert words in message
+    assert 'may have trained the model; ' in message
+    assert '--other_images' in message
+    found = class_views.survey(subject, arguments(*given, '--other_images'))
+    assert ', images that may have trained the model (' in class_views.describe(
+        subject, 'any', found
+    )  # of every figure
+    assert 'may have trained the model' in capsys.readouterr().err
+
+
+def test_the_run_s_own_split_is_known_wherever_the_tree_is_and_whatever_it_is_called(tmp_path, checkpoint):
+    tree = class_folders(tmp_path / 'set', 12)
+    record_run(checkpoint, data_dir=str(tree))
+    moved = tree.rename(tmp_path / 'moved')
+    subject = inside.load(checkpoint)
+    assert inside.data_of(arguments('--data_dir', moved), subject)['caution'] is None
+    image = next(iter(load_splits('folder', moved, 1).test))[0]
+    write_image(Path(image), 3, size=60)  # a damaged test image that was mended
+    assert inside.data_of(arguments('--data_dir', moved), subject)['caution'] is None
+
+
+def test_a_checkpoint_alone_says_that_its_images_are_not_checked(tree, checkpoint, capsys):
+    subject = inside.load(checkpoint)
+    found = class_views.survey(subject, arguments('--data_dir', tree, '--fold', 1))  # dtd, by its layout
+    assert found.of == f'12 test images of DTD, fold 1, {inside.UNCHECKED}'
+    assert 'it is not checked that these images did not train' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', [name for name in models.MODELS if 'twist' not in models.MODELS[name]])
+def test_what_the_classifier_reads_is_had_of_every_model(name):
+    torch.manual_seed(0)
+    model = models.build_model(name, 3, img_size=64).eval()
+    image = torch.randn(1, 3, 64, 64)
+    record = inside.observe(model, image)
+    with torch.inference_mode():
+        assert torch.equal(record.logits, model(image))
+        final, maps = model.forward_intermediates(image)  # what `features` draws
+        assert torch.allclose(model.forward_head(final), record.logits, atol=1e-5)
+    assert record.features.shape == (1, model.num_features)
+    assert len(list(model.feature_info)) == len(maps)
+
+
+@pytest.mark.parametrize('name', ['swin_tiny', 'twistnet18_first_order'])
+def test_a_model_without_stci_is_drawn_by_features_and_tsne(tree, tmp_path, name, picture, capsys, monkeypatch):
+    monkeypatch.setattr(visualize, 'save', lambda figure, save_dir, view: [view])
+    checkpoint = write_checkpoint(tmp_path / 'best.pt', name)
+    picture.save(tmp_path / 'a.png')
+    options = ['--checkpoint', checkpoint, '--image', tmp_path / 'a.png', '--data_dir', tree, '--fold', 1]
+    visualize.main(arguments(*options))
+    out, err = capsys.readouterr()
+    assert out.split() == ['features', 'tsne']
+    assert err.count('has no STCI branch') == 6
+
+
+def test_features_below_0_are_drawn_below_0(picture):
+    subject = tiny()._replace(model=models.build_model('convnextv2_nano', 3).eval())
+    figure = image_views.plot_features(subject, picture)
+    lows = [axes.images[0].norm.vmin for axes in figure.axes if axes.images and axes.images[0].get_array().ndim == 2]
+    assert min(lows) < 0
+    assert any('its lowest value, or from 0' in text.replace('\n', ' ') for text in texts(figure))
+
+
 def test_variants_say_what_they_lack(picture):
     for more, view in (
         (dict(use_spiral=False), lambda subject: image_views.plot_response(subject, picture)),
@@ -409,8 +536,8 @@ def test_an_image_that_is_too_small_to_be_turned_is_named(tmp_path, checkpoint):
 
 
 @pytest.mark.slow
-def test_a_dollar_in_the_name_of_a_class_is_a_dollar(tmp_path, picture):
-    names = ['a$b_{', r'$\frac$', '$x$']
+def test_a_dollar_in_the_name_of_a_class_is_a_dollar_and_a_byte_that_is_not_utf_8_no_crash(tmp_path, picture):
+    names = ['a$b_{', r'$\frac$', '$x$\udce9']
     subject, found = tiny()._replace(classes=names), survey_of([0, 0, 1, 1, 2, 2])
     figures = [
         image_views.plot_interaction(subject, picture),
@@ -423,7 +550,7 @@ def test_a_dollar_in_the_name_of_a_class_is_a_dollar(tmp_path, picture):
         text = [text for text in figure.findobj(plt.Text) if '$' in text.get_text()]
         assert text
         if figure is not figures[0]:  # which names the predicted class
-            assert {one.get_text() for one in text} == set(names)
+            assert {one.get_text() for one in text} == {*names[:2], '$x$\N{REPLACEMENT CHARACTER}'}
         assert not any(one.get_parse_math() for one in text)
 
 
@@ -466,14 +593,15 @@ def test_the_command_ends_in_one_line(tmp_path):
 
 def test_options_of_a_checkpoint_are_refused_where_runs_are_drawn():
     for option, value in (
-        ('--checkpoint', 'best.pt'),
-        ('--image', 'a.jpg'),
-        ('--dataset', 'dtd'),
-        ('--data_dir', 'dtd'),
-        ('--fold', '0'),
-        ('--subset', 'test'),
+        ('--checkpoint', ['best.pt']),
+        ('--image', ['a.jpg']),
+        ('--dataset', ['dtd']),
+        ('--data_dir', ['dtd']),
+        ('--fold', ['0']),
+        ('--subset', ['test']),
+        ('--other_images', []),
     ):
-        args = plot_results.get_args_parser().parse_args([option, value, '--plot', 'bar'])
+        args = plot_results.get_args_parser().parse_args([option, *value, '--plot', 'bar'])
         with pytest.raises(RunError, match=f'{option}: only for --plot interaction and tsne'):
             plot_results.main(args)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 # What each archive unpacks to, by key: the folder inside the tree, '' where the archive has no top folder.
-TOP = {'dtd': 'dtd', 'fmd': '', 'kth_tips2': 'KTH-TIPS2-b', 'cub200': '', 'flowers102': ''}
+TOP = {'dtd': 'dtd', 'fmd': '', 'kth_tips2': 'KTH-TIPS2-b', 'cub200': 'CUB_200_2011', 'flowers102': ''}
 _numbers = itertools.count()
 
 

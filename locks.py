@@ -1,0 +1,11 @@
+"""File locks of POSIX, under the name fcntl; where there are none, on Windows, one line in place of a traceback."""
+
+import sys
+from pathlib import Path
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    sys.exit(f'{Path(sys.argv[0]).name}: error: needs Linux or macOS (file locks); on Windows, run it in WSL')
+
+__all__ = ['fcntl']

@@ -1,0 +1,288 @@
+"""The promise of --device: every path of a machine with CUDA devices is gone, on the devices of cuda_stand_in.py."""
+
+import ast
+import multiprocessing
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ROOT, argv_of, run
+from cuda_stand_in import Call, CudaStandIn
+
+import analysis
+import compute_flops
+import information
+import inside
+import models
+import options
+import pretrain_imagenet
+import runs
+import significance
+import speed
+import train
+import visualize
+
+JOB = dict(RANK='0', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT='29500')
+
+
+@pytest.fixture(autouse=True)
+def _no_job(monkeypatch, one_thread):
+    """Tests start from an environment without a launcher."""
+    for name in (
+        *JOB,
+        'LOCAL_RANK',
+        'LOCAL_WORLD_SIZE',
+        'TORCHELASTIC_RUN_ID',
+        'SLURM_LOCALID',
+        'SLURM_STEP_NUM_TASKS',
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def tiny(monkeypatch) -> str:
+    """A TwistNet of two stages: what is tested is where its tensors are."""
+    twist = dict(base_width=8, layers=(1, 1), twist_stages=(2,))
+    monkeypatch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=twist))
+    return 'tiny'
+
+
+def results_of(tree, run_dir, *more: str) -> tuple:
+    """All that a run gives, but for its times and what it is called."""
+    folder, results = run(tree, run_dir, '--epochs', '2', *more)
+    best = models.read_checkpoint(folder / 'best.pt')['state_dict']
+    log = [{k: v for k, v in line.items() if 'second' not in k} for line in runs.read_log(folder / 'log.jsonl')]
+    return [t.numpy().tobytes() for t in best.values()], log, results['test_acc'], results['test_loss']
+
+
+# ------------------------------------------------------------------------------------------ which device
+
+
+@pytest.mark.parametrize(
+    ('devices', 'name', 'environment', 'expected'),
+    [
+        (0, 'auto', {}, 'cpu'),
+        (1, 'auto', {}, 'cuda:0'),
+        (1, 'cuda', {}, 'cuda:0'),
+        (2, 'cuda:1', {}, 'cuda:1'),
+        (2, 'cpu', {}, 'cpu'),
+        (2, 'cuda', dict(JOB, LOCAL_RANK='1', TORCHELASTIC_RUN_ID='x'), 'cuda:1'),
+        (2, 'auto', dict(JOB, LOCAL_RANK='1', TORCHELASTIC_RUN_ID='x'), 'cuda:1'),
+        (2, 'cuda', dict(JOB, WORLD_SIZE='1', LOCAL_RANK='0', TORCHELASTIC_RUN_ID='x'), 'cuda:0'),
+        # srun: tasks are numbered, and may each be shown their own device alone
+        (2, 'cuda', dict(JOB, SLURM_LOCALID='1', SLURM_STEP_NUM_TASKS='2'), 'cuda:1'),
+        (1, 'cuda', dict(JOB, SLURM_LOCALID='1', SLURM_STEP_NUM_TASKS='2'), 'cuda:0'),
+    ],
+)
+def test_the_device_has_an_index_and_is_the_current_one(monkeypatch, devices, name, environment, expected):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    joined = []
+    monkeypatch.setattr(train, 'join', joined.append)
+    with CudaStandIn(monkeypatch, devices) as cuda:
+        assert train.setup(name, 1) == torch.device(expected)
+    assert cuda.current == int(expected.partition(':')[2] or 0)
+    several = environment.get('WORLD_SIZE') == '2'
+    assert joined == ['gloo' if expected == 'cpu' else 'nccl'] * several
+
+
+@pytest.mark.parametrize(
+    ('devices', 'name', 'environment', 'words'),
+    [
+        (0, 'cuda', {}, '--device cuda: there are 0 CUDA devices here'),
+        (1, 'cuda:1', {}, '--device cuda:1: there is 1 CUDA device here'),
+        (2, 'cuda:-1', {}, "--device 'cuda:-1' must be auto, cpu, cuda or cuda:N"),
+        (2, 'cuda:1', dict(JOB, LOCAL_RANK='0'), '--device cuda:1: torchrun gives each process a device of its own'),
+        (2, 'cuda:1', dict(JOB, WORLD_SIZE='1', TORCHELASTIC_RUN_ID='x'), '--device cuda:1: torchrun gives each'),
+        (2, 'cuda', JOB, 'LOCAL_RANK does not say which of the 2 CUDA devices'),
+        (2, 'auto', dict(JOB, LOCAL_RANK='none'), 'LOCAL_RANK does not say which of the 2 CUDA devices'),
+        (2, 'auto', dict(JOB, SLURM_LOCALID='0'), 'LOCAL_RANK does not say'),  # of the batch script, not of a task
+        (1, 'cuda', dict(JOB, LOCAL_RANK='1'), 'there is 1 CUDA device here, and this is process 1 of its machine'),
+    ],
+)
+def test_a_device_that_cannot_be_is_one_line(
+    tree, tmp_path, tiny, monkeypatch, capfd, devices, name, environment, words
+):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with CudaStandIn(monkeypatch, devices), pytest.raises(SystemExit):
+        train.cli(argv_of(tree, tmp_path / 'runs', '--device', name))
+    message = capfd.readouterr().err
+    assert words in message
+    assert message.count('\n') == 1
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_auto_is_bf16_where_the_device_has_it(monkeypatch):
+    for native, expected in ((True, 'bf16'), (False, 'fp16')):
+        with CudaStandIn(monkeypatch, bf16=native):
+            assert train.resolve_amp('auto', torch.device('cuda', 0)) == expected
+
+
+# ------------------------------------------------------------------------------------------ the scripts
+
+
+def test_a_run_on_a_device_interrupted_gives_what_the_cpu_gives(tree, tmp_path, tiny, monkeypatch):
+    expected = results_of(tree, tmp_path / 'cpu')
+    with CudaStandIn(monkeypatch) as cuda:
+        with monkeypatch.context() as patch:
+            patch.setattr(train.runs, 'write_log', lambda *_: 1 / 0)  # after the checkpoints of the first epoch
+            with pytest.raises(ZeroDivisionError):
+                run(tree, tmp_path / 'cuda', '--epochs', '2', '--device', 'auto')
+        assert results_of(tree, tmp_path / 'cuda', '--device', 'cuda', '--num_workers', '1') == expected
+    assert cuda.seen['pinned'] > 0
+    config = runs.read_json(tmp_path / 'cuda' / 'dtd_fold1_tiny_seed42' / 'config.json')
+    assert (config['options']['device'], config['environment']['device']) == ('cuda', 'Stand-in 0')
+
+
+@pytest.mark.parametrize(('bf16', 'dtype'), [(True, torch.bfloat16), (False, torch.float16)])
+def test_the_precision_of_auto_trains(tree, tmp_path, tiny, monkeypatch, bf16, dtype):
+    with CudaStandIn(monkeypatch, 2, bf16) as cuda:
+        _, log, *_ = results_of(tree, tmp_path, '--device', 'cuda:1', '--amp', 'auto')
+    assert cuda.seen[dtype] > 0
+    assert cuda.current == 1
+    assert len(log) == 2  # neither loss was refused as not finite
+
+
+def test_pretraining_on_a_device_gives_what_the_cpu_gives(tree, tmp_path, tiny, monkeypatch):
+    root = tmp_path / 'imagenet'
+    root.mkdir()
+    for subset in ('train', 'val'):
+        (root / subset).symlink_to(tree / 'images')
+    size = ('--img_size', '32', '--batch_size', '8', '--accumulate', '2', '--epochs', '1', '--warmup_epochs', '0')
+
+    def pretrain(folder, *more):
+        paths = ('--checkpoint_dir', str(tmp_path / folder), '--weights_dir', str(tmp_path / folder))
+        argv = ['--data_dir', str(root), '--model', 'tiny', *size, '--amp', 'off', *paths, *more]
+        target = pretrain_imagenet.pretrain(pretrain_imagenet.parse_args(argv))
+        return [t.numpy().tobytes() for t in models.read_checkpoint(target)['state_dict'].values()]
+
+    more = ('--num_workers', '0', '--ema', '--ema_decay', '0.5')
+    expected = pretrain('cpu', '--device', 'cpu', *more)
+    with CudaStandIn(monkeypatch) as cuda:
+        assert pretrain('cuda', *more) == expected
+        pretrain('cuda', '--resume', 'auto', *more)
+        pretrain('fp16', '--amp', 'fp16', *more)
+    assert cuda.seen['pinned'] > 0
+    assert cuda.seen[torch.float16] > 0
+
+
+def test_a_trained_model_is_looked_into_on_a_device(tree, tmp_path, tiny, monkeypatch):
+    folder, _ = run(tree, tmp_path, '--epochs', '2')
+    argv = ['--checkpoint', str(folder / 'best.pt'), '--save_dir', str(tmp_path / 'out')]
+    parse = analysis.get_args_parser().parse_args
+    sums = []  # what the estimators are given, in their place: they know no device
+    monkeypatch.setattr(analysis, 'MIN_IMAGES', 4)
+    monkeypatch.setattr(analysis, 'probe', lambda values, *_: [float(values.sum()), 0.0])
+    monkeypatch.setattr(information, 'bias_at_independence', lambda *_: 0.0)
+    monkeypatch.setattr(information, 'information_of', lambda z, *_: sums.append(z.sum()) or dict(shared={}))
+    monkeypatch.setattr(significance, 'PERMUTATIONS', 19)
+
+    def answers(*more):
+        args = parse([*argv, *more])
+        return analysis.answer(args, *analysis.prepare(args))['questions']
+
+    expected = answers('--device', 'cpu')
+    with CudaStandIn(monkeypatch) as cuda:
+        assert str(answers()) == str(expected)
+        assert sums[: len(sums) // 2] == sums[len(sums) // 2 :]
+        assert next(inside.load(folder / 'best.pt').model.parameters()).device.type == 'cpu'
+        visualize.main(visualize.get_args_parser().parse_args([*argv, '--view', 'selection']))
+    assert cuda.calls
+
+
+def test_the_speed_is_measured_on_a_device(tiny, monkeypatch, capsys):
+    monkeypatch.setitem(models.MODELS, 'resnet18', models.MODELS['tiny'])
+    monkeypatch.setattr('speed.MIN_SECONDS', 0)
+    argv = ('--speed', '--img_size', '32', '--batch_size', '2', '--rounds', '1', '--model', 'tiny')
+    with CudaStandIn(monkeypatch, 2, bf16=False) as cuda:
+        compute_flops.main(compute_flops.get_args_parser().parse_args([*argv, '--device', 'cuda:1']))
+    assert 'float16, Stand-in 1' in capsys.readouterr().out
+    assert {call.name for call in cuda.calls if call.file == 'speed.py'} == {'synchronize', 'get_device_name'}
+    assert cuda.seen['pinned'] > 0
+
+
+# ------------------------------------------------------------------------------------------ two processes
+
+
+def one_of_two(rank: int, environment: dict, argv: list[str]) -> None:
+    os.environ.update(environment, RANK=str(rank))
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch, CudaStandIn(patch, 2) as cuda:
+        train.main(options.parse_args(argv))
+        assert cuda.backends == ['nccl']
+        assert cuda.current == rank
+        dist.destroy_process_group()
+
+
+def test_two_processes_train_on_a_device_each(tree, tmp_path, tiny, capfd, one_thread):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+    argv = argv_of(tree, tmp_path, '--epochs', '2', '--device', 'cuda')
+    fork = multiprocessing.get_context('fork')  # as srun starts them: each says its number
+    both = []
+    for rank in range(2):
+        job = dict(JOB, MASTER_PORT=str(port), SLURM_LOCALID=str(rank), SLURM_STEP_NUM_TASKS='2')
+        both.append(fork.Process(target=one_of_two, args=(rank, job, argv)))
+        both[-1].start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0], capfd.readouterr().err
+    config = runs.read_json(tmp_path / 'dtd_fold1_tiny_seed42' / 'config.json')
+    assert config['defines']['processes'] == 2
+    assert capfd.readouterr().out.count('test accuracy') == 1
+
+
+# ------------------------------------------------------------------------------------------ nothing is left out
+
+
+def calls_in_the_sources() -> set[Call]:
+    """Every torch.cuda.name( of the project, and where it stands."""
+    calls = set()
+    for path in ROOT.glob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith('torch.cuda.'):
+                calls.add(Call(ast.unparse(node.func).removeprefix('torch.cuda.'), path.name, node.lineno))
+    return calls
+
+
+def test_every_call_of_torch_cuda_is_reached(monkeypatch):
+    written = calls_in_the_sources()
+    assert {call.name for call in written} == {function.__name__ for function in CudaStandIn.OF_TORCH_CUDA}
+    for path in ROOT.glob('*.py'):  # in no other way than the one that is looked for
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.ImportFrom) and (node.module or '').startswith('torch.cuda')), path
+            assert not (isinstance(node, ast.Import) and any(a.name.startswith('torch.cuda') for a in node.names)), path
+    with CudaStandIn(monkeypatch) as cuda:
+        device = train.setup('auto', 1)
+        train.resolve_amp('auto', device)
+        train.environment_of(device)
+        speed.synchronize(device)
+        speed.device_name(device)
+    assert written - set(cuda.calls) == set()
+
+
+def test_the_stand_in_refuses_what_a_device_refuses(monkeypatch):
+    with CudaStandIn(monkeypatch, 2):
+        with pytest.raises(ValueError, match='with a specified index'):
+            torch.cuda.set_device('cuda')
+        with pytest.raises(ValueError, match='Expected a cuda device'):
+            torch.cuda.set_device('cpu')
+        with pytest.raises(RuntimeError, match='invalid device ordinal'):
+            torch.cuda.set_device(2)
+        here, there, other = torch.ones(3), torch.ones(3, device='cuda:0'), torch.ones(3).to('cuda:1')
+        assert [t.device for t in (here, there, other)] == [torch.device(x) for x in ('cpu', 'cuda:0', 'cuda:1')]
+        for a, b in ((here, there), (there, other)):
+            with pytest.raises(RuntimeError, match='at least two devices'):
+                a + b
+        assert (there + torch.tensor(1)).device == torch.device('cuda:0'), 'a number of the CPU goes with all'
+        with pytest.raises(TypeError, match=r'Use Tensor\.cpu'):
+            there.numpy()
+        with pytest.raises(RuntimeError, match='invalid device ordinal'):
+            here.to('cuda:2')
+        with pytest.raises(RuntimeError, match='at least two devices'):
+            torch.nn.Linear(3, 3)(there)
+        torch.nn.Linear(3, 3).to('cuda:0')(there).sum().backward()
+        assert there.cpu().numpy().sum() == 3

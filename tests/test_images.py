@@ -1,0 +1,188 @@
+"""The promises of images.py: what a viewer shows, never black or white in silence."""
+
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image, ImageOps
+
+import datasets
+import images
+from datasets import DataError, load_splits, open_image, read_pixels
+from images import IMAGE_SUFFIXES, image_bits
+
+RAMP = np.linspace(20, 235, 32 * 32).reshape(32, 32).astype(np.uint16)
+
+
+@pytest.fixture(autouse=True)
+def untold(monkeypatch):
+    monkeypatch.setattr(images, '_told', [])
+
+
+def test_the_suffixes_are_pillows():
+    registered = Image.registered_extensions()
+    optional = {'.avif', '.avifs'}  # of Pillow 11.3 on
+    assert {suffix for suffix in IMAGE_SUFFIXES - optional if registered.get(suffix) not in Image.OPEN} == set()
+    assert {'.jfif', '.pgm', '.pbm', '.jpe', '.jp2', '.tga', '.webp', '.tif'} <= IMAGE_SUFFIXES
+    assert not {'.pdf', '.eps', '.mpg', '.ico', '.psd', '.h5', '.mat', '.txt', '.db'} & IMAGE_SUFFIXES
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+@pytest.mark.parametrize('bits', [8, 10, 12, 14])
+def test_few_bits_in_sixteen_are_not_black(tmp_path, capsys, bits, suffix):
+    path = str(tmp_path / f'a.{suffix}')
+    Image.fromarray(RAMP << (bits - 8)).save(path)
+    assert np.array_equal(np.asarray(open_image(path))[..., 1], RAMP)
+    assert capsys.readouterr().err == (
+        f'note: {path}: no value above {235 << (bits - 8)}; by itself an image is scaled by the bits it uses, {bits}\n'
+    )
+    open_image(path)
+    assert capsys.readouterr().err == '', 'thousands may follow'
+
+
+def test_the_images_of_a_set_are_scaled_alike(tmp_path, capsys):
+    for c, cls in enumerate('ab'):
+        (tmp_path / cls).mkdir()
+        for i in range(5):  # twelve bits, and images that differ in brightness
+            Image.fromarray((RAMP << 4) // (1 + i + c)).save(tmp_path / cls / f'{i}.png')
+    splits = load_splits('folder', tmp_path, 1)
+    bits, notes = datasets.bits_of(splits)
+    assert bits == 12
+    assert notes == [
+        f'10 images of more than eight bits a channel: scaled by 12 bits, those of the largest value, {235 << 4} in '
+        f'{tmp_path}/a/0.png'
+    ]
+    for c, cls in enumerate('ab'):
+        for i in range(5):
+            pixels = read_pixels(str(tmp_path / cls / f'{i}.png'), bits=bits)
+            assert np.array_equal(pixels[..., 0], (RAMP << 4) // (1 + i + c) >> 4)
+    assert datasets.check('folder', tmp_path).notes == notes
+    assert capsys.readouterr().err == ''
+    # One that is far brighter decides, and it is said that the others are dark.
+    Image.fromarray(RAMP << 8).save(tmp_path / 'a' / '0.png')
+    bits, (note,) = datasets.bits_of(splits)
+    assert bits == 16
+    assert note.startswith('9 images of 10 dark beside the others')
+    assert f'{235 << 8} in {tmp_path}/a/0.png' in note
+    with pytest.raises(
+        DataError, match=r'0\.png: .*its largest value, 60160, has more than the 12 bits of the data set'
+    ):
+        open_image(str(tmp_path / 'a' / '0.png'), 12)
+
+
+def test_thirty_two_bits_are_not_white(tmp_path):
+    for bits in (8, 16, 20, 24):
+        Image.fromarray(RAMP.astype(np.int32) << (bits - 8)).save(tmp_path / 'a.tif')
+        assert np.array_equal(np.asarray(open_image(str(tmp_path / 'a.tif')))[..., 2], RAMP)
+    Image.fromarray(RAMP.astype(np.int32) - 100).save(tmp_path / 'a.tif')
+    with pytest.raises(DataError, match=r'a\.tif: .*negative values'):
+        open_image(str(tmp_path / 'a.tif'))
+
+
+def save_deep_colours(path, pixels: np.ndarray) -> None:
+    """A PNG of 16 bits a channel, which Pillow does not write: its chunks by hand."""
+    height, width, _ = pixels.shape
+    rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in pixels)
+    chunks = [(b'IHDR', struct.pack('>IIBBBBB', width, height, 16, 2, 0, 0, 0)), (b'IDAT', zlib.compress(rows))]
+    body = b''.join(
+        struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        for kind, data in [*chunks, (b'IEND', b'')]
+    )
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + body)
+
+
+def test_deep_colours_are_read_or_refused(tmp_path):
+    # Pillow keeps the upper eight bits alone: what lies below them cannot be brought back.
+    colours, path = np.stack([RAMP, RAMP[::-1], RAMP.T], 2), tmp_path / 'a.png'
+    save_deep_colours(path, colours << 8)
+    assert np.array_equal(np.asarray(open_image(str(path))), colours)
+    save_deep_colours(path, colours << 6)
+    assert np.array_equal(np.asarray(open_image(str(path))) >> 2, colours >> 2)
+    for bits in (8, 12):
+        save_deep_colours(path, colours << (bits - 8))
+        with pytest.raises(DataError, match=r'a\.png: .*16 bits a channel with no value above \d+'):
+            open_image(str(path))
+    save_deep_colours(path, colours)
+    assert not np.asarray(open_image(str(path), 16)).any(), 'dark in a set of which another uses all bits'
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp', 'tif'])
+def test_images_are_upright(tmp_path, suffix):
+    stored = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8))
+    for orientation in range(1, 9):
+        exif, path = Image.Exif(), str(tmp_path / f'a.{suffix}')
+        exif[0x0112] = orientation
+        stored.save(path, exif=exif)
+        with Image.open(path) as image:
+            expected = ImageOps.exif_transpose(image)
+        assert expected.size == ((24, 40) if orientation > 4 else (40, 24))
+        assert np.array_equal(open_image(path), expected)
+
+
+def test_deep_images_are_upright_too(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RAMP << 8).save(tmp_path / 'a.png', exif=exif)
+    assert np.array_equal(np.asarray(open_image(str(tmp_path / 'a.png')))[..., 0], np.rot90(RAMP, -1))
+
+
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF')
+def test_damaged_exif_is_not_followed(tmp_path):
+    stored = Image.new('RGB', (12, 8), 'red')
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = exif.tobytes()
+    for data in (b'Exif\0\0', b'Exif\0\0II*\0', whole[:20], whole[:8] + b'\xff' * 20, b'x' * 40):
+        stored.save(tmp_path / 'a.jpg', exif=data)
+        assert open_image(str(tmp_path / 'a.jpg')).size == (12, 8)
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    opaque = Image.fromarray(pixels)
+    opaque.save(tmp_path / 'opaque.png')
+    assert np.array_equal(open_image(str(tmp_path / 'opaque.png')), pixels[..., :3])
+
+    half = Image.new('RGBA', (4, 4), (100, 0, 200, 51))  # a fifth of it, over four fifths of white
+    grey = Image.merge('LA', (Image.new('L', (4, 4), 100), Image.new('L', (4, 4), 51)))
+    palette = Image.new('P', (4, 4), 1)
+    palette.putpalette([0, 0, 0, 100, 0, 200])
+    cases = {
+        'rgba.png': (half, {}, (224, 204, 244)),
+        'la.png': (grey, {}, (224, 224, 224)),
+        'clear.png': (Image.new('RGBA', (4, 4), (9, 99, 9, 0)), {}, (255, 255, 255)),
+        'palette.png': (palette, dict(transparency=1), (255, 255, 255)),
+        'shares.png': (palette, dict(transparency=bytes([255, 51])), (224, 204, 244)),
+        'colour.png': (Image.new('RGB', (4, 4), (9, 8, 7)), dict(transparency=(9, 8, 7)), (255, 255, 255)),
+        'level.png': (Image.new('L', (4, 4), 9), dict(transparency=9), (255, 255, 255)),
+        'film.gif': (palette, dict(transparency=1), (255, 255, 255)),
+    }
+    for name, (image, more, expected) in cases.items():
+        image.save(tmp_path / name, **more)
+        seen = np.asarray(open_image(str(tmp_path / name)), int)
+        assert np.abs(seen - expected).max() <= 1, name
+    Image.fromarray(RAMP << 8).save(tmp_path / 'deep.png', transparency=int(RAMP[3, 3]) << 8)
+    assert (np.asarray(open_image(str(tmp_path / 'deep.png')))[RAMP[3, 3] == RAMP] == 255).all()
+
+
+def test_a_scan_above_pillows_limit(tmp_path, monkeypatch):
+    path = str(tmp_path / 'scan.png')
+    Image.new('RGB', (30, 40)).save(path)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
+    with pytest.raises(DataError, match=r'scan\.png: .*more than 1,000 pixels.*; reduce it, or cut it') as caught:
+        open_image(path)
+    assert '\n' not in str(caught.value)
+    # Up to twice the limit it is read, without a warning an image.
+    code = 'import sys, images; images.Image.MAX_IMAGE_PIXELS = 700; print(images.open_image(sys.argv[1]).size)'
+    done = subprocess.run([sys.executable, '-c', code, path], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ('(30, 40)\n', '')
+
+
+def test_only_files_that_may_hold_more_than_eight_bits_are_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, 'open', None)
+    assert image_bits(['a.jpg', 'b.JPEG', 'synthetic:brick/0001']) == (None, [])
