@@ -630,9 +630,7 @@ def _beside(images: set[str], top: str) -> list[str]:
             nested.append(path)
     lines = []
     if nested:
-        lines.append(
-            f'passed over {counted(len(nested), "image")} outside the folders of the classes, such as {nested[0]}'
-        )
+        lines.append(f'passed over {counted(len(nested), "image")} outside the class folders, such as {nested[0]}')
     if unlisted:
         lines.append(f'passed over {counted(len(unlisted), "image")} that no list names, such as {unlisted[0]}')
     if others:

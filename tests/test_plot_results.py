@@ -428,7 +428,7 @@ def test_letters_that_one_font_lacks_are_taken_from_another(tmp_path, capsys, re
     assert figure.texts[-1].get_fontfamily() == [drawing.FONT]
     drawing.save(figure, tmp_path, 'figure')
     assert capsys.readouterr().err == ''
-    assert not list(recwarn)
+    assert not [w for w in recwarn if w.category is UserWarning]  # matplotlib says so of a letter that is missing
 
 
 def test_letters_that_no_font_has_are_named_once(tmp_path, capsys):

@@ -933,9 +933,11 @@ def fake_accuracies(monkeypatch, *values: float) -> None:
     monkeypatch.setattr(train, 'evaluate', evaluate)
 
 
-@pytest.mark.parametrize('killed_at', ['best.pt', 'log.jsonl'])
+@pytest.mark.parametrize(
+    ('killed_at', 'expected'), [('last.pt', (1, 40.0)), ('best.pt', (2, 60.0)), ('log.jsonl', (2, 60.0))]
+)
 def test_killed_between_its_checkpoints_and_resumed_elsewhere_it_tests_what_it_records(
-    tree, tmp_path, tiny, monkeypatch, killed_at
+    tree, tmp_path, tiny, monkeypatch, killed_at, expected
 ):
     real = runs.write_atomic
 
@@ -955,7 +957,7 @@ def test_killed_between_its_checkpoints_and_resumed_elsewhere_it_tests_what_it_r
     fake_accuracies(monkeypatch, 20.0, 20.0)
     _, results = run(tree, tmp_path)
     best = read_checkpoint(folder / 'best.pt')
-    assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc']) == (2, 60.0)
+    assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc']) == expected
     model = build_model('tiny', 3)
     model.load_state_dict(best['state_dict'])
     model.to(memory_format=torch.channels_last)
