@@ -190,11 +190,6 @@ def image_bits(paths: Iterable[str]) -> tuple[int | None, list[str]]:
     return bits, notes
 
 
-def file_size(path: str) -> int:
-    """Bytes of an image's file; 0 for a drawn one."""
-    return 0 if path.startswith(SYNTHETIC) else os.path.getsize(path)
-
-
 def stamp(path: str) -> str:
     """A text that changes whenever the file at a path of a split does, or the code that draws it."""
     found = os.stat(synthetic.__file__ if path.startswith(SYNTHETIC) else path)

@@ -156,7 +156,7 @@ DATASETS: dict[str, dict] = {
         classes=12,
         folds=5,
         protocol='5 folds, a stratified partition: 360 train, 120 val, 120 test',
-        source='drawn by synthetic.py',
+        source='drawn by common/synthetic.py',
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Folds: their form, how images are divided into them, and what is checked of them. No torch."""
+"""Folds of a data set: how images are divided into them, what is verified, and digests. No torch."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import DataError
-from common.images import file_size, image_bits
+from common.images import SYNTHETIC, image_bits
 from common.registry import DATASETS
 from common.runs import digest
 from common.trees import BadTreeError
@@ -127,7 +127,7 @@ def compare_copies(groups: list[list[str]], images: dict[str, str], folds: dict[
 
 
 def bits_of(splits: Splits) -> tuple[int | None, list[str]]:
-    """As image_bits, of the images of a fold."""
+    """image_bits of the images of a fold."""
     return image_bits(path for subset in splits[:3] for path, _ in subset)
 
 
@@ -150,13 +150,9 @@ def split_digest(splits: Splits) -> str:
 
 
 def size_of(path: str) -> int:
-    """Bytes of the file at a path of a split, 0 for a drawn one.
-
-    Raises:
-        DataError: it is missing.
-    """
+    """Bytes of the file at a path of a split, 0 for a drawn one; DataError where it is missing."""
     try:
-        return file_size(path)
+        return 0 if path.startswith(SYNTHETIC) else os.path.getsize(path)
     except OSError as error:
         raise DataError(f'{path}: cannot be read ({error.strerror})') from error
 
