@@ -46,10 +46,11 @@ import loader
 from common import distributed, options, runs, statistics
 from common.drawing import save
 from common.errors import RunError, UserError, user_errors
+from common.images import open_image
 from common.registry import dataset_label
 from common.runs import counted
+from common.splits import bits_of
 from common.statistics import LEVEL, class_test, correct, corrected_t_test, kruskal, mcnemar, paired, standardised
-from datasets import bits_of, open_image
 from interpret import findings, information, trace
 from interpret.information import ANGLES
 from interpret.trace import Block, Subject

@@ -24,10 +24,10 @@ import train
 from common import distributed, options
 from common.cache import open_cache
 from common.errors import RunError
-from common.images import read_pixels
+from common.images import open_image, read_pixels
 from common.runs import counted
 from compute_flops import BASELINE, BOUNDS, NO_FVCORE, measure, print_csv
-from datasets import load_splits, open_image
+from datasets import load_splits
 from loader import ImageList, eval_images
 from models import build_model
 from summarize_runs import escape

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from common.cache import SHARED_MEMORY, Cache
 from common.distributed import number_in, process_rank, say
 from common.images import open_image, read_pixels
-from transforms import eval_settings, eval_view, seed_of, to_tensor
+from transforms import eval_view, eval_view_text, seed_of, to_tensor
 
 EVAL_BATCH = 64  # images; a constant, so that the figures of an evaluation depend on nothing else
 PREFETCH, IN_USE = 2, 2  # batches that each loader process prepares ahead, and that the loop holds
@@ -95,8 +95,8 @@ class EvalBatches:
 
 def eval_images(items: list[tuple[str, int]], img_size: int, cache: Cache | None, bits: int | None = None) -> ImageList:
     """Images as an evaluation sees them; where there is a cache, each is prepared once."""
-    what = f'evaluated {eval_settings(img_size)}'
-    read = partial(read_pixels, cache=cache, what=what, prepare=eval_view(img_size), bits=bits)
+    what, view = eval_view_text(img_size), eval_view(img_size)
+    read = partial(read_pixels, cache=cache, what=what, prepare=view, bits=bits)
     return ImageList(items, to_tensor, read)
 
 

@@ -50,7 +50,7 @@ from common.distributed import (
 )
 from common.errors import DataError, ModelError, RunError, UnsafeCheckpoint, UserError
 from common.runs import counted
-from datasets import list_images
+from common.trees import list_images
 from loader import (
     EVAL_BATCH,
     EvalBatches,

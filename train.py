@@ -57,8 +57,9 @@ from common.distributed import (
 )
 from common.errors import UserError
 from common.images import read_pixels
+from common.splits import Splits, bits_of, split_digest
 from compute_flops import NO_FVCORE, measure
-from datasets import Splits, bits_of, load_splits, passed_over, split_digest, tree_digest
+from datasets import load_splits, passed_over, tree_digest
 from loader import (
     EVAL_BATCH,
     EvalBatches,

@@ -1,7 +1,7 @@
 """From a PIL image to a batch on the device: crops and augmentations, normalisation, Mixup and CutMix.
 
-Images travel as uint8 and become floats on the device. Everything random takes a key, a tuple such as
-(seed, epoch, i), and is a function of it: the same whatever the number of workers and wherever a run was interrupted.
+Images are uint8 until they are on the device. Everything random is a function of a key, a tuple such as
+(seed, epoch, i), so that it depends neither on the number of workers nor on interruptions of a run.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms import InterpolationMode, v2
 
 CROP_RATIO = 0.875  # side of the evaluated crop over the short side of the resized image
-THIN = 8  # the long side over the short one, beyond which only the middle of an image is resized
+THIN = 8  # ratio of the sides above which only the middle of an image is resized
 
 
 @contextmanager
 def seeded(*key: int | str):
-    """Run the body with torch's CPU generator at a state that depends on `key` alone; the old state comes back."""
+    """Run the body with torch's CPU generator seeded by `key`, then restore its state."""
     generator = torch.default_generator
     state = generator.get_state()
     generator.manual_seed(seed_of(*key))
@@ -55,7 +55,7 @@ def train_transform(
     Returns:
         transform(image, key): PIL RGB image or (H, W, 3) uint8 array -> (3, img_size, img_size) uint8, random by key.
     """
-    # Tensors are quicker to resize than PIL images; for RandAugment it is the reverse.
+    # Tensors are faster to resize than PIL images; RandAugment is faster on PIL images.
     steps = [to_tensor, partial(_crop, v2.RandomResizedCrop(img_size, crop_scale))]
     if hflip > 0:
         steps.append(v2.RandomHorizontalFlip(hflip))
@@ -72,7 +72,7 @@ def _augment(steps: list, image: Image.Image | np.ndarray, key: tuple[int, ...])
 
 
 def _crop(random: v2.RandomResizedCrop, image: torch.Tensor) -> torch.Tensor:
-    """What RandomResizedCrop does with bicubic interpolation; torch is quick where a pixel's channels lie together."""
+    """RandomResizedCrop with bicubic interpolation, in channels_last, which torch resizes faster."""
     top, left, height, width = random.get_params(image, random.scale, random.ratio)
     patch = image[None, :, top : top + height, left : left + width]
     patch = patch.contiguous(memory_format=torch.channels_last)
@@ -80,7 +80,7 @@ def _crop(random: v2.RandomResizedCrop, image: torch.Tensor) -> torch.Tensor:
 
 
 def to_tensor(image: Image.Image | np.ndarray, _key: object = None) -> torch.Tensor:
-    """A PIL RGB image, or an array (H, W, 3) that may be written to -> (3, H, W), of the same memory if it can be."""
+    """PIL RGB image, or writable array (H, W, 3), whose memory is shared -> (3, H, W)."""
     return torch.from_numpy(image if isinstance(image, np.ndarray) else np.array(image)).permute(2, 0, 1)
 
 
@@ -89,7 +89,7 @@ def _to_image(image: torch.Tensor) -> Image.Image:
 
 
 class RandAugment(v2.RandAugment):
-    """torchvision's RandAugment of PIL RGB images, bit for bit, with a quicker Sharpness."""
+    """torchvision's RandAugment of PIL RGB images, bit-identical, with a faster Sharpness."""
 
     def _apply_image_or_video_transform(self, image, transform_id, magnitude, interpolation, fill):
         if transform_id == 'Sharpness':
@@ -98,7 +98,7 @@ class RandAugment(v2.RandAugment):
 
 
 def _smooth(image: Image.Image) -> Image.Image:
-    """PIL's filter SMOOTH of an RGB image: means of 3 x 3 pixels in which the middle counts five times; no border."""
+    """PIL's filter SMOOTH of an RGB image: weighted means of 3 x 3 pixels, the centre with weight 5; borders stay."""
     pixels = np.array(image)
     height, width, _ = pixels.shape
     rows = pixels.reshape(height, 3 * width)
@@ -113,12 +113,12 @@ def eval_transform(img_size: int):
     """Bicubic resize of the short side to img_size / CROP_RATIO and the centre crop.
 
     Returns:
-        transform(image, key): PIL RGB image -> (3, img_size, img_size) uint8; key is not used.
+        transform(image, key): PIL RGB image -> (3, img_size, img_size) uint8; key is ignored.
     """
-    return partial(_prepare, eval_view(img_size))
+    return partial(_view_tensor, eval_view(img_size))
 
 
-def _prepare(view: v2.Compose, image: Image.Image, _key: object = None) -> torch.Tensor:
+def _view_tensor(view: Callable, image: Image.Image, _key: object = None) -> torch.Tensor:
     return to_tensor(view(image))
 
 
@@ -132,7 +132,7 @@ def eval_view(img_size: int) -> Callable[[Image.Image], Image.Image]:
 def _view(plain: v2.Compose, short: int, img_size: int, image: Image.Image) -> Image.Image:
     if max(image.size) <= THIN * min(image.size):
         return plain(image)
-    # The middle alone is resized: a line of 6000 pixels would become an image of hundreds of megabytes.
+    # Resized as a whole, a line of 6000 pixels would become an image of hundreds of megabytes.
     box = []
     for side in image.size:
         resized = int(short * side / min(image.size))
@@ -142,8 +142,13 @@ def _view(plain: v2.Compose, short: int, img_size: int, image: Image.Image) -> I
     return image.resize((img_size, img_size), Image.Resampling.BICUBIC, (left, top, right, bottom))
 
 
+def eval_view_text(img_size: int) -> str:
+    """What eval_view does, as part of a key in the cache: changes whenever its pixels would."""
+    return f'bicubic to {round(img_size / CROP_RATIO)}, centre crop {img_size}, middle of thin {THIN}'
+
+
 def eval_settings(img_size: int) -> dict:
-    """What eval_transform and normalize do, as plain values for a checkpoint."""
+    """The parameters of eval_transform and normalize, as plain values for a checkpoint."""
     return dict(
         img_size=img_size,
         crop_ratio=CROP_RATIO,
@@ -153,14 +158,14 @@ def eval_settings(img_size: int) -> dict:
     )
 
 
-@lru_cache  # a copy to the device waits for it
+@lru_cache  # a copy to the device synchronises
 def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     values = torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD], device=device) * 255
     return values[0].view(3, 1, 1), values[1].view(3, 1, 1)
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) uint8 -> float32 in channels_last, ImageNet mean 0 and standard deviation 1, on its device."""
+    """(B, 3, H, W) uint8 -> float32 in channels_last, standardised by ImageNet's mean and deviation."""
     mean, std = _statistics(images.device)
     return images.to(memory_format=torch.channels_last).float().sub_(mean).div_(std)
 
@@ -178,17 +183,17 @@ def mix(
     cutmix: float,
     key: tuple[int | str, ...],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixup or CutMix of a batch with its neighbours, by a fair coin where both are on.
+    """Mixup or CutMix of a batch with its neighbours, one of the two at random where both are on.
 
     Args:
         images: (B, 3, H, W) float.
         labels: (B,) class indices.
         num_classes: K.
-        mixup, cutmix: alpha of the Beta distribution each draws its share from; 0 turns it off.
+        mixup, cutmix: alpha of the Beta distribution that each draws its ratio from; 0 turns it off.
         key: the randomness, as for `seeded`.
 
     Returns:
-        images, and targets: (B, K) shares that sum to 1, or `labels` unchanged where both are off.
+        images, and targets: (B, K) probabilities, or `labels` unchanged where both are off.
     """
     kinds = [(kind, alpha) for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha > 0]
     if not kinds:

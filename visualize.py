@@ -27,7 +27,7 @@ from tqdm import tqdm
 from common import options, synthetic
 from common.drawing import COLORS, DASHES, PAGE, Axes, Figure, Line2D, frame, heat_map, plt, save
 from common.errors import RunError, UserError, user_errors
-from datasets import open_image
+from common.images import open_image
 from interpret import class_views, image_views, trace
 from interpret.image_views import ANGLES, DEGREE, TIMES, describe, head_label, need_twist, spread_blocks
 from interpret.trace import Subject

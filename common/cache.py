@@ -1,12 +1,12 @@
-"""Decoded images, kept between epochs and shared by all runs on this machine. No torch.
+"""A cache of decoded images, shared between epochs and between all runs on this machine. No torch.
 
-An image is a file of its own: height and width as two little-endian 32-bit integers, then height * width RGB pixels.
-Its name is a digest of what it was made from, so a changed source is another file. Files appear whole or not at all;
-any number of runs may read and write at once. What no longer fits is made anew each time.
+Each image is a file: height and width as two little-endian 32-bit integers, then height * width RGB pixels. Its name is
+a digest of its source, so a changed source is another file. Files are written atomically; any number of runs may read
+and write at once. What does not fit is decoded each time.
 
     ram    in the memory of the machine (/dev/shm); the last run that uses it empties it, unless it is killed
-    disk   in the user's cache folder, for good
-    none   nowhere
+    disk   in the user's cache folder, permanently
+    none   no cache
 """
 
 import atexit
@@ -29,11 +29,11 @@ from PIL import __version__ as PILLOW
 from common.errors import CacheError
 from common.locks import fcntl
 
-VERSION = f'2 {PILLOW}'  # raise the number whenever the same source is to give other pixels
+VERSION = f'2 {PILLOW}'  # increase the number when the same source gives other pixels
 SHARED_MEMORY = Path('/dev/shm')
-RESERVE = 2**30  # bytes of it that are always left to others: all, in a container of 64 MB
-OLD_LIMIT = 'memory.limit_in_bytes'  # of cgroups of version 1
-USERS = '.users'  # locked, shared, by every process that uses a cache in ram
+RESERVE = 2**30  # bytes of it that are never used: all of it, in a container with 64 MB
+OLD_LIMIT = 'memory.limit_in_bytes'  # of cgroups version 1
+USERS = '.users'  # every process that uses a cache in ram holds a shared lock on it
 HEADER = 8  # bytes
 
 
@@ -41,16 +41,16 @@ class Cache(NamedTuple):
     """A folder of decoded images."""
 
     folder: Path
-    most: int  # bytes that its file system may hold, of anything, after another image is added
+    limit: int  # bytes in use on its file system above which no image is added
 
     def load(self, source: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """The image made from `source`, a text that changes whenever make() would return something else.
 
         Returns:
-            (H, W, 3) uint8; what is written to it stays in this process.
+            (H, W, 3) uint8; changes to it stay in this process.
 
         Raises:
-            CacheError: the folder cannot be written, for a reason other than want of room.
+            CacheError: the folder cannot be written for a reason other than a full disk.
         """
         path = self.folder / hashlib.sha256(f'{VERSION} {source}'.encode(errors='surrogateescape')).hexdigest()[:32]
         image = _read(path)
@@ -62,27 +62,27 @@ class Cache(NamedTuple):
     def _write(self, path: Path, image: np.ndarray) -> None:
         temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
         try:
-            if shutil.disk_usage(self.folder).used + image.nbytes > self.most:
+            if shutil.disk_usage(self.folder).used + image.nbytes > self.limit:
                 return
             with open(temporary, 'wb') as file:
                 file.write(np.array(image.shape[:2], '<u4').tobytes())
                 file.write(image.tobytes())
                 file.flush()
-                os.fsync(file.fileno())  # a crash of the machine must not leave a file of zeros; free in memory
+                os.fsync(file.fileno())  # or a crash of the machine may leave zeros; free in memory
             os.replace(temporary, path)
         except OSError as error:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):  # full; emptied by the user
-                raise CacheError(f'{path}: cannot be written ({error.strerror}); --cache none does without') from error
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):  # full disk; folder removed by the user
+                raise CacheError(f'{path}: cannot be written ({error.strerror}); --cache none avoids it') from error
 
 
 def _read(path: Path) -> np.ndarray | None:
-    """The image in a file, not yet read from the disk; None where there is none, or a torn one."""
+    """The image in a file, memory-mapped; None for a missing or truncated file."""
     try:
         with open(path, 'rb') as file:
             data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
-    except (OSError, ValueError):  # none, or not to be read; empty
+    except (OSError, ValueError):  # missing or unreadable; empty
         return None
     height, width = data[:HEADER].view('<u4').tolist() if len(data) > HEADER else (0, 0)
     whole = len(data) == HEADER + height * width * 3 > HEADER
@@ -90,17 +90,17 @@ def _read(path: Path) -> np.ndarray | None:
 
 
 def open_cache(kind: str) -> Cache | None:
-    """The cache of this user on this machine; this process counts as a user of it until it ends. None for 'none'.
+    """The cache of this user on this machine, None for 'none'; this process is registered as a user until it ends.
 
     Raises:
-        CacheError: its folder cannot be made or belongs to somebody else.
+        CacheError: its folder cannot be made or belongs to another user.
     """
     if kind == 'none':
         return None
     in_memory = kind == 'ram' and os.access(SHARED_MEMORY, os.W_OK)
     if in_memory:
         folder = SHARED_MEMORY / f'twistnet-{os.getuid()}'
-    elif kind == 'ram':  # a system without it keeps small files of the temporary folder in memory, if it can
+    elif kind == 'ram':  # a system without /dev/shm
         folder = Path(tempfile.gettempdir()) / f'twistnet-{os.getuid()}'
     else:
         folder = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')) / 'twistnet'
@@ -110,33 +110,33 @@ def open_cache(kind: str) -> Cache | None:
         if folder.is_symlink() and not folder.exists():
             raise CacheError(f'{folder}: a link to {os.readlink(folder)}, which is not there')
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The user may keep it elsewhere, by a link of their own; /dev/shm is everybody's to put links into.
+        # A link of the user is followed; one in /dev/shm may be another user's.
         if not stat.S_ISDIR(folder.stat().st_mode) or {folder.lstat().st_uid, folder.stat().st_uid} != {os.getuid()}:
-            raise CacheError(f'{folder}: belongs to somebody else; --cache none does without')
+            raise CacheError(f'{folder}: belongs to another user; --cache none avoids it')
         if kind == 'ram':
-            _join(folder)
+            _register(folder)
         total = shutil.disk_usage(folder).total
     except OSError as error:
-        raise CacheError(f'{folder}: cannot be made ({error.strerror}); --cache none does without') from error
-    # Loader processes hand over batches in /dev/shm too, and what lies there counts as memory of its makers.
+        raise CacheError(f'{folder}: cannot be made ({error.strerror}); --cache none avoids it') from error
+    # Loader processes pass batches through /dev/shm too, and files there count as memory of the processes.
     return Cache(folder, min(max(0, total - RESERVE) // 2, memory() // 4) if in_memory else total - total // 10)
 
 
 _users: dict[Path, object] = {}  # open lock files, by folder
 
 
-def _join(folder: Path) -> None:
-    """Count this process among the users of a folder; the last one to leave empties it."""
+def _register(folder: Path) -> None:
+    """Register this process as a user of a folder; the last user empties it at its end."""
     if folder in _users:
         return
     file = open(folder / USERS, 'a')  # noqa: SIM115
-    fcntl.flock(file, fcntl.LOCK_SH)  # waits while another process, the last one, empties it
+    fcntl.flock(file, fcntl.LOCK_SH)  # waits while the last user empties it
     _users[folder] = file
-    atexit.register(_leave, folder, os.getpid())
+    atexit.register(_unregister, folder, os.getpid())
 
 
-def _leave(folder: Path, owner: int) -> None:
-    if os.getpid() != owner:  # a child of the user
+def _unregister(folder: Path, owner: int) -> None:
+    if os.getpid() != owner:  # a forked child
         return
     file = _users.pop(folder)
     try:
@@ -150,7 +150,7 @@ def _leave(folder: Path, owner: int) -> None:
 
 
 def memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or less where a container or a scheduler says so."""
+    """Bytes of memory that this process may use: the machine's, or the limit of a container or scheduler."""
     sizes = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
     groups = ['0::/', '1:memory:/']
     with contextlib.suppress(OSError):  # a system without cgroups
@@ -159,7 +159,7 @@ def memory() -> int:
         _, controllers, name = group.split(':', 2)
         root, limit = ('/sys/fs/cgroup', 'memory.max') if not controllers else ('/sys/fs/cgroup/memory', OLD_LIMIT)
         path = Path(root + name)
-        while path.is_relative_to(root):  # the limits of all groups around it hold
+        while path.is_relative_to(root):  # the limits of all enclosing groups apply
             with contextlib.suppress(OSError, ValueError):  # no such file; 'max'
                 sizes.append(int((path / limit).read_text()))
             path = path.parent

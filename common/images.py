@@ -1,4 +1,4 @@
-"""Images as a viewer shows them: every kind of file to RGB of eight bits a channel. No torch."""
+"""Images as a viewer shows them: every kind of file as RGB with eight bits a channel. No torch."""
 
 import contextlib
 import os
@@ -14,16 +14,16 @@ from common.cache import Cache
 from common.errors import DataError
 from common.runs import counted
 
-# What Pillow reads of photographs and textures; its icons, films, pages, point clouds and working files are left out.
+# The formats of photographs and textures that Pillow reads, without those of icons, films, pages and project files.
 IMAGE_SUFFIXES = frozenset(
     '.jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .tif .tiff .webp .avif .avifs .jp2 .j2k .jpc .jpf .jpx .j2c .ppm '  # noqa: SIM905
     '.pgm .pbm .pnm .tga .icb .vda .vst .dds .pcx .dcx .qoi .sgi .rgb .rgba .bw .ras .im .msp .pxr .blp .ftc .ftu '
     '.gbr .iim .fit .fits .xbm .xpm'.split()
 )
-EIGHT_BITS = {'.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.dib', '.gif', '.webp'}  # a channel, and never more
-EXIF = frozenset({'exif', 'Raw profile type exif', 'XML:com.adobe.xmp', 'xmp'})  # where Pillow keeps it
-ORIENTATION = 0x0112  # the EXIF tag; what brings an image upright, by its value
-TURNS = {
+EIGHT_BITS = {'.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.dib', '.gif', '.webp'}  # a channel at most
+EXIF = frozenset({'exif', 'Raw profile type exif', 'XML:com.adobe.xmp', 'xmp'})  # where Pillow stores it
+ORIENTATION = 0x0112  # the EXIF tag
+TURNS = {  # the operation that turns an image upright, by the tag's value
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -32,10 +32,9 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SYNTHETIC = 'synthetic:'  # begins the paths that are drawn, and can begin no path of a file that a tree lists
+SYNTHETIC = 'synthetic:'  # prefix of the paths that are drawn; no path of a file in a tree begins so
 
-
-# Pillow warns of images that have half as many pixels as those that it refuses, each time that it reads one.
+# Pillow refuses images above twice MAX_IMAGE_PIXELS and warns above it, at each read.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 
@@ -47,15 +46,15 @@ def is_image(name: str) -> bool:
 def open_image(path: str, bits: int | None = None) -> Image.Image:
     """The RGB image at a path of a split, as a viewer shows it; synthetic ones are drawn.
 
-    It is turned by its EXIF orientation and laid over white where it is transparent.
+    It is turned by its EXIF orientation, and transparent parts are laid over white.
 
     Args:
         path: of a split, or of any image.
-        bits: what image_bits says of the data set: values of more than eight bits are scaled by them. None: by the bits
-            that this image uses, which is said once.
+        bits: of the data set, from image_bits, by which values of more than eight bits are scaled. None: the bits that
+            this image uses; a note says so once in each process.
 
     Raises:
-        DataError: the file is missing, damaged or no image, or holds more than `bits`; the message names it.
+        DataError: the file is missing, damaged or not an image, or has values of more than `bits` bits.
     """
     if path.startswith(SYNTHETIC):
         cls, index = path.removeprefix(SYNTHETIC).split('/')
@@ -73,11 +72,11 @@ def open_image(path: str, bits: int | None = None) -> Image.Image:
                 image = image.convert('RGB')
             return image if turn is None else image.transpose(turn)
     except UnidentifiedImageError as error:
-        raise DataError(f'{path}: cannot be read as an image (no format that is known here)') from error
+        raise DataError(f'{path}: cannot be read as an image (unknown format)') from error
     except Image.DecompressionBombError as error:
         most = 2 * Image.MAX_IMAGE_PIXELS
         raise DataError(
-            f'{path}: cannot be read as an image (it has more than {most:,} pixels, which Pillow takes for an attack); '
+            f'{path}: cannot be read as an image (it has more than {most:,} pixels, the limit of Pillow); '
             'reduce it, or cut it into several'
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
@@ -86,29 +85,29 @@ def open_image(path: str, bits: int | None = None) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What brings a loaded image upright; Pillow has turned a TIFF by itself."""
-    if EXIF.isdisjoint(image.info):  # asking takes a twentieth of the time that a JPEG takes
+    """The operation that turns a loaded image upright; Pillow turns a TIFF itself."""
+    if EXIF.isdisjoint(image.info):  # getexif takes a twentieth of the time of decoding a JPEG
         return None
     try:
         return TURNS.get(image.getexif().get(ORIENTATION))
-    except Exception:  # whatever damaged EXIF leads Pillow to: viewers show such images as they are stored
+    except Exception:  # Pillow raises many kinds for damaged EXIF; viewers show such images as they are stored
         return None
 
 
 def _is_deep(image: Image.Image) -> bool:
     """True for an image of more than eight bits a channel that is not loaded yet."""
     if image.mode == 'F':
-        raise ValueError('it holds real numbers, whose range is not known')
-    layout = image.tile[0][3] if image.tile else ''  # Pillow keeps the upper eight of 16-bit colours
+        raise ValueError('it has floating-point values, whose range is unknown')
+    layout = image.tile[0][3] if image.tile else ''  # Pillow reads the upper eight bits of 16-bit colours
     return image.mode.startswith('I') or (';16' in str(layout) and image.mode != 'CMYK')
 
 
 def _highest(image: Image.Image) -> int:
-    """The largest value of a deep image; where Pillow has kept the upper eight bits, the largest that it may have."""
+    """The largest value of a deep image; an upper bound where Pillow has read the upper eight bits alone."""
     if image.mode.startswith('I'):
         low, high = image.getextrema() if image.mode == 'I' else (0, int(np.asarray(image).max()))
         if low < 0:
-            raise ValueError('it holds negative values, whose range is not known')
+            raise ValueError('it has negative values, whose range is unknown')
         return high
     colours = [band.getextrema()[1] for name, band in zip(image.getbands(), image.split()) if name != 'A']
     return 256 * max(colours) + 255
@@ -119,16 +118,14 @@ def _bits_of(value: int) -> int:
 
 
 def _eight_bits(image: Image.Image, path: str, bits: int | None) -> Image.Image:
-    """A deep image, loaded, with eight of its `bits`."""
+    """The upper eight of the `bits` bits of a deep image that is loaded."""
     highest = _highest(image)
     if bits is None:
         bits = _bits_of(highest)
         if bits != 16:
-            _say_once(
-                f'note: {path}: no value above {highest}; by itself an image is scaled by the bits it uses, {bits}'
-            )
+            _note_once(f'note: {path}: no value above {highest}; a single image is scaled by the bits it uses, {bits}')
     elif highest >= 2**bits:
-        raise ValueError(f'its largest value, {highest}, has more than the {bits} bits of the data set')
+        raise ValueError(f'its largest value, {highest}, needs more than the {bits} bits of the data set')
     if image.mode.startswith('I'):
         pixels = np.asarray(image)
         grey = (pixels >> (bits - 8)).astype(np.uint8)
@@ -137,7 +134,7 @@ def _eight_bits(image: Image.Image, path: str, bits: int | None) -> Image.Image:
         return Image.fromarray(grey)
     if bits < 13:
         raise ValueError(
-            f'16 bits a channel with no value above {highest}, of which only the upper eight are read; save it with 8'
+            f'16 bits a channel with no value above {highest}, but Pillow reads the upper eight alone; save it with 8'
         )
     if bits >= 16:
         return image
@@ -145,29 +142,31 @@ def _eight_bits(image: Image.Image, path: str, bits: int | None) -> Image.Image:
     return image.point([value for band in image.getbands() for value in (same if band == 'A' else scaled)])
 
 
-_told: list[str] = []
+_noted: list[str] = []
 
 
-def _say_once(text: str) -> None:
-    """A note of this process's first image of a kind; thousands may follow."""
-    if not _told:
-        _told.append(text)
+def _note_once(text: str) -> None:
+    """Print a note on the first such image of this process; thousands may follow."""
+    if not _noted:
+        _noted.append(text)
         print(text, file=sys.stderr)
 
 
 def image_bits(paths: Iterable[str]) -> tuple[int | None, list[str]]:
-    """How a data set's images of more than eight bits a channel are scaled: by the bits that the largest value needs.
+    """The bits by which a data set's images of more than eight bits a channel are scaled: those of the largest value.
 
-    Only these are decoded, and of files that may hold such the header is read; what cannot be read is passed over here.
+    Decodes these images, and reads the headers of files that may be such; ignores files that cannot be read.
+    Pretraining and the benchmark do not ask: there each deep image is scaled by its own bits, because a million headers
+    take too long, and ImageNet is JPEGs of eight bits.
 
     Returns:
-        the bits, None where there are no such images, and what a user must be told of it.
+        the bits, None where there are no such images; and notes for the user.
     """
     highest = {}
     for path in paths:
         if path.startswith(SYNTHETIC) or os.path.splitext(path)[1].lower() in EIGHT_BITS:
             continue
-        # Whatever is wrong with it is said when it is read to be used.
+        # A damaged file is reported when it is used.
         errors = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
         with contextlib.suppress(*errors), Image.open(path) as image:
             if _is_deep(image):
@@ -185,19 +184,14 @@ def image_bits(paths: Iterable[str]) -> tuple[int | None, list[str]]:
     if dark := [path for path, value in highest.items() if value < 2 ** (bits - 3)]:
         darkest = min(dark, key=highest.get)
         notes.append(
-            f'{counted(len(dark), "image")} of {len(highest)} dark beside the others: no value above an eighth of the '
-            f'largest, {highest[brightest]} in {brightest}; such as {darkest} with {highest[darkest]}'
+            f'{counted(len(dark), "image")} of {len(highest)} much darker than the others: no value above an eighth of '
+            f'the largest, {highest[brightest]} in {brightest}; such as {darkest} with {highest[darkest]}'
         )
     return bits, notes
 
 
-def file_size(path: str) -> int:
-    """Bytes of the file of an image; 0 for one that is drawn."""
-    return 0 if path.startswith(SYNTHETIC) else os.path.getsize(path)
-
-
 def stamp(path: str) -> str:
-    """A text that changes whenever the file at a path of a split does, or what is drawn in its place."""
+    """A text that changes whenever the file at a path of a split does, or the code that draws it."""
     found = os.stat(synthetic.__file__ if path.startswith(SYNTHETIC) else path)
     return f'{os.path.abspath(path)} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}'
 
@@ -209,13 +203,13 @@ def read_pixels(
     prepare: Callable[[Image.Image], Image.Image] | None = None,
     bits: int | None = None,
 ) -> np.ndarray:
-    """The image at a path of a split as (H, W, 3) uint8, which may be written to; from the cache if it is there.
+    """The image at a path of a split as a writable (H, W, 3) uint8 array, from the cache if it is there.
 
     Args:
         path: of a split.
-        cache: where it is kept.
-        what: names what `prepare` does, so that the cache holds the image once for each.
-        prepare: done before it is kept.
+        cache: where to store it.
+        what: describes `prepare` in full: part of the key in the cache.
+        prepare: applied before it is stored.
         bits: as for open_image.
 
     Raises:

@@ -47,16 +47,6 @@ IMAGENET = DEFAULT | dict(epochs=600, batch_size=256, lr=0.1, mixup=0.0, cutmix=
 # Options that say where and how a run is computed, not what it computes: not part of the fingerprint.
 SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache', 'given')
 
-# What tells a tree from a mere folder of class folders: all of this stands in it, or in the folder that its archive
-# unpacks to.
-LAYOUTS = {
-    'dtd': ('dtd', ('images', 'labels')),
-    'fmd': ('', ('image/*/*',)),
-    'kth_tips2': ('KTH-TIPS2-b', ('*/sample_a',)),
-    'cub200': ('CUB_200_2011', ('images', 'images.txt')),
-    'flowers102': ('flowers-102', ('jpg', 'setid.mat')),
-}
-
 AMP = ('auto', 'bf16', 'fp16', 'off')
 CACHES = ('ram', 'disk', 'none')
 # Lowest and highest value of the options; both are allowed.
@@ -119,9 +109,9 @@ def choose_dataset(dataset: str | None, data_dir: str | Path | None) -> str:
         )
     if dataset is not None or data_dir is None:
         return dataset or 'synthetic'
-    for name, (inner, parts) in LAYOUTS.items():
-        for root in (Path(data_dir), Path(data_dir) / inner):
-            if all(next(root.glob(part), None) for part in parts):
+    for name, entry in DATASETS.items():
+        for root in (Path(data_dir), Path(data_dir) / entry.get('top', '')):
+            if 'layout' in entry and all(next(root.glob(pattern), None) for pattern in entry['layout']):
                 return name
     return 'folder'
 
@@ -219,7 +209,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         '--cache',
         choices=CACHES,
         default='ram',
-        help='where decoded images are kept, for all runs on this machine (see cache.py)',
+        help='where decoded images are kept, for all runs on this machine (see common/cache.py)',
     )
     parser.add_argument('--run_dir', default='runs', help='where run folders are made')
     parser.add_argument('--force', action='store_true', help='discard the run in the folder and start again')

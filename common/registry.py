@@ -65,8 +65,11 @@ MODELS: dict[str, dict] = {
 }
 
 _VGG = 'https://www.robots.ox.ac.uk/~vgg/data'
-# `archives` are (url, md5) pairs, and `top` is the folder in which they hold the tree; `shared_test` marks sets whose
-# folds all test the same images; images, classes, folds and sizes (train, val, test) are what `check` counts.
+# One entry a data set. `archives` are (url, md5) pairs; the tree is in the folder `top` of them or in their root, and
+# `layout` are patterns, all of which match in it and tell it from a folder of class folders; `skip` are folders of it
+# without images of the set. `images`, `classes`, `folds` and `sizes` (train, val, test) are verified; `lists` marks a
+# tree with lists of its folds, so that another tree in its layout may have any size; `shared_test` marks sets whose
+# folds all test the same images.
 DATASETS: dict[str, dict] = {
     'dtd': dict(
         label='DTD',
@@ -77,6 +80,8 @@ DATASETS: dict[str, dict] = {
         protocol='10 folds, the official lists: 1880 train, 1880 val, 1880 test',
         source='https://www.robots.ox.ac.uk/~vgg/data/dtd/',
         top='dtd',
+        layout=('images', 'labels'),
+        lists=True,
         archives=[(f'{_VGG}/dtd/download/dtd-r1.0.1.tar.gz', 'fff73e5086ae6bdbea199a49dfb8a4c1')],
     ),
     'fmd': dict(
@@ -87,6 +92,8 @@ DATASETS: dict[str, dict] = {
         sizes=(600, 200, 200),
         protocol='5 folds, a stratified partition: 600 train, 200 val, 200 test; the tests cover every image once',
         source='https://people.csail.mit.edu/celiu/CVPR2010/FMD/',
+        layout=('image/*/*',),
+        skip=('mask',),
         archives=[('https://people.csail.mit.edu/celiu/CVPR2010/FMD/FMD.zip', '0721ba72cd981aa9599a81bbfaaebd75')],
     ),
     'kth_tips2': dict(
@@ -98,6 +105,7 @@ DATASETS: dict[str, dict] = {
         protocol='4 folds, one physical sample tested in each: 3212 train, 352 val, 1188 test',
         source='https://www.csc.kth.se/cvap/databases/kth-tips/',
         top='KTH-TIPS2-b',
+        layout=('*/sample_a',),
         archives=[
             (
                 'https://www.csc.kth.se/cvap/databases/kth-tips/kth-tips2-b_col_200x200.tar',
@@ -115,6 +123,7 @@ DATASETS: dict[str, dict] = {
         protocol='5 folds, the official 5794 test; a rotating tenth of the official train as val',
         source='https://www.vision.caltech.edu/datasets/cub_200_2011/',
         top='CUB_200_2011',
+        layout=('images', 'images.txt'),
         archives=[
             ('https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz', '97eceeb196236b17998738112f37df78')
         ],
@@ -128,6 +137,8 @@ DATASETS: dict[str, dict] = {
         shared_test=True,
         protocol='5 folds, the official 6149 test; 1020 train and 1020 val, official in fold 1, redrawn after',
         source='https://www.robots.ox.ac.uk/~vgg/data/flowers/102/',
+        top='flowers-102',
+        layout=('jpg', 'setid.mat'),
         archives=[
             (f'{_VGG}/flowers/102/102flowers.tgz', '52808999861908f626f3c1f4e79d11fa'),
             (f'{_VGG}/flowers/102/imagelabels.mat', 'e0620be6f572b9609742df49c70aed4d'),
@@ -145,7 +156,7 @@ DATASETS: dict[str, dict] = {
         classes=12,
         folds=5,
         protocol='5 folds, a stratified partition: 360 train, 120 val, 120 test',
-        source='drawn by synthetic.py',
+        source='drawn by common/synthetic.py',
     ),
 }
 

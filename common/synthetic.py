@@ -1,14 +1,17 @@
-"""Procedural textures whose truth is known: which displacements of grey levels co-occur.
+"""Procedural textures of which it is known at which displacements grey levels co-occur.
 
-Every image of every class holds the same grey levels, each equally often, so that nothing of first order tells the
+Every image of every class has the same histogram of grey levels, a flat one, so that no first-order statistic tells the
 classes apart. Streaks have an orientation and a period; brick, cells, dots and weave are structures.
 """
 
 import hashlib
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
-from scipy.spatial import KDTree
+from PIL import Image
+
+from common.errors import DataError
 
 SIZE = 128  # pixels, side of an image
 PER_CLASS = 50
@@ -40,13 +43,13 @@ def draw(cls: str, index: int) -> np.ndarray:
 
 
 def _grid(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel coordinates (y, x) with a random origin, each (size, size)."""
+    """Pixel coordinates (y, x) with a random origin, each (SIZE, SIZE)."""
     y, x = np.mgrid[:SIZE, :SIZE].astype(float)
     return y + rng.uniform(0, 1000), x + rng.uniform(0, 1000)
 
 
 def _streaks(rng: np.random.Generator, angle: float, period: float) -> np.ndarray:
-    """Noise with its energy around one spatial frequency: streaks along `angle`, `period` pixels apart."""
+    """Noise with its energy around one spatial frequency: streaks along `angle` degrees, `period` pixels apart."""
     fy, fx = np.meshgrid(np.fft.fftfreq(SIZE), np.fft.fftfreq(SIZE), indexing='ij')
     angle = np.deg2rad(angle + rng.uniform(-8, 8))
     along = fx * np.cos(angle) + fy * np.sin(angle)
@@ -75,6 +78,8 @@ def _brick(rng: np.random.Generator) -> np.ndarray:
 
 def _nearest(rng: np.random.Generator, period: float, jitter: float) -> tuple[np.ndarray, np.ndarray]:
     """Distances of every pixel to the nearest and second nearest point of a jittered lattice."""
+    from scipy.spatial import KDTree  # slow to import
+
     count = int(SIZE / period) + 4
     points = np.stack(np.mgrid[:count, :count], -1).reshape(-1, 2) + rng.uniform(-jitter, jitter, (count**2, 2))
     pixels = np.stack(np.mgrid[:SIZE, :SIZE], -1)
@@ -94,3 +99,13 @@ def _dots(rng: np.random.Generator) -> np.ndarray:
 
 
 _STRUCTURES = {'weave': _weave, 'brick': _brick, 'cells': _cells, 'dots': _dots}
+
+
+def write_sheet(path: Path, per_class: int = 8) -> None:
+    """Write a contact sheet: a row for each class, in the order of CLASSES."""
+    rows = [np.hstack([draw(cls, index) for index in range(per_class)]) for cls in CLASSES]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.vstack(rows)).save(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f'{path}: cannot be written ({getattr(error, "strerror", None) or error})') from error

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from common.drawing import COLORS, MARKERS, PAGE, Axes, Figure, frame, heat_map, plt, readable
 from common.errors import DataError, ModelError
+from common.images import open_image
 from common.registry import dataset_label, model_label
-from datasets import bits_of, open_image
+from common.splits import bits_of
 from interpret import trace
 from interpret.image_views import ANGLES, DEGREE
 from interpret.trace import Subject

@@ -23,7 +23,8 @@ import models
 from common import options, runs
 from common.checkpoint import read_checkpoint
 from common.errors import ModelError, RunError
-from datasets import load_splits, split_digest
+from common.splits import split_digest
+from datasets import load_splits
 from models import DIRECTIONS, STCI, blocks_of
 from transforms import eval_transform, normalize
 

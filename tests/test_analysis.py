@@ -16,7 +16,8 @@ import models
 import summarize_runs
 from common import checkpoint, statistics
 from common.errors import RunError
-from datasets import load_splits, split_digest
+from common.splits import split_digest
+from datasets import load_splits
 from interpret import findings, information, trace
 from models import DIRECTIONS, TwistNet, blocks_of
 

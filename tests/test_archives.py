@@ -26,7 +26,8 @@ import datasets
 from common import archives
 from common.archives import fetch, unpack
 from common.errors import DataError
-from datasets import DATASETS, check, prepare
+from common.splits import SUBSETS
+from datasets import DATASETS, check_tree, prepare
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
@@ -114,7 +115,7 @@ def serve_archives(server, key, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(DATASETS, key, small)
 
 
-def is_whole(found: datasets.Findings) -> bool:
+def is_complete(found: datasets.Findings) -> bool:
     return not (found.tree or found.unreadable or found.twice or found.leaks)
 
 
@@ -138,19 +139,19 @@ def test_prepare_and_check(server, tmp_path, monkeypatch, key, capsys):
     datasets.main(datasets.get_args_parser().parse_args(['prepare', key, '--data_dir', str(tmp_path / 'data')]))
     root = tmp_path / 'data' / key
     *notes, last = capsys.readouterr().out.splitlines()
-    assert last == f'{root} is whole'
+    assert last == f'{root} is complete'
     assert len(notes) == len(STRAYS[key])
     for note, words in zip(notes, STRAYS[key]):
         assert words in note
     assert server.requests[1][1] == 'bytes=700-', 'the second connection goes on where the first broke'
-    assert is_whole(check(key, root))
+    assert is_complete(check_tree(key, root))
     assert sorted(os.listdir(tmp_path / 'data')) == sorted(['downloads', key])
     assert (root / DRAWN[key]).is_dir(), "the archive's own folder is not left around the tree"
     assert not trees.TOP[key] or not (root / trees.TOP[key]).exists()
     # Again: nothing is fetched, the tree is verified.
     count = len(server.requests)
     datasets.main(datasets.get_args_parser().parse_args(['prepare', key, '--data_dir', str(tmp_path / 'data')]))
-    assert capsys.readouterr().out.splitlines()[-1] == f'{root} is whole'
+    assert capsys.readouterr().out.splitlines()[-1] == f'{root} is complete'
     assert len(server.requests) == count
 
 
@@ -254,28 +255,28 @@ def test_fetch_resumes_retries_and_does_not_download_twice(server, tmp_path):
 
 def test_downloads_that_fail_are_one_line(server, tmp_path, monkeypatch):
     (server.folder / 'a.bin').write_bytes(b'abc' * 100)
-    with pytest.raises(DataError, match=r'its md5 is .*, not 0+; what came was deleted'):
+    with pytest.raises(DataError, match=r'its md5 is .*, not 0+; the file was deleted'):
         fetch(f'{server.url}/a.bin', '0' * 32, tmp_path / 'd')
     assert os.listdir(tmp_path / 'd') == []
     with pytest.raises(DataError, match='the server answers 404'):
         fetch(f'{server.url}/missing.bin', '0' * 32, tmp_path / 'd')
     server.cuts = [0] * 10
-    with pytest.raises(DataError, match=r'cannot be fetched \(the connection was cut\); the same command goes on'):
+    with pytest.raises(DataError, match=r'cannot be downloaded \(the connection was cut\); the same command resumes'):
         fetch(f'{server.url}/a.bin', '0' * 32, tmp_path / 'd')
     server.cuts, server.ranges = [100] * 100, False  # a server that always begins again and never ends
-    with pytest.raises(DataError, match=r'cannot be fetched \(the connection was cut\)'):
+    with pytest.raises(DataError, match=r'cannot be downloaded \(the connection was cut\)'):
         fetch(f'{server.url}/a.bin', '0' * 32, tmp_path / 'g')
     server.cuts = []
     (tmp_path / 'h').mkdir()
     (tmp_path / 'h' / 'a.bin.part').write_bytes(b'x' * 301)  # more than this server sends, as a login page would
-    with pytest.raises(DataError, match=r'the server sends 300 bytes in all, where 301 are here already'):
+    with pytest.raises(DataError, match=r'the server sends 300 bytes in all, but .*a\.bin\.part has 301 already'):
         fetch(f'{server.url}/a.bin', '0' * 32, tmp_path / 'h')
     assert (tmp_path / 'h' / 'a.bin.part').stat().st_size == 301
     server.ranges = True
     for error in (OSError(113, 'No route to host'), ssl.SSLError(1, 'decryption failed')):
         with monkeypatch.context() as patch:
             patch.setattr(http.client.HTTPResponse, 'read1', Mock(side_effect=error))
-            with pytest.raises(DataError, match=r'cannot be fetched \(.*(No route|decryption)'):
+            with pytest.raises(DataError, match=r'cannot be downloaded \(.*(No route|decryption)'):
                 fetch(f'{server.url}/a.bin', '0' * 32, tmp_path / 'i')
     (tmp_path / 'file').touch()
     with pytest.raises(DataError, match=r'file/d: cannot be written \(Not a directory\)$'):
@@ -288,7 +289,7 @@ def test_downloads_that_fail_are_one_line(server, tmp_path, monkeypatch):
         fetch(f'{server.url}/a.bin', '0' * 32, tmp_path / 'full')
     server.shutdown()
     server.server_close()
-    with pytest.raises(DataError, match=r'cannot be fetched .*refused'):
+    with pytest.raises(DataError, match=r'cannot be downloaded .*refused'):
         fetch(f'{server.url}/b.bin', '0' * 32, tmp_path / 'd')
 
 
@@ -352,28 +353,28 @@ def test_an_interrupted_preparation_leaves_no_half_tree(server, tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(datasets, 'unpack', cut)
+        patch.setattr(archives, 'unpack', cut)
         with pytest.raises(KeyboardInterrupt):
             prepare('fmd', tmp_path / 'data')
     assert not (tmp_path / 'data' / 'fmd').exists()
     count = len(server.requests)
     prepare('fmd', tmp_path / 'data')
     assert len(server.requests) == count, 'the archive was there'
-    assert is_whole(check('fmd', tmp_path / 'data' / 'fmd'))
+    assert is_complete(check_tree('fmd', tmp_path / 'data' / 'fmd'))
 
 
 def test_check_finds_what_is_wrong(tmp_path, monkeypatch, capsys):
     trees.fmd(tmp_path / 'fmd', **trees.SMALL['fmd'])
     root = tmp_path / 'fmd' / 'image'
-    assert 'has 3 classes, by protocol fmd has 10' in check('fmd', tmp_path / 'fmd').tree[0]
+    assert 'has 3 classes, by protocol fmd has 10' in check_tree('fmd', tmp_path / 'fmd').tree[0]
     facts = {**DATASETS['fmd'], 'images': 31, 'classes': 3}
     monkeypatch.setitem(DATASETS, 'fmd', facts)
-    (problem,) = check('fmd', tmp_path / 'fmd').tree
+    (problem,) = check_tree('fmd', tmp_path / 'fmd').tree
     assert problem.endswith('has (18, 6, 6) images to train, validate and test, by protocol fmd has (600, 200, 200)')
     facts['sizes'] = (18, 6, 6)
-    assert check('fmd', tmp_path / 'fmd').tree == [f'{tmp_path / "fmd"}: has 30 images, fmd has 31']
+    assert check_tree('fmd', tmp_path / 'fmd').tree == [f'{tmp_path / "fmd"}: has 30 images, fmd has 31']
     facts['images'] = 30
-    assert is_whole(check('fmd', tmp_path / 'fmd'))
+    assert is_complete(check_tree('fmd', tmp_path / 'fmd'))
 
     # The same pixels twice: in one class as another file, and in two classes.
     names = ['material0_moderate_001_new.jpg', 'material0_moderate_002_new.jpg']
@@ -382,14 +383,11 @@ def test_check_finds_what_is_wrong(tmp_path, monkeypatch, capsys):
     shutil.copy(
         root / 'material1' / 'material1_moderate_001_new.jpg', root / 'material2' / 'material2_moderate_001_new.jpg'
     )
-    found = check('fmd', tmp_path / 'fmd')
+    found = check_tree('fmd', tmp_path / 'fmd')
     notes, leaks = found.twice, found.leaks
     assert len(notes) == 2
     assert names[0] in notes[0]
-    place = [
-        {p: s for s in datasets.SUBSETS for p, _ in getattr(datasets.load_splits('fmd', root, f), s)}
-        for f in range(1, 6)
-    ]
+    place = [{p: s for s in SUBSETS for p, _ in getattr(datasets.load_splits('fmd', root, f), s)} for f in range(1, 6)]
     pairs = [note.split(': ')[1].split(', in ')[0].split(' and ') for note in notes]
     for note, pair in zip(notes, pairs):
         apart = [fold for fold in range(1, 6) if place[fold - 1][pair[0]] != place[fold - 1][pair[1]]]
@@ -401,16 +399,16 @@ def test_check_finds_what_is_wrong(tmp_path, monkeypatch, capsys):
 
     broken = root / 'material1' / 'material1_moderate_003_new.jpg'
     broken.write_bytes(broken.read_bytes()[:300])
-    (problem,) = check('fmd', tmp_path / 'fmd').unreadable
+    (problem,) = check_tree('fmd', tmp_path / 'fmd').unreadable
     assert problem.startswith(f'{broken}: cannot be read as an image')
 
 
 def test_check_knows_folders_without_a_size_of_their_own(tmp_path, monkeypatch):
     trees.fmd(tmp_path, **trees.SMALL['fmd'])
-    assert is_whole(check('folder', tmp_path / 'image'))
-    for subset in datasets.SUBSETS:
+    assert is_complete(check_tree('folder', tmp_path / 'image'))
+    for subset in SUBSETS:
         shutil.copytree(tmp_path / 'image', tmp_path / 'split' / subset)
-    found = check('folder', tmp_path / 'split')
+    found = check_tree('folder', tmp_path / 'split')
     assert len(found.twice) == found.leaks == 60
     assert all('in two subsets of fold 1' in note for note in found.twice)
     with pytest.raises(DataError, match='60 problems, 60 of images that stand in two subsets of a fold'):
@@ -420,13 +418,13 @@ def test_check_knows_folders_without_a_size_of_their_own(tmp_path, monkeypatch):
         for c in ('a', 'b'):
             (tmp_path / 'plain' / c).mkdir(parents=True, exist_ok=True)
             Image.new('RGB', size, (200, 0, 0) if c == 'a' else (0, 0, 200)).save(tmp_path / 'plain' / c / f'{i}.png')
-    assert is_whole(check('folder', tmp_path / 'plain'))
+    assert is_complete(check_tree('folder', tmp_path / 'plain'))
     tree = tmp_path / 'dtd'
     trees.dtd(tree, **trees.SMALL['dtd'])
     (tree / 'dtd' / 'labels' / 'train10.txt').unlink()
-    assert 'has 3 classes, dtd has 47 (another tree in its layout can train' in check('dtd', tree).tree[0]
+    assert 'has 3 classes, dtd has 47 (another tree in its layout can train' in check_tree('dtd', tree).tree[0]
     monkeypatch.setitem(DATASETS, 'dtd', {**DATASETS['dtd'], 'classes': 3, 'sizes': (12, 12, 12)})
-    assert check('dtd', tree).tree[0].startswith('fold 10 of')
+    assert check_tree('dtd', tree).tree[0].startswith('fold 10 of')
     with pytest.raises(DataError, match='is not downloaded'):
         prepare('folder', tmp_path)
     with pytest.raises(DataError, match="unknown data set 'cifar'"):

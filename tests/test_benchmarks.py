@@ -18,7 +18,9 @@ import train
 from common import options, runs
 from common.checkpoint import read_checkpoint
 from common.errors import DataError
-from datasets import DATASETS, load_splits, open_image
+from common.images import open_image
+from common.splits import SUBSETS, split_digest
+from datasets import DATASETS, load_splits
 
 KEYS = list(trees.MAKE)
 SIZES = {
@@ -73,7 +75,7 @@ def test_splits_are_the_same_on_every_machine(full, key, expected):
     lines = [
         f'{fold} {name} {os.path.relpath(path, full / key)} {label}'
         for fold in range(1, len(SIZES[key]) + 1)
-        for name in datasets.SUBSETS
+        for name in SUBSETS
         for path, label in getattr(load_splits(key, full / key, fold), name)
     ]
     assert hashlib.sha256('\n'.join(lines).replace(os.sep, '/').encode()).hexdigest()[:16] == expected
@@ -300,12 +302,12 @@ def test_a_damaged_mat_file_and_tables_that_disagree(tmp_path, small_benchmarks)
     [
         ('images', '\n7 ', '\n7', "images.txt: '7"),
         ('images', '\n7 ', '\n6 ', 'images.txt: '),
-        ('image_class_labels', '\n7 1\n', '\n7 x\n', "image_class_labels.txt: line '7 x' cannot be"),
-        ('image_class_labels', '\n7 1\n', '\n7 0\n', "image_class_labels.txt: line '7 0' cannot be"),
-        ('image_class_labels', '\n7 1\n', '\n7 4\n', "image_class_labels.txt: line '7 4' cannot be"),
-        ('train_test_split', '\n7 1\n', '\n7 7\n', "train_test_split.txt: line '7 7' cannot be"),
+        ('image_class_labels', '\n7 1\n', '\n7 x\n', "image_class_labels.txt: line '7 x' is invalid"),
+        ('image_class_labels', '\n7 1\n', '\n7 0\n', "image_class_labels.txt: line '7 0' is invalid"),
+        ('image_class_labels', '\n7 1\n', '\n7 4\n', "image_class_labels.txt: line '7 4' is invalid"),
+        ('train_test_split', '\n7 1\n', '\n7 7\n', "train_test_split.txt: line '7 7' is invalid"),
         ('classes', '\n2 ', '\n5 ', 'classes.txt: does not number'),
-        ('classes', '\n3 003.Bird_3', '', "image_class_labels.txt: line '3 3' cannot be"),
+        ('classes', '\n3 003.Bird_3', '', "image_class_labels.txt: line '3 3' is invalid"),
     ],
 )
 def test_a_damaged_table_of_cub_is_named(tmp_path, small_benchmarks, table, old, new, words):
@@ -350,7 +352,7 @@ def test_the_real_trees_hold_nothing_but_their_images(key):
         pytest.skip(f'{root} is not here')
     folds = [load_splits(key, root, fold) for fold in range(1, 6)]
     assert len({datasets.tree_digest(key, root, splits) for splits in folds}) == 1
-    assert len({datasets.split_digest(splits) for splits in folds}) == 5
+    assert len({split_digest(splits) for splits in folds}) == 5
     assert datasets.passed_over(key, root) == []
     for path, _ in folds[0].train[::100]:
         with Image.open(path) as image:

@@ -13,7 +13,7 @@ from conftest import ROOT, write_image
 
 from common import cache, images
 from common.cache import Cache, open_cache
-from common.errors import RunError
+from common.errors import CacheError
 
 IMAGE = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
 
@@ -78,7 +78,7 @@ def test_a_full_disk_is_no_error_and_a_refusal_is(kept, monkeypatch):
     code = errno.ENOSPC
     assert kept.load('a', lambda: IMAGE) is IMAGE
     code = errno.EACCES
-    with pytest.raises(RunError, match=r'cannot be written \(Permission denied\); --cache none does without'):
+    with pytest.raises(CacheError, match=r'cannot be written \(Permission denied\); --cache none avoids it'):
         kept.load('a', lambda: IMAGE)
     assert not list(kept.folder.iterdir())
 
@@ -88,17 +88,17 @@ def test_the_limits_leave_room_for_others(tmp_path, monkeypatch):
     disk = open_cache('disk')
     total = os.statvfs(tmp_path).f_frsize * os.statvfs(tmp_path).f_blocks
     assert disk.folder == tmp_path / 'twistnet'
-    assert 0.85 * total < disk.most < 0.95 * total
+    assert 0.85 * total < disk.limit < 0.95 * total
     assert open_cache('none') is None
-    code = 'import sys, cache; print(cache.open_cache("ram").most)'
-    most = int(subprocess.check_output([sys.executable, '-c', code], cwd=ROOT, text=True))
-    assert 0 < most <= cache.memory() // 4
+    code = 'from common import cache; print(cache.open_cache("ram").limit)'
+    limit = int(subprocess.check_output([sys.executable, '-c', code], cwd=ROOT, text=True))
+    assert 0 < limit <= cache.memory() // 4
 
 
 def test_without_a_home_the_user_is_told(monkeypatch):
     monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
     monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
-    with pytest.raises(RunError, match='no home directory; set XDG_CACHE_HOME'):
+    with pytest.raises(CacheError, match='no home directory; set XDG_CACHE_HOME'):
         open_cache('disk')
 
 
@@ -106,10 +106,10 @@ def test_a_small_shared_memory_is_left_to_the_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, 'SHARED_MEMORY', tmp_path)
     usage = type('Usage', (), dict(total=64 << 20, used=0))
     monkeypatch.setattr(cache.shutil, 'disk_usage', lambda _: usage)
-    monkeypatch.setattr(cache, '_join', lambda _: None)
-    assert open_cache('ram').most == 0
+    monkeypatch.setattr(cache, '_register', lambda _: None)
+    assert open_cache('ram').limit == 0
     usage.total = 5 << 30
-    assert open_cache('ram').most == min(2 << 30, cache.memory() // 4)
+    assert open_cache('ram').limit == min(2 << 30, cache.memory() // 4)
 
 
 def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
@@ -121,20 +121,20 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         other = os.getuid() + 1
         patch.setattr(os, 'getuid', lambda: other)
-        with pytest.raises(RunError, match='belongs to somebody else'):
+        with pytest.raises(CacheError, match='belongs to another user'):
             open_cache('disk')
     if os.getuid() == 0:
         for of_whom in (link, tmp_path / 'elsewhere'):  # a link that another has put there; a folder of another's
             os.chown(of_whom, 1, -1, follow_symlinks=False)
-            with pytest.raises(RunError, match='belongs to somebody else'):
+            with pytest.raises(CacheError, match='belongs to another user'):
                 open_cache('disk')
             os.chown(of_whom, 0, -1, follow_symlinks=False)
     (tmp_path / 'elsewhere').rmdir()
-    with pytest.raises(RunError, match=r'a link to .*elsewhere, which is not there'):
+    with pytest.raises(CacheError, match=r'a link to .*elsewhere, which is not there'):
         open_cache('disk')
     link.unlink()
     (tmp_path / 'twistnet').touch()
-    with pytest.raises(RunError, match='cannot be made'):
+    with pytest.raises(CacheError, match='cannot be made'):
         open_cache('disk')
 
 
@@ -143,7 +143,7 @@ USER = """
 import sys, pathlib, numpy
 from common import cache
 cache.SHARED_MEMORY = pathlib.Path(sys.argv[1])
-kept, made = cache.open_cache('ram')._replace(most=1 << 60), []
+kept, made = cache.open_cache('ram')._replace(limit=1 << 60), []
 for i in range(3):
     kept.load(str(i), lambda: made.append(i) or numpy.zeros((4, 4, 3), numpy.uint8))
 print(len(made), flush=True)

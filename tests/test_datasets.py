@@ -1,4 +1,4 @@
-"""The promises of datasets.py: honest splits that depend on nothing else, and errors that name the file."""
+"""The promises of datasets.py: splits that depend on data set and fold alone, and errors that name the file."""
 
 import hashlib
 import os
@@ -16,7 +16,9 @@ from PIL import Image
 import datasets
 from common import cache, images, synthetic
 from common.errors import DataError
-from datasets import load_splits, open_image, partition
+from common.images import open_image
+from common.splits import SUBSETS, partition, split_digest
+from datasets import load_splits
 from loader import ImageList
 
 
@@ -26,7 +28,7 @@ def names(items):
 
 def test_dtd_lists_are_taken_as_they_are(tree):
     splits = load_splits('dtd', tree, 2)
-    for subset in datasets.SUBSETS:
+    for subset in SUBSETS:
         assert names(getattr(splits, subset)) == (tree / 'labels' / f'{subset}2.txt').read_text().split()
     assert splits.classes == ['class0', 'class1', 'class2']
     assert all(splits.classes[label] in path for path, label in splits.test)
@@ -110,7 +112,7 @@ def test_partition_properties(counts, random):
 def test_splits_are_the_same_on_every_machine(fold, expected):
     splits = load_splits('synthetic', None, fold)
     assert [len(s) for s in splits[:3]] == [360, 120, 120]
-    lines = [f'{name} {path} {label}' for name in datasets.SUBSETS for path, label in getattr(splits, name)]
+    lines = [f'{name} {path} {label}' for name in SUBSETS for path, label in getattr(splits, name)]
     assert hashlib.sha256('\n'.join(lines).replace(os.sep, '/').encode()).hexdigest()[:16] == expected
 
 
@@ -203,7 +205,7 @@ def test_bad_input_is_named(tmp_path, tree):
     (lists / 'val1.txt').unlink()
     fails(r'val1\.txt: cannot be read', 'dtd', tree)
     shutil.rmtree(lists)
-    fails('labels: missing, this is no whole dtd tree', 'dtd', tree)
+    fails('labels: missing, this is not a complete dtd tree', 'dtd', tree)
 
 
 def test_damaged_images_are_named(tmp_path, tree):
@@ -236,7 +238,7 @@ def test_commands(tmp_path):
     assert (code, out) == (1, '')
     assert err.splitlines() == [
         'datasets.py: error: nowhere: no such folder; --data_dir must name the root of dtd; '
-        '`python datasets.py prepare dtd --data_dir data` fetches it'
+        '`python datasets.py prepare dtd --data_dir data` downloads it'
     ]
 
 
@@ -311,7 +313,7 @@ def test_subsets_may_be_in_capitals_and_have_other_names(tmp_path):
         folders(tmp_path / subset, dict(a=count, b=count))
     assert [len(s) for s in load_splits('folder', tmp_path, 1)[:3]] == [6, 2, 4]
     folders(tmp_path / 'val', dict(a=1, b=1))
-    fails('has both VALID/ and val/; one must go', 'folder', tmp_path)
+    fails('has both VALID/ and val/; remove one of them', 'folder', tmp_path)
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -329,7 +331,7 @@ def test_without_val_a_tenth_of_train_validates(tmp_path):
     assert [path for path, _ in together] == sorted(map(str, (tmp_path / 'train').rglob('*.png')))
     (line,) = datasets.passed_over('folder', tmp_path)
     assert line == f'{tmp_path} has no val/: a tenth of each class of {tmp_path}/train validates'
-    assert datasets.check('folder', tmp_path).tree == []
+    assert datasets.check_tree('folder', tmp_path).tree == []
     fails('fold 2', 'folder', tmp_path, 2)
     folders(tmp_path / 'train', dict(c=1))
     fails("train: class 'c' has one image, of which none can be drawn", 'folder', tmp_path)
@@ -357,7 +359,7 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path, tree):
 def test_digests_of_splits_and_trees(tree, tmp_path):
     def digests(dataset, root, fold):
         splits = load_splits(dataset, root, fold)
-        return datasets.split_digest(splits), datasets.tree_digest(dataset, root, splits)
+        return split_digest(splits), datasets.tree_digest(dataset, root, splits)
 
     (split1, tree1), (split2, tree2) = digests('dtd', tree, 1), digests('dtd', tree, 2)
     assert split1 != split2
@@ -379,9 +381,7 @@ def test_digests_of_splits_and_trees(tree, tmp_path):
     assert digests('synthetic', None, 1)[1] == digests('synthetic', None, 2)[1]
     # Runs of before hold this value.
     lines = [f'{subset} {splits_path(path)} {size}' for subset, path, size in listed(tree)]
-    assert (
-        datasets.split_digest(load_splits('dtd', tree, 1)) == hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]
-    )
+    assert split_digest(load_splits('dtd', tree, 1)) == hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]
 
 
 def splits_path(path: str) -> str:
@@ -390,7 +390,7 @@ def splits_path(path: str) -> str:
 
 def listed(tree):
     splits = load_splits('dtd', tree, 1)
-    for subset in datasets.SUBSETS:
+    for subset in SUBSETS:
         for path, _ in getattr(splits, subset):
             yield subset, path, 0 if subset == 'test' else os.path.getsize(path)
 
@@ -401,7 +401,7 @@ def test_names_need_not_be_utf8(tmp_path, capfdbinary):
     os.rename(os.fsencode(tmp_path / 'set' / 'a' / '0.png'), os.fsencode(tmp_path / 'set' / 'a') + b'/\xff.png')
     splits = load_splits('folder', tmp_path / 'set', 1)
     assert [os.fsencode(cls) for cls in splits.classes] == [b'a', b'caf\xe9']
-    assert datasets.split_digest(splits) != datasets.tree_digest('folder', tmp_path / 'set', splits)
+    assert split_digest(splits) != datasets.tree_digest('folder', tmp_path / 'set', splits)
     (tmp_path / 'kept').mkdir()
     for path, _ in splits.train:
         assert images.read_pixels(path, cache.Cache(tmp_path / 'kept', 1 << 60)).shape == (40, 40, 3)
@@ -411,7 +411,7 @@ def test_names_need_not_be_utf8(tmp_path, capfdbinary):
         capture_output=True,
     )
     assert (out.returncode, out.stderr) == (0, b'')
-    lines = [f'{s}\t{splits.classes[i]}\t{p}\n' for s in datasets.SUBSETS for p, i in getattr(splits, s)]
+    lines = [f'{s}\t{splits.classes[i]}\t{p}\n' for s in SUBSETS for p, i in getattr(splits, s)]
     assert out.stdout == os.fsencode(''.join(lines))
 
 
@@ -451,5 +451,5 @@ def test_check_lists_every_problem_and_counts_them(tmp_path, capsys):
 def test_check_of_a_benchmark_lists_what_is_missing_once(tmp_path, tree):
     for i in (0, 9, 13):  # of train, val and test; the folds list each again
         (tree / 'images' / 'class1' / f'class1_{i:04d}.jpg').unlink()
-    found = datasets.check('dtd', tree)
+    found = datasets.check_tree('dtd', tree)
     assert sorted(line.split(': ')[0][-8:] for line in found.tree) == ['0000.jpg', '0009.jpg', '0013.jpg']

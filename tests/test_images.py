@@ -1,4 +1,4 @@
-"""The promises of images.py: what a viewer shows, never black or white in silence."""
+"""The promises of common/images.py: pixels as a viewer shows them, never silently black or white."""
 
 import struct
 import subprocess
@@ -13,15 +13,16 @@ from PIL import Image, ImageOps
 import datasets
 from common import images
 from common.errors import DataError
-from common.images import IMAGE_SUFFIXES, image_bits, read_pixels
-from datasets import load_splits, open_image
+from common.images import IMAGE_SUFFIXES, image_bits, open_image, read_pixels
+from common.splits import bits_of
+from datasets import load_splits
 
 RAMP = np.linspace(20, 235, 32 * 32).reshape(32, 32).astype(np.uint16)
 
 
 @pytest.fixture(autouse=True)
-def untold(monkeypatch):
-    monkeypatch.setattr(images, '_told', [])
+def no_notes(monkeypatch):
+    monkeypatch.setattr(images, '_noted', [])
 
 
 def test_the_suffixes_are_pillows():
@@ -39,7 +40,7 @@ def test_few_bits_in_sixteen_are_not_black(tmp_path, capsys, bits, suffix):
     Image.fromarray(RAMP << (bits - 8)).save(path)
     assert np.array_equal(np.asarray(open_image(path))[..., 1], RAMP)
     assert capsys.readouterr().err == (
-        f'note: {path}: no value above {235 << (bits - 8)}; by itself an image is scaled by the bits it uses, {bits}\n'
+        f'note: {path}: no value above {235 << (bits - 8)}; a single image is scaled by the bits it uses, {bits}\n'
     )
     open_image(path)
     assert capsys.readouterr().err == '', 'thousands may follow'
@@ -51,7 +52,7 @@ def test_the_images_of_a_set_are_scaled_alike(tmp_path, capsys):
         for i in range(5):  # twelve bits, and images that differ in brightness
             Image.fromarray((RAMP << 4) // (1 + i + c)).save(tmp_path / cls / f'{i}.png')
     splits = load_splits('folder', tmp_path, 1)
-    bits, notes = datasets.bits_of(splits)
+    bits, notes = bits_of(splits)
     assert bits == 12
     assert notes == [
         f'10 images of more than eight bits a channel: scaled by 12 bits, those of the largest value, {235 << 4} in '
@@ -61,16 +62,16 @@ def test_the_images_of_a_set_are_scaled_alike(tmp_path, capsys):
         for i in range(5):
             pixels = read_pixels(str(tmp_path / cls / f'{i}.png'), bits=bits)
             assert np.array_equal(pixels[..., 0], (RAMP << 4) // (1 + i + c) >> 4)
-    assert datasets.check('folder', tmp_path).notes == notes
+    assert datasets.check_tree('folder', tmp_path).notes == notes
     assert capsys.readouterr().err == ''
     # One that is far brighter decides, and it is said that the others are dark.
     Image.fromarray(RAMP << 8).save(tmp_path / 'a' / '0.png')
-    bits, (note,) = datasets.bits_of(splits)
+    bits, (note,) = bits_of(splits)
     assert bits == 16
-    assert note.startswith('9 images of 10 dark beside the others')
+    assert note.startswith('9 images of 10 much darker than the others')
     assert f'{235 << 8} in {tmp_path}/a/0.png' in note
     with pytest.raises(
-        DataError, match=r'0\.png: .*its largest value, 60160, has more than the 12 bits of the data set'
+        DataError, match=r'0\.png: .*its largest value, 60160, needs more than the 12 bits of the data set'
     ):
         open_image(str(tmp_path / 'a' / '0.png'), 12)
 
@@ -179,7 +180,8 @@ def test_a_scan_above_pillows_limit(tmp_path, monkeypatch):
         open_image(path)
     assert '\n' not in str(caught.value)
     # Up to twice the limit it is read, without a warning an image.
-    code = 'import sys, images; images.Image.MAX_IMAGE_PIXELS = 700; print(images.open_image(sys.argv[1]).size)'
+    code = 'import sys; from PIL import Image; from common.images import open_image; Image.MAX_IMAGE_PIXELS = 700; '
+    code += 'print(open_image(sys.argv[1]).size)'
     done = subprocess.run([sys.executable, '-c', code, path], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ('(30, 40)\n', '')
 

@@ -21,7 +21,8 @@ import plot_results
 import visualize
 from common import drawing, synthetic
 from common.errors import ModelError, RunError
-from datasets import load_splits, split_digest
+from common.splits import split_digest
+from datasets import load_splits
 from interpret import class_views, image_views, trace
 from interpret.trace import Subject
 from transforms import eval_settings, normalize

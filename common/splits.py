@@ -1,0 +1,161 @@
+"""Folds of a data set: how images are divided into them, what is verified, and digests. No torch."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from common.errors import DataError
+from common.images import SYNTHETIC, image_bits
+from common.registry import DATASETS
+from common.runs import digest
+from common.trees import BadTreeError
+
+SUBSETS = ('train', 'val', 'test')
+
+
+class Splits(NamedTuple):
+    """One fold of a data set: three disjoint lists of (path, class index), and the class names by index."""
+
+    train: list[tuple[str, int]]
+    val: list[tuple[str, int]]
+    test: list[tuple[str, int]]
+    classes: list[str]
+
+
+def check_fold(fold: int, folds: int, name: str | Path) -> None:
+    if not 1 <= fold <= folds:
+        raise DataError(f'fold {fold} of {name} does not exist; it has folds 1 to {folds}')
+
+
+def check_splits(splits: Splits, root: Path) -> None:
+    """Check that each subset has images, none is in two of them, and every class tested has training images."""
+    if len(splits.classes) < 2:
+        raise DataError(f'{root}: has only the class {splits.classes}; there is nothing to tell apart')
+    seen: dict[str, str] = {}
+    for subset in SUBSETS:
+        items = getattr(splits, subset)
+        if not items:
+            raise DataError(f'{root}: the {subset} set is empty')
+        for path, _ in items:
+            if path in seen:
+                raise DataError(f'{path}: listed twice, in {seen[path]} and in {subset}')
+            seen[path] = subset
+    trained = {label for _, label in splits.train}
+    for subset in ('val', 'test'):
+        if missing := sorted({label for _, label in getattr(splits, subset)} - trained):
+            raise DataError(f"{root}: class '{splits.classes[missing[0]]}' is in {subset} but has no training image")
+
+
+def check_sizes(splits: Splits, root: Path, dataset: str) -> None:
+    """Check a benchmark against the sizes of its protocol: half a tree would train and give a plausible number."""
+    entry = DATASETS[dataset]
+    for what, actual, expected in (
+        ('classes', len(splits.classes), entry.get('classes')),
+        ('images to train, validate and test', tuple(map(len, splits[:3])), entry.get('sizes')),
+    ):
+        if expected is not None and actual != expected:
+            raise BadTreeError(f'{root}: has {actual} {what}, by protocol {dataset} has {expected}')
+
+
+def hash_order(items: list, salt: str, name: Callable = os.path.basename) -> list:
+    """The items in the order of a hash of salt and name, which depends on nothing else."""
+    return sorted(items, key=lambda i: hashlib.sha256(f'{salt}{name(i)}'.encode(errors='surrogateescape')).digest())
+
+
+def draw_val(items: list, salt: str, name: Callable = os.path.basename) -> tuple[list, list]:
+    """The items that train and those that validate, a tenth and at least one."""
+    ranked, count = hash_order(items, salt, name), max(1, round(len(items) / 10))
+    return ranked[count:], ranked[:count]
+
+
+def sorted_splits(items: dict[str, list[tuple[str, int]]], classes: list[str]) -> Splits:
+    return Splits(*(sorted(items[subset]) for subset in SUBSETS), classes)
+
+
+def partition(files: dict[str, list[str]], fold: int, name: str, folds: int = 5) -> Splits:
+    """Stratified split: of the `folds` blocks of a class, f tests, f + 1 (wrapping) validates and the rest trains.
+
+    The order within a class is that of a hash of class and file name. Over the folds the test sets cover every image
+    once.
+    """
+    check_fold(fold, folds, name)
+    if len(files) < 2:
+        raise BadTreeError(f'{name}: needs at least two class folders with images; it has {len(files)}')
+    if few := {cls: len(paths) for cls, paths in sorted(files.items()) if len(paths) < folds}:
+        raise BadTreeError(
+            *(
+                f"{name}: class '{cls}' has {'one image' if count == 1 else f'{count} images'}; "
+                f'{folds} folds need at least {folds}: add images, or move the class away'
+                for cls, count in few.items()
+            )
+        )
+    items = defaultdict(list)
+    for label, (cls, paths) in enumerate(sorted(files.items())):
+        for rank, path in enumerate(hash_order(paths, f'{cls}/')):
+            subset = {fold: 'test', fold % folds + 1: 'val'}.get(rank % folds + 1, 'train')
+            items[subset].append((path, label))
+    return sorted_splits(items, sorted(files))
+
+
+def compare_copies(groups: list[list[str]], images: dict[str, str], folds: dict[int, Splits]) -> tuple[list[str], int]:
+    """A line for each copy of an image, and how many stand in another subset than the first in some fold.
+
+    Args:
+        groups: paths of images with the same content.
+        images: {path: class}.
+        folds: by number.
+    """
+    subset_of = {
+        fold: {path: subset for subset in SUBSETS for path, _ in getattr(splits, subset)}
+        for fold, splits in folds.items()
+    }
+    twice, leaks = [], 0
+    for first, *copies in groups:
+        for copy in copies:
+            apart = [fold for fold in folds if subset_of[fold].get(first) != subset_of[fold].get(copy)]
+            leaks += bool(apart)
+            where = f'in two subsets of fold {", ".join(map(str, apart))}' if apart else 'in one subset of every fold'
+            classes = '' if images[first] == images[copy] else ', in two classes'
+            twice.append(f'the same image twice{classes}: {first} and {copy}, {where}')
+    return twice, leaks
+
+
+# ---------------------------------------------------------------------------------------------- images and digests
+
+
+def bits_of(splits: Splits) -> tuple[int | None, list[str]]:
+    """image_bits of the images of a fold."""
+    return image_bits(path for subset in splits[:3] for path, _ in subset)
+
+
+def split_digest(splits: Splits) -> str:
+    """A digest of one fold: the images' names, and the sizes of those that train and validate.
+
+    Test images count by name alone: one that turns out to be damaged after the training can be replaced without
+    repeating it.
+
+    Raises:
+        DataError: an image is missing.
+    """
+    return digest_lines(
+        [
+            f'{subset} {splits.classes[label]}/{os.path.basename(path)} {0 if subset == "test" else size_of(path)}'
+            for subset in SUBSETS
+            for path, label in getattr(splits, subset)
+        ]
+    )
+
+
+def size_of(path: str) -> int:
+    """Bytes of the file at a path of a split, 0 for a drawn one; DataError where it is missing."""
+    try:
+        return 0 if path.startswith(SYNTHETIC) else os.path.getsize(path)
+    except OSError as error:
+        raise DataError(f'{path}: cannot be read ({error.strerror})') from error
+
+
+def digest_lines(lines: list[str]) -> str:
+    return digest('\n'.join(lines).encode(errors='surrogateescape'))  # names need not be UTF-8
