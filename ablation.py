@@ -12,6 +12,7 @@ of every study, is trained once for all of them.
 import argparse
 
 import run_all
+from common import options
 from common.errors import RunError, user_errors
 
 STUDIES: dict[str, tuple[str, ...]] = {
@@ -55,8 +56,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--study',
         nargs='+',
-        action=run_all.Listed,
-        type=run_all.parse_names,
+        action=options.Listed,
+        type=options.parse_names,
         default='components',
         help=f'with commas or spaces between: {", ".join(STUDIES)}; or all',
     )

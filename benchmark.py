@@ -1,7 +1,11 @@
-"""How fast this machine runs the models and the loader: of compute_flops.py --speed and datasets.py speed.
+"""Speed of the models and of the loader on this machine.
 
-What is compared is measured in turn, round by round, so that a machine that slows down does so for all alike; what is
-reported are medians over the rounds.
+    python benchmark.py models --models resnet18,twistnet18 --rounds 25          # also --latex, --csv, --compile
+    python benchmark.py loader --dataset dtd --data_dir data/dtd                 # images a second of one core
+
+`models` measures training steps, inference and memory, always of ResNet-18 too; `loader` compares the image pipeline
+with a plain torchvision one. All tasks take turns, round by round, so that a machine that slows down slows down all of
+them; medians over the rounds are reported.
 """
 
 import argparse
@@ -21,12 +25,12 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
 import train
-from common import distributed, options
+from common import distributed, options, tables
 from common.cache import open_cache
-from common.errors import RunError
+from common.errors import RunError, user_errors
 from common.images import open_image, read_pixels
 from common.runs import counted
-from compute_flops import BASELINE, BOUNDS, NO_FVCORE, measure, print_csv
+from compute_flops import BASELINE, NO_FVCORE, add_size_args, choose, measure
 from datasets import load_splits
 from loader import ImageList, eval_images
 from models import build_model
@@ -314,52 +318,42 @@ def cells_of(row: dict) -> list[str]:
 
 
 def print_text(rows: list[dict], conditions: dict) -> None:
-    print(*describe(conditions), sep='\n')
-    print()
-    print(' ' * 26 + ''.join(f'{title:>26}' for _, title in TASKS.values()) + f'{"saved":>16}')
-    print(f'{"model":26}' + f'{"images/s":>10}{"x":>7}{"share":>9}' * len(TASKS) + f'{"MiB/image":>10}{"x":>6}')
-    widths = [10, 7, 9] * len(TASKS) + [10, 6]
-    for row in rows:
-        print(f'{row["model"]:26}' + ''.join(f'{cell:>{width}}' for cell, width in zip(cells_of(row), widths)))
-    print()
-    print(f'x: times as long, or as much, as {BASELINE}; share: of the matrix rate')
+    print(*describe(conditions), '', sep='\n')
+    head = [name for _, title in TASKS.values() for name in (f'{title}\nimages/s', '\nx', '\nshare')]
+    cells = [[row['model'], *cells_of(row)] for row in rows]
+    tables.print_text('l' + 'r' * (len(head) + 2), ['\nmodel', *head, 'saved\nMiB/image', '\nx'], cells)
+    print(f'\nx: times as long, or as much, as {BASELINE}; share: of the matrix rate')
 
 
 def print_latex(rows: list[dict], conditions: dict) -> None:
     distributed.say('\n'.join(describe(conditions)))  # a table has no place for them
     groups = [(3, title.capitalize()) for _, title in TASKS.values()] + [(2, 'Saved')]
-    first = ''.join(rf' & \multicolumn{{{width}}}{{c}}{{{title}}}' for width, title in groups)
     ends = list(itertools.accumulate((width for width, _ in groups), initial=1))
-    rules = [rf'\cmidrule(lr){{{start + 1}-{end}}}' for start, end in itertools.pairwise(ends)]
-    print(r'\begin{tabular}{l' + 'r' * (ends[-1] - 1) + '}')
-    print(r'\toprule')
-    print(first.removeprefix(' ') + r' \\')
-    print(' '.join(rules))
-    print('Model' + r' & images/s & $\times$ & share' * len(TASKS) + r' & MiB/image & $\times$ \\')
-    print(r'\midrule')
-    for row in rows:
-        cells = [escape(cell).replace(' ', r'\,') for cell in cells_of(row)]
-        print(' & '.join([escape(row['label']), *cells]) + r' \\')
-    print(r'\bottomrule')
-    print(r'\end{tabular}')
+    head = [
+        '& ' + ' & '.join(rf'\multicolumn{{{width}}}{{c}}{{{title}}}' for width, title in groups) + r' \\',
+        ' '.join(rf'\cmidrule(lr){{{start + 1}-{end}}}' for start, end in itertools.pairwise(ends)),
+        'Model' + r' & images/s & $\times$ & share' * len(TASKS) + r' & MiB/image & $\times$ \\',
+    ]
+    cells = [[escape(row['label']), *(escape(cell).replace(' ', r'\,') for cell in cells_of(row))] for row in rows]
+    tables.print_latex('l' + 'r' * (ends[-1] - 1), head, cells)
 
 
-def main(names: list[str], args: argparse.Namespace) -> None:
-    """compute_flops.py --speed.
+def benchmark_models(args: argparse.Namespace) -> None:
+    """Print the table of models.
 
     Raises:
         RunError, ModelError: as measure_models.
     """
+    options.check_bounds(args, batch_size=(2, 65_536))
+    names = choose(args.models, args.img_size)
     with train.machine_errors():
         rows, conditions = measure_models(names, args)
     if rows[0]['macs_G'] is None:
         distributed.say(NO_FVCORE)
     if args.csv:
-        print_csv([row | conditions for row in rows])
-    elif args.latex:
-        print_latex(rows, conditions)
+        tables.print_csv([row | conditions for row in rows])
     else:
-        print_text(rows, conditions)
+        (print_latex if args.latex else print_text)(rows, conditions)
 
 
 # ---------------------------------------------------------------------------------------------- loader
@@ -400,36 +394,64 @@ def loader_tasks(items: list[tuple[str, int]], img_size: int) -> dict[tuple[str,
     return {key: partial(work, images) for key, images in lists.items()}
 
 
-def measure_loader(dataset: str, data_dir: Path | None, fold: int, img_size: int, count: int, rounds: int) -> None:
-    """datasets.py speed: print images a second that one core makes of `count` training images, spread over all of them.
+def benchmark_loader(args: argparse.Namespace) -> None:
+    """Print images a second that one core makes of some training images, taken at even distances from all of them.
 
     Raises:
         DataError: there is no such fold or image. RunError: a value out of its bounds.
     """
-    for name, value in dict(img_size=img_size, images=count, rounds=rounds).items():
-        low, high = BOUNDS.get(name, (1, 1_000_000))
-        if not low <= value <= high:
-            raise RunError(f'--{name} {value} must be from {low} to {high}')
+    options.check_bounds(args, images=(1, 1_000_000))
+    dataset = options.choose_dataset(args.dataset, args.data_dir)
     torch.set_num_threads(1)
-    items = load_splits(dataset, data_dir, fold).train
-    count = min(count, len(items))
+    items = load_splits(dataset, args.data_dir, args.fold).train
+    count = min(args.images, len(items))
     items = [items[i * len(items) // count] for i in range(count)]
-    sizes = [open_image(path).size for path, _ in items]
-    seconds = in_turn(loader_tasks(items, img_size), rounds, torch.device('cpu'))
+    width, height = (statistics.median(side) for side in zip(*(open_image(path).size for path, _ in items)))
+    seconds = in_turn(loader_tasks(items, args.img_size), args.rounds, torch.device('cpu'))
     print(
-        f'{counted(len(items), "image")} of {dataset}, {statistics.median(w for w, _ in sizes):.0f} x '
-        f'{statistics.median(h for _, h in sizes):.0f} pixels (median), to {img_size} x {img_size}, one core of '
-        f'{device_name(torch.device("cpu"))}, rounds: {rounds}, torch {torch.__version__}'
+        f'{counted(count, "image")} of {dataset}, {width:.0f} x {height:.0f} pixels (median), to {args.img_size} x '
+        f'{args.img_size}, one core of {device_name(torch.device("cpu"))}, rounds: {args.rounds}, torch '
+        f'{torch.__version__}\n'
     )
-    print()
-    print(f'{"":12}{"training":>20}{"evaluation":>20}')
-    print(f'{"":12}' + f'{"images/s":>12}{"x":>8}' * 2)
+    rows = []
     for way in (PLAIN, 'decoded', 'cached'):
-        cells = ''
+        rows.append([way])
         for kind in ('train', 'eval'):
-            speed = len(items) / statistics.median(seconds[kind, way])
-            cells += f'{speed:12.0f}{ratio(seconds[kind, PLAIN], seconds[kind, way]):8.2f}'
-        print(f'{way:12}{cells}')
-    print()
-    print(f'x: times as many as {PLAIN} (torchvision on PIL images) in the same round, median')
+            speed = count / statistics.median(seconds[kind, way])
+            rows[-1] += [f'{speed:.0f}', f'{ratio(seconds[kind, PLAIN], seconds[kind, way]):.2f}']
+    tables.print_text('lrrrr', ['', 'training\nimages/s', '\nx', 'evaluation\nimages/s', '\nx'], rows)
+    print(f'\nx: times as many as {PLAIN} (torchvision on PIL images) in the same round, median')
     print('decoded: --cache none; cached: --cache ram; their floats are made on the device and not counted')
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description='Speed of the models and of the loader on this machine.')
+    commands = parser.add_subparsers(dest='command', required=True)
+    shown = dict(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    models = commands.add_parser('models', help='images a second in training and inference, and memory', **shown)
+    models.add_argument('--models', type=options.parse_names, help='with commas; all if not given')
+    add_size_args(models)
+    models.add_argument('--batch_size', type=int, default=32, help='images of a training step and an inference pass')
+    models.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
+    models.add_argument('--amp', choices=options.AMP, default='auto', help='auto: bf16 where it is native')
+    models.add_argument('--compile', action='store_true', help='torch.compile, which takes minutes')
+    loader = commands.add_parser('loader', help='images a second that one core reads and augments', **shown)
+    options.add_dataset_args(loader)
+    loader.add_argument('--fold', type=int, default=1, help='from 1')
+    loader.add_argument('--img_size', type=int, default=224, help='side of the square result, pixels')
+    loader.add_argument('--images', type=int, default=64, help='how many, taken from all training images')
+    for command in (models, loader):
+        command.add_argument('--rounds', type=int, default=10, help='measurements of each, after a warm-up round')
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    (benchmark_models if args.command == 'models' else benchmark_loader)(args)
+
+
+if __name__ == '__main__':
+    with user_errors('benchmark.py'):
+        main(get_args_parser().parse_args())

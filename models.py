@@ -20,22 +20,16 @@ h = relu(bn1(conv1(x))) inside a residual block,
 Source: Lian et al., "TwistNet-2D", arXiv 2602.07262. This is an independent implementation.
 """
 
-import logging
-import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import create_classifier
 from timm.models import (
-    adapt_input_conv,
     build_model_with_cfg,
     checkpoint_seq,
     generate_default_cfgs,
@@ -46,12 +40,12 @@ from timm.models._features import feature_take_indices
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from common.checkpoint import accept_published_names, read_checkpoint, strip_wrappers
+from common import tables
+from common.checkpoint import accept_published_names, load_pretrained, load_weights
 from common.errors import ModelError, user_errors
 from common.registry import MODELS, size_problem
 
 DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1))  # (dy, dx) of 0, 45, 90 and 135 degrees; dy points down
-WEIGHTS_DIR = 'weights'
 
 
 # ---------------------------------------------------------------------------------------------- modules
@@ -364,11 +358,7 @@ class TwistNet(nn.Module):
 
     def gates(self) -> dict[str, float]:
         """sigmoid(gate) of every TwistBlock by name, e.g. {'layer3.0': 0.119, ..}; it waits for the device."""
-        return {
-            name: torch.sigmoid(block.gate).item()
-            for name, block in self.named_modules()
-            if isinstance(block, TwistBlock)
-        }
+        return {name: torch.sigmoid(block.gate).item() for name, block in blocks_of(self).items()}
 
     def _run_stage(self, stage: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
         return checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
@@ -452,6 +442,35 @@ class TwistNet(nn.Module):
         return dict(stem=r'^stem', blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)')
 
 
+def blocks_of(model: nn.Module) -> dict[str, TwistBlock]:
+    """Name and module of every TwistBlock, from the input on."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, TwistBlock)}
+
+
+@contextmanager
+def watch_selection(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """AIS's weights in every TwistBlock, summed over the images that pass through the model in the body.
+
+    Yields:
+        {'layer3.0': (sum, number of weights) as a float64 tensor, ..}; empty for a model without AIS.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    handles = []
+
+    def add(total: torch.Tensor, weights: torch.Tensor) -> None:
+        total += torch.stack([weights.sum(dtype=torch.float64), total.new_tensor(weights.numel())])
+
+    for name, block in blocks_of(model).items():
+        if isinstance(block.stci.ais, AIS):
+            total = sums[name] = torch.zeros(2, dtype=torch.float64, device=block.gate.device)
+            handles.append(block.stci.ais.fc.register_forward_hook(lambda _m, _x, y, total=total: add(total, y)))
+    try:
+        yield sums
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def build_model(
     name: str, num_classes: int = 47, pretrained: bool | str | Path = False, img_size: int | None = None, **kwargs
 ) -> nn.Module:
@@ -488,7 +507,7 @@ def build_model(
             model = timm.create_model(entry['timm'], num_classes=num_classes, **kwargs)
     except TypeError as error:  # the constructors' own word for an unknown keyword
         raise ModelError(f'{name}: {error}') from error
-    _load_pretrained(model, name, pretrained, img_size)
+    load_pretrained(model, name, pretrained, img_size)
     return model
 
 
@@ -499,14 +518,17 @@ def count_params(model: nn.Module) -> int:
 
 def list_models(num_classes: int = 47) -> None:
     """Print every model of the registry with its parameters, venue and the source of its ImageNet weights."""
-    print(f'{"model":26}{"name":22}{"params":>9}  {"venue":11}pretrained')
+    rows = []
     for name, entry in MODELS.items():
         with torch.device('meta'):  # sizes without memory or initialisation
             params = count_params(build_model(name, num_classes)) / 1e6
         tag = f'timm: {entry["weights"]}' if entry.get('weights') else '-'
         source = 'weights/twistnet18_imagenet.pt' if 'twist' in entry else tag
-        print(f'{name:26}{entry["label"]:22}{params:8.2f}M  {entry.get("venue") or "-":11}{source}')
+        rows.append((name, entry['label'], f'{params:.2f}M', entry.get('venue') or '-', source))
+    tables.print_text('llrll', ('model', 'name', 'params', 'venue', 'pretrained'), rows)
 
+
+# ---------------------------------------------------------------------------------------------- timm
 
 DEFAULT_CFG = dict(
     num_classes=1000,
@@ -535,12 +557,12 @@ def _register_with_timm(name: str) -> None:
 
         def make(**arguments) -> TwistNet:  # weights are loaded before timm wraps the model for features_only
             model = TwistNet(**arguments)
-            _load_pretrained(model, name, False if kind else pretrained)
+            load_pretrained(model, name, False if kind else pretrained)
             return model
 
         def take(state: dict, model: TwistNet) -> dict:
             what = 'a state dict' if kind == 'state_dict' else f'{cfg.get("source") or kind} {cfg[kind]}'
-            _load_checkpoint(model, name, state, what, name if saved else None)
+            load_weights(model, name, state, what, name if saved else None)
             return {}  # nothing is left for timm to load
 
         fetch = dict(pretrained=kind is not None, pretrained_strict=False, pretrained_filter_fn=take)
@@ -554,229 +576,6 @@ def _register_with_timm(name: str) -> None:
 for _name, _entry in MODELS.items():
     if 'twist' in _entry:
         _register_with_timm(_name)
-
-
-# ---------------------------------------------------------------------------------------------- weights
-
-
-def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | None:
-    """Where `pretrained` takes the weights of a model from: a file, the tag of a timm model, or None for nowhere.
-
-    For a TwistNet and True: weights/<name>_imagenet.pt, then the full model's, each in the working directory and then
-    beside this file; failing those timm's ResNet-18.
-
-    Raises:
-        ModelError: the registry names no weights for this model.
-    """
-    if pretrained is False or pretrained is None:
-        return None
-    if pretrained is not True:
-        return Path(pretrained)
-    if 'twist' not in MODELS[name]:
-        if not MODELS[name].get('weights'):
-            raise ModelError(f'{name}: the registry names no ImageNet weights; give a file (--pretrained PATH) or none')
-        return MODELS[name]['weights']
-    for stem in dict.fromkeys((name, 'twistnet18')):
-        for folder in (Path(WEIGHTS_DIR), Path(__file__).parent / WEIGHTS_DIR):
-            if (path := folder / f'{stem}_imagenet.pt').is_file():
-                return path
-    return MODELS['resnet18']['weights']
-
-
-def _load_pretrained(model: nn.Module, name: str, pretrained: bool | str | Path, img_size: int | None = None) -> None:
-    """Load what `pretrained` asks for; sets model.pretrained and model.loaded (see build_model)."""
-    model.pretrained = model.loaded = None
-    source = weights_source(name, pretrained)
-    if isinstance(source, Path):
-        origin = source.name.removesuffix('_imagenet.pt')  # as pretraining names its files
-        _load_checkpoint(model, name, _read_file(source), str(source), origin if origin in MODELS else None)
-    elif source is not None:
-        # Models whose parameters depend on the image size are resized by timm as it loads them.
-        size = dict(img_size=img_size or 224) if MODELS[name].get('resolution') else {}
-        _load_checkpoint(model, name, _fetch_from_timm(source, **size), f'timm {source}')
-
-
-def _load_checkpoint(model: nn.Module, name: str, checkpoint: Any, what: str, origin: str | None = None) -> None:
-    """Load a state dict, bare or inside a checkpoint; sets model.pretrained and model.loaded, and says it on stderr.
-
-    Args:
-        model: of the registry's entry `name`.
-        what: what the checkpoint is called in messages.
-        origin: the model that it is of where it does not say so itself; None: unknown.
-    """
-    state, said = _state_of(checkpoint, what)
-    if said:
-        what, origin = f'{what} ({said})', said
-    state, partial, note = _adapt(model, name, state, origin)
-    model.pretrained, model.loaded = _load_tensors(model, state, what + note, name, partial)
-    print(f'{name}: {model.pretrained}', file=sys.stderr)
-
-
-def _fetch_from_timm(tag: str, **kwargs) -> dict[str, torch.Tensor]:
-    print(f'fetching {tag}, unless it is in the cache', file=sys.stderr)
-    for library in ('huggingface_hub', 'timm'):  # they log each attempt; what matters is in the error
-        logging.getLogger(library).setLevel(logging.ERROR)
-    try:
-        return timm.create_model(tag, pretrained=True, **kwargs).state_dict()
-    except Exception as error:  # hub, network, disk and cache each have their own families
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f'cannot fetch {tag} from the hub ({reason}); connect to the internet once, '
-            'or fetch the file elsewhere and pass --pretrained PATH'
-        ) from error
-
-
-def _read_file(path: Path) -> Any:
-    """What a weights file holds. Raises ModelError where it cannot be read."""
-    if path.suffix != '.safetensors':  # the format in which the hub hands out timm's weights
-        try:
-            return read_checkpoint(path)
-        except FileNotFoundError as error:
-            raise ModelError(f'{path}: no such weights file') from error
-    if not path.is_file():
-        raise ModelError(f'{path}: no such weights file')
-    try:
-        return safetensors.torch.load_file(path)
-    except Exception as error:
-        raise ModelError(f'{path}: cannot be read as safetensors ({error})') from error
-
-
-def _state_of(checkpoint: Any, what: str) -> tuple[dict[str, torch.Tensor], str | None]:
-    """The state dict in a checkpoint, or that it is, and the name of the model it says it is of."""
-    state = checkpoint
-    whole = checkpoint if isinstance(checkpoint, dict) else {}
-    config = whole.get('config')  # of pretraining's latest.pt
-    defines = config.get('defines') if isinstance(config, dict) else None
-    names = whole.get('model'), defines.get('model') if isinstance(defines, dict) else None
-    for key in ('state_dict', 'model'):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    tensors = {}
-    if isinstance(state, dict):
-        tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
-    if not tensors:
-        raise ModelError(f'{what}: holds no state dict')
-    said = next((name for name in names if isinstance(name, str)), None)
-    return {strip_wrappers(k): v for k, v in tensors.items()}, said
-
-
-def _adapt(
-    model: nn.Module, name: str, state: dict[str, torch.Tensor], origin: str | None
-) -> tuple[dict[str, torch.Tensor], bool, str]:
-    """Names of a model's weights as this code has them, from timm's or the authors'.
-
-    Weights of another model, or of one that is not known, leave out what only starts differently in it or in `name`
-    (registry: own): with it, the one would become the other.
-
-    Args:
-        model: the model that is to take them.
-        name: its entry in the registry.
-        state: the weights.
-        origin: the model that they are of, None if that is not known.
-
-    Returns:
-        the weights, whether it is in order that some do not fit, and a note for the report.
-    """
-    if name == 'seresnet18' and 'layer0.conv1.weight' in state:  # timm's legacy_seresnet18
-        names = {
-            k: k.removeprefix('layer0.').replace('.se_module.', '.se.').replace('last_linear.', 'fc.') for k in state
-        }
-        # Stage 1 of the older definition squeezes to 4 channels instead of 8: its SE layers stay out.
-        return {n: state[k] for k, n in names.items() if not re.match(r'layer1\.\d\.se\.', n)}, False, ''
-    if 'twist' not in MODELS[name]:
-        return state, False, ''
-    note = ''
-    if 'conv1.weight' in state:  # a ResNet-18's
-        trunk = {trunk_name(k): v for k, v in state.items()}
-        state = {k: v for k, v in trunk.items() if k.startswith(('stem.', 'layer1.', 'layer2.'))}
-        note, origin = ' (stem, layer1, layer2)', name  # where every model of ours is alike
-    state = dict(state)
-    accept_published_names(None, state, '')
-    stem, channels = state.get('stem.0.weight'), model.stem[0].in_channels
-    if stem is not None and stem.shape[1] == 3 != channels:
-        state['stem.0.weight'] = adapt_input_conv(channels, stem)
-        note += f' (input channels 3 -> {channels})'
-    if origin == name:
-        return state, False, note
-    own = {MODELS.get(n, {}).get('own') for n in (name, origin)} - {None}
-    left = {part for part in own if any(part in f'.{k}' for k in state)}
-    state = {k: v for k, v in state.items() if not any(part in f'.{k}' for part in left)}
-    if origin == 'twistnet18' or (origin is None and left):
-        whose = "the full model's weights" if origin else 'weights of an unknown model'
-        note += f' ({whose} in an ablation variant)'
-    note += ''.join(f', without its {part.strip(".")}' for part in sorted(left))
-    return state, name != 'twistnet18', note
-
-
-def trunk_name(key: str) -> str:
-    """Names of timm's resnet18 -> TwistNet."""
-    return re.sub(r'^bn1\.', 'stem.1.', re.sub(r'^conv1\.', 'stem.0.', key))
-
-
-def _load_tensors(
-    model: nn.Module, state: dict[str, torch.Tensor], what: str, name: str, partial: bool
-) -> tuple[str, float]:
-    """Copy the tensors of `state` whose name and shape fit; the classifier may differ, others only if `partial`.
-
-    Returns one sentence with tensors and share of parameters loaded, and the parts that were left as they were; and the
-    share, 0 to 1.
-    """
-    own = model.state_dict()
-    classifier = tuple(f'{n}.' for n, m in model.named_modules() if _is_classifier(model, m))
-    fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    odd = [k for k in state if k in own and k not in fits and not k.startswith(classifier)]
-    if odd and not partial:
-        raise ModelError(f'{what}: {odd[0]} is {tuple(state[odd[0]].shape)}, {name} has {tuple(own[odd[0]].shape)}')
-    sizes = {k: p.numel() for k, p in model.named_parameters()}
-    share = sum(n for k, n in sizes.items() if k in fits) / sum(sizes.values())
-    backbone = sum(n for k, n in sizes.items() if k in fits and not k.startswith(classifier)) / sum(sizes.values())
-    if backbone < 0.005:  # a few small tensors fit models of any width
-        raise ModelError(f'{what}: none of its {len(state)} tensors fits {name}, or hardly any')
-    model.load_state_dict(fits, strict=False)
-    report = f'loaded {len(fits)} of {len(own)} tensors ({share:.0%} of the parameters) from {what}'
-    fresh = _parts(own.keys() - fits.keys())
-    unused = _parts(k for k in state if k not in own)
-    report += (f'; left as initialised: {fresh}' if fresh else '') + (f'; not used: {unused}' if unused else '')
-    return report, share
-
-
-def _is_classifier(model: nn.Module, module: nn.Module) -> bool:
-    heads = model.get_classifier()
-    return any(module is head for head in (heads if isinstance(heads, tuple) else (heads,)))
-
-
-def _parts(keys) -> str:
-    """Tensor names shortened to the layers they belong to: 'layer3.0.stci, fc'."""
-    return ', '.join(sorted({re.match(r'(layer\d+\.\d+\.\w+|[^.]+)', k)[0] for k in keys}))
-
-
-def blocks_of(model: nn.Module) -> dict[str, TwistBlock]:
-    """Name and module of every TwistBlock, from the input on."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, TwistBlock)}
-
-
-@contextmanager
-def watch_selection(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """AIS's weights in every TwistBlock, summed over the images that pass through the model in the body.
-
-    Yields:
-        {'layer3.0': (sum, number of weights) as a float64 tensor, ..}; empty for a model without AIS.
-    """
-    sums: dict[str, torch.Tensor] = {}
-    handles = []
-
-    def add(total: torch.Tensor, weights: torch.Tensor) -> None:
-        total += torch.stack([weights.sum(dtype=torch.float64), total.new_tensor(weights.numel())])
-
-    for name, block in blocks_of(model).items():
-        if isinstance(block.stci.ais, AIS):
-            total = sums[name] = torch.zeros(2, dtype=torch.float64, device=block.gate.device)
-            handles.append(block.stci.ais.fc.register_forward_hook(lambda _m, _x, y, total=total: add(total, y)))
-    try:
-        yield sums
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 if __name__ == '__main__':

@@ -471,7 +471,7 @@ def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> li
 def initial_gate(model: str, recipe: dict) -> float | None:
     """sigmoid(gate) before training; None where it is not known: weights that were loaded bring gates of their own."""
     entry = MODELS.get(model, {})
-    if 'twist' not in entry or (recipe.get('pretrained', True) and entry.get('own') != '.gate'):
+    if 'twist' not in entry or (recipe.get('pretrained', True) and entry.get('keep_init') != '.gate'):
         return None
     return 1 / (1 + math.exp(-entry['twist'].get('gate_init', GATE_INIT)))
 

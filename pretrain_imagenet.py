@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import models
 from common import options, runs
-from common.checkpoint import read_checkpoint, save_checkpoint
+from common.checkpoint import WEIGHTS_DIR, read_checkpoint, save_checkpoint
 from common.distributed import (
     autocast,
     is_main,
@@ -755,7 +755,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     group.add_argument('--checkpoint_dir', default='checkpoints', help='latest.pt, previous.pt and log.jsonl')
     group.add_argument('--resume', metavar='PATH', help='a checkpoint, or auto for the newest that is whole')
     group.add_argument('--save_minutes', type=float, default=15, help='between two checkpoints')
-    group.add_argument('--weights_dir', default=models.WEIGHTS_DIR, help='where the best weights go at the end')
+    group.add_argument('--weights_dir', default=WEIGHTS_DIR, help='where the best weights go at the end')
     group.add_argument('--overwrite', action='store_true', help='replace weights that are there')
     group.add_argument('--max_bad_images', type=int, default=100, help='images that may be unreadable')
     group.add_argument(

@@ -12,7 +12,6 @@ Several run_all, here or on other machines that share the file system, may work 
 
 import argparse
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -30,22 +29,11 @@ from common.registry import DATASETS
 from common.runs import counted
 
 TRAIN = Path(__file__).resolve().parent / 'train.py'
-FOREIGN = 'another configuration'
+OTHER_CONFIG = 'another configuration'
 POLL = 0.2  # seconds between two looks at the children
 SHOW = 1.0  # seconds between two looks at their logs
 BUSY_POLL = 5.0  # seconds between two looks at runs that other processes make
 STOP_AFTER = 60.0  # seconds that a run gets to stop before it is killed
-
-
-class Listed(argparse.Action):
-    """Values with commas, with spaces, or with both between them: '--seeds 42 43' is '--seeds 42,43'."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        parts = iter(values)  # each a list or a dictionary, as `type` made it of a word
-        joined = next(parts)
-        for part in parts:
-            joined = joined | part if isinstance(part, dict) else joined + part
-        setattr(namespace, self.dest, joined)
 
 
 class Run(NamedTuple):
@@ -57,31 +45,6 @@ class Run(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------- plan
-
-
-def parse_numbers(text: str) -> list[int]:
-    """'1-3,7' is [1, 2, 3, 7], in this order, each once; a comma at an end is none.
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
-    """
-    numbers: list[int] = []
-    for part in text.strip(' ,').split(','):
-        if not (match := re.fullmatch(r'(\d+)(?:-(\d+))?', part.strip())):
-            raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers such as 1-10 or 42,43,44")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last - first > 10_000:
-            raise argparse.ArgumentTypeError(f"'{part}' is no range of numbers such as 1-10")
-        numbers += range(first, last + 1)
-    return list(dict.fromkeys(numbers))
-
-
-def parse_names(text: str) -> list[str]:
-    """'a,b' is ['a', 'b'], each once."""
-    names = [name.strip() for name in text.split(',') if name.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError('names nothing')
-    return list(dict.fromkeys(names))
 
 
 def parse_gpus(text: str) -> list[str]:
@@ -97,7 +60,7 @@ def parse_sbatch(text: str) -> dict[str, str | bool]:
     return {name: value if equals else True for name, equals, value in pairs}
 
 
-def honest_folds(dataset: str, folds: list[int]) -> list[int]:
+def available_folds(dataset: str, folds: list[int]) -> list[int]:
     """The folds that there are. KTH-TIPS2-b has four physical samples, so a fifth fold, often asked for, is left out.
 
     Raises:
@@ -146,7 +109,7 @@ def make_grid(args: argparse.Namespace, passed: list[str]) -> list[Run]:
 
 
 def state_of(run: Run) -> str:
-    """'complete', 'running' (by anyone), 'interrupted', 'new', or FOREIGN and what differs, which stops the plan."""
+    """'complete', 'running' (by anyone), 'interrupted', 'new', or OTHER_CONFIG and what differs."""
     try:
         config, results = runs.read_json(run.folder / 'config.json'), runs.read_json(run.folder / 'results.json')
     except RunError:
@@ -172,7 +135,7 @@ def state_of(run: Run) -> str:
     if results is not None and results.get('fingerprint') != config.get('fingerprint'):
         changes.append('results.json is of another one')
     if changes:
-        return f'{FOREIGN}: {", ".join(changes)}'
+        return f'{OTHER_CONFIG}: {", ".join(changes)}'
     if results is not None:
         return 'complete'
     return 'running' if runs.is_claimed(run.folder) else 'interrupted'
@@ -337,9 +300,9 @@ def say(message: str) -> None:
 def add_grid_args(parser: argparse.ArgumentParser) -> None:
     """What a grid is made of and how it is made: shared with ablation.py, which names the models itself."""
     options.add_dataset_args(parser)
-    several = dict(nargs='+', action=Listed)
-    parser.add_argument('--folds', **several, type=parse_numbers, default='1', help='such as 1-10 or 1,3')
-    parser.add_argument('--seeds', **several, type=parse_numbers, default='42', help='such as 42,43,44')
+    several = dict(nargs='+', action=options.Listed)
+    parser.add_argument('--folds', **several, type=options.parse_numbers, default='1', help='such as 1-10 or 1,3')
+    parser.add_argument('--seeds', **several, type=options.parse_numbers, default='42', help='such as 42,43,44')
     parser.add_argument('--run_dir', type=Path, default=Path('runs'), help='where run folders are made')
     parser.add_argument('--dry_run', action='store_true', help='print the plan and stop')
     parser.add_argument('--jobs', type=int, help='runs at once; by default one, or one for each of --gpus')
@@ -367,8 +330,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--models',
         nargs='+',
-        action=Listed,
-        type=parse_names,
+        action=options.Listed,
+        type=options.parse_names,
         required=True,
         help='names, with commas or spaces between',
     )
@@ -384,7 +347,7 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     if named is None:
         where = '' if args.data_dir is None else f': the layout of {args.data_dir}'
         say(f'note: --dataset is {args.dataset}{where}; --dataset can name another')
-    args.folds = honest_folds(args.dataset, args.folds)
+    args.folds = available_folds(args.dataset, args.folds)
     grid = make_grid(args, passed)
     if args.force and not args.dry_run:
         discard(grid)
@@ -396,7 +359,7 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     say(f'{counted(len(grid), "run")} in {args.run_dir}: {", ".join(f"{n} {state}" for state, n in counts.items())}')
     if args.force and args.dry_run:
         return
-    if foreign := [name for name, state in states.items() if state.startswith(FOREIGN)]:
+    if foreign := [name for name, state in states.items() if state.startswith(OTHER_CONFIG)]:
         raise RunError(
             f'{args.run_dir / foreign[0]} holds {states[foreign[0]]}'
             + (f', and {len(foreign) - 1} others do too' if foreign[1:] else '')

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from benchmark import saved_bytes
+from common import checkpoint
 from common.errors import ModelError
 from compute_flops import count_macs
 from models import DIRECTIONS, MODELS, STCI, TwistBlock, TwistNet, build_model, count_params
@@ -661,7 +662,7 @@ def save(path: Path, checkpoint) -> Path:
 
 def test_warm_up_from_resnet18_takes_stem_and_two_stages_and_says_so(no_hub, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, '__file__', str(tmp_path / 'models.py'))
+    monkeypatch.setattr(checkpoint, '__file__', str(tmp_path / 'common' / 'checkpoint.py'))
     model = build_model('twistnet18', pretrained=True)
     assert no_hub == ['resnet18.a1_in1k']
     total = len(model.state_dict())
@@ -673,9 +674,9 @@ def test_warm_up_from_resnet18_takes_stem_and_two_stages_and_says_so(no_hub, tmp
 
 def test_warm_up_copies_the_right_tensors(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, '__file__', str(tmp_path / 'models.py'))
+    monkeypatch.setattr(checkpoint, '__file__', str(tmp_path / 'common' / 'checkpoint.py'))
     trunk = timm.create_model('resnet18')
-    monkeypatch.setattr(models, '_fetch_from_timm', lambda tag, **_: trunk.state_dict())
+    monkeypatch.setattr(checkpoint, 'fetch_from_timm', lambda tag, **_: trunk.state_dict())
     model = build_model('twistnet18', pretrained=True)
     x = torch.randn(1, 3, 64, 64)
     expected = trunk.eval().forward_intermediates(x, indices=[2], intermediates_only=True)
@@ -684,7 +685,7 @@ def test_warm_up_copies_the_right_tensors(monkeypatch, tmp_path):
 
 def test_first_order_is_the_trunk_of_resnet18():
     model, trunk = build_model('twistnet18_first_order'), timm.create_model('resnet18', num_classes=47)
-    model.load_state_dict({models.trunk_name(k): v for k, v in trunk.state_dict().items()})
+    model.load_state_dict({checkpoint.trunk_name(k): v for k, v in trunk.state_dict().items()})
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(model.eval()(x), trunk.eval()(x))
 
@@ -832,14 +833,14 @@ def test_weights_beside_models_py_come_second(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / 'twistnet18_imagenet.pt').touch()
     monkeypatch.chdir(here.parent)
-    monkeypatch.setattr(models, '__file__', str(beside.parent / 'models.py'))
-    assert models.weights_source('twistnet18', True) == Path('weights/twistnet18_imagenet.pt')
+    monkeypatch.setattr(checkpoint, '__file__', str(beside.parent / 'common' / 'checkpoint.py'))
+    assert checkpoint.weights_source('twistnet18', True) == Path('weights/twistnet18_imagenet.pt')
     (here / 'twistnet18_imagenet.pt').unlink()
-    assert models.weights_source('twistnet18', True) == beside / 'twistnet18_imagenet.pt'
+    assert checkpoint.weights_source('twistnet18', True) == beside / 'twistnet18_imagenet.pt'
     (beside / 'twistnet18_imagenet.pt').unlink()
-    assert models.weights_source('twistnet18', True) == 'resnet18.a1_in1k'
-    assert models.weights_source('resnet18', True) == 'resnet18.a1_in1k'
-    assert models.weights_source('resnet18', False) is None
+    assert checkpoint.weights_source('twistnet18', True) == 'resnet18.a1_in1k'
+    assert checkpoint.weights_source('resnet18', True) == 'resnet18.a1_in1k'
+    assert checkpoint.weights_source('resnet18', False) is None
 
 
 @pytest.mark.parametrize('wrap', ['module.', '_orig_mod.', 'module._orig_mod.'])
@@ -905,5 +906,5 @@ def test_hub_out_of_reach_is_one_line(monkeypatch):
 
     monkeypatch.setattr(timm, 'create_model', unreachable)
     with pytest.raises(ModelError, match=r'cannot fetch resnet18.a1_in1k from the hub \(cannot connect\)') as caught:
-        models._fetch_from_timm('resnet18.a1_in1k')
+        checkpoint.fetch_from_timm('resnet18.a1_in1k')
     assert '\n' not in str(caught.value)

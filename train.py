@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 import models
 from common.cache import SHARED_MEMORY, open_cache
-from common.checkpoint import save_checkpoint
+from common.checkpoint import read_checkpoint, save_checkpoint, weights_source
 from common.distributed import (
     autocast,
     is_main,
@@ -92,7 +92,7 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device,
     several folds are of one data set if it is the same.
     """
     values = {k: v for k, v in vars(args).items() if k != 'force'}
-    weights = models.weights_source(args.model, args.pretrained)
+    weights = weights_source(args.model, args.pretrained)
     if isinstance(weights, Path):
         try:
             weights = runs.digest(weights.read_bytes())
@@ -305,7 +305,7 @@ def read_last(path: Path, fingerprint: str) -> dict | None:
         ModelError: the file holds code. RunError: it belongs to something else.
     """
     try:
-        last = models.read_checkpoint(path)
+        last = read_checkpoint(path)
     except FileNotFoundError:
         return None
     except UnsafeCheckpoint:
@@ -373,7 +373,7 @@ def holds_best(folder: Path, run: dict) -> bool:
     if run['best_epoch'] == len(run['history']):
         return True
     try:
-        best = models.read_checkpoint(folder / 'best.pt')
+        best = read_checkpoint(folder / 'best.pt')
     except (FileNotFoundError, ModelError):
         return False
     wanted = dict(epoch=run['best_epoch'], val_acc=run['best_val_acc'])
@@ -528,7 +528,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     bar.set_description(f'{folder.name} test', refresh=False)
     _, test_acc_last = evaluate(model, test_loader, device, args.amp, bar)
     if is_main():
-        model.load_state_dict(models.read_checkpoint(folder / 'best.pt')['state_dict'])
+        model.load_state_dict(read_checkpoint(folder / 'best.pt')['state_dict'])
     share_weights(model)
     test_loss, test_acc = evaluate(model, test_loader, device, args.amp, bar)
     bar.close()

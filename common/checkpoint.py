@@ -1,15 +1,26 @@
-"""Checkpoint files: written atomically, read without running code, and the names that published ones use."""
+"""Checkpoint and weights files: read without running code, adapted to a model, written atomically."""
 
 import io
+import logging
 import pickle
 import re
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
+import timm
 import torch
+from timm.models import adapt_input_conv
 from torch import nn
 
-from common import runs
 from common.errors import ModelError, UnsafeCheckpoint
+from common.registry import MODELS
+
+WEIGHTS_DIR = 'weights'
+
+# ---------------------------------------------------------------------------------------------- files
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -33,8 +44,45 @@ def read_checkpoint(path: str | Path) -> dict:
         raise ModelError(f'{path}: damaged or not a PyTorch checkpoint') from error
 
 
+def read_weights(path: Path) -> Any:
+    """Read a weights file: a checkpoint, or a .safetensors file as the hub distributes. Raises ModelError."""
+    if path.suffix != '.safetensors':
+        try:
+            return read_checkpoint(path)
+        except FileNotFoundError as error:
+            raise ModelError(f'{path}: no such weights file') from error
+    if not path.is_file():
+        raise ModelError(f'{path}: no such weights file')
+    try:
+        return safetensors.torch.load_file(path)
+    except Exception as error:
+        raise ModelError(f'{path}: cannot be read as safetensors ({error})') from error
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """torch.save, atomically. Raises RunError if the disk is full; the previous file is then untouched."""
+    from common import runs  # here, because it needs file locks, and models.py must import on Windows too
+
+    buffer = io.BytesIO()  # so that a full disk raises in write_atomic and not inside torch.save
+    torch.save(checkpoint, buffer)
+    runs.write_atomic(path, buffer.getvalue())
+
+
+# ---------------------------------------------------------------------------------------------- names
+
+
+def strip_wrappers(key: str) -> str:
+    """A parameter name without the prefixes that DistributedDataParallel and torch.compile add."""
+    return re.sub(r'^(module\.|_orig_mod\.)+', '', key)
+
+
+def trunk_name(key: str) -> str:
+    """A parameter name of timm's resnet18 -> TwistNet's."""
+    return re.sub(r'^bn1\.', 'stem.1.', re.sub(r'^conv1\.', 'stem.0.', key))
+
+
 def accept_published_names(_module: nn.Module | None, state: dict, prefix: str, *_) -> None:
-    """load_state_dict hook: wrapper prefixes off, and the authors' per-head tensors joined into ours, in place."""
+    """load_state_dict hook: strip wrapper prefixes and join the published per-head tensors into ours, in place."""
     for key in [k for k in state if k.startswith(prefix)]:
         state[prefix + strip_wrappers(key[len(prefix) :])] = state.pop(key)
     heads: dict[str, dict[int, torch.Tensor]] = {}
@@ -47,19 +95,179 @@ def accept_published_names(_module: nn.Module | None, state: dict, prefix: str, 
             heads.setdefault(match[1] + match[3], {})[int(match[2])] = value
     for key, parts in heads.items():
         if sorted(parts) != list(range(len(parts))) or len({part.shape for part in parts.values()}) > 1:
-            raise ModelError(f'{key}: the heads {sorted(parts)} of the state dict are no whole set of equal shapes')
+            raise ModelError(f'{key}: the heads {sorted(parts)} of the state dict are not a full set of equal shapes')
         tensors = [parts[k] for k in range(len(parts))]
         dim = 1 if key.endswith('twist.scale') else 0
         state[key] = tensors[0] if key.endswith('num_batches_tracked') else torch.cat(tensors, dim)
 
 
-def strip_wrappers(key: str) -> str:
-    """A parameter name without the prefixes that DistributedDataParallel and torch.compile put in front."""
-    return re.sub(r'^(module\.|_orig_mod\.)+', '', key)
+# ---------------------------------------------------------------------------------------------- pretrained weights
 
 
-def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """torch.save, atomically. Raises RunError where the disk is full; what stood there before is untouched."""
-    buffer = io.BytesIO()  # a full disk is then an OSError of ours, not one from inside torch.save
-    torch.save(checkpoint, buffer)
-    runs.write_atomic(path, buffer.getvalue())
+def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | None:
+    """Where `pretrained` takes the weights of a model from: a file, the tag of a timm model, or None for nowhere.
+
+    For a TwistNet and True: weights/<name>_imagenet.pt, then the full model's, each in the working directory and then
+    beside models.py; otherwise timm's ResNet-18.
+
+    Raises:
+        ModelError: the registry names no weights for this model.
+    """
+    if pretrained is False or pretrained is None:
+        return None
+    if pretrained is not True:
+        return Path(pretrained)
+    if 'twist' not in MODELS[name]:
+        if not MODELS[name].get('weights'):
+            raise ModelError(f'{name}: the registry names no ImageNet weights; give a file (--pretrained PATH) or none')
+        return MODELS[name]['weights']
+    for stem in dict.fromkeys((name, 'twistnet18')):
+        for root in (Path(), Path(__file__).parent.parent):
+            if (path := root / WEIGHTS_DIR / f'{stem}_imagenet.pt').is_file():
+                return path
+    return MODELS['resnet18']['weights']
+
+
+def load_pretrained(model: nn.Module, name: str, pretrained: bool | str | Path, img_size: int | None = None) -> None:
+    """Load the weights that `pretrained` asks for; sets model.pretrained and model.loaded (see models.build_model)."""
+    model.pretrained = model.loaded = None
+    source = weights_source(name, pretrained)
+    if isinstance(source, Path):
+        origin = source.name.removesuffix('_imagenet.pt')  # as pretraining names its files
+        load_weights(model, name, read_weights(source), str(source), origin if origin in MODELS else None)
+    elif source is not None:
+        # timm resizes parameters that depend on the image size as it loads them.
+        size = dict(img_size=img_size or 224) if MODELS[name].get('resolution') else {}
+        load_weights(model, name, fetch_from_timm(source, **size), f'timm {source}')
+
+
+def fetch_from_timm(tag: str, **kwargs) -> dict[str, torch.Tensor]:
+    """The state dict of a pretrained timm model, downloaded unless cached. Raises ModelError if that fails."""
+    print(f'fetching {tag}, unless it is in the cache', file=sys.stderr)
+    for library in ('huggingface_hub', 'timm'):  # they log each attempt; the error says what matters
+        logging.getLogger(library).setLevel(logging.ERROR)
+    try:
+        return timm.create_model(tag, pretrained=True, **kwargs).state_dict()
+    except Exception as error:  # hub, network, disk and cache each raise their own types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f'cannot fetch {tag} from the hub ({reason}); connect to the internet once, '
+            'or fetch the file elsewhere and pass --pretrained PATH'
+        ) from error
+
+
+def load_weights(model: nn.Module, name: str, checkpoint: Any, what: str, origin: str | None = None) -> None:
+    """Load a state dict, bare or inside a checkpoint; sets model.pretrained and model.loaded, and reports on stderr.
+
+    Args:
+        model: of the registry's entry `name`.
+        what: what the checkpoint is called in messages.
+        origin: the model the weights are of, if the checkpoint does not say so itself; None: unknown.
+    """
+    state, stated = extract_state(checkpoint, what)
+    if stated:
+        what, origin = f'{what} ({stated})', stated
+    state, partial, note = adapt(model, name, state, origin)
+    model.pretrained, model.loaded = load_tensors(model, state, what + note, name, partial)
+    print(f'{name}: {model.pretrained}', file=sys.stderr)
+
+
+def extract_state(checkpoint: Any, what: str) -> tuple[dict[str, torch.Tensor], str | None]:
+    """The state dict in a checkpoint (or the checkpoint itself) and the model name that the checkpoint states."""
+    state = checkpoint
+    whole = checkpoint if isinstance(checkpoint, dict) else {}
+    config = whole.get('config')  # of pretraining's latest.pt
+    defines = config.get('defines') if isinstance(config, dict) else None
+    names = whole.get('model'), defines.get('model') if isinstance(defines, dict) else None
+    for key in ('state_dict', 'model'):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    tensors = {}
+    if isinstance(state, dict):
+        tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    if not tensors:
+        raise ModelError(f'{what}: holds no state dict')
+    stated = next((name for name in names if isinstance(name, str)), None)
+    return {strip_wrappers(k): v for k, v in tensors.items()}, stated
+
+
+def adapt(
+    model: nn.Module, name: str, state: dict[str, torch.Tensor], origin: str | None
+) -> tuple[dict[str, torch.Tensor], bool, str]:
+    """Rename the weights of timm or of the published code, and drop what would turn one variant into another.
+
+    Variants that differ only in how parameters start (registry: keep_init) leave those parameters out of weights of
+    another or an unknown model.
+
+    Args:
+        model: the model that loads them.
+        name: its entry in the registry.
+        state: the weights.
+        origin: the model that they are of, None if unknown.
+
+    Returns:
+        the weights, whether some tensors may differ in shape, and a note for the report.
+    """
+    if name == 'seresnet18' and 'layer0.conv1.weight' in state:  # timm's legacy_seresnet18
+        names = {
+            k: k.removeprefix('layer0.').replace('.se_module.', '.se.').replace('last_linear.', 'fc.') for k in state
+        }
+        # Stage 1 of the older definition squeezes to 4 channels instead of 8: its SE layers are left out.
+        return {n: state[k] for k, n in names.items() if not re.match(r'layer1\.\d\.se\.', n)}, False, ''
+    if 'twist' not in MODELS[name]:
+        return state, False, ''
+    note = ''
+    if 'conv1.weight' in state:  # a ResNet-18's
+        trunk = {trunk_name(k): v for k, v in state.items()}
+        state = {k: v for k, v in trunk.items() if k.startswith(('stem.', 'layer1.', 'layer2.'))}
+        note, origin = ' (stem, layer1, layer2)', name  # equal in every TwistNet
+    state = dict(state)
+    accept_published_names(None, state, '')
+    stem, channels = state.get('stem.0.weight'), model.stem[0].in_channels
+    if stem is not None and stem.shape[1] == 3 != channels:
+        state['stem.0.weight'] = adapt_input_conv(channels, stem)
+        note += f' (input channels 3 -> {channels})'
+    if origin == name:
+        return state, False, note
+    kept = {MODELS.get(n, {}).get('keep_init') for n in (name, origin)} - {None}
+    dropped = {part for part in kept if any(part in f'.{k}' for k in state)}
+    state = {k: v for k, v in state.items() if not any(part in f'.{k}' for part in dropped)}
+    if origin == 'twistnet18' or (origin is None and dropped):
+        whose = "the full model's weights" if origin else 'weights of an unknown model'
+        note += f' ({whose} in an ablation variant)'
+    note += ''.join(f', without its {part.strip(".")}' for part in sorted(dropped))
+    return state, name != 'twistnet18', note
+
+
+def load_tensors(
+    model: nn.Module, state: dict[str, torch.Tensor], what: str, name: str, partial: bool
+) -> tuple[str, float]:
+    """Copy the tensors of `state` whose name and shape fit; only the classifier may differ, or any tensor if `partial`.
+
+    Returns:
+        one sentence with the number of tensors and the share of parameters loaded, and the layers that were not; and
+        the share, 0 to 1.
+    """
+    own = model.state_dict()
+    head = model.get_classifier()
+    heads = head if isinstance(head, tuple) else (head,)
+    classifier = tuple(f'{n}.' for n, m in model.named_modules() if any(m is head for head in heads))
+    fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    odd = [k for k in state if k in own and k not in fits and not k.startswith(classifier)]
+    if odd and not partial:
+        raise ModelError(f'{what}: {odd[0]} is {tuple(state[odd[0]].shape)}, {name} has {tuple(own[odd[0]].shape)}')
+    sizes = {k: p.numel() for k, p in model.named_parameters()}
+    share = sum(n for k, n in sizes.items() if k in fits) / sum(sizes.values())
+    backbone = sum(n for k, n in sizes.items() if k in fits and not k.startswith(classifier)) / sum(sizes.values())
+    if backbone < 0.005:  # a few small tensors fit models of any width
+        raise ModelError(f'{what}: none of its {len(state)} tensors fits {name}, or hardly any')
+    model.load_state_dict(fits, strict=False)
+    report = f'loaded {len(fits)} of {len(own)} tensors ({share:.0%} of the parameters) from {what}'
+    fresh, unused = layers_of(own.keys() - fits.keys()), layers_of(k for k in state if k not in own)
+    report += (f'; left as initialised: {fresh}' if fresh else '') + (f'; not used: {unused}' if unused else '')
+    return report, share
+
+
+def layers_of(keys: Iterable[str]) -> str:
+    """Tensor names shortened to the layers they belong to: 'layer3.0.stci, fc'."""
+    return ', '.join(sorted({re.match(r'(layer\d+\.\d+\.\w+|[^.]+)', k)[0] for k in keys}))

@@ -1,6 +1,7 @@
 """Options of a run: the recipes, the parser of train.py, the data set that is meant, the bounds of values. No torch."""
 
 import argparse
+import re
 from pathlib import Path
 
 from common.errors import RunError
@@ -52,6 +53,7 @@ CACHES = ('ram', 'disk', 'none')
 # Lowest and highest value of the options; both are allowed.
 BOUNDS = dict(
     img_size=(32, 4096),
+    num_classes=(1, 1_000_000),
     epochs=(1, 1_000_000),
     lr=(1e-12, 1e3),
     min_lr=(0, 1e3),
@@ -66,6 +68,7 @@ BOUNDS = dict(
     cutmix=(0, 1e3),
     seed=(0, 2**63 - 1),
     num_workers=(0, 1024),
+    rounds=(1, 1000),
     accumulate=(1, 100_000),
     ema_decay=(0, 1),
     save_minutes=(0, 1e6),
@@ -114,6 +117,42 @@ def choose_dataset(dataset: str | None, data_dir: str | Path | None) -> str:
             if 'layout' in entry and all(next(root.glob(pattern), None) for pattern in entry['layout']):
                 return name
     return 'folder'
+
+
+class Listed(argparse.Action):
+    """Values with commas, with spaces, or with both between them: '--seeds 42 43' is '--seeds 42,43'."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parts = iter(values)  # each a list or a dictionary, as `type` made it of a word
+        joined = next(parts)
+        for part in parts:
+            joined = joined | part if isinstance(part, dict) else joined + part
+        setattr(namespace, self.dest, joined)
+
+
+def parse_numbers(text: str) -> list[int]:
+    """'1-3,7' is [1, 2, 3, 7], in this order, each once; a comma at an end is none.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else.
+    """
+    numbers: list[int] = []
+    for part in text.strip(' ,').split(','):
+        if not (match := re.fullmatch(r'(\d+)(?:-(\d+))?', part.strip())):
+            raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers such as 1-10 or 42,43,44")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last - first > 10_000:
+            raise argparse.ArgumentTypeError(f"'{part}' is no range of numbers such as 1-10")
+        numbers += range(first, last + 1)
+    return list(dict.fromkeys(numbers))
+
+
+def parse_names(text: str) -> list[str]:
+    """'a,b' is ['a', 'b'], each once."""
+    names = [name.strip() for name in text.split(',') if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError('names nothing')
+    return list(dict.fromkeys(names))
 
 
 def labels(text: str) -> dict[str, str]:
@@ -268,6 +307,18 @@ def shrunk(args: argparse.Namespace, recipe: dict) -> list[str]:
     ]
 
 
+def check_bounds(args: argparse.Namespace, **bounds: tuple[float, float]) -> None:
+    """Refuse values outside BOUNDS or `bounds`.
+
+    Raises:
+        RunError: with the option and its bounds.
+    """
+    for name, (low, high) in (BOUNDS | bounds).items():
+        value = getattr(args, name, None)
+        if value is not None and not low <= value <= high:  # NaN fails too
+            raise RunError(f'--{name} {value} must be from {low} to {high}')
+
+
 def check(args: argparse.Namespace) -> None:
     """Refuse values that no run can have, whatever its data.
 
@@ -276,10 +327,7 @@ def check(args: argparse.Namespace) -> None:
     """
     if args.model not in MODELS:
         raise RunError(f"unknown model '{args.model}'; the models are: {', '.join(MODELS)}")
-    for name, (low, high) in BOUNDS.items():
-        value = getattr(args, name, None)
-        if value is not None and not low <= value <= high:  # NaN fails too
-            raise RunError(f'--{name} {value} must be from {low} to {high}')
+    check_bounds(args)
     low, high = args.crop_scale
     if not 0 < low <= high <= 1:
         raise RunError(f'--crop_scale {low} {high} must be two areas, 0 < MIN <= MAX <= 1')

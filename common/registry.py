@@ -52,16 +52,16 @@ MODELS: dict[str, dict] = {
     'twistnet18_no_ais': dict(label='w/o AIS', twist=dict(use_ais=False)),
     'twistnet18_first_order': dict(label='First-order only', twist=dict(twist_stages=())),
     'twistnet18_no_products': dict(label='w/o Products', twist=dict(use_products=False)),
-    # `own` are the parameters that make a variant what it is: weights of another model leave them as they start.
-    'twistnet18_random_twist': dict(label='Random Twist', twist=dict(directional=False), own='.twist.'),
+    # `keep_init` names the parameters that a variant starts in its own way: weights of another model leave them alone.
+    'twistnet18_random_twist': dict(label='Random Twist', twist=dict(directional=False), keep_init='.twist.'),
     'twistnet18_heads1': dict(label='1 Head', twist=dict(num_heads=1)),
     'twistnet18_heads2': dict(label='2 Heads', twist=dict(num_heads=2)),
     'twistnet18_stage3': dict(label='Stage 3 only', twist=dict(twist_stages=(3,))),
     'twistnet18_stage4': dict(label='Stage 4 only', twist=dict(twist_stages=(4,))),
-    'twistnet18_gate_m3': dict(label='Gate -3', twist=dict(gate_init=-3.0), own='.gate'),
-    'twistnet18_gate_m1': dict(label='Gate -1', twist=dict(gate_init=-1.0), own='.gate'),
-    'twistnet18_gate_0': dict(label='Gate 0', twist=dict(gate_init=0.0), own='.gate'),
-    'twistnet18_gate_1': dict(label='Gate 1', twist=dict(gate_init=1.0), own='.gate'),
+    'twistnet18_gate_m3': dict(label='Gate -3', twist=dict(gate_init=-3.0), keep_init='.gate'),
+    'twistnet18_gate_m1': dict(label='Gate -1', twist=dict(gate_init=-1.0), keep_init='.gate'),
+    'twistnet18_gate_0': dict(label='Gate 0', twist=dict(gate_init=0.0), keep_init='.gate'),
+    'twistnet18_gate_1': dict(label='Gate 1', twist=dict(gate_init=1.0), keep_init='.gate'),
 }
 
 _VGG = 'https://www.robots.ox.ac.uk/~vgg/data'

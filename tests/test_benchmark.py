@@ -1,15 +1,13 @@
-"""The promises of compute_flops.py --speed: what it times is train.py's step, in turn, and ratios are of one round."""
+"""The promises of benchmark.py: what it times is train.py's step, in turn, and ratios are of one round."""
 
 import csv
 import io
 import signal
 import statistics
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, finish, start
+from conftest import finish, start
 
 import benchmark
 import compute_flops
@@ -42,11 +40,11 @@ class Clock:
 
 
 def parse(*arguments: str):
-    return compute_flops.get_args_parser().parse_args(arguments)
+    return benchmark.get_args_parser().parse_args(arguments)
 
 
 def measured(capsys, *arguments: str) -> str:
-    compute_flops.main(parse('--speed', *SMALL, *arguments))
+    benchmark.main(parse('models', *SMALL, *arguments))
     return capsys.readouterr().out
 
 
@@ -193,7 +191,7 @@ def test_compiled_models_of_one_class_have_graphs_of_their_own(monkeypatch):
 
 def test_csv_has_plain_numbers_of_the_models_and_of_the_baseline(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, 'MIN_SECONDS', 0.001)
-    text = measured(capsys, '--model', 'twistnet18_first_order,twistnet18_first_order', '--csv')
+    text = measured(capsys, '--models', 'twistnet18_first_order,twistnet18_first_order', '--csv')
     base, row = csv.DictReader(io.StringIO(text))
     assert (base['model'], row['model']) == ('resnet18', 'twistnet18_first_order')
     words = {'model', 'label', 'dtype', 'compile', 'device', 'torch'}
@@ -236,20 +234,20 @@ def test_latex_is_a_table_and_nothing_else(capsys):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (('--batch_size', '8'), '--batch_size needs --speed'),
-        (('--compile',), '--compile needs --speed'),
-        (('--speed', '--batch_size', '1'), '--batch_size 1 must be from 2 to'),
-        (('--speed', '--rounds', '0'), '--rounds 0 must be from 1 to'),
-        (('--speed', '--img_size', '31'), '--img_size 31 must be from 32 to'),
-        (('--speed', '--img_size', '40', '--model', 'swin_tiny'), '--img_size 40 must be a multiple of 32 for swin_'),
-        (('--speed', '--device', 'tpu'), "--device 'tpu' must be auto, cpu, cuda or cuda:N"),
-        (('--speed', '--device', 'cuda:99'), '--device cuda:99: there are'),
-        (('--speed', '--model', 'resnet18,resnet19'), "unknown model 'resnet19'"),
+        (('models', '--batch_size', '1'), '--batch_size 1 must be from 2 to'),
+        (('models', '--rounds', '0'), '--rounds 0 must be from 1 to'),
+        (('models', '--img_size', '31'), '--img_size 31 must be from 32 to'),
+        (('models', '--img_size', '40', '--models', 'swin_tiny'), '--img_size 40 must be a multiple of 32 for swin_'),
+        (('models', '--device', 'tpu'), "--device 'tpu' must be auto, cpu, cuda or cuda:N"),
+        (('models', '--device', 'cuda:99'), '--device cuda:99: there are'),
+        (('models', '--models', 'resnet18,resnet19'), "unknown model 'resnet19'"),
+        (('loader', '--dataset', 'synthetic', '--images', '0'), '--images 0 must be from 1 to'),
+        (('loader', '--dataset', 'synthetic', '--data_dir', 'x'), '--dataset synthetic is drawn and would not read'),
     ],
 )
 def test_bad_options_are_refused(arguments, message, capsys):
     with pytest.raises((ModelError, RunError)) as error:
-        compute_flops.main(parse(*arguments))
+        benchmark.main(parse(*arguments))
     assert str(error.value).startswith(message)
     assert '\n' not in str(error.value)
     assert capsys.readouterr().out == ''
@@ -263,24 +261,21 @@ def test_a_batch_too_large_for_the_device_is_one_line(monkeypatch):
     monkeypatch.setattr(benchmark, 'MIN_SECONDS', 0.001)
     monkeypatch.setitem(MODELS, 'resnet18', dict(label='Tiny', twist=dict(base_width=8)))
     with pytest.raises(RunError, match='cpu has too little memory for 1 model at --batch_size 2; '):
-        compute_flops.main(parse('--speed', *SMALL, '--model', 'resnet18'))
+        benchmark.main(parse('models', *SMALL, '--models', 'resnet18'))
 
 
 @pytest.mark.slow
-def test_the_script_says_it_in_one_line_and_imports_in_any_order():
-    bad = start('compute_flops.py', '--speed', '--device', 'cuda:99')
-    alone = subprocess.Popen([sys.executable, '-c', 'import speed, train, compute_flops'], cwd=ROOT)
-    code, out, err = finish(bad)
+def test_the_script_says_it_in_one_line():
+    code, out, err = finish(start('benchmark.py', 'models', '--device', 'cuda:99'))
     assert (code, out) == (1, '')
-    assert err.startswith('compute_flops.py: error: --device cuda:99: there are ')
+    assert err.startswith('benchmark.py: error: --device cuda:99: there are ')
     assert err.count('\n') == 1
-    assert alone.wait(timeout=300) == 0
 
 
 # ---------------------------------------------------------------------------------------------- loader
 
 
-def test_datasets_speed_prints_paired_medians(tree, capsys, monkeypatch):
+def test_the_loader_is_shown_in_paired_medians(tree, capsys, monkeypatch):
     # Seconds of a round by (kind, way): the same machine, half as fast in the second round.
     base = {('train', 'plain'): 8, ('train', 'decoded'): 4, ('train', 'cached'): 2}
     base |= {('eval', 'plain'): 6, ('eval', 'decoded'): 6, ('eval', 'cached'): 1}
@@ -294,7 +289,8 @@ def test_datasets_speed_prints_paired_medians(tree, capsys, monkeypatch):
 
     monkeypatch.setattr(benchmark, 'in_turn', in_turn)
     threads = torch.get_num_threads()
-    benchmark.measure_loader('dtd', tree, 1, 32, 16, 3)
+    small = ('--img_size', '32', '--images', '16', '--rounds', '3')
+    benchmark.main(parse('loader', '--dataset', 'dtd', '--data_dir', str(tree), *small))
     torch.set_num_threads(threads)
     assert seen == [(set(base), 3)]
     lines = capsys.readouterr().out.splitlines()
@@ -308,20 +304,21 @@ def test_datasets_speed_prints_paired_medians(tree, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_datasets_speed_as_a_user_starts_it(tree):
-    code, out, err = finish(start('datasets.py', 'speed', 'dtd', '--data_dir', str(tree), '--rounds', '1'))
+def test_the_loader_as_a_user_measures_it(tree):
+    command = ('benchmark.py', 'loader', '--dataset', 'dtd', '--data_dir', str(tree))
+    code, out, err = finish(start(*command, '--rounds', '1'))
     assert code == 0, err
     names = [line.split()[0] for line in out.splitlines() if line[:1].isalpha()]
     assert names == ['plain', 'decoded', 'cached', 'x:', 'decoded:']
     for extra, words in ((('--rounds', '0'), '--rounds 0 must be from 1'), (('--fold', '9'), 'fold 9 of')):
-        code, out, err = finish(start('datasets.py', 'speed', 'dtd', '--data_dir', str(tree), *extra))
+        code, out, err = finish(start(*command, *extra))
         assert (code, out) == (1, '')
-        assert err.splitlines()[-1].startswith('datasets.py: error: ')
+        assert err.splitlines()[-1].startswith('benchmark.py: error: ')
         assert words in err
         assert 'Traceback' not in err
-    process = start('datasets.py', 'speed', 'dtd', '--data_dir', str(tree), '--rounds', '1000')
+    process = start(*command, '--rounds', '1000')
     while not process.stderr.readline().startswith('round 1 '):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
-    assert (code, out, err.splitlines()[-1]) == (130, '', 'datasets.py: stopped; the same command takes it up again')
+    assert (code, out, err.splitlines()[-1]) == (130, '', 'benchmark.py: stopped')

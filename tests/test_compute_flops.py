@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import compute_flops
+from common import tables
 from common.errors import ModelError
 from models import MODELS
 
@@ -103,7 +104,7 @@ def test_an_operator_that_nobody_knows_is_an_error_and_not_nothing(function, nam
             return function(super().forward(x))
 
     monkeypatch.setattr(compute_flops, 'build_model', lambda *_, **__: Model(3, 4, 1))
-    with pytest.raises(ModelError, match=rf'^twistnet18: MACs cannot be counted, for {name} may have some; '):
+    with pytest.raises(ModelError, match=rf'^twistnet18: MACs cannot be counted: {name} may have some; '):
         compute_flops.measure('twistnet18', 47, 32)
 
 
@@ -136,6 +137,6 @@ def test_a_model_without_venue_and_weights_has_its_row(monkeypatch, capsys):
     monkeypatch.setitem(MODELS, 'bare', dict(label='Bare', timm='resnet10t'))
     row = compute_flops.measure('bare', 5, 32)
     compute_flops.print_text([row], row)
-    compute_flops.print_csv([row])
+    tables.print_csv([row])
     compute_flops.print_latex([row], row)
     assert capsys.readouterr().out.count('Bare') == 3

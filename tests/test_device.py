@@ -13,7 +13,6 @@ from cuda_stand_in import Call, CudaStandIn
 
 import analysis
 import benchmark
-import compute_flops
 import models
 import pretrain_imagenet
 import train
@@ -194,9 +193,9 @@ def test_a_trained_model_is_looked_into_on_a_device(tree, tmp_path, tiny, monkey
 def test_the_speed_is_measured_on_a_device(tiny, monkeypatch, capsys):
     monkeypatch.setitem(models.MODELS, 'resnet18', models.MODELS['tiny'])
     monkeypatch.setattr('benchmark.MIN_SECONDS', 0)
-    argv = ('--speed', '--img_size', '32', '--batch_size', '2', '--rounds', '1', '--model', 'tiny')
+    argv = ('models', '--img_size', '32', '--batch_size', '2', '--rounds', '1', '--models', 'tiny')
     with CudaStandIn(monkeypatch, 2, bf16=False) as cuda:
-        compute_flops.main(compute_flops.get_args_parser().parse_args([*argv, '--device', 'cuda:1']))
+        benchmark.main(benchmark.get_args_parser().parse_args([*argv, '--device', 'cuda:1']))
     assert 'float16, Stand-in 1' in capsys.readouterr().out
     assert {call.name for call in cuda.calls if call.file == 'benchmark.py'} == {'synchronize', 'get_device_name'}
     assert cuda.seen['pinned'] > 0

@@ -14,7 +14,7 @@ from conftest import HOLD, ROOT, finish, start
 
 import ablation
 import run_all
-from common import runs
+from common import options, runs
 from common.errors import RunError
 from common.registry import MODELS
 
@@ -67,11 +67,11 @@ def test_the_plan_of_a_large_grid_comes_in_a_blink():
 
 
 def test_numbers():
-    assert run_all.parse_numbers('1-3,7,2') == [1, 2, 3, 7]
-    assert run_all.parse_numbers('42, 43') == [42, 43]
+    assert options.parse_numbers('1-3,7,2') == [1, 2, 3, 7]
+    assert options.parse_numbers('42, 43') == [42, 43]
     for wrong in ('', '3-1', 'a', '1-', '1..3', '-1', '1-99999999'):
         with pytest.raises(argparse.ArgumentTypeError):
-            run_all.parse_numbers(wrong)
+            options.parse_numbers(wrong)
 
 
 @pytest.mark.parametrize('words', ['42,43', '42 43', '42, 43', '42,43 42'])
@@ -111,7 +111,7 @@ def test_a_default_that_is_brought_down_is_said_once_and_is_the_same_configurati
     assert out.split()[0] == 'new'
     assert err.count('note: --warmup_epochs is 2, not its default 5, to fit --epochs 3') == 1
     # A complete run of train.py, which brought the batch down to the 24 images that it found.
-    made = vars(run_all.options.parse_args([*size, '--model', 'resnet18'])) | dict(batch_size=24)
+    made = vars(options.parse_args([*size, '--model', 'resnet18'])) | dict(batch_size=24)
     folder = tmp_path / 'dtd_fold1_resnet18_seed42'
     folder.mkdir()
     runs.write_json(folder / 'config.json', dict(options=made, defines=dict(processes=1), fingerprint='x'))
@@ -130,9 +130,9 @@ def test_a_default_that_is_brought_down_is_said_once_and_is_the_same_configurati
 
 
 def test_kth_tips2_has_no_fifth_fold(capsys):
-    assert run_all.honest_folds('kth_tips2', [1, 2, 3, 4, 5]) == [1, 2, 3, 4]
+    assert run_all.available_folds('kth_tips2', [1, 2, 3, 4, 5]) == [1, 2, 3, 4]
     assert 'four physical samples' in capsys.readouterr().err
-    assert run_all.honest_folds('kth_tips2', [1]) == [1]
+    assert run_all.available_folds('kth_tips2', [1]) == [1]
     assert capsys.readouterr().err == ''
     for dataset, folds, words in (
         ('kth_tips2', [6], '1 to 4, not 6'),
@@ -140,7 +140,7 @@ def test_kth_tips2_has_no_fifth_fold(capsys):
         ('fmd', [0], '1 to 5'),
     ):
         with pytest.raises(RunError, match=words):
-            run_all.honest_folds(dataset, folds)
+            run_all.available_folds(dataset, folds)
 
 
 @pytest.mark.parametrize(
