@@ -155,7 +155,7 @@ def plot_response(subject: Subject, image: Image.Image) -> Figure:
     figure, left, panels = beside_image(subject, image, len(blocks), heads, 1.45)
     left.set_xlabel(prediction(subject, record.logits[0]))
     for row, (name, block) in zip(panels, blocks.items()):
-        cells = trace.seen(heads, *block.h.shape[-2:]).numpy()
+        cells = trace.cells_with_neighbour(heads, *block.h.shape[-2:]).numpy()
         for head, axes in enumerate(row):
             overlay(axes, grey, block.response[0, head].numpy(), cells[head])
             if row is panels[0]:

@@ -185,7 +185,7 @@ def test_response_leaves_out_cells_that_look_beyond_the_map(picture):
     response = block.response[0].numpy()  # (4, 4, 4) of 64 pixels
     assert response[0, :, -1] == pytest.approx(1, abs=1e-4)  # of any image: there t is z at half its length
     shown = [text for text in texts(figure) if ' to ' in text and text[0].isdigit()]
-    for (dy, dx), cells in zip(models.DIRECTIONS, trace.seen(4, 3, 5)):
+    for (dy, dx), cells in zip(models.DIRECTIONS, trace.cells_with_neighbour(4, 3, 5)):
         assert all(cells[y, x] == (y + dy in range(3) and x + dx in range(5)) for y in range(3) for x in range(5))
     parts = response[0, :, :-1], response[1, :-1, :-1], response[2, :-1], response[3, :-1, 1:]
     assert shown[:4] == [f'{part.min():.2f} to {part.max():.2f}' for part in parts]
