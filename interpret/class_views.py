@@ -21,13 +21,13 @@ from interpret.image_views import ANGLES, DEGREE
 from interpret.trace import Subject
 
 NEIGHBOURS = 5
-GREY = 2 * len(MARKERS)  # classes that markers alone tell apart, filled or open
+GREY = 2 * len(MARKERS)  # classes that differ by marker alone, filled or open
 BATCH = 16
 NBSP = '\N{NO-BREAK SPACE}'
 
 
 class Survey(NamedTuple):
-    """What a model computed for the images of a subset; n images, D channels a block."""
+    """What a model computes for the n images of a subset."""
 
     of: str  # the subset in words, with a caution where it may have trained the model
     labels: np.ndarray  # (n,) class indices
@@ -39,8 +39,8 @@ class Survey(NamedTuple):
     c_red: int  # 0 without blocks
 
 
-def survey(subject: Subject, args: argparse.Namespace) -> Survey:
-    """Run the model over a subset.
+def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
+    """Run the model over a subset of a data set.
 
     Args:
         subject: the model.
@@ -62,7 +62,7 @@ def survey(subject: Subject, args: argparse.Namespace) -> Survey:
             f'{subset} set of fold {fold}; a class needs two to be compared with itself'
         )
     bits, _ = bits_of(splits)
-    features, logits, signatures, selection = [], [], {}, {}  # a part a batch
+    features, logits, signatures, selection = [], [], {}, {}  # lists of batches
     for start in tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {dataset}', disable=None):
         images = [open_image(path, bits) for path, _ in items[start : start + BATCH]]
         record = trace.observe(subject.model, subject.batch(images))
@@ -86,10 +86,10 @@ def survey(subject: Subject, args: argparse.Namespace) -> Survey:
     )
 
 
-def describe(subject: Subject, what: str, found: Survey) -> str:
+def title_of_survey(subject: Subject, what: str, survey: Survey) -> str:
     return (
-        f'{what}: {model_label(subject.name)}, epoch {subject.epoch}, {found.of} '
-        f'({found.accuracy:.1f} % right, chance {100 / len(subject.classes):.1f}{NBSP}%)'
+        f'{what}: {model_label(subject.name)}, epoch {subject.epoch}, {survey.of} '
+        f'({survey.accuracy:.1f} % right, chance {100 / len(subject.classes):.1f}{NBSP}%)'
     )
 
 
@@ -99,50 +99,50 @@ def class_means(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def list_classes(axes: Axes, names: list[str], shift: float = 0.0) -> None:
-    """A line a class, at 0, 1 and so on, or as far below as `shift`."""
+    """Label a row for each class, at `shift`, 1 + `shift` and so on."""
     axes.set_yticks(np.arange(len(names)) + shift, map(readable, names))
     axes.tick_params(axis='y', length=0)
 
 
 def head_names(subject: Subject, heads: int) -> list[str]:
-    """The direction of each head; a number where it has none."""
+    """The direction of each head; its number where it has none."""
     return [f'{angle}{DEGREE}' for angle in ANGLES[:heads]] if subject.directional else [*map(str, range(1, heads + 1))]
 
 
 def line_height(classes: int) -> float:
-    """Inches of a line, so that 47 classes fit a page."""
+    """Inches of a row, so that 47 classes fit a page."""
     return min(0.17, max(0.105, 6.0 / classes))
 
 
 # ---------------------------------------------------------------------------------------------- selection
 
 
-def plot_selection(subject: Subject, found: Survey) -> Figure:
+def plot_class_selection(subject: Subject, survey: Survey) -> Figure:
     """AIS's weights and the gate of every block, and the weights by class.
 
     Raises:
         ModelError: the model has no AIS.
     """
-    if not found.selection:
+    if not survey.selection:
         raise ModelError(f'{subject.path}: {subject.name} has no AIS')
     classes = len(subject.classes)
     height = max(1.6, line_height(classes) * classes + 0.6)
     figure = plt.figure(figsize=(PAGE[0], 1.75 + height), layout='constrained')
-    grid = figure.add_gridspec(2, len(found.selection), height_ratios=[1.75, height])
-    names = head_names(subject, found.selection[next(iter(found.selection))].shape[1])
+    grid = figure.add_gridspec(2, len(survey.selection), height_ratios=[1.75, height])
+    names = head_names(subject, survey.selection[next(iter(survey.selection))].shape[1])
     first = None
-    for column, (name, weights) in enumerate(found.selection.items()):
+    for column, (name, weights) in enumerate(survey.selection.items()):
         axes = first = figure.add_subplot(grid[0, column], sharey=first)
-        draw_weights(axes, weights, found.c_red, names)
-        axes.set_title(f'{name}, gate {found.gates[name]:.3f}')
+        draw_weights(axes, weights, survey.c_red, names)
+        axes.set_title(f'{name}, gate {survey.gates[name]:.3f}')
         axes.set_ylabel('AIS weight' if column == 0 else '')
         axes.tick_params(labelleft=column == 0)
     axes = figure.add_subplot(grid[1, :])
     columns, ticks, table = [], [], []
-    for name, weights in found.selection.items():
-        for order, part in (('1st', weights[:, :, : found.c_red]), ('2nd', weights[:, :, found.c_red :])):
+    for name, weights in survey.selection.items():
+        for order, part in (('1st', weights[:, :, : survey.c_red]), ('2nd', weights[:, :, survey.c_red :])):
             if part.shape[2]:
-                table.append(class_means(part.mean(2), found.labels))  # (classes, heads)
+                table.append(class_means(part.mean(2), survey.labels))  # (classes, heads)
                 columns.append(f'{name}\n{order} order')
                 ticks.append(table[-1].shape[1])
     values = np.concatenate(table, 1)
@@ -161,12 +161,12 @@ def plot_selection(subject: Subject, found: Survey) -> Figure:
         'grey: standard deviation over images. The gate is what the block lets through of its branch. Bottom: a column '
         f'a head ({", ".join(names)}), mean over its channels.'
     ]
-    frame(figure, describe(subject, 'Selection', found), notes)
+    frame(figure, title_of_survey(subject, 'Selection', survey), notes)
     return figure
 
 
 def draw_weights(axes: Axes, weights: np.ndarray, c_red: int, names: list[str]) -> None:
-    """The weights of a block by channel, (n, heads, channels), under the names of the heads."""
+    """Draw the weights of a block by channel, (n, heads, channels), labelled by head."""
     heads, channels = weights.shape[1:]
     mean, sd = weights.mean(0), weights.std(0)
     x = np.arange(heads * channels).reshape(heads, channels)
@@ -184,19 +184,19 @@ def draw_weights(axes: Axes, weights: np.ndarray, c_red: int, names: list[str]) 
 # ---------------------------------------------------------------------------------------------- class patterns
 
 
-def plot_classes(subject: Subject, found: Survey) -> Figure:
+def plot_classes(subject: Subject, survey: Survey) -> Figure:
     """Mean products of each class in the last block, clustered.
 
     Raises:
         ModelError: the model has no products.
     """
-    name, signatures = list(found.signatures.items())[-1]
-    products = signatures[:, :, found.c_red :]
+    name, signatures = list(survey.signatures.items())[-1]
+    products = signatures[:, :, survey.c_red :]
     heads, pairs = products.shape[1:]
     if not pairs:
         raise ModelError(f'{subject.path}: {subject.name} has no products of channels to show')
     flat = products.reshape(len(products), -1)
-    means = class_means(flat, found.labels)
+    means = class_means(flat, survey.labels)
     spread = means.std(0)
     values = (means - means.mean(0)) / np.where(spread > 0, spread, 1)
     tree = linkage(values, 'average', optimal_ordering=True)
@@ -220,10 +220,10 @@ def plot_classes(subject: Subject, found: Survey) -> Figure:
     notes = [
         f'Mean of the {pairs} products z_i t_j of every head over the map and the images of a class, each column '
         'standardised over the classes. Tree: average linkage of Euclidean distances. Share of the variance among '
-        f'images that lies between classes: {100 * between(flat, found.labels):.0f} % (median over products; '
+        f'images that lies between classes: {100 * between(flat, survey.labels):.0f} % (median over products; '
         f'{100 * (classes - 1) / (len(flat) - 1):.0f} % by chance).'
     ]
-    frame(figure, describe(subject, f'Class patterns in {name}', found), notes)
+    frame(figure, title_of_survey(subject, f'Class patterns in {name}', survey), notes)
     return figure
 
 
@@ -240,56 +240,53 @@ def between(values: np.ndarray, labels: np.ndarray) -> float:
 
 
 def neighbours_right(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Share of the nearest neighbours of each image, itself left out, that are of its class: (n,)."""
+    """Share of the nearest neighbours of each image, itself excluded, that have its class: (n,)."""
     count = min(NEIGHBOURS, len(features) - 1)
     index = NearestNeighbors(n_neighbors=count, algorithm='brute').fit(features).kneighbors(return_distance=False)
     return (labels[index] == labels[:, None]).mean(1)
 
 
 def class_style(label: int) -> dict:
-    """7 markers, filled or open, in 7 colours: 98 classes differ, and GREY of them in grey too."""
+    """Marker and colour of a class: 98 classes differ, and GREY of them in grey print too."""
     group = label // 7
     color = COLORS[(label + group // 2 + 3 * (group % 2)) % 7]
     return dict(marker=MARKERS[label % 7], mec=color, mfc='white' if group % 2 else color)
 
 
-def plot_tsne(subject: Subject, found: Survey) -> Figure:
-    """What the classifier reads, in the plane; beside it, in all dimensions, how often a neighbour is of the class."""
-    scaled = found.features / np.linalg.norm(found.features, axis=1, keepdims=True).clip(1e-12)
+def plot_tsne(subject: Subject, survey: Survey) -> Figure:
+    """t-SNE of what the classifier reads; beside it, in all dimensions, how often a neighbour has the class."""
+    scaled = survey.features / np.linalg.norm(survey.features, axis=1, keepdims=True).clip(1e-12)
     perplexity = min(30.0, max(2.0, len(scaled) / 5))
     plane = TSNE(perplexity=perplexity, init='pca', random_state=0, n_jobs=1).fit_transform(scaled)
-    right, near = silhouette_samples(scaled, found.labels), neighbours_right(scaled, found.labels)
+    right, near = silhouette_samples(scaled, survey.labels), neighbours_right(scaled, survey.labels)
     classes = len(subject.classes)
     height = max(3.4, line_height(classes) * classes + 0.4)
     figure = plt.figure(figsize=(PAGE[0], height), layout='constrained')
     scatter, bars = figure.subplots(1, 2, width_ratios=[1.7, 1])
     for label in range(classes):
-        scatter.plot(*plane[found.labels == label].T, linestyle='none', ms=3.2, mew=0.6, **class_style(label))
+        scatter.plot(*plane[survey.labels == label].T, linestyle='none', ms=3.2, mew=0.6, **class_style(label))
     scatter.set(xticks=[], yticks=[], aspect='equal', adjustable='box', anchor='N')
     scatter.spines[:].set_visible(True)
     scatter.set_title(f't-SNE, perplexity {perplexity:.0f}')
-    share = 100 * class_means(near, found.labels)
+    share = 100 * class_means(near, survey.labels)
     bars.barh(range(classes), share, 0.7, color='#80BFE8', edgecolor='black', linewidth=0.4)
     for label in range(classes):
         spot = dict(transform=bars.get_yaxis_transform(), clip_on=False, ms=3.6, mew=0.6)
         bars.plot(-0.045, label, linestyle='none', **spot, **class_style(label))
     list_classes(bars, subject.classes)
     bars.tick_params(axis='y', pad=12)
-    chance = 100 * float((np.bincount(found.labels)[found.labels] - 1).mean()) / (len(found.labels) - 1)
+    chance = 100 * float((np.bincount(survey.labels)[survey.labels] - 1).mean()) / (len(survey.labels) - 1)
     bars.axvline(chance, color='black', linewidth=0.8, linestyle=(0, (3, 2)))
     bars.set(xlim=(0, 100), ylim=(classes - 0.4, -0.6), xlabel='neighbours of the same class (%)')
     bars.set_title(
         f'all images: {100 * near.mean():.1f} %; silhouette {right.mean():+.2f}'.replace('-', '\N{MINUS SIGN}')
     )
     notes = [
-        f'Left: the {found.features.shape[1]} features that the classifier reads, at unit length; distances between '
-        f'groups mean nothing. Right, in all {found.features.shape[1]} dimensions: share of the {NEIGHBOURS} nearest '
+        f'Left: the {survey.features.shape[1]} features that the classifier reads, at unit length; distances between '
+        f'groups mean nothing. Right, in all {survey.features.shape[1]} dimensions: share of the {NEIGHBOURS} nearest '
         'neighbours that are of the class (dashed: by chance), and the legend.'
     ]
     if classes > GREY:
         notes.append(f'In grey print only {GREY} of the {classes} markers can be told apart: the left needs colours.')
-    frame(figure, describe(subject, 'Features by class', found), notes)
+    frame(figure, title_of_survey(subject, 'Features by class', survey), notes)
     return figure
-
-
-VIEWS = {'selection': plot_selection, 'classes': plot_classes, 'tsne': plot_tsne}

@@ -1,66 +1,37 @@
-"""What the answers of analysis.py say, in words (tell_*), and how they look (draw_*).
+"""The answers of analysis.py as text (describe_*) and as figures (draw_*).
 
-Both read the dictionary that a question left in report.json and nothing else: no sentence knows more than the numbers.
-A tell_* gives sentences and the tables behind them, a draw_* a figure; a difference is `shown` or it is not.
+Both read only the dictionary that a question left in report.json. A difference is `shown` or it is not.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
+from tabulate import tabulate
 
-from common.drawing import COLORS, PAGE, Figure, Line2D, frame, heat_map, plt, readable
+from common.drawing import COLORS, PAGE, Figure, Line2D, frame, plt
 from common.statistics import LEVEL, p_text
-from interpret.information import ANGLES, DIFFERENT, IN_PLACE, PAIRS, SAME
+from interpret.information import DIFFERENT, IN_PLACE, PAIRS, SAME, STEPS
 
-MAX_ROWS = 50  # classes in a figure
-NATS, POINTS = '{:+.3f} nats', '{:+.1f} points'
-Told = tuple[list[str], list[str]]  # sentences, and the tables behind them
+
+class Finding(NamedTuple):
+    """The answer to a question; the paragraphs of the report, in this order."""
+
+    verdict: str  # one sentence
+    table: str  # Markdown
+    note: str  # what the table holds
 
 
 def shown(test: dict) -> bool:
     return test['p_holm'] is not None and test['p_holm'] < LEVEL
 
 
-# ---------------------------------------------------------------------------------------------- words
+# ---------------------------------------------------------------------------------------------- text
 
 
-def p_words(p: float | None) -> str:
-    if p is None:
-        return 'no test, for want of spread'
-    text = p_text(p)
-    return f'p < {text[1:]}' if text[0] == '<' else f'p = {text}'
-
-
-def outcomes(tests: dict[str, dict], above: str, below: str, form: str, none: str = 'no difference was shown') -> str:
-    """What a set of tests found: 'above in 2 of 4 (a, b: +0.1 to +0.2 nats, p < 0.001); no difference was shown in ..'.
-
-    Args:
-        tests: by what distinguishes them.
-        above, below: what a positive and a negative difference mean.
-        form: of a value, with its unit: '{:+.1f} points'.
-        none: what a test says that finds nothing.
-    """
-    parts = []
-    for word, sign in ((above, 1), (below, -1)):
-        if found := {name: test for name, test in tests.items() if shown(test) and sign * test['value'] > 0}:
-            low, high = (form.format(end(test['value'] for test in found.values())) for end in (min, max))
-            values = low if low == high else f'{low.split()[0]} to {high}'
-            largest = p_words(max(test['p_holm'] for test in found.values()))
-            largest = largest.replace('=', '≤') if len(found) > 1 else largest
-            where = f'{", ".join(found)}: ' if len(found) <= 6 else ''
-            parts.append(f'{word} in {len(found)} of {len(tests)} ({where}{values}, {largest})')
-    if rest := [name for name, test in tests.items() if not shown(test)]:
-        known = [tests[name]['p_holm'] for name in rest if tests[name]['p_holm'] is not None]
-        least = p_words(min(known, default=None))
-        everywhere = len(rest) == len(tests) > 1
-        where = f'any of {len(rest)}' if everywhere else ', '.join(rest) if len(rest) <= 6 else f'the other {len(rest)}'
-        parts.append(f'{none} in {where} ({"smallest " * (len(rest) > 1 and least[0] == "p")}{least})')
-    return '; '.join(parts)
-
-
-def markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ['---', *['---:'] * (len(head) - 1)], *rows]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+def count(tests: list[dict], sign: int = 1) -> str:
+    """How many of the tests show a difference of this sign: '2 of 4'."""
+    return f'{sum(shown(test) and sign * test["value"] > 0 for test in tests)} of {len(tests)}'
 
 
 def p_cell(test: dict) -> str:
@@ -68,115 +39,90 @@ def p_cell(test: dict) -> str:
 
 
 def cell(test: dict | None, digits: int) -> str:
-    return '-' if test is None else f'{test["value"]:.{digits}f}{" *" * shown(test)}'
+    """A difference and its p, in bold where it is shown."""
+    if test is None:
+        return '-'
+    text = f'{test["value"]:+.{digits}f} ({p_cell(test)})'
+    return f'**{text}**' if shown(test) else text
 
 
-def tell_information(result: dict) -> Told:
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    align = ('left', *['right'] * (len(head) - 1))
+    return tabulate(rows, head, 'pipe', disable_numparse=True, colalign=align)
+
+
+def describe_information(result: dict) -> Finding:
     blocks = result['blocks']
-
-    words = {angle: f'One step along {angle}' for angle in ANGLES}
-    words |= {
-        IN_PLACE: 'At zero displacement',
-        'elsewhere': 'Two steps or more apart',
-        'other image': 'At one place of two images',
-    }
-    lines, rows = [], []
-    for condition in (IN_PLACE, *ANGLES, 'elsewhere', 'other image'):
+    comparisons = {'a step less elsewhere': 'local', 'along a head less across': 'own'}
+    rows, tests = [], {}
+    for row in (IN_PLACE, *STEPS, 'elsewhere', 'other image', *comparisons):
         for kind in PAIRS:
-            found = {name: block['shared'].get(kind, {}).get(condition) for name, block in blocks.items()}
-            if tests := {name: test for name, test in found.items() if test}:
-                said = outcomes(
-                    tests,
-                    'shared information',
-                    'less than independent channels give',
-                    NATS,
-                    'no shared information was shown',
-                )
-                lines.append(f'{words[condition]}, {kind}: {said}.')
-                rows.append([f'{kind}, {condition}', *(cell(test, 3) for test in found.values())])
-    words = {'local': 'One step away against two or more', 'own': "A head's own direction against the one across it"}
-    for key, what in words.items():
-        if not any(key in block for block in blocks.values()):  # no directions
-            continue
-        for kind in PAIRS:
-            if tests := {name: block[key][kind] for name, block in blocks.items() if kind in block[key]}:
-                lines.append(f'{what}, {kind}: {outcomes(tests, "more information", "less information", NATS)}.')
-        if not any(block[key] for block in blocks.values()):
-            lines.append(f'{what}: the maps of {", ".join(blocks)} are too small to say.')
+            if row in comparisons:
+                found = [block.get(comparisons[row], {}).get(kind) for block in blocks.values()]
+            else:
+                found = [block['shared'].get(kind, {}).get(row) for block in blocks.values()]
+            if any(found):
+                rows.append([f'{row}, {kind}', *(cell(test, 3) for test in found)])
+                tests.setdefault('a step' if row in STEPS else row, []).extend(test for test in found if test)
+    places = {IN_PLACE: 'in place', 'a step': 'a step away', 'elsewhere': 'farther apart'}
+    places |= {'other image': 'between two images (the control)'}
+    parts = [f'{text} in {count(tests[row])} tests' for row, text in places.items() if row in tests]
+    more = {'a step less elsewhere': 'more a step away than farther apart'}
+    more |= {'along a head less across': "more along a head's own direction than across it"}
+    parts += [f'{text} in {count(tests[row])}' for row, text in more.items() if row in tests]
     maps = ', '.join(
         f'{name} {b["map"][0]} x {b["map"][1]}, {100 * b["zeros"]:.0f} % of z zero' for name, b in blocks.items()
     )
     note = (
-        f'Nats a pair, less the {result["bias"]:.4f} that independent variables give; {result["images"]} images, '
-        f'{result["draws"]} positions of each, {result["neighbours"]} neighbours; * p < {LEVEL:g}. Maps: {maps}.'
+        f'Nats a pair of channels, less the {result["bias"]:.4f} that independent variables give (p), bold where '
+        f'p < {LEVEL:g}; {result["images"]} images, {result["draws"]} positions of each, {result["neighbours"]} '
+        f'neighbours. Maps: {maps}.'
     )
-    return lines, [markdown_table(['', *blocks], rows), note]
+    verdict = f'Channels of a head were shown to share information {", ".join(parts)}.'
+    return Finding(verdict, markdown_table(['', *blocks], rows), note)
 
 
-def tell_features(result: dict) -> Told:
+def describe_features(result: dict) -> Finding:
     blocks = result['blocks']
-    kinds = list(next(iter(blocks.values()))['accuracies'])
-    mean = {kind: np.mean([block['accuracies'][kind] for block in blocks.values()]) for kind in kinds}
-    lines = [
-        f'In {result["dimension"]} dimensions, over {len(blocks)} blocks: '
-        + ', '.join(f'{kind} {mean[kind]:.1f} %' for kind in kinds)
-        + f'; the most frequent class {result["chance"]:.1f} %.'
-    ]
-    for kind in kinds[1:]:
-        tests = {name: block['against'][kind] for name, block in blocks.items()}
-        lines.append(f'{kinds[0].capitalize()} against {kind}: {outcomes(tests, "better", "worse", POINTS)}.')
-    rows = [[kind, *(f'{np.mean(b["accuracies"][kind]):.1f}' for b in blocks.values())] for kind in kinds]
+    first, *others = next(iter(blocks.values()))['accuracies']
+    mean = {kind: [np.mean(block['accuracies'][kind]) for block in blocks.values()] for kind in (first, *others)}
+    against = {kind: [block['against'][kind] for block in blocks.values()] for kind in others}
+    tests = [test for found in against.values() for test in found]
+    verdict = (
+        f'In {result["dimension"]} dimensions a linear probe on {first} is right for {np.mean(mean[first]):.1f} % of '
+        f'the images, mean over blocks (most frequent class: {result["chance"]:.1f} %): shown to be better than on '
+        f'other features in {count(tests)} comparisons and worse in {count(tests, -1)}.'
+    )
+    rows = [[kind, *(f'{value:.1f}' for value in values)] for kind, values in mean.items()]
+    rows += [[f'{first} less {kind}', *(cell(test, 1) for test in found)] for kind, found in against.items()]
     note = (
-        f'Accuracy in % of a linear probe on {result["images"]} images that did not train the network; '
-        f'{result["repeats"]} x {result["folds"]} folds, corrected resampled t-test. Those of validation chose the '
-        'epoch.'
+        f'Accuracy in % on {result["images"]} images that did not train the network, and its differences in points '
+        f'(p), bold where p < {LEVEL:g}; {result["repeats"]} x {result["folds"]} folds, corrected resampled t-test.'
     )
-    return lines, [markdown_table(['', *blocks], rows), note]
+    return Finding(verdict, markdown_table(['', *blocks], rows), note)
 
 
-def tell_directions(result: dict) -> Told:
-    overall, names = result['overall'], result['names']
-    yes = 'classes differ' if shown(overall) else 'no difference between classes was shown'
-    single = outcomes(result['single'], 'classes differ', '', '{:.2f} epsilon squared')
-    lines = [
-        f'In how much more the channels repeat along a direction than across it: {yes} (epsilon squared '
-        f'{overall["value"]:.3f}, {p_words(overall["p_holm"])}, {result["images"]} images, '
-        f'{result["permutations"]} permutations).',
-        f'One by one (Kruskal-Wallis): {single}.',
-    ]
-    if shown(overall):
-        profile, ends = np.array(result['profile']), []
-        for contrast in dict.fromkeys(name.split(maxsplit=1)[1] for name in names):
-            means = profile[:, [i for i, name in enumerate(names) if name.endswith(f' {contrast}')]].mean(1)
-            high, low = means.argmax(), means.argmin()
-            classes = result['classes']
-            ends.append(f'{contrast} {classes[high]} ({means[high]:+.2f}) and {classes[low]} ({means[low]:+.2f})')
-        lines.append(
-            'Highest and lowest class, mean over blocks, in standard deviations from the mean of all images: '
-            f'{", ".join(ends)}.'
-        )
-    return lines, []
+def changed(tests: dict[str, dict]) -> str:
+    """What was shown of the tests: 'lower in 2 of 6 (rotated; all closed)'."""
+    parts = []
+    for word, sign in (('lower', -1), ('higher', 1)):
+        if names := [name for name, test in tests.items() if shown(test) and sign * test['value'] > 0]:
+            parts.append(f'{word} in {len(names)} of {len(tests)} ({"; ".join(names)})')
+    return ' and '.join(parts) or f'no change shown in {len(tests)}'
 
 
-def tell_changes(result: dict) -> Told:
-    changes = result['changes']
-    lines = []
-    for key, what, form in (('accuracy_change', 'Accuracy', POINTS), ('loss_change', 'Cross-entropy', NATS)):
-        tests = {name: change[key] for name, change in changes.items()}
-        lines.append(f'{what} on the {result["images"]} test images: {outcomes(tests, "higher", "lower", form)}.')
+def verdict_on_changes(result: dict) -> str:
+    accuracy, loss = ({n: c[key] for n, c in result['changes'].items()} for key in ('accuracy_change', 'loss_change'))
+    parts = [f'Accuracy on the {result["images"]} test images: {changed(accuracy)}', f'cross-entropy: {changed(loss)}']
     if across := result['across']:
-        said = []
-        for key, what, form in (('right', 'accuracy', POINTS), ('loss', 'cross-entropy', NATS)):
-            answer = 'a difference' if shown(across[key]) else 'no difference was shown'
-            said.append(f'{what} {form.format(across[key]["value"])} ({answer}, {p_words(across[key]["p_holm"])})')
-        lines.append(f'What rotation changes with the twists, less what it changes without them: {", ".join(said)}.')
-    lines.append(
-        f'With {result["images"]} images and the other tests as they are, a change of accuracy by fewer than '
-        f'{result["least"]} images, all one way, could not have been shown.'
-    )
-    head = ['', 'accuracy', 'change', '95 %', 'lost', 'gained', 'p', 'loss change', 'p', 'other answers']
+        parts.append(f'rotation {"" if any(map(shown, across.values())) else "not "}shown to act otherwise with twists')
+    return '; '.join(parts) + f'; fewer than {result["least"]} images lost or gained could not have been shown.'
+
+
+def describe_changes(result: dict) -> Finding:
+    head = ['', 'accuracy', 'change', '95 %', 'lost', 'gained', 'p', 'loss change', 'p', 'other predictions']
     rows = [['as trained', f'{result["accuracy"]:.1f}', *[''] * 8]]
-    for name, change in changes.items():
+    for name, change in result['changes'].items():
         accuracy, loss = change['accuracy_change'], change['loss_change']
         rows.append([
             name, f'{change["accuracy"]:.1f}', f'{accuracy["value"]:+.1f}',
@@ -184,22 +130,27 @@ def tell_changes(result: dict) -> Told:
             p_cell(accuracy), f'{loss["value"]:+.3f}', p_cell(loss),
             f'{change["other_answers"]:.0f} %',
         ])  # fmt: skip
-    return lines, [markdown_table(head, rows)]
+    if across := result['across']:
+        right, loss = across['right'], across['loss']
+        interval = f'{right["low"]:+.1f} to {right["high"]:+.1f}'
+        rows.append([
+            'rotation with twists less without', '', f'{right["value"]:+.1f}', interval, '', '', p_cell(right),
+            f'{loss["value"]:+.3f}', p_cell(loss), '',
+        ])  # fmt: skip
+    note = 'Accuracy in %, its change in points, cross-entropy in nats; images lost and gained by the change.'
+    return Finding(verdict_on_changes(result), markdown_table(head, rows), note)
 
 
-def tell_gates(result: dict) -> Told:
-    start, (lines, details) = result['start'], tell_changes(result)
-    ends = ', '.join(
-        f'{name} {block["gate"]:.4f}' + (f' ({block["gate"] - start:+.4f})' if start is not None else '')
-        for name, block in result['blocks'].items()
-    )
-    shares = ', '.join(f'{name} {100 * block["share"]:.1f} %' for name, block in result['blocks'].items())
+def describe_gates(result: dict) -> Finding:
+    blocks, start = result['blocks'], result['start']
+    gates = [block['gate'] for block in blocks.values()]
     began = f', from {start:.4f} before training' if start is not None else ''
-    first = [
-        f'sigmoid(gate) ends at {ends}{began}.',
-        f"Root mean square of what the gates let through, of the block's output: {shares}.",
-    ]
-    return first + lines, details
+    verdict = f'sigmoid(gate) ends at {min(gates):.4f} to {max(gates):.4f}{began}. {verdict_on_changes(result)}'
+    ends = ', '.join(f'{name} {block["gate"]:.4f} ({100 * block["share"]:.1f} %)' for name, block in blocks.items())
+    _, table, note = describe_changes(result)
+    return Finding(
+        verdict, table, f"{note} Gates, and the root mean square of what they let through in % of the block's: {ends}."
+    )
 
 
 # ---------------------------------------------------------------------------------------------- figures
@@ -232,7 +183,7 @@ def panels(count: int, width: float, height: float, **kwargs) -> tuple[Figure, l
 def draw_information(result: dict, title: str) -> Figure:
     blocks = result['blocks']
     conditions = list(dict.fromkeys(c for b in blocks.values() for kind in b['shared'].values() for c in kind))
-    conditions.sort(key=[IN_PLACE, *ANGLES, 'elsewhere', 'other image'].index)
+    conditions.sort(key=[IN_PLACE, *STEPS, 'elsewhere', 'other image'].index)
     styles = {DIFFERENT: dict(color=COLORS[0], marker='o'), SAME: dict(color=COLORS[1], marker='s')}
     figure, grid = panels(len(blocks), PAGE[0], 2.1, sharey=True)
     for place, (axes, (name, block)) in enumerate(zip(grid, blocks.items())):
@@ -257,7 +208,9 @@ def draw_features(result: dict, title: str) -> Figure:
             values = block['accuracies'][kind]
             axes.plot(values, [row] * len(values), '|', color='0.55', markersize=5, zorder=1)
             face = COLORS[0] if row and shown(block['against'][kind]) else 'white'
-            marker, color = ('o', COLORS[0]) if row else ('x', 'black')  # the first is what the others are held against
+            marker, color = (
+                ('o', COLORS[0]) if row else ('x', 'black')
+            )  # the first is what the others are compared with
             axes.plot(np.mean(values), row, marker, color=color, markerfacecolor=face, markersize=5)
         axes.axvline(result['chance'], color='0.4', linestyle=(0, (1, 2)), linewidth=0.8, zorder=0)
         axes.set(title=name, xlabel='accuracy, %', ylim=(len(kinds) - 0.5, -0.5))
@@ -268,33 +221,6 @@ def draw_features(result: dict, title: str) -> Figure:
         'Dotted: the most frequent class. Images of validation chose the epoch.'
     ]
     frame(figure, f'Linear probe on frozen features: {title}', notes)
-    return figure
-
-
-def draw_directions(result: dict, title: str) -> Figure:
-    profile, names = np.array(result['profile']), result['names']
-    strongest = np.abs(profile).max(1)  # (classes,)
-    rows = np.sort(np.argsort(-strongest, kind='stable')[:MAX_ROWS])
-    figure, axes = plt.subplots(figsize=(PAGE[0], 0.7 + 0.14 * len(rows)), layout='constrained')
-    limit = max(float(strongest.max()), 1e-9)
-    bar = dict(label='standard deviations', fraction=0.03, pad=0.01)
-    heat_map(axes, profile[rows], vmin=-limit, vmax=limit, cbar_kws=bar)
-    blocks = [name.split()[0] for name in names]
-    for edge in [i for i in range(1, len(names)) if blocks[i] != blocks[i - 1]]:
-        axes.axvline(edge, color='white', linewidth=2)
-    for block in dict.fromkeys(blocks):
-        middle = np.mean([i + 0.5 for i, other in enumerate(blocks) if other == block])
-        axes.text(middle, -0.3, block, ha='center', va='bottom', fontsize=7)
-    axes.set_xticks(np.arange(len(names)) + 0.5, [name.split(maxsplit=1)[1] for name in names])
-    axes.set_yticks(np.arange(len(rows)) + 0.5, [readable(result['classes'][row]) for row in rows])
-    axes.set_title(p_words(result['overall']['p_holm']), pad=14)
-    notes = [
-        'Class means of the cosine one step along a direction less that one step across it, of the same channels, less '
-        f'the mean of all {result["images"]} images, in their standard deviations.'
-    ]
-    if len(rows) < len(result['classes']):
-        notes.append(f'The {len(rows)} classes of {len(result["classes"])} that depart most.')
-    frame(figure, f'Directions along which the channels repeat, by class: {title}', notes)
     return figure
 
 

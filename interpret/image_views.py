@@ -1,4 +1,4 @@
-"""The views of visualize.py of one image: what the heads multiply, where they respond, feature maps."""
+"""The views of visualize.py of one image: products of the heads, their response, feature maps."""
 
 import math
 
@@ -21,8 +21,8 @@ DEGREE, TIMES = '\N{DEGREE SIGN}', '\N{MULTIPLICATION SIGN}'
 # ---------------------------------------------------------------------------------------------- words
 
 
-def describe(subject: Subject, what: str) -> str:
-    """The title of a figure: what it shows, of which model, and how good that model is."""
+def title_of_model(subject: Subject, what: str) -> str:
+    """The title of a figure of a model: what it shows, the model and its validation accuracy."""
     return (
         f'{what}: {model_label(subject.name)}, epoch {subject.epoch}, validation accuracy {subject.val_acc:.1f} % '
         f'({len(subject.classes)} classes)'
@@ -38,18 +38,18 @@ def block_label(name: str, block: Block) -> str:
     return f'{name}\n{height} {TIMES} {width} cells'
 
 
-def verdict(subject: Subject, logits: torch.Tensor) -> str:
-    """What the model takes an image for, with its probability."""
+def prediction(subject: Subject, logits: torch.Tensor) -> str:
+    """The predicted class and its probability."""
     probability, label = logits.softmax(-1).max(-1)
     return f'predicted:\n{readable(subject.classes[int(label)])} ({100 * probability.item():.0f} %)'
 
 
 def need_twist(subject: Subject) -> None:
-    """Raises ModelError for a variant whose heads look in no direction."""
+    """Raise ModelError for a variant whose heads have no direction."""
     if not subject.directional:
         raise ModelError(
-            f'{subject.path}: {subject.name} has no directions to show: its twist is left out, or its kernels started '
-            'at random'
+            f'{subject.path}: {subject.name} has no directions to show: it has no twist, or its kernels were '
+            'initialised at random'
         )
 
 
@@ -57,7 +57,7 @@ def need_twist(subject: Subject) -> None:
 
 
 def beside_image(subject: Subject, image: Image.Image, rows: int, columns: int, cell: float) -> tuple:
-    """A figure with the image as the model sees it on the left, and a grid of axes without ticks."""
+    """A figure with the image as the model sees it on the left, its axes, and a grid of axes without ticks."""
     size = min(PAGE[0], 1.8 + 1.02 * cell * columns), cell * rows
     figure = plt.figure(figsize=size, layout='constrained')
     grid = figure.add_gridspec(rows, columns + 1, width_ratios=[1.3 / cell, *[1] * columns])
@@ -77,7 +77,7 @@ def pixels(subject: Subject, image: Image.Image) -> np.ndarray:
 
 
 def plot_interaction(subject: Subject, image: Image.Image) -> Figure:
-    """z_i t_j of every block and head, averaged over the image.
+    """Mean over the image of z_i t_j, by block and head.
 
     Raises:
         ModelError: the model has no products.
@@ -89,7 +89,7 @@ def plot_interaction(subject: Subject, image: Image.Image) -> Figure:
     means = {name: products[0].mean((-1, -2)).numpy() for name, products in matrices.items()}  # (heads, c, c)
     heads, c_red = next(iter(means.values())).shape[:2]
     figure, left, panels = beside_image(subject, image, len(means), heads, 1.28)
-    left.set_xlabel(verdict(subject, record.logits[0]))
+    left.set_xlabel(prediction(subject, record.logits[0]))
     low = min(0.0, *(float(np.nanmin(values)) for values in means.values()))
     top = max(np.nanmax(values) for values in means.values())
     for row, (name, values) in zip(panels, means.items()):
@@ -111,26 +111,26 @@ def plot_interaction(subject: Subject, image: Image.Image) -> Figure:
         + (', displaced in the direction of the head.' if subject.directional else '.')
         + f' The lowest mean is \N{MINUS SIGN}{-low:.1g}.' * (low < 0)
     ]
-    frame(figure, describe(subject, 'What the heads multiply'), notes)
+    frame(figure, title_of_model(subject, 'What the heads multiply'), notes)
     return figure
 
 
 def overlay(axes: Axes, image: np.ndarray, response: np.ndarray, cells: np.ndarray) -> None:
-    """A map of cells laid over the image: its colour is the response, its shading the image.
+    """Draw a map of cells over the image: the colour is the response, the shading the image.
 
     Args:
         axes: to draw in.
         image: (H, W) in [0, 1].
         response: (h, w), whose range over `cells` is the range of colours.
-        cells: (h, w) bool; others are left without colour. The highest quarter of them is outlined.
+        cells: (h, w) bool; the cells to colour. The highest quarter of them is outlined.
     """
     shown = response[cells]
     low, high = shown.min(), shown.max()
     share = (response - low) / (high - low or 1)
-    color = plt.get_cmap(CMAP)(0.3 + 0.7 * np.clip(share, 0, 1))[..., :3]  # the darkest would hide the image
+    color = plt.get_cmap(CMAP)(0.3 + 0.7 * np.clip(share, 0, 1))[..., :3]  # darker colours would hide the image
     color[~cells] = 1
 
-    def stretch(values: np.ndarray) -> np.ndarray:  # nearest cell of every pixel: the map is no finer than it is
+    def stretch(values: np.ndarray) -> np.ndarray:  # nearest cell of every pixel
         rows, columns = (np.arange(n) * m // n for n, m in zip(image.shape, values.shape))
         return values[rows[:, None], columns]
 
@@ -142,20 +142,20 @@ def overlay(axes: Axes, image: np.ndarray, response: np.ndarray, cells: np.ndarr
 
 
 def plot_response(subject: Subject, image: Image.Image) -> Figure:
-    """Where in an image each head responds.
+    """The response of every block and head over the image.
 
     Raises:
-        ModelError: the heads of the model look in no direction.
+        ModelError: the heads have no direction.
     """
     need_twist(subject)
     record = trace.observe(subject.model, subject.batch([image]))
-    blocks = spread_blocks(subject, record.blocks)
+    blocks = wide_blocks(subject, record.blocks)
     grey = np.asarray(Image.fromarray(pixels(subject, image)).convert('L')) / 255
     heads = next(iter(blocks.values())).response.shape[1]
     figure, left, panels = beside_image(subject, image, len(blocks), heads, 1.45)
-    left.set_xlabel(verdict(subject, record.logits[0]))
+    left.set_xlabel(prediction(subject, record.logits[0]))
     for row, (name, block) in zip(panels, blocks.items()):
-        cells = trace.seen(heads, *block.h.shape[-2:]).numpy()
+        cells = trace.cells_with_neighbour(heads, *block.h.shape[-2:]).numpy()
         for head, axes in enumerate(row):
             overlay(axes, grey, block.response[0, head].numpy(), cells[head])
             if row is panels[0]:
@@ -166,12 +166,12 @@ def plot_response(subject: Subject, image: Image.Image) -> Figure:
         'the range below each panel. Shading: the image. Outlined: the highest quarter of the cells. Without colour: '
         'the head looks at a neighbour beyond the map. Arrows: where a head looks in the image, where dy points down.'
     ]
-    frame(figure, describe(subject, 'Where the heads respond'), notes)
+    frame(figure, title_of_model(subject, 'Where the heads respond'), notes)
     return figure
 
 
-def spread_blocks(subject: Subject, blocks: dict[str, Block]) -> dict[str, Block]:
-    """The blocks whose maps have neighbours in every direction. Raises ModelError where none has."""
+def wide_blocks(subject: Subject, blocks: dict[str, Block]) -> dict[str, Block]:
+    """The blocks whose maps have a neighbour in every direction. Raises ModelError where none has."""
     wide = {name: block for name, block in blocks.items() if min(block.h.shape[-2:]) > 1}
     if not wide:
         raise ModelError(f'{subject.path}: at {subject.img_size} pixels its maps are one cell each')
@@ -186,7 +186,7 @@ def plot_features(subject: Subject, image: Image.Image, columns: int = 6) -> Fig
     columns = min(columns, *(stage.shape[1] for stage in maps))
     figure, left, panels = beside_image(subject, image, len(maps), columns, 0.92)
     figure.get_layout_engine().set(wspace=0.01, hspace=0.01)
-    left.set_xlabel(verdict(subject, logits))
+    left.set_xlabel(prediction(subject, logits))
     for row, info, stage in zip(panels, subject.model.feature_info, maps):
         values = stage[0].numpy()  # (C, H, W)
         middle = values[:, 1:-1, 1:-1] if min(values.shape[1:]) > 4 else values  # padding shows at the border
@@ -199,8 +199,5 @@ def plot_features(subject: Subject, image: Image.Image, columns: int = 6) -> Fig
         f'The {columns} channels of each stage that vary most over the image, by number, each from {lowest} (dark) to '
         'its highest value (light). Beside the name of a stage: its channels and cells.'
     )
-    frame(figure, describe(subject, 'Feature maps'), [note])
+    frame(figure, title_of_model(subject, 'Feature maps'), [note])
     return figure
-
-
-VIEWS = {'interaction': plot_interaction, 'response': plot_response, 'features': plot_features}

@@ -1,17 +1,17 @@
-"""Inside a trained model: the tensors of one forward pass, of a TwistNet block by block and head by head.
+"""The tensors of one forward pass of a trained model; of a TwistNet, by block and head.
 
     subject = load('runs/dtd_fold1_twistnet18_seed42/best.pt')
     record = observe(subject.model, subject.batch(images))
     record.blocks['layer3.0'].products                          # (B, heads, c_red, c_red, H, W): z_i t_j
 
-What is shown is what the network computed: h, the tensor between a TwistBlock's two convolutions, is taken by a hook
-from the pass itself, and everything else of the branch follows from it by the branch's own modules. A model without
-STCI has no blocks, but features and logits all the same.
+The values are those of the pass itself: a hook takes h, the tensor between a TwistBlock's two convolutions, and the
+branch's own modules compute the rest from it. A model without STCI has no blocks, but has features and logits.
 """
 
 import argparse
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,20 +28,18 @@ from datasets import load_splits
 from models import DIRECTIONS, STCI, blocks_of
 from transforms import eval_transform, normalize
 
-# What a figure or a report must say of its images where it is not known that they did not train the model: in a title,
-# and in a sentence.
+# Where images are not known to be held out, figures and reports say so: in the title, and in a sentence.
 OTHER = 'images that may have trained the model'
 UNCHECKED = 'images not checked against those that trained the model'
 CAUTIONS = {
-    OTHER: 'The split is not the one that the run recorded: what is called test or validation may have trained the '
-    'model.',
+    OTHER: 'The split is not the one that the run recorded: its test or validation images may have trained the model.',
     UNCHECKED: 'No config.json beside the checkpoint records the split of the run, so it is not checked that these '
     'images did not train the model.',
 }
 
 
 class Subject(NamedTuple):
-    """A trained model and what its checkpoint says of it."""
+    """A trained model and the facts in its checkpoint."""
 
     path: Path
     name: str  # of registry.MODELS
@@ -53,7 +51,7 @@ class Subject(NamedTuple):
 
     @property
     def directional(self) -> bool:
-        """Whether its heads look in directions: not without a twist, nor where its kernels started at random."""
+        """Whether its heads have directions: False without a twist, and where its kernels started at random."""
         return all(getattr(block.stci.twist, 'directional', False) for block in blocks_of(self.model).values())
 
     def view(self, image: Image.Image) -> torch.Tensor:
@@ -68,11 +66,11 @@ class Subject(NamedTuple):
 class Block(NamedTuple):
     """The branch of one TwistBlock over a batch; D = heads * n channels, n = c_red + c_red (c_red + 1) / 2."""
 
-    h: torch.Tensor  # (B, C, H, W), what the branch reads
+    h: torch.Tensor  # (B, C, H, W), input of the branch
     interactions: torch.Tensor  # (B, heads, n, H, W): z_1 .. z_c, then p_11, p_12, .., before selection
-    selection: torch.Tensor | None  # (B, heads, n), AIS's weights; None without AIS
-    branch: torch.Tensor  # (B, C, H, W), sigmoid(gate) * STCI(h): what the block adds
-    out: torch.Tensor  # (B, C, H, W), what the block returns
+    selection: torch.Tensor | None  # (B, heads, n), weights of AIS; None without AIS
+    branch: torch.Tensor  # (B, C, H, W), sigmoid(gate) * STCI(h), added by the block
+    out: torch.Tensor  # (B, C, H, W), output of the block
     gate: float  # sigmoid(gate)
     c_red: int
 
@@ -85,18 +83,18 @@ class Block(NamedTuple):
     def response(self) -> torch.Tensor | None:
         """z . t of every head: the cosine between z and its twist, in [-1, 1]: (B, heads, H, W); None without products.
 
-        It is the trace of the head's products, and is high where the features repeat in the head's direction.
+        It is the trace of the head's products, high where the features repeat in the head's direction.
         """
         products = self.products
         return None if products is None else products.diagonal(dim1=2, dim2=3).sum(-1)
 
     @property
     def mean_response(self) -> torch.Tensor | None:
-        """The response's mean over the cells whose neighbour is in the map, see `seen`: (B, heads)."""
+        """Mean of the response over the cells whose neighbour is in the map: (B, heads)."""
         response = self.response
         if response is None:
             return None
-        cells = seen(*response.shape[1:]).to(response.device)
+        cells = cells_with_neighbour(*response.shape[1:]).to(response.device)
         return (response * cells).sum((-1, -2)) / cells.sum((-1, -2))
 
 
@@ -104,14 +102,14 @@ class Record(NamedTuple):
     """One forward pass."""
 
     blocks: dict[str, Block]  # 'layer3.0', ..; empty for a model without STCI
-    features: torch.Tensor  # (B, num_features), what the classifier reads
+    features: torch.Tensor  # (B, num_features), input of the classifier
     logits: torch.Tensor  # (B, classes)
 
 
-def seen(heads: int, height: int, width: int) -> torch.Tensor:
+def cells_with_neighbour(heads: int, height: int, width: int) -> torch.Tensor:
     """True where the neighbour a head looks at lies in the map: (heads, height, width).
 
-    Elsewhere the twist reads zero padding, so that t is z itself at half its length and the response 1, of any image.
+    Elsewhere the twist reads zero padding, so that t is z at half its length and the response is 1 for any image.
     """
     cells = torch.ones(heads, height, width, dtype=torch.bool)
     for cell, (dy, dx) in zip(cells, DIRECTIONS):
@@ -122,7 +120,7 @@ def seen(heads: int, height: int, width: int) -> torch.Tensor:
 
 
 def matrix(values: torch.Tensor, c_red: int) -> torch.Tensor | None:
-    """Pairs i <= j in row-major order as upper triangles: (B, heads, pairs, ..) -> (B, heads, c_red, c_red, ..)."""
+    """Pairs i <= j, in row-major order, as upper triangles: (B, heads, pairs, ..) -> (B, heads, c_red, c_red, ..)."""
     if values.shape[2] == 0:
         return None
     rows, columns = torch.triu_indices(c_red, c_red)
@@ -135,7 +133,7 @@ def load(path: str | Path) -> Subject:
     """The model in the best.pt of a run.
 
     Raises:
-        ModelError: no such file, or a foreign one.
+        ModelError: there is no such file, or it is no best.pt of train.py.
     """
     path = Path(path)
     if path.is_dir():
@@ -158,29 +156,29 @@ def load(path: str | Path) -> Subject:
 
 
 def need_stci(subject: Subject) -> None:
-    """Raises ModelError for a model without the branch that most views and all questions are about."""
+    """Raise ModelError for a model without STCI, which most views and all questions are about."""
     if not blocks_of(subject.model):
         raise ModelError(
-            f'{subject.path}: is of {subject.name}, which has no STCI branch to look into; give one of a TwistNet, or '
-            'visualize.py --view features or tsne, which are of any model'
+            f'{subject.path}: is of {subject.name}, which has no STCI branch; give one of a TwistNet, or use '
+            'visualize.py --view features or tsne, which work for any model'
         )
 
 
 def data_of(args: argparse.Namespace, subject: Subject) -> dict:
-    """The images that a model is to be run over, held against the split that its run recorded.
+    """The images to run a model over, checked against the split that its run recorded.
 
     Args:
-        args: dataset, data_dir and fold, each None where not given, which is then the run's own; other_images, to take
-            images that may have trained the model.
-        subject: the model; the config.json beside its checkpoint says what the run was trained on, if it is there.
+        args: dataset, data_dir and fold, each None for the run's own; other_images, to accept images that may have
+            trained the model.
+        subject: the model; config.json beside its checkpoint, where there is one, records the data of the run.
 
     Returns:
         dataset, data_dir and fold; `splits`; `defines` of the run's config.json; and `caution`, a key of CAUTIONS or
         None.
 
     Raises:
-        RunError: data set or fold are not known, its classes are others than the model's, or the split is not the
-            run's. DataError: the data set cannot be read.
+        RunError: data set or fold are not known, the classes differ from the model's, or the split is not the run's.
+            DataError: the data set cannot be read.
     """
     config = runs.read_json(subject.path.with_name('config.json')) or {}
     made, defines = config.get('options', {}), config.get('defines', {})
@@ -196,7 +194,7 @@ def data_of(args: argparse.Namespace, subject: Subject) -> dict:
         found['data_dir'] = None
     caution = None
     if made and same and found['fold'] != made['fold']:
-        caution = refuse_others(args, subject, made, found)  # before a look at a fold that may not exist
+        caution = check_other_images(args, subject, made, found)  # before reading a fold that may not exist
     splits = load_splits(**found)
     if splits.classes != subject.classes:
         raise RunError(
@@ -207,23 +205,23 @@ def data_of(args: argparse.Namespace, subject: Subject) -> dict:
     if 'split' not in defines:
         caution = caution or UNCHECKED
     elif defines['split'] != split_digest(splits):
-        caution = refuse_others(args, subject, made, found)
+        caution = check_other_images(args, subject, made, found)
     if caution:
         print(f'note: {CAUTIONS[caution]}', file=sys.stderr)
     return found | dict(splits=splits, defines=defines, caution=caution)
 
 
-def refuse_others(args: argparse.Namespace, subject: Subject, made: dict, found: dict) -> str:
-    """OTHER, where the user asks for other images than the run's split has.
+def check_other_images(args: argparse.Namespace, subject: Subject, made: dict, found: dict) -> str:
+    """OTHER, if --other_images accepts images that may have trained the model; otherwise raises what differs.
 
     Args:
         args: other_images.
         subject: the model.
         made: options of its run.
-        found: dataset, data_dir and fold at hand.
+        found: dataset, data_dir and fold to be read.
 
     Raises:
-        RunError: the user does not; it says what differs.
+        RunError: args.other_images is not set.
     """
     if args.other_images:
         return OTHER
@@ -242,32 +240,27 @@ def refuse_others(args: argparse.Namespace, subject: Subject, made: dict, found:
         way_out = 'put them back as they were, give a copy of that time as --data_dir, or train anew'
     raise RunError(
         f'{differs}, so the split is another one and images of any part of it may have trained the model; {way_out}; '
-        '--other_images takes them all the same, and figure and report say so'
+        '--other_images takes them anyway, and figure and report say so'
     )
 
 
 @torch.inference_mode()
 def observe(model: nn.Module, images: torch.Tensor) -> Record:
-    """One forward pass of the model, in evaluation mode, with what its TwistBlocks did.
+    """One forward pass of the model, in evaluation mode, with the tensors of its TwistBlocks.
 
     Args:
         model: of models.build_model.
         images: (B, 3, H, W), normalised.
     """
-    taken: dict[str, dict[str, torch.Tensor]] = {name: {} for name in blocks_of(model)}
+    tensors: dict[str, dict[str, torch.Tensor]] = {name: {} for name in blocks_of(model)}
     handles = []
 
-    def keep(seen: dict[str, torch.Tensor], module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        if isinstance(module, STCI):
-            seen |= dict(h=inputs[0], branch=output)
-        else:
-            seen |= dict(out=output)
+    def keep(kept: dict[str, torch.Tensor], module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        kept |= dict(h=inputs[0], branch=output) if isinstance(module, STCI) else dict(out=output)
 
     for name, block in blocks_of(model).items():
         for module in (block, block.stci):
-            handles.append(
-                module.register_forward_hook(lambda module, x, y, seen=taken[name]: keep(seen, module, x, y))
-            )
+            handles.append(module.register_forward_hook(partial(keep, tensors[name])))
     was_training = model.training
     try:
         model.eval()
@@ -275,15 +268,15 @@ def observe(model: nn.Module, images: torch.Tensor) -> Record:
         features, logits = model.forward_head(maps, pre_logits=True), model.forward_head(maps)
         blocks = {}
         for name, block in blocks_of(model).items():
-            stci, seen = block.stci, taken[name]
-            values = stci.interactions(seen['h'])  # (B, D, H, W)
+            stci, kept = block.stci, tensors[name]
+            values = stci.interactions(kept['h'])  # (B, D, H, W)
             selection = stci.ais.weights(values) if hasattr(stci.ais, 'weights') else None
             blocks[name] = Block(
-                h=seen['h'],
+                h=kept['h'],
                 interactions=values.unflatten(1, (stci.num_heads, -1)),
                 selection=None if selection is None else selection.unflatten(1, (stci.num_heads, -1)),
-                branch=seen['branch'],
-                out=seen['out'],
+                branch=kept['branch'],
+                out=kept['out'],
                 gate=torch.sigmoid(block.gate).item(),
                 c_red=stci.c_red,
             )

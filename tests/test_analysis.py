@@ -1,8 +1,10 @@
-"""The promises of analysis.py: estimators that know the right answer, tests that can say no, words that follow."""
+"""The promises of analysis.py: estimators checked against known answers, tests that find nothing where there is
+nothing, and a report that follows the numbers."""
 
 import copy
 import json
 import math
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,12 +15,12 @@ from scipy import ndimage
 
 import analysis
 import models
-import summarize_runs
-from common import checkpoint, statistics
-from common.errors import RunError
+from common import checkpoint, registry, statistics
+from common.errors import RunError, UserError
 from common.splits import split_digest
 from datasets import load_splits
-from interpret import findings, information, trace
+from interpret import findings, information, questions, trace
+from interpret.questions import HeldOut
 from models import DIRECTIONS, TwistNet, blocks_of
 
 FIGURES = [f'{key}.{suffix}' for key in analysis.QUESTIONS for suffix in ('pdf', 'png')]
@@ -26,12 +28,7 @@ FIGURES = [f'{key}.{suffix}' for key in analysis.QUESTIONS for suffix in ('pdf',
 
 @pytest.fixture(autouse=True)
 def _light(monkeypatch, one_thread):
-    for module, name, value in (
-        (information, 'HALVES', 6),
-        (information, 'DRAWS', 1),
-        (statistics, 'PERMUTATIONS', 199),
-        (analysis, 'REPEATS', 1),
-    ):
+    for module, name, value in ((information, 'HALVES', 6), (information, 'DRAWS', 1), (questions, 'REPEATS', 1)):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setitem(plt.rcParams, 'savefig.dpi', 40)
     twist = dict(base_width=8, c_red=3, twist_stages=(3,))
@@ -130,7 +127,7 @@ def test_zeros_of_a_relu_neither_make_nor_hide_information():
 
 
 def test_each_direction_displaces_as_its_head_looks():
-    for angle, step in zip(information.ANGLES, DIRECTIONS):
+    for angle, step in zip(information.STEPS, DIRECTIONS):
         pairs = information.places(angle, 3, 5)
         assert {(q // 5 - p // 5, q % 5 - p % 5) for p, q in pairs} == {step}
         assert len(pairs) == (3 - abs(step[0])) * (5 - abs(step[1]))
@@ -147,7 +144,7 @@ def informed(z):
     return result
 
 
-def test_channels_without_common_information_are_said_to_share_none():
+def test_channels_without_common_information_share_none():
     z = np.maximum(np.random.default_rng(1).standard_normal((120, 4, 3, 4, 4)), 0).astype(np.float32)
     assert not [test for test in every_test(informed(z)) if findings.shown(test)]
 
@@ -158,7 +155,7 @@ def test_information_is_found_at_its_displacement_and_nowhere_else():
         z[:, head, 1] = np.roll(z[:, head, 0], (dy, dx), (1, 2))
     result = informed(z)
     different = result['shared']['different channels']
-    assert all(findings.shown(different[angle]) and different[angle]['value'] > 0.05 for angle in information.ANGLES)
+    assert all(findings.shown(different[angle]) and different[angle]['value'] > 0.05 for angle in information.STEPS)
     assert not any(findings.shown(different[c]) for c in ('in place', 'elsewhere', 'other image'))
     assert not any(findings.shown(test) for test in result['shared']['the same channel'].values())
     for key in ('own', 'local'):
@@ -191,7 +188,7 @@ def test_what_position_alone_tells_shows_between_two_images():
 def test_features_are_the_means_their_names_say():
     record = trace.observe(net(), torch.randn(2, 3, 64, 64))
     block = record.blocks['layer3.1']
-    found = analysis.features_of(block)
+    found = questions.features_of(block)
     h, c = block.h.flatten(2), block.c_red
     gram = torch.stack(
         [(image @ image.T / h.shape[2])[tuple(torch.triu_indices(len(image), len(image)))] for image in h]
@@ -209,88 +206,22 @@ def test_features_are_the_means_their_names_say():
 
 def test_long_features_keep_their_inner_products_in_the_sketch():
     features = torch.randn(4, 6000) + torch.arange(4)[:, None]
-    short = analysis.sketched(features, 0, {})
-    assert short.shape == (4, analysis.SKETCH)
+    short = questions.sketch(features, 0, {})
+    assert short.shape == (4, questions.SKETCH)
     expected, scale = features @ features.T, features.norm(dim=1)
     assert ((short @ short.T - expected) / (scale[:, None] * scale)).abs().max() < 0.15
-    assert torch.equal(short, analysis.sketched(features, 0, {}))
+    assert torch.equal(short, questions.sketch(features, 0, {}))
 
 
 def test_the_probe_reads_classes_where_there_are_any_and_learns_nothing_from_its_test_folds():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 15)
     noise = rng.standard_normal((60, 200)).astype(np.float32)
-    told = analysis.probe(noise + 2 * (labels[:, None] == np.arange(200) % 4), labels, 10, 5, 0)
-    blind = analysis.probe(noise, labels, 10, 5, 0)
+    told = questions.probe(noise + 2 * (labels[:, None] == np.arange(200) % 4), labels, 10, 5, 0)
+    blind = questions.probe(noise, labels, 10, 5, 0)
     assert len(told) == len(blind) == 5
     assert np.mean(told) > 95
     assert np.mean(blind) == pytest.approx(25, abs=12)
-
-
-# ---------------------------------------------------------------------------------------------- directions
-
-
-def test_classes_that_differ_are_told_from_classes_that_do_not():
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(5), 12)
-    values = rng.standard_normal((60, 8))
-    same = statistics.class_test(statistics.standardised(values), labels, rng)
-    assert same['p'] > 0.05
-    assert same['value'] == pytest.approx(0, abs=0.05)
-    values[:, 2] += 2 * labels
-    other = statistics.class_test(statistics.standardised(values), labels, rng)
-    assert other['p'] == pytest.approx(1 / 200)
-    assert other['value'] > 0.08
-
-
-def test_the_displacement_at_which_features_repeat_has_the_highest_cosine():
-    for direction, (dy, dx) in enumerate(DIRECTIONS):
-        column = torch.randn(2, 3, 8, 20, 20)
-        z = sum(torch.roll(column, (k * dy, k * dx), (3, 4)) for k in range(3))  # repeats along d
-        cosines = analysis.displaced_cosines(torch.nn.functional.normalize(z, dim=2))
-        assert (cosines.argmax(1) == direction).all()
-
-
-def smoothed(sigmas, count=20):
-    """(len(sigmas) * count, 1, 8, 14, 14) of noise smoothed by (along y, along x), of unit length, and its classes."""
-    rng = np.random.default_rng(0)
-    maps = [
-        ndimage.gaussian_filter(rng.standard_normal((count, 1, 8, 14, 14)), (0, 0, 0, *sigma), mode='wrap')
-        for sigma in sigmas
-    ]
-    z = torch.nn.functional.normalize(torch.from_numpy(np.concatenate(maps)), dim=2)
-    return z, np.repeat(np.arange(len(sigmas)), count)
-
-
-def test_classes_that_differ_in_smoothness_alone_do_not_differ_in_direction():
-    z, labels = smoothed([(0.4, 0.4), (0.8, 0.8), (1.6, 1.6)])
-    values, rng = analysis.contrasts(z).numpy(), np.random.default_rng(0)
-    assert statistics.class_test(statistics.standardised(values), labels, rng)['p'] > 0.05
-    steps = analysis.displaced_cosines(z).numpy()  # a step of sqrt(2) is farther: these do differ
-    steps -= steps.mean(1, keepdims=True)
-    assert statistics.class_test(statistics.standardised(steps), labels, rng)['p'] < 0.01
-
-
-def test_classes_of_streaks_across_each_other_differ_in_direction():
-    z, labels = smoothed([(0, 1.5), (1.5, 0)])
-    values = analysis.contrasts(z).numpy()
-    test = statistics.class_test(statistics.standardised(values), labels, np.random.default_rng(0))
-    assert test['p'] < 0.01
-    assert values[labels == 0, 0].min() > 0.2  # along 0° more than along 90°
-    assert values[labels == 1, 0].max() < -0.2
-    assert statistics.kruskal(values[:, 0], labels)['value'] > 0.5
-
-
-def test_epsilon_squared_is_zero_by_chance_for_one_measurement_as_for_all():
-    rng, labels = np.random.default_rng(0), np.repeat(np.arange(8), 5)
-    values = [statistics.kruskal(rng.standard_normal(40), labels)['value'] for _ in range(300)]
-    assert np.mean(values) == pytest.approx(0, abs=0.02)
-
-
-def test_the_mean_response_stays_on_the_device_of_the_network():
-    h, interactions = (torch.empty(2, *shape, 3, 3, device='meta') for shape in ((8,), (4, 9)))
-    block = trace.Block(h, interactions, None, h, h, 0.5, c_red=3)
-    assert block.mean_response.device.type == 'meta'
 
 
 # ---------------------------------------------------------------------------------------------- spiral and gates
@@ -300,7 +231,7 @@ def test_identity_in_place_of_the_twist_is_the_variant_without_spiral():
     model, plain, images = net(), net(use_spiral=False), torch.randn(2, 3, 64, 64)
     before = copy.deepcopy(model.state_dict())
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if '.twist.' not in k})
-    changed = analysis.edited(model, analysis.without_twist)
+    changed = questions.edited(model, questions.remove_twist)
     assert torch.equal(changed(images), plain(images))
     assert not torch.allclose(changed(images), model(images), atol=1e-4)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -310,7 +241,7 @@ def test_permuted_heads_look_where_another_head_looked():
     model = net()
     for block in blocks_of(model).values():
         torch.nn.init.uniform_(block.stci.twist.scale)
-    changed = analysis.edited(model, analysis.rolled_heads(1))
+    changed = questions.edited(model, questions.roll_heads(1))
     for old, new in zip(blocks_of(model).values(), blocks_of(changed).values()):
         kernels, rolled = (b.stci.twist.dwconv.weight.unflatten(0, (4, -1)) for b in (old, new))
         scales, rolled_scales = (b.stci.twist.scale.unflatten(1, (4, -1)) for b in (old, new))
@@ -324,17 +255,17 @@ def test_a_closed_gate_leaves_the_plain_block():
     model, images = net(), torch.randn(2, 3, 64, 64)
     plain = TwistNet(num_classes=3, base_width=8, twist_stages=()).eval()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if '.stci.' not in k and '.gate' not in k})
-    assert torch.equal(analysis.edited(model, analysis.closed)(images), plain(images))
-    one = analysis.edited(model, analysis.closed, 'layer4.1')
+    assert torch.equal(questions.edited(model, questions.close_gate)(images), plain(images))
+    one = questions.edited(model, questions.close_gate, 'layer4.1')
     assert [name for name, gate in one.gates().items() if gate == 0] == ['layer4.1']
 
 
 def test_images_are_turned_by_a_quarter():
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-    held = analysis.Held(images, np.zeros(4, int), 4)
-    turned = analysis.Held(images.rot90(1, (2, 3)), np.zeros(4, int), 4)
+    held = HeldOut(images, np.zeros(4, int), 4)
+    turned = HeldOut(images.rot90(1, (2, 3)), np.zeros(4, int), 4)
     model = net()
-    assert np.allclose(analysis.outcome(model, held, 1)['loss'], analysis.outcome(model, turned)['loss'])
+    assert np.allclose(questions.outcome(model, held, 1)['loss'], questions.outcome(model, turned)['loss'])
 
 
 def test_accuracy_is_compared_image_by_image_with_the_exact_test():
@@ -352,20 +283,20 @@ def test_accuracy_is_compared_image_by_image_with_the_exact_test():
 def images_of(model, count=12):
     """Test images of three classes, which the model knows half of the time."""
     images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8)
-    right = analysis.outcome(model, analysis.Held(images, np.zeros(count, int), count))['guess']
-    return analysis.Held(images, np.where(np.arange(count) % 2, right, (right + 1) % 3), count)
+    right = questions.outcome(model, HeldOut(images, np.zeros(count, int), count))['guess']
+    return HeldOut(images, np.where(np.arange(count) % 2, right, (right + 1) % 3), count)
 
 
 def subject_of(model):
     return trace.Subject('best.pt', 'small', model, ['a', 'b', 'c'], 1, 50.0, 64)
 
 
-def test_rotation_with_the_twists_is_held_against_rotation_without_them():
+def test_rotation_with_the_twists_is_compared_with_rotation_without_them():
     model = net()
     held = images_of(model)
-    result = analysis.measure_spiral(subject_of(model), held, {})
-    plain = analysis.edited(model, analysis.without_twist)
-    loss = [[analysis.outcome(m, held, turns)['loss'] for turns in (0, 1)] for m in (model, plain)]
+    result = questions.measure_spiral(subject_of(model), held, {})
+    plain = questions.edited(model, questions.remove_twist)
+    loss = [[questions.outcome(m, held, turns)['loss'] for turns in (0, 1)] for m in (model, plain)]
     expected = (loss[0][1] - loss[0][0]) - (loss[1][1] - loss[1][0])
     assert result['across']['loss']['value'] == pytest.approx(expected.mean())
     moved = result['across']['right']['value']
@@ -373,30 +304,34 @@ def test_rotation_with_the_twists_is_held_against_rotation_without_them():
     with_twists = accuracy['images rotated by 90°'] - result['accuracy']
     without = accuracy['rotated, twists replaced by identity'] - accuracy['twists replaced by identity']
     assert moved == pytest.approx(with_twists - without)
-    assert 'What rotation changes with the twists, less' in ' '.join(findings.tell_changes(result)[0])
+    acts = findings.shown(result['across']['right']) or findings.shown(result['across']['loss'])
+    verdict = findings.describe_changes(result).verdict
+    assert f'rotation {"" if acts else "not "}shown to act otherwise with twists' in verdict
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('kwargs', 'changes'), [(dict(use_spiral=False), 1), (dict(use_products=False), 1), (dict(directional=False), 3)]
 )
-def test_nothing_is_said_of_directions_that_a_model_has_not(kwargs, changes):
+def test_a_model_without_directions_has_no_tests_of_them(kwargs, changes):
     model = net(**kwargs)
     held = images_of(model, 48)
-    spiral = analysis.measure_spiral(subject_of(model), held, {})
+    spiral = questions.measure_spiral(subject_of(model), held, {})
     assert len(spiral['changes']) == changes
     assert 'images rotated by 90°' in spiral['changes']
     assert not any('permuted' in name for name in spiral['changes'])
-    told = ' '.join(findings.tell_information(analysis.measure_information(subject_of(model), held, dict(seed=0)))[0])
-    assert 'One step along 45°' in told
+    information = questions.measure_information(subject_of(model), held, dict(seed=0))
+    told = ' '.join(findings.describe_information(information))
+    assert '45°, the same channel' in told
     assert 'own direction' not in told
+    assert 'across' not in told
 
 
-def test_probes_of_a_model_without_twists_are_held_against_products_in_place():
+def test_probes_of_a_model_without_twists_are_compared_with_products_in_place():
     held = images_of(net(), 24)._replace(labels=np.arange(24) % 3)
-    result = analysis.measure_features(subject_of(net(use_spiral=False)), held, dict(seed=0))
-    told = ' '.join(findings.tell_features(result)[0])
-    assert 'Products in place against Gram matrix: ' in told
+    result = questions.measure_features(subject_of(net(use_spiral=False)), held, dict(seed=0))
+    told = ' '.join(findings.describe_features(result))
+    assert 'products in place less Gram matrix' in told
     assert 'isplaced' not in told
 
 
@@ -413,22 +348,28 @@ def test_the_least_change_that_could_be_shown_is_the_least_that_holm_would_pass(
         for lost in range(20):
             after = {str(i): made(np.ones(count, bool), noise[0] + noise[i] + (i <= moved)) for i in range(1, 6)}
             after['1']['right'][:lost] = False
-            result = analysis.compare_all(before, after)
+            result = questions.compare_all(before, after)
             found.append(findings.shown(result['changes']['1']['accuracy_change']))
             if not found[-1]:
                 least = result['least']
         assert found.index(True) == least
 
 
+def test_the_mean_response_stays_on_the_device_of_the_network():
+    h, interactions = (torch.empty(2, *shape, 3, 3, device='meta') for shape in ((8,), (4, 9)))
+    block = trace.Block(h, interactions, None, h, h, 0.5, c_red=3)
+    assert block.mean_response.device.type == 'meta'
+
+
 # ---------------------------------------------------------------------------------------------- report
 
 
 def test_of_copies_the_first_is_read_and_the_report_says_so(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(summarize_runs, 'LABELS', {})
+    monkeypatch.setitem(registry.LABELS, 'dtd', 'DTD')  # restored afterwards
     report = answered(trained, tmp_path / 'a', '--question', 'features', '--labels', 'dtd=Materials')
     text = analysis.report_text(report)
     assert text.startswith('# small on Materials, fold 1\n')
-    assert 'p values take images as independent' in text
+    assert 'p values assume that images are independent' in text
     assert '`--copies' not in text
     assert 'Images of validation chose the epoch' in text
     args = ('--question', 'features', '--copies', r'class\d_001(?=[0-3])')  # four pictures of each class are one
@@ -457,11 +398,11 @@ def test_the_report_is_whole_and_the_same_for_the_same_seed(trained, tmp_path, c
     assert answered(trained, tmp_path, '--seed', 1) == report
     assert not report['not_answered']
     assert analysis.report_text(report) == (tmp_path / 'a' / 'report.md').read_text()
-    assert 'layer3.0 0.8808' in said  # sigmoid(2)
-    assert answers('c', '--seed', 1, '--question', 'directions')['questions'] == {
-        'directions': report['questions']['directions']
-    }
-    for name in ('directions.pdf', 'directions.png'):
+    assert 'layer3.0 0.8808' in analysis.report_text(report)  # sigmoid(2)
+    for key, result in report['questions'].items():
+        assert f'{analysis.QUESTIONS[key].title}: {analysis.QUESTIONS[key].describe(result).verdict}\n' in said
+    assert answers('c', '--seed', 1, '--question', 'gates')['questions'] == {'gates': report['questions']['gates']}
+    for name in ('gates.pdf', 'gates.png'):
         assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'c' / name).read_bytes()
     other = answered(trained, tmp_path / 'd', '--seed', 2)
     assert other['questions']['information'] != report['questions']['information']
@@ -469,34 +410,39 @@ def test_the_report_is_whole_and_the_same_for_the_same_seed(trained, tmp_path, c
 
 
 @pytest.mark.slow
-def test_every_section_says_no_when_the_numbers_say_no_and_yes_when_they_say_yes(trained, tmp_path):
+def test_verdicts_follow_the_numbers(trained, tmp_path):
     report = answered(trained, tmp_path / 'out')
     for key, result in report['questions'].items():
-        tell = analysis.QUESTIONS[key][2]
+        finding = analysis.QUESTIONS[key].describe
         for test in every_test(result):
             test |= dict(p_holm=0.2, value=0.7)
-        no = ' '.join(tell(result)[0])
-        assert 'shown' in no
-        assert not any(word in no for word in ('shared information in', 'better in', 'classes differ', 'higher in')), no
+        none = finding(result)
+        assert '**' not in none.table
+        assert {n for n, _ in re.findall(r'(\d+) of (\d+)', none.verdict)} <= {'0'}
         for test in every_test(result):
             test |= dict(p_holm=0.01)
-        yes = ' '.join(tell(result)[0])
-        assert 'was shown' not in yes
-        assert any(word in yes for word in ('shared information in', 'better in', 'classes differ', 'higher in')), yes
+        every = finding(result)
+        better = every.verdict.split(' and worse')[0]
+        assert all(n == m for n, m in re.findall(r'(\d+) of (\d+)', better))
+        assert re.search(r'[1-9]\d* of \d', better)
+        if 'changes' in result:
+            assert 'no change' in none.verdict
+            assert 'no change' not in every.verdict
+        else:
+            assert every.table.count('**') == 2 * none.table.count('(0.200)') > 0
 
 
-def test_a_sentence_names_what_was_found_on_either_side_and_what_was_not():
+def test_a_verdict_names_the_changes_that_were_shown_in_either_direction():
     def made(value, p):
         return dict(value=value, low=value - 1, high=value + 1, p=p, p_holm=p)
 
     tests = dict(a=made(2.0, 0.01), b=made(-3.0, 0.0001), c=made(5.0, 0.3), d=made(0.0, None))
-    assert findings.outcomes(tests, 'better', 'worse', '{:+.1f} points') == (
-        'better in 1 of 4 (a: +2.0 points, p = 0.010); worse in 1 of 4 (b: -3.0 points, p < 0.001); '
-        'no difference was shown in c, d (smallest p = 0.300)'
-    )
-    assert findings.outcomes(dict(d=tests['d']), 'better', 'worse', '{:+.1f}') == (
-        'no difference was shown in d (no test, for want of spread)'
-    )
+    assert findings.changed(tests) == 'lower in 1 of 4 (b) and higher in 1 of 4 (a)'
+    assert findings.changed(dict(d=tests['d'])) == 'no change shown in 1'
+    assert (findings.count(tests.values()), findings.count(tests.values(), -1)) == ('1 of 4', '1 of 4')
+    assert [findings.cell(test, 1) for test in tests.values()] == [
+        '**+2.0 (0.010)**', '**-3.0 (<0.001)**', '+5.0 (0.300)', '+0.0 (-)'
+    ]  # fmt: skip
 
 
 def test_what_a_model_cannot_answer_is_named_in_the_report(tmp_path):
@@ -515,11 +461,11 @@ def test_what_a_model_cannot_answer_is_named_in_the_report(tmp_path):
 # ---------------------------------------------------------------------------------------------- errors
 
 
-def test_what_a_user_can_mend_is_one_line(trained, tmp_path):
+def test_a_user_error_is_one_line(trained, tmp_path):
     tree = tmp_path / 'tree'
 
     def refused(*more, checkpoint=trained, save_dir=tmp_path / 'out'):
-        with pytest.raises((RunError, OSError)) as error:
+        with pytest.raises((UserError, OSError)) as error:
             analysis.main(arguments(checkpoint, save_dir, *more))
         assert '\n' not in str(error.value)
         return str(error.value)
@@ -559,7 +505,9 @@ def test_other_images_than_those_of_the_split_are_refused_or_said_in_report_and_
     with pytest.raises(RunError, match=r'its images or lists have changed since .* --other_images takes them'):
         answered(trained, tmp_path / 'out', *options)
     report = answered(trained, tmp_path / 'out', *options, '--other_images')
-    assert 'images that may have trained the model' in analysis.title_of(report)  # of the report and of every figure
+    assert 'images that may have trained the model' in analysis.title_of_report(
+        report
+    )  # of the report and of every figure
     assert trace.CAUTIONS[trace.OTHER] in analysis.report_text(report)
     (trained.parent / 'config.json').unlink()
     report = answered(trained, tmp_path / 'out', *options, '--dataset', 'dtd', '--data_dir', tree, '--fold', 1)

@@ -17,9 +17,9 @@ import models
 import pretrain_imagenet
 import train
 import visualize
-from common import distributed, options, runs, statistics
+from common import distributed, options, runs
 from common.checkpoint import read_checkpoint
-from interpret import information, trace
+from interpret import information, questions, trace
 
 JOB = dict(RANK='0', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT='29500')
 
@@ -171,11 +171,10 @@ def test_a_trained_model_is_looked_into_on_a_device(tree, tmp_path, tiny, monkey
     argv = ['--checkpoint', str(folder / 'best.pt'), '--save_dir', str(tmp_path / 'out')]
     parse = analysis.get_args_parser().parse_args
     sums = []  # what the estimators are given, in their place: they know no device
-    monkeypatch.setattr(analysis, 'MIN_IMAGES', 4)
-    monkeypatch.setattr(analysis, 'probe', lambda values, *_: [float(values.sum()), 0.0])
+    monkeypatch.setattr(questions, 'MIN_IMAGES', 4)
+    monkeypatch.setattr(questions, 'probe', lambda values, *_: [float(values.sum()), 0.0])
     monkeypatch.setattr(information, 'bias_at_independence', lambda *_: 0.0)
     monkeypatch.setattr(information, 'information_of', lambda z, *_: sums.append(z.sum()) or dict(shared={}))
-    monkeypatch.setattr(statistics, 'PERMUTATIONS', 19)
 
     def answers(*more):
         args = parse([*argv, *more])

@@ -20,10 +20,10 @@ import models
 import plot_results
 import visualize
 from common import drawing, synthetic
-from common.errors import ModelError, RunError
+from common.errors import ModelError, RunError, UserError
 from common.splits import split_digest
 from datasets import load_splits
-from interpret import class_views, image_views, trace
+from interpret import class_views, image_views, trace, twist_views
 from interpret.trace import Subject
 from transforms import eval_settings, normalize
 
@@ -112,7 +112,7 @@ def test_the_twist_prefers_streaks_in_its_direction_at_the_scale_of_its_cells():
     tables = []
     for seed in SEEDS:
         block = trace.observe(tiny(seed, classes=4, **EARLY).model, images).blocks['layer1.0']
-        responses = visualize.standardise(block.mean_response)  # (images, heads)
+        responses = twist_views.standardise(block.mean_response)  # (images, heads)
         tables.append(torch.stack([responses[labels == label].mean(0) for label in range(4)]))
     table = torch.stack(tables).mean(0)  # (classes, heads); by chance 0 everywhere
     assert table.diagonal().min() > 0.8
@@ -120,13 +120,13 @@ def test_the_twist_prefers_streaks_in_its_direction_at_the_scale_of_its_cells():
 
 
 def test_turned_streaks_find_the_directions():
-    angles = list(range(0, 180, visualize.STEP))
+    angles = list(range(0, 180, twist_views.STEP))
     near = 0
     for seed in SEEDS:
-        values = visualize.measure_directions(tiny(seed, **EARLY), angles, textures=1)['layer1.0'].mean(0)
+        values = twist_views.direction_responses(tiny(seed, **EARLY), angles, textures=1)['layer1.0'].mean(0)
         off = abs(np.array(angles)[values.argmax(0)] - np.array(ANGLES))  # of the angle at which each head is highest
-        found = int((np.minimum(off, 180 - off) <= visualize.STEP).sum())
-        assert visualize.peaks(angles, values.numpy()) == found
+        found = int((np.minimum(off, 180 - off) <= twist_views.STEP).sum())
+        assert twist_views.peaks_at_own_direction(angles, values.numpy()) == found
         near += found
     assert near >= 16  # of 24 heads; by chance 6
 
@@ -134,7 +134,7 @@ def test_turned_streaks_find_the_directions():
 def test_stage_3_prefers_its_directions_in_streaks_as_wide_as_its_cells():
     angles = list(range(0, 180, 45))
     subjects = [tiny(seed, layers=(1, 1, 1), twist_stages=(3,)) for seed in SEEDS]
-    found = [visualize.measure_directions(subject, angles, textures=1)['layer3.0'] for subject in subjects]
+    found = [twist_views.direction_responses(subject, angles, textures=1)['layer3.0'] for subject in subjects]
     mean = torch.stack(found).mean((0, 1))  # (angles, heads); by chance 0 everywhere
     assert mean.argmax(0).tolist() == [0, 1, 2, 3]
     assert mean.diagonal().min() > 0.6
@@ -146,7 +146,7 @@ def test_stage_3_prefers_its_directions_in_streaks_as_wide_as_its_cells():
 def test_a_turned_image_has_no_corners():
     white = Image.new('RGB', (200, 150), 'white')
     for angle in (0, 17, 45, 90, 133, 180):
-        turned = visualize.rotate(white, angle)
+        turned = twist_views.rotate(white, angle)
         assert turned.width == turned.height > 100
         assert np.asarray(turned).min() == 255
 
@@ -154,7 +154,7 @@ def test_a_turned_image_has_no_corners():
 @pytest.mark.parametrize(('angle', 'way'), [(0, (0, 1)), (45, (1, 1)), (90, (1, 0)), (135, (1, -1))])
 def test_streaks_run_where_the_head_of_their_angle_looks(angle, way):
     def change(dy, dx, step=6):
-        levels = np.asarray(visualize.turn_streaks(0, angle, 96).convert('L')).astype(float)
+        levels = np.asarray(twist_views.rotated_streaks(0, angle, 96).convert('L')).astype(float)
         moved = np.roll(levels, (-dy * step, -dx * step), (0, 1))
         return abs(levels - moved)[10:-10, 10:-10].mean()
 
@@ -186,7 +186,7 @@ def test_response_leaves_out_cells_that_look_beyond_the_map(picture):
     response = block.response[0].numpy()  # (4, 4, 4) of 64 pixels
     assert response[0, :, -1] == pytest.approx(1, abs=1e-4)  # of any image: there t is z at half its length
     shown = [text for text in texts(figure) if ' to ' in text and text[0].isdigit()]
-    for (dy, dx), cells in zip(models.DIRECTIONS, trace.seen(4, 3, 5)):
+    for (dy, dx), cells in zip(models.DIRECTIONS, trace.cells_with_neighbour(4, 3, 5)):
         assert all(cells[y, x] == (y + dy in range(3) and x + dx in range(5)) for y in range(3) for x in range(5))
     parts = response[0, :, :-1], response[1, :-1, :-1], response[2, :-1], response[3, :-1, 1:]
     assert shown[:4] == [f'{part.min():.2f} to {part.max():.2f}' for part in parts]
@@ -196,7 +196,7 @@ def test_kernels_show_what_training_changed():
     subject = tiny()
     with torch.no_grad():
         subject.model.layer4[1].stci.twist.dwconv.weight[3 * 8 + 2, 0, 0, 1] -= 0.02
-    figure = visualize.plot_kernels(subject)
+    figure = twist_views.plot_kernels(subject)
     found = texts(figure)
     shades = heat_map(figure).collections[0].get_array().filled()
     assert shades.shape == (15, 12)
@@ -214,9 +214,9 @@ def test_kernels_show_what_training_changed():
 
 
 def test_arrows_point_where_the_kernels_look(monkeypatch):
-    monkeypatch.setattr(visualize, 'TEXTURES', 1)
-    monkeypatch.setattr(visualize, 'STEP', 45)
-    figure = visualize.plot_direction(tiny(layers=(1, 1, 1), twist_stages=(3,)), None)
+    monkeypatch.setattr(twist_views, 'TEXTURES', 1)
+    monkeypatch.setattr(twist_views, 'STEP', 45)
+    figure = twist_views.plot_direction(tiny(layers=(1, 1, 1), twist_stages=(3,)), None)
     figure.canvas.draw()
     axes = figure.axes[0]
     arrows = [child for child in axes.texts if getattr(child, 'arrow_patch', None)]
@@ -238,7 +238,7 @@ def test_features_are_the_stages_own(picture):
 
 def test_selection_is_by_class_and_names_the_gate():
     found = survey_of([0, 0, 1, 1, 2, 2])
-    figure = class_views.plot_selection(tiny(), found)
+    figure = class_views.plot_class_selection(tiny(), found)
     weights = found.selection['layer3.0']
     first = np.stack([weights[found.labels == label, :, :2].mean((0, 2)) for label in range(3)])
     table = heat_map(figure).collections[0].get_array().filled()
@@ -310,13 +310,20 @@ def test_the_same_figure_has_the_same_bytes(tree, tmp_path, checkpoint, capsys):
 
 @pytest.mark.slow
 def test_all_draws_what_it_can_and_names_the_rest(tmp_path, checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(visualize, 'TEXTURES', 1)
-    monkeypatch.setattr(visualize, 'STEP', 90)
+    monkeypatch.setattr(twist_views, 'TEXTURES', 1)
+    monkeypatch.setattr(twist_views, 'STEP', 90)
     visualize.main(arguments('--checkpoint', checkpoint, '--save_dir', tmp_path / 'figures'))
     out, err = capsys.readouterr()
     assert [Path(line).stem for line in out.splitlines()[::2]] == ['kernels', 'direction']
     named = [line.split(': ')[1] for line in err.splitlines() if line.startswith('not drawn')]
     assert named == ['interaction', 'response', 'features', 'selection', 'classes', 'tsne']
+
+
+def test_a_view_is_a_function_and_its_entry(tmp_path, checkpoint, capsys, monkeypatch):
+    draw = lambda subject, image: plt.figure(figsize=(1, 1))  # noqa: E731
+    monkeypatch.setitem(visualize.VIEWS, 'mine', visualize.View(draw, 'optional image'))
+    visualize.main(arguments('--checkpoint', checkpoint, '--view', 'mine', '--save_dir', tmp_path))
+    assert capsys.readouterr().out.splitlines() == [f'{tmp_path}/mine.{suffix}' for suffix in ('pdf', 'png')]
 
 
 def test_figures_of_runs_need_no_torch():
@@ -328,7 +335,7 @@ def test_figures_of_runs_need_no_torch():
 
 
 def error_of(*argv) -> str:
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(UserError) as caught:
         visualize.main(arguments(*argv))
     message = str(caught.value)
     assert '\n' not in message
@@ -436,8 +443,8 @@ def test_images_that_may_have_trained_the_model_are_refused_or_marked(tmp_path, 
     assert words in message
     assert 'may have trained the model; ' in message
     assert '--other_images' in message
-    found = class_views.survey(subject, arguments(*given, '--other_images'))
-    assert ', images that may have trained the model (' in class_views.describe(
+    found = class_views.survey_subset(subject, arguments(*given, '--other_images'))
+    assert ', images that may have trained the model (' in class_views.title_of_survey(
         subject, 'any', found
     )  # of every figure
     assert 'may have trained the model' in capsys.readouterr().err
@@ -456,7 +463,7 @@ def test_the_run_s_own_split_is_known_wherever_the_tree_is_and_whatever_it_is_ca
 
 def test_a_checkpoint_alone_says_that_its_images_are_not_checked(tree, checkpoint, capsys):
     subject = trace.load(checkpoint)
-    found = class_views.survey(subject, arguments('--data_dir', tree, '--fold', 1))  # dtd, by its layout
+    found = class_views.survey_subset(subject, arguments('--data_dir', tree, '--fold', 1))  # dtd, by its layout
     assert found.of == f'12 test images of DTD, fold 1, {trace.UNCHECKED}'
     assert 'it is not checked that these images did not train' in capsys.readouterr().err
 
@@ -498,13 +505,16 @@ def test_features_below_0_are_drawn_below_0(picture):
 def test_variants_say_what_they_lack(picture):
     for more, view in (
         (dict(use_spiral=False), lambda subject: image_views.plot_response(subject, picture)),
-        (dict(use_spiral=False), visualize.plot_kernels),
-        (dict(use_spiral=False), lambda subject: visualize.plot_direction(subject, None)),
-        (dict(directional=False), visualize.plot_kernels),
-        (dict(directional=False), lambda subject: visualize.plot_direction(subject, None)),
+        (dict(use_spiral=False), twist_views.plot_kernels),
+        (dict(use_spiral=False), lambda subject: twist_views.plot_direction(subject, None)),
+        (dict(directional=False), twist_views.plot_kernels),
+        (dict(directional=False), lambda subject: twist_views.plot_direction(subject, None)),
         (dict(directional=False), lambda subject: image_views.plot_response(subject, picture)),
         (dict(use_products=False), lambda subject: image_views.plot_interaction(subject, picture)),
-        (dict(use_ais=False), lambda s: class_views.plot_selection(s, survey_of([0, 0, 1, 1])._replace(selection={}))),
+        (
+            dict(use_ais=False),
+            lambda s: class_views.plot_class_selection(s, survey_of([0, 0, 1, 1])._replace(selection={})),
+        ),
     ):
         with pytest.raises(ModelError, match=r'best\.pt: tiny '):
             view(tiny(**more))
@@ -517,7 +527,7 @@ def test_heads_without_a_direction_are_numbered(picture, more):
     assert any('45\N{DEGREE SIGN}' in text for text in texts(class_views.plot_classes(tiny(), found)))
     for figure in (
         image_views.plot_interaction(subject, picture),
-        class_views.plot_selection(subject, found),
+        class_views.plot_class_selection(subject, found),
         class_views.plot_classes(subject, found),
     ):
         drawn = ' '.join(texts(figure))
@@ -529,8 +539,8 @@ def test_an_image_that_is_too_small_to_be_turned_is_named(tmp_path, checkpoint):
     for side in (1, 2, 4):
         Image.new('RGB', (side, 9)).save(tmp_path / 'dot.png')
         message = error_of('--checkpoint', checkpoint, '--image', tmp_path / 'dot.png', '--view', 'direction')
-        assert f'{side} \N{MULTIPLICATION SIGN} 9 pixels are too small to be turned' in message
-    assert visualize.rotate(Image.new('RGB', (5, 5)), 45).size == (2, 2)
+        assert f'{side} \N{MULTIPLICATION SIGN} 9 pixels are too small to be rotated' in message
+    assert twist_views.rotate(Image.new('RGB', (5, 5)), 45).size == (2, 2)
 
 
 @pytest.mark.slow
@@ -539,7 +549,7 @@ def test_a_dollar_in_the_name_of_a_class_is_a_dollar_and_a_byte_that_is_not_utf_
     subject, found = tiny()._replace(classes=names), survey_of([0, 0, 1, 1, 2, 2])
     figures = [
         image_views.plot_interaction(subject, picture),
-        class_views.plot_selection(subject, found),
+        class_views.plot_class_selection(subject, found),
         class_views.plot_classes(subject, found),
         class_views.plot_tsne(subject, found),
     ]

@@ -1,0 +1,323 @@
+"""The questions of analysis.py: what a trained TwistNet computes from images that did not train it, as numbers.
+
+    held_out = HeldOut(images, labels, n_test=len(images))
+    measure_spiral(subject, held_out, {})['changes']['images rotated by 90°']['accuracy_change']    # a test
+
+A measure_* returns plain values for report.json, whose tests are dictionaries of common/statistics.py, with p values
+Holm-corrected over all tests of the question; findings.py describes and draws them.
+"""
+
+import copy
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.decomposition import PCA
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.model_selection import RepeatedStratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.random_projection import SparseRandomProjection
+from torch import nn
+
+import loader
+from common.errors import RunError
+from common.statistics import LEVEL, correct, corrected_t_test, mcnemar, paired
+from interpret import information, trace
+from interpret.trace import Block, Subject
+from models import TwistNet, blocks_of
+from transforms import normalize
+
+MAX_IMAGES = 256  # for mutual information, whose time grows with the square
+MIN_IMAGES = 40
+DIMENSION = 64  # of every kind of feature under the probe
+SKETCH = 1024  # dimension to which longer features are projected at random before that
+FOLDS, REPEATS = 5, 2  # of the probe's cross-validation
+
+
+class HeldOut(NamedTuple):
+    """The images of a fold that did not train, the test set first."""
+
+    images: torch.Tensor  # (N, 3, img_size, img_size) uint8
+    labels: np.ndarray  # (N,), class indices
+    n_test: int
+    n_copies: int = 0  # copies of an image that were left out
+
+    @property
+    def test(self) -> 'HeldOut':
+        return HeldOut(self.images[: self.n_test], self.labels[: self.n_test], self.n_test, self.n_copies)
+
+
+def batches(model: TwistNet, images: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The images in normalised batches on the device of the model."""
+    device = next(model.parameters()).device
+    for batch in images.split(loader.EVAL_BATCH):
+        yield normalize(batch.to(device))
+
+
+def collect(subject: Subject, images: torch.Tensor, extract: Callable[[str, Block], dict]) -> dict[str, dict]:
+    """The tensors (B, ..) that extract(name, block) gives of every TwistBlock, over all images: arrays by block."""
+    by_block: dict[str, list[dict]] = {}
+    for batch in batches(subject.model, images):
+        for name, block in trace.observe(subject.model, batch).blocks.items():
+            values = {key: value.cpu().numpy() for key, value in extract(name, block).items()}
+            by_block.setdefault(name, []).append(values)
+    return {
+        name: {key: np.concatenate([p[key] for p in parts]) for key in parts[0]} for name, parts in by_block.items()
+    }
+
+
+def tests_in(result: dict) -> Iterator[dict]:
+    """Every test in a result, at any depth."""
+    if 'p' in result:
+        yield result
+    for value in result.values():
+        if isinstance(value, dict):
+            yield from tests_in(value)
+
+
+# ---------------------------------------------------------------------------------------------- information
+
+
+def measure_information(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
+    """Mutual information of the channels of a head, by block. Raises RunError for too few images.
+
+    Args:
+        settings: seed.
+    """
+    rng = np.random.default_rng([settings['seed'], 1])
+    chosen = rng.permutation(len(held_out.images))[:MAX_IMAGES]
+    if len(chosen) < MIN_IMAGES:
+        raise RunError(f'{len(chosen)} images are too few for mutual information; it takes at least {MIN_IMAGES}')
+    modules = blocks_of(subject.model)
+
+    def extract(name: str, block: Block) -> dict:  # before the L2 norm, which makes the channels of a head dependent
+        stci = modules[name].stci
+        with torch.inference_mode():
+            return dict(z=F.relu(stci.reduce(block.h)).unflatten(1, (stci.num_heads, stci.c_red)))
+
+    blocks, bias = {}, information.bias_at_independence(len(chosen), rng)
+    for name, arrays in collect(subject, held_out.images[chosen], extract).items():
+        print(f'information: {name}', file=sys.stderr)
+        blocks[name] = information.information_of(arrays['z'], bias, rng, subject.directional)
+    correct(list(tests_in(blocks)))
+    return dict(
+        images=len(chosen), draws=information.DRAWS, neighbours=information.NEIGHBOURS, bias=bias, blocks=blocks
+    )
+
+
+# ---------------------------------------------------------------------------------------------- features
+
+KINDS = ('displaced products', 'products in place', 'Gram matrix', 'bilinear pooling', 'mean of h')
+
+
+def features_of(block: Block) -> dict[str, torch.Tensor]:
+    """One vector an image of each kind: (B, dimension of the kind).
+
+    'displaced products' are the means over positions of z_i(p) t_j(p), 'products in place' of z_i(p) z_j(p), both
+    within a head; 'Gram matrix' those of h_i(p) h_j(p) over all channels that the branch reads; 'bilinear pooling'
+    their signed square roots, L2-normalised (Lin, RoyChowdhury and Maji, ICCV 2015).
+    """
+    z = block.interactions[:, :, : block.c_red].flatten(3)  # (B, heads, c_red, HW)
+    upper = torch.triu_indices(block.c_red, block.c_red)
+    in_place = (z @ z.transpose(2, 3) / z.shape[3])[:, :, upper[0], upper[1]]
+    h = block.h.flatten(2)  # (B, C, HW)
+    upper = torch.triu_indices(h.shape[1], h.shape[1], device=h.device)
+    gram = (h @ h.transpose(1, 2) / h.shape[2])[:, upper[0], upper[1]]
+    displaced = block.interactions[:, :, block.c_red :].mean((3, 4))
+    bilinear = F.normalize(gram.sign() * gram.abs().sqrt())
+    return dict(zip(KINDS, (displaced.flatten(1), in_place.flatten(1), gram, bilinear, h.mean(2))))
+
+
+def sketch(features: torch.Tensor, seed: int, cache: dict) -> torch.Tensor:
+    """Project long features to SKETCH dimensions at random; the projection depends on seed and length alone."""
+    length = features.shape[1]
+    if length <= SKETCH:
+        return features
+    if length not in cache:
+        projection = SparseRandomProjection(SKETCH, random_state=seed, dense_output=True)
+        cache[length] = projection.fit(np.zeros((1, length), np.float32))
+    return torch.from_numpy(cache[length].transform(features.cpu().numpy()).astype(np.float32))
+
+
+def probe(features: np.ndarray, labels: np.ndarray, dimension: int, folds: int, seed: int) -> list[float]:
+    """Accuracies in % of a linear probe, one a fold and repeat of stratified cross-validation, the same for all kinds.
+
+    Scaling, PCA to `dimension` and the ridge penalty are fitted to the training part of each fold.
+    """
+    accuracies = []
+    splitter = RepeatedStratifiedKFold(n_splits=folds, n_repeats=REPEATS, random_state=seed)
+    for fit, test in splitter.split(features, labels):
+        model = make_pipeline(
+            StandardScaler(), PCA(dimension, random_state=seed), RidgeClassifierCV(np.logspace(-2, 5, 15))
+        )
+        accuracies.append(100 * model.fit(features[fit], labels[fit]).score(features[test], labels[test]))
+    return accuracies
+
+
+def measure_features(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
+    """Accuracies of a linear probe on each kind of feature, by block. Raises RunError for a model without products.
+
+    Args:
+        settings: seed.
+    """
+    seed, stci = settings['seed'], next(iter(blocks_of(subject.model).values())).stci
+    if not stci.use_products:
+        raise RunError(f'{subject.name} has no products to compare')
+    kinds = KINDS[isinstance(stci.twist, nn.Identity) :]  # without twists nothing is displaced
+    cache: dict = {}
+
+    def extract(_: str, block: Block) -> dict:
+        return {kind: sketch(features, seed, cache) for kind, features in features_of(block).items()}
+
+    labels = held_out.labels
+    counts = np.bincount(labels)
+    folds = min(FOLDS, int(counts.min()))
+    arrays = collect(subject, held_out.images, extract)
+    shortest = min(array.shape[1] for kept in arrays.values() for array in kept.values())
+    dimension = min(DIMENSION, shortest, len(labels) - math.ceil(len(labels) / folds) - 1)
+    blocks = {}
+    for name, kept in arrays.items():
+        print(f'features: {name}', file=sys.stderr)
+        accuracies = {kind: probe(kept[kind], labels, dimension, folds, seed) for kind in kinds}
+        against = {}
+        for kind in kinds[1:]:
+            differences = np.subtract(accuracies[kinds[0]], accuracies[kind]).tolist()
+            value, low, high, p = corrected_t_test(differences, 1 / (folds - 1))
+            spread = dict(low=low, high=high, p=p) if not math.isnan(p) else dict(low=value, high=value, p=None)
+            against[kind] = dict(value=value) | spread
+        blocks[name] = dict(accuracies=accuracies, against=against)
+    correct(list(tests_in(blocks)))
+    chance = 100 * float(counts.max()) / len(labels)
+    return dict(images=len(labels), folds=folds, repeats=REPEATS, dimension=dimension, chance=chance, blocks=blocks)
+
+
+# ---------------------------------------------------------------------------------------------- spiral and gates
+
+REPLACED, ROTATED = 'twists replaced by identity', 'images rotated by 90°'
+
+
+@torch.inference_mode()
+def outcome(model: TwistNet, held_out: HeldOut, turns: int = 0) -> dict[str, np.ndarray]:
+    """For each image, whether the model is right, the cross-entropy in nats and the predicted class.
+
+    Args:
+        turns: quarter turns of the images.
+    """
+    logits = [model(batch.rot90(turns, (2, 3))).double().cpu() for batch in batches(model, held_out.images)]
+    log_p = F.log_softmax(torch.cat(logits), 1).numpy()
+    guess = log_p.argmax(1)
+    return dict(right=guess == held_out.labels, loss=-log_p[np.arange(len(guess)), held_out.labels], guess=guess)
+
+
+def compare(before: dict, after: dict) -> dict:
+    """The same images before and after a change: accuracy, loss and the share of predictions that changed."""
+    return dict(
+        accuracy=float(100 * after['right'].mean()),
+        accuracy_change=mcnemar(before['right'], after['right']),
+        loss_change=paired(after['loss'] - before['loss']),
+        other_answers=float(100 * (after['guess'] != before['guess']).mean()),
+    )
+
+
+def compare_all(before: dict, after: dict[str, dict], across: dict[str, dict] | None = None) -> dict:
+    """The unchanged test set against each change, all as `outcome` returns them.
+
+    Args:
+        across: further tests of the same question.
+    """
+    result = dict(
+        images=len(before['right']),
+        accuracy=float(100 * before['right'].mean()),
+        loss=float(before['loss'].mean()),
+        changes={name: compare(before, one) for name, one in after.items()},
+        across=across,
+    )
+    tests = list(tests_in(result))
+    correct(tests)
+    return result | dict(least=least_change(tests))
+
+
+def least_change(tests: list[dict]) -> int:
+    """The fewest images, all lost or all gained, that the exact test can tell from chance beside the other tests.
+
+    Holm's factor for the largest p that is shown is the number of tests that are not, and one.
+    """
+    factor = max(1, sum(test['p'] is not None and test['p_holm'] >= LEVEL for test in tests))
+    return next(n for n in range(1, 200) if factor * 2 * 0.5**n < LEVEL)
+
+
+def edited(model: TwistNet, edit: Callable[[nn.Module], None], only: str | None = None) -> TwistNet:
+    """A copy of a model with edit(block) done to every TwistBlock, or to one by name."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, block in blocks_of(model).items():
+            if only in (None, name):
+                edit(block)
+    return model
+
+
+def remove_twist(block: nn.Module) -> None:
+    """t = z, as in the variant no_spiral."""
+    block.stci.twist = nn.Identity()
+
+
+def roll_heads(by: int) -> Callable[[nn.Module], None]:
+    """An edit that gives head k the twist, kernels and scale, of head k - by."""
+
+    def edit(block: nn.Module) -> None:
+        twist = block.stci.twist
+        twist.dwconv.weight.copy_(twist.dwconv.weight.roll(by * twist.c_red, 0))
+        twist.scale.copy_(twist.scale.roll(by * twist.c_red, 1))
+
+    return edit
+
+
+def close_gate(block: nn.Module) -> None:
+    block.gate.fill_(-math.inf)
+
+
+def measure_spiral(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
+    """The test set with twists removed, heads permuted and images rotated, against the model as trained."""
+    model, test, stci = subject.model, held_out.test, next(iter(blocks_of(subject.model).values())).stci
+    before, rotated = outcome(model, test), outcome(model, test, turns=1)
+    if isinstance(stci.twist, nn.Identity):
+        return compare_all(before, {ROTATED: rotated})
+    plain = edited(model, remove_twist)
+    after = {REPLACED: outcome(plain, test)}
+    for by in range(1, stci.num_heads if subject.directional else 1):
+        after[f'heads permuted by {by}'] = outcome(edited(model, roll_heads(by)), test)
+    both = outcome(plain, test, turns=1)
+    after |= {ROTATED: rotated, f'rotated, {REPLACED}': both}
+    # What rotation changes with the twists, less what it changes without them: it affects the trunk alone too.
+    across = {}
+    for key, unit in (('right', 100.0), ('loss', 1.0)):
+        old, new, old_plain, new_plain = (o[key].astype(float) for o in (before, rotated, after[REPLACED], both))
+        across[key] = paired(unit * ((new - old) - (new_plain - old_plain)))
+    return compare_all(before, after, across)
+
+
+def measure_gates(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
+    """The gates and the test set with each gate closed and with all closed, against the model as trained.
+
+    Args:
+        settings: initial_gate, sigmoid(gate) before training or None.
+    """
+    names, test = list(blocks_of(subject.model)), held_out.test
+    after = {f'{name} closed': outcome(edited(subject.model, close_gate, name), test) for name in names}
+    if len(names) > 1:
+        after['all closed'] = outcome(edited(subject.model, close_gate), test)
+
+    def extract(_: str, block: Block) -> dict:  # mean squares an image of what the block adds and of what it returns
+        return dict(added=block.branch.square().mean((1, 2, 3)), out=block.out.square().mean((1, 2, 3)))
+
+    squares, gates = collect(subject, test.images, extract), subject.model.gates()
+    blocks = {
+        name: dict(gate=gates[name], share=math.sqrt(squares[name]['added'].mean() / squares[name]['out'].mean()))
+        for name in names
+    }
+    return dict(start=settings['initial_gate'], blocks=blocks) | compare_all(outcome(subject.model, test), after)

@@ -1,0 +1,213 @@
+"""The views of visualize.py of the twists: their kernels, and how the heads respond to rotated textures."""
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
+from tqdm import tqdm
+
+from common import synthetic
+from common.drawing import COLORS, DASHES, PAGE, Axes, Figure, Line2D, frame, heat_map, plt
+from common.errors import RunError
+from interpret import trace
+from interpret.image_views import ANGLES, DEGREE, TIMES, head_label, need_twist, title_of_model, wide_blocks
+from interpret.trace import Subject
+from models import Twist, blocks_of
+from transforms import normalize
+
+STEP = 15  # degrees between two rotations
+STREAKS, STREAKS_PERIOD = 'streak000_period12', 12  # a class of common/synthetic.py, along the x axis; pixels
+TEXTURES = 10  # rotated textures of streaks
+CELLS, PERIOD = 12, 3  # side of the map that a texture fills and period of its streaks, in cells of a block
+RANGE = 1.5  # of the polar plots, in standard deviations
+
+
+# ---------------------------------------------------------------------------------------------- kernels
+
+
+def plot_kernels(subject: Subject) -> Figure:
+    """The initial kernels of the heads, and the change of the kernels of every block and head.
+
+    Raises:
+        ModelError: the model has no twist, or its kernels started at random.
+    """
+    need_twist(subject)
+    twists = {name: block.stci.twist for name, block in blocks_of(subject.model).items()}
+    first = next(iter(twists.values()))
+    start = Twist(first.num_heads, first.c_red)
+    start.reset_parameters()
+    initial = effective_kernels(start)
+    changes = {name: 1000 * (effective_kernels(twist) - initial) for name, twist in twists.items()}
+    largest = max(abs(change).max() for change in changes.values())
+    shown = {'start': initial[:, 0]}  # (heads, 3, 3)
+    for name, change in changes.items():  # (heads, c_red, 3, 3): of the channel that changed most, tap by tap
+        shown[name] = np.take_along_axis(change, abs(change).argmax(1)[:, None], 1)[:, 0]
+    values = np.block([list(kernels) for kernels in shown.values()])
+    size = min(PAGE[0], 0.8 + 1.5 * first.num_heads), 0.2 + 0.35 * len(values)
+    figure, axes = plt.subplots(figsize=size, layout='constrained')
+    shade = abs(values) / np.array([0.8] * 3 + [1.6 * largest or 1] * (len(values) - 3))[:, None]  # 1 is black
+    annotation = dict(annot=kernel_labels(values, largest), fmt='', annot_kws=dict(fontsize=7))
+    heat_map(axes, shade, cmap='Greys', vmin=0, vmax=1, cbar=False, **annotation)
+    axes.hlines(range(0, len(values) + 1, 3), 0, values.shape[1], color='black', linewidth=0.8, clip_on=False)
+    axes.vlines(range(0, values.shape[1] + 1, 3), 0, len(values), color='black', linewidth=0.8, clip_on=False)
+    axes.set_xticks(3 * np.arange(first.num_heads) + 1.5, map(head_label, range(first.num_heads)))
+    axes.set_yticks(3 * np.arange(len(shown)) + 1.5, shown, rotation=90, va='center')
+    axes.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
+    notes = [
+        'Top: the initial kernel of every channel of a head; the centre is the pixel itself, the row below it lies '
+        'below it in the image. Other rows: trained minus initial in thousandths, scale included, of the channel that '
+        f'changed most at each tap. Largest change of all: {largest / 1000:.4f}. Grey: size of the number.'
+    ]
+    frame(figure, title_of_model(subject, 'Twist kernels at the start and their change'), notes)
+    return figure
+
+
+def effective_kernels(twist: Twist) -> np.ndarray:
+    """The kernels of a twist with its scale included: (heads, c_red, 3, 3)."""
+    weight = twist.scale[0, :, None] * twist.dwconv.weight  # (heads * c_red, 1, 3, 3)
+    return weight.detach().reshape(twist.num_heads, twist.c_red, 3, 3).numpy()
+
+
+def kernel_labels(values: np.ndarray, largest: float) -> np.ndarray:
+    """The numbers in the cells: three rows of initial kernels, then changes in thousandths with their sign."""
+    texts = [f'{value:.1f}' for value in values[:3].flat]
+    texts += [f'{value:{"+.1f" if largest < 100 else "+.0f"}}' for value in values[3:].flat]
+    texts = ['0' if not float(text) else text.replace('-', '\N{MINUS SIGN}') for text in texts]
+    return np.reshape(texts, values.shape)
+
+
+# ---------------------------------------------------------------------------------------------- rotated textures
+
+
+def rotate(image: Image.Image, angle: float) -> Image.Image:
+    """Rotate an image clockwise and crop the square that contains no corner at any angle.
+
+    Args:
+        image: the side of the square is 1 / sqrt(2) of its shorter side.
+        angle: degrees from the x axis towards the y axis, which points down.
+
+    Raises:
+        RunError: that square would be a single pixel or less.
+    """
+    side = int(min(image.size) / math.sqrt(2)) - 1
+    if side < 2:
+        raise RunError(f'--image: {image.width} {TIMES} {image.height} pixels are too small to be rotated')
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.rotate(-angle, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+
+
+def rotated_streaks(index: int, angle: float, side: int) -> Image.Image:
+    """A texture of streaks along `angle`, CELLS / PERIOD periods wide, rotated at four times its size to stay sharp."""
+    texture = Image.fromarray(synthetic.draw(STREAKS, index)).convert('RGB')
+    fine = rotate(texture.resize((4 * synthetic.SIZE, 4 * synthetic.SIZE), Image.Resampling.BICUBIC), angle)
+    kept = 4 * CELLS * STREAKS_PERIOD // PERIOD
+    edge = (fine.width - kept) // 2
+    return fine.crop((edge, edge, edge + kept, edge + kept)).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def standardise(values: torch.Tensor) -> torch.Tensor:
+    """Scale every head to mean 0 and deviation 1 over the images, as their levels differ: (images, heads)."""
+    return (values - values.mean(0)) / values.std(0).clamp(min=1e-12)
+
+
+def direction_responses(
+    subject: Subject, angles: list[int], image: Image.Image | None = None, textures: int = TEXTURES
+) -> dict[str, torch.Tensor]:
+    """The standardised response of every head at every angle, by block: (textures, angles, heads).
+
+    Streaks that an early block resolves are too fine for a late one, whose cells are 16 or 32 pixels apart, so they
+    are scaled to the cells of each block. An image is rotated at its own scale: (1, angles, heads).
+    """
+    by_block: dict[str, list[torch.Tensor]] = {}
+    if image is not None:
+        record = trace.observe(subject.model, subject.batch(rotate(image, angle) for angle in angles))
+        by_block = {name: [block.mean_response] for name, block in wide_blocks(subject, record.blocks).items()}
+    else:
+        blank = trace.observe(subject.model, torch.zeros(1, 3, 128, 128))
+        strides = {name: 128 // block.h.shape[-1] for name, block in blank.blocks.items()}  # pixels a cell
+        steps = [(stride, index) for stride in sorted(set(strides.values())) for index in range(textures)]
+        for stride, index in tqdm(steps, desc='rotated textures', disable=None):
+            rotated = [rotated_streaks(index, angle, CELLS * stride) for angle in angles]
+            record = trace.observe(subject.model, normalize(torch.stack([pil_to_tensor(view) for view in rotated])))
+            for name in (name for name in strides if strides[name] == stride):
+                by_block.setdefault(name, []).append(record.blocks[name].mean_response)
+    return {name: standardise(torch.cat(rows)).unflatten(0, (len(rows), -1)) for name, rows in by_block.items()}
+
+
+def plot_direction(subject: Subject, image: Image.Image | None) -> Figure:
+    """The response of the heads to textures rotated from 0 to 180 degrees.
+
+    Args:
+        subject: the model.
+        image: the texture to rotate; None for streaks of common/synthetic.py.
+
+    Raises:
+        ModelError: the heads have no direction. RunError: the image is too small.
+    """
+    need_twist(subject)
+    angles = list(range(0, 180, STEP))
+    responses = direction_responses(subject, angles, image)
+    rows, columns = math.ceil(len(responses) / 2), min(2, len(responses))
+    size, polar = (3.5 * columns, 2.75 * rows), dict(projection='polar')
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained', subplot_kw=polar)
+    for axes in grid.flat[len(responses) :]:
+        axes.remove()
+    heads = next(iter(responses.values())).shape[2]
+    for axes, (name, values) in zip(grid.flat, responses.items()):  # (textures, angles, heads)
+        draw_polar(axes, angles, values)
+        count = peaks_at_own_direction(angles, values.mean(0).numpy())
+        title = f'{name}: {count} of {heads} heads peak within {STEP}{DEGREE} of their own'
+        axes.set_title(title if image is None else name)
+    if image is None:
+        what = f'{TEXTURES} textures of streaks, {PERIOD} cells of the block apart, along an angle'
+        caution = f'Bands: standard error over textures. By chance {heads * 3 * STEP / 180:.0f} of {heads} would peak '
+        caution += 'there.'
+    else:
+        what = 'the image, rotated clockwise by an angle'
+        caution = "The image's own orientation is not known: compare the heads with one another."
+    notes = [
+        f'Response of each head to {what} from 0 to 180{DEGREE}: mean of z . t over the map, standardised over all '
+        f'images, from \N{MINUS SIGN}{RANGE} at the centre to {RANGE}; dashed: 0. Each curve is drawn twice, since an '
+        'orientation has two ends. Angles grow clockwise because dy points down in the image: the head of '
+        f'45{DEGREE} looks to the lower right. Arrows: where the kernels look.',
+        caution,
+    ]
+    handles = [Line2D([], [], label=head_label(head), **head_style(head)) for head in range(heads)]
+    frame(figure, title_of_model(subject, 'Direction selectivity'), notes, handles)
+    return figure
+
+
+def peaks_at_own_direction(angles: list[int], mean: np.ndarray) -> int:
+    """The number of heads whose highest response is within a step of their own direction; mean is (angles, heads)."""
+    best = np.array(angles)[mean.argmax(0)]
+    return sum(min(abs(at - angle), 180 - abs(at - angle)) <= STEP for at, angle in zip(best, ANGLES))
+
+
+def head_style(head: int) -> dict:
+    return dict(color=COLORS[(0, 1, 2, 5)[head]], linestyle=['-', *DASHES][head])
+
+
+def draw_polar(axes: Axes, angles: list[int], values: torch.Tensor) -> None:
+    """Draw the mean of (textures, angles, heads): a closed curve and an arrow a head, clockwise as in the image."""
+    low, high = -RANGE, RANGE
+    theta = np.deg2rad([*angles, *(angle + 180 for angle in angles), 360])
+    axes.set_theta_direction(-1)
+    axes.set(ylim=(low, high), yticks=[-1, 0, 1], yticklabels=[])
+    axes.set_thetagrids(range(0, 360, 45), [f'{angle}{DEGREE}' for angle in range(0, 180, 45)] + [''] * 4)
+    axes.tick_params(axis='x', pad=0)
+    axes.grid(color='0.85', linewidth=0.5)
+    axes.plot(np.linspace(0, 2 * math.pi, 90), np.zeros(90), color='0.4', linewidth=0.7, linestyle=(0, (3, 2)))
+    for head in range(values.shape[2]):
+        style = head_style(head)
+        curve = values[:, :, head].mean(0).numpy()
+        around = np.concatenate([curve, curve, curve[:1]])
+        axes.plot(theta, around.clip(low, high), **style)
+        if len(values) > 1:
+            error = values[:, :, head].std(0).numpy() / math.sqrt(len(values))
+            error = np.concatenate([error, error, error[:1]])
+            ends = (around - error).clip(low, high), (around + error).clip(low, high)
+            axes.fill_between(theta, *ends, color=style['color'], alpha=0.15, linewidth=0)
+        way = dict(arrowstyle='-|>', linewidth=1.0, shrinkA=0, shrinkB=0, color=style['color'])
+        axes.annotate('', (math.radians(ANGLES[head]), high), (0, low), arrowprops=way, annotation_clip=False)
