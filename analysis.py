@@ -56,7 +56,6 @@ from interpret.trace import Block, Subject
 from loader import ImageList
 from models import TwistNet, blocks_of
 from plot_results import initial_gate
-from summarize_runs import take_labels
 from transforms import eval_transform, normalize
 
 MAX_IMAGES = 256  # for mutual information, whose time grows with the square
@@ -238,9 +237,7 @@ def measure_features(subject: Subject, held: Held, settings: dict) -> dict:
         against = {}
         for kind in kinds[1:]:
             differences = np.subtract(accuracies[kinds[0]], accuracies[kind]).tolist()
-            value, low, high, p = corrected_t_test(differences, 1 / (folds - 1))
-            spread = dict(low=low, high=high, p=p) if not math.isnan(p) else dict(low=value, high=value, p=None)
-            against[kind] = dict(value=value) | spread
+            against[kind] = corrected_t_test(differences, 1 / (folds - 1))
         tests += against.values()
         blocks[name] = dict(accuracies=accuracies, against=against)
     correct(tests)
@@ -471,7 +468,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument('--checkpoint', type=Path, required=True, help='best.pt of a TwistNet')
     options.add_data_of_run_args(parser)
     parser.add_argument('--save_dir', type=Path, default=Path('analysis'), help='made if missing')
-    parser.add_argument('--labels', type=options.labels, default={}, metavar='KEY=NAME,..', help='names for data sets')
+    options.add_labels_arg(parser)
     parser.add_argument(
         '--copies', metavar='REGEX', help='images of a class whose names begin with the same match are one picture'
     )
@@ -498,7 +495,6 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, Held, dict]:
         re.compile(args.copies or '')
     except re.error as error:
         raise RunError(f'--copies {args.copies}: {error}') from error
-    take_labels(args.labels)
     subject = trace.load(args.checkpoint)
     trace.need_stci(subject)
     settings = trace.data_of(args, subject) | dict(seed=args.seed, copies=args.copies)
@@ -525,7 +521,7 @@ def answer(args: argparse.Namespace, subject: Subject, held: Held, settings: dic
         checkpoint=str(args.checkpoint),
         model=subject.name,
         dataset=settings['dataset'],
-        label=dataset_label(settings['dataset']),
+        label=dataset_label(settings['dataset'], args.labels),
         fold=settings['fold'],
         seed=args.seed,
         caution=settings['caution'],

@@ -32,7 +32,6 @@ from interpret import class_views, image_views, trace
 from interpret.image_views import ANGLES, DEGREE, TIMES, describe, head_label, need_twist, spread_blocks
 from interpret.trace import Subject
 from models import Twist, blocks_of
-from summarize_runs import take_labels
 from transforms import normalize
 
 STEP = 15  # degrees between two rotations
@@ -242,7 +241,6 @@ def main(args: argparse.Namespace) -> None:
         RunError: the view cannot be drawn: an option is missing, the model has not what it shows, or an image or a data
             set cannot be read.
     """
-    take_labels(args.labels)
     if args.checkpoint is None:
         raise RunError('--checkpoint is missing: the best.pt of a run')
     drawn = 0
@@ -283,7 +281,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description='Pictures of what a trained model does, as PDF and PNG.')
     parser.add_argument('--view', choices=(*VIEWS, 'all'), default='all', help='all: every view the options allow')
     options.add_inside_args(parser)
-    parser.add_argument('--labels', type=options.labels, default={}, metavar='KEY=NAME,..', help='names for data sets')
+    options.add_labels_arg(parser)
     parser.add_argument('--save_dir', type=Path, default=Path('figures'), help='made if missing')
     return parser
 

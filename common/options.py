@@ -1,6 +1,7 @@
 """Options of a run: the recipes, the parser of train.py, the data set that is meant, the bounds of values. No torch."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import RunError
@@ -126,9 +127,31 @@ def choose_dataset(dataset: str | None, data_dir: str | Path | None) -> str:
     return 'folder'
 
 
+def check_names(option: str, names: Iterable[str], known: dict) -> None:
+    """Raise RunError for a name that the registry does not have."""
+    if unknown := [name for name in names if name not in known]:
+        raise RunError(f"--{option}: unknown '{unknown[0]}'; there are: {', '.join(known)}")
+
+
 def labels(text: str) -> dict[str, str]:
-    """The value of --labels: 'dtd=Materials,..'."""
-    return dict(pair.split('=', 1) for pair in text.split(','))
+    """The value of --labels: 'dtd=Materials,..'.
+
+    Raises:
+        RunError: one of the data sets is not known.
+    """
+    names = dict(pair.split('=', 1) for pair in text.split(','))
+    check_names('labels', names, DATASETS)
+    return names
+
+
+def add_labels_arg(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--labels',
+        type=labels,
+        default={},
+        metavar='KEY=NAME,..',
+        help="other names for data sets, for a tree of one's own in DTD's layout, say",
+    )
 
 
 def add_inside_args(parser: argparse.ArgumentParser) -> None:

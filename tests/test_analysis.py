@@ -13,7 +13,6 @@ from scipy import ndimage
 
 import analysis
 import models
-import summarize_runs
 from common import checkpoint, statistics
 from common.errors import RunError
 from datasets import load_splits, split_digest
@@ -422,8 +421,7 @@ def test_the_least_change_that_could_be_shown_is_the_least_that_holm_would_pass(
 # ---------------------------------------------------------------------------------------------- report
 
 
-def test_of_copies_the_first_is_read_and_the_report_says_so(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(summarize_runs, 'LABELS', {})
+def test_of_copies_the_first_is_read_and_the_report_says_so(trained, tmp_path):
     report = answered(trained, tmp_path / 'a', '--question', 'features', '--labels', 'dtd=Materials')
     text = analysis.report_text(report)
     assert text.startswith('# small on Materials, fold 1\n')
