@@ -43,7 +43,7 @@ from common.drawing import (
 )
 from common.errors import RunError, user_errors
 from common.registry import MODELS, model_label
-from summarize_runs import CELL, Row, Table, add_run_args, loaded_note, make_tables, read_runs, recipe_of, title_of
+from summarize_runs import CELL, Row, Table, loaded_note, make_tables, read_runs, recipe_of, title_of
 
 GATE_INIT = -2.0  # of a TwistBlock, before its sigmoid, where the registry says nothing else
 
@@ -144,9 +144,21 @@ def list_pairs(table: Table, what: str, pairs: Iterable[tuple[str, str]] | dict[
     return f'{what}: {listed}.' if listed else ''
 
 
-def lacking(table: Table, has: Iterable[tuple[str, str]], models: list[str] | None = None) -> list[tuple[str, str]]:
+def lacking(table: Table, has: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(data set, model) of a table that `has` lacks."""
     has = set(has)
-    return [(d, m) for d in table.datasets for m in models or table.models if (d, m) not in has]
+    return [(d, m) for d in table.datasets for m in table.models if (d, m) not in has]
+
+
+def missing_notes(table: Table) -> list[str]:
+    """Notes of radar and scatter: where runs are missing, and what was loaded."""
+    few = [key for key, row in table.rows.items() if row.missing and key[0] in table.datasets]
+    none = lacking(table, table.rows)
+    return [
+        list_pairs(table, 'Fewer runs than others', few),
+        list_pairs(table, 'No complete run', none),
+        loaded_note(table),
+    ]
 
 
 def need_rows(table: Table) -> None:
@@ -293,13 +305,7 @@ def plot_radar(table: Table, logs: Logs, title: str) -> list[Figure]:
     for axes, group in zip(panels, groups):
         _draw_polygons(axes, table, datasets, group, rings[1:])
     notes = ['Mean test accuracy in %, 0 at the centre; a polygon is open where a model has no complete run.']
-    few = [key for key, row in table.rows.items() if row.missing]
-    notes += [
-        list_pairs(table, 'Fewer runs than others', few),
-        list_pairs(table, 'No complete run', lacking(table, table.rows)),
-    ]
-    notes += [loaded_note(table)]
-    frame(figure, title, notes)
+    frame(figure, title, notes + missing_notes(table))
     return [figure]
 
 
@@ -309,9 +315,8 @@ def _draw_polygons(axes: Axes, table: Table, datasets: list[str], models: list[s
     angles = np.arange(len(datasets) + 1) * 2 * math.pi / len(datasets)
     for model in models:
         rows = [table.rows.get((dataset, model)) for dataset in [*datasets, datasets[0]]]
-        axes.plot(
-            angles, [row.mean if row else math.nan for row in rows], label=model_label(model), **line_style(model)
-        )
+        means = [row.mean if row else math.nan for row in rows]
+        axes.plot(angles, means, label=model_label(model), **line_style(model))
     axes.set(ylim=(0, rings[-1]), xticks=angles[:-1], xticklabels=[], yticks=rings, yticklabels=[])
     for ring in rings:
         box = dict(boxstyle='square,pad=0.1', color='white', alpha=0.8)
@@ -335,21 +340,15 @@ def plot_scatter(table: Table, logs: Logs, title: str) -> list[Figure]:
     need_rows(table)
     datasets = [name for name in table.datasets if any(key[0] == name for key in table.rows)]
     height = min(3.4, max(2.0, 1.0 + 0.11 * len(table.models)))
-    return draw_pages(
-        datasets,
-        int((PAGE[1] - 0.8) / height),
-        title,
-        lambda page, page_title: _scatter_page(replace(table, datasets=page), height, page_title),
-    )
+    rows = int((PAGE[1] - 0.8) / height)
+    return draw_pages(datasets, rows, title, lambda page, title: _scatter_page(table, page, height, title))
 
 
-def _scatter_page(table: Table, height: float, title: str) -> Figure:
-    count = len(table.datasets)
-    figure, grid = plt.subplots(
-        count, 2, figsize=(PAGE[0], height * count), sharey='row', squeeze=False, layout='constrained'
-    )
+def _scatter_page(table: Table, datasets: list[str], height: float, title: str) -> Figure:
+    table, count = replace(table, datasets=datasets), len(datasets)
+    figure, panels = make_panels(2 * count, 2, (PAGE[0], height * count), sharey='row')
     points, unknown = [], []  # of each panel; (data set, model) without cost
-    for dataset, pair in zip(table.datasets, grid):
+    for dataset, pair in zip(datasets, zip(panels[::2], panels[1::2])):
         rows = [table.rows[dataset, model] for model in table.models if (dataset, model) in table.rows]
         for axes, (cost, label) in zip(pair, COSTS.items()):
             known = [row for row in rows if row.last(cost) is not None]
@@ -365,13 +364,8 @@ def _scatter_page(table: Table, height: float, title: str) -> Figure:
             axes.set(xlabel=label, title=f'{table.label(dataset)}, {shape_of(table, dataset)}')
             points.append((axes, [(model_label(row.model), row.last(cost), row.mean, row.sd or 0) for row in known]))
         pair[0].set_ylabel('test accuracy (%)')
-    few = [key for key, row in table.rows.items() if row.missing and key[0] in table.datasets]
     notes = ['Mean over folds, seeds averaged inside a fold.' + sd_note(table)]
-    notes += [
-        list_pairs(table, 'Fewer runs than the panel says', few),
-        list_pairs(table, 'No MACs in the results', unknown),
-    ]
-    notes += [list_pairs(table, 'No complete run', lacking(table, table.rows)), loaded_note(table)]
+    notes += [list_pairs(table, 'No MACs in the results', unknown), *missing_notes(table)]
     frame(figure, title, notes)
     figure.draw_without_rendering()  # moves the panels to where they stay
     figure.set_layout_engine('none')
@@ -404,17 +398,15 @@ def plot_curves(table: Table, logs: Logs, title: str) -> list[Figure]:
     datasets = [name for name in table.datasets if any(any(logs[key].values()) for key in logs if key[0] == name)]
     if not datasets:
         raise RunError('no run has finished an epoch yet')
-    return draw_pages(
-        datasets, 5, title, lambda page, page_title: _curves_page(replace(table, datasets=page), logs, page_title)
-    )
+    return draw_pages(datasets, 5, title, lambda page, title: _curves_page(table, page, logs, title))
 
 
-def _curves_page(table: Table, logs: Logs, title: str) -> Figure:
-    groups, count = panel_groups(table.models), len(table.datasets)
+def _curves_page(table: Table, datasets: list[str], logs: Logs, title: str) -> Figure:
+    table, groups, count = replace(table, datasets=datasets), panel_groups(table.models), len(datasets)
     size = PAGE[0], max(2.2, 1.55 * count)
     figure, grid = plt.subplots(count, 2 * len(groups), figsize=size, squeeze=False, sharex='row', layout='constrained')
     drawn = {}
-    for dataset, row in zip(table.datasets, grid):
+    for dataset, row in zip(datasets, grid):
         for model, pair in ((model, pair) for group, pair in zip(groups, row.reshape(-1, 2)) for model in group):
             if series := [log for log in logs.get((dataset, model), {}).values() if log]:
                 drawn[dataset, model] = len(series)
@@ -424,7 +416,7 @@ def _curves_page(table: Table, logs: Logs, title: str) -> Figure:
         for place, axes in enumerate(row):
             axes.set_title(table.label(dataset))
             axes.set_ylabel('val. accuracy (%)' if place % 2 else 'training loss')
-            axes.set_xlabel('epoch' if dataset == table.datasets[-1] else '')
+            axes.set_xlabel('epoch' if dataset == datasets[-1] else '')
             alike = [other.get_ylim() for other in row[place % 2 :: 2]]
             axes.set_ylim(0 if place % 2 else min(low for low, _ in alike), max(high for _, high in alike))
     models = [model for model in table.models if any(model == key[1] for key in drawn)]
@@ -439,9 +431,8 @@ def panel_groups(models: list[str]) -> list[list[str]]:
         return [models]
     others = [model for model in models if model != FULL]
     parts = [[model for model in others if model.startswith(FULL) == variant] for variant in (False, True)]
-    return [
-        [FULL] * (FULL in models) + part for part in (parts if all(parts) else chunks(others, len(others) // 2 + 1))
-    ]
+    parts = parts if all(parts) else chunks(others, len(others) // 2 + 1)
+    return [[FULL] * (FULL in models) + part for part in parts]
 
 
 def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> list[str]:
@@ -499,10 +490,7 @@ def draw_by_block(table: Table, logs: Logs, title: str, entry: str, label: str) 
     if not gated:
         raise RunError(f'no {entry} in the log: only TwistNet runs with at least one epoch have them')
     return draw_pages(
-        list(gated),
-        15,
-        title,
-        lambda page, page_title: _block_page(table, logs, {key: gated[key] for key in page}, page_title, label),
+        [*gated.items()], 15, title, lambda page, title: _block_page(table, logs, dict(page), title, label)
     )
 
 
@@ -527,9 +515,8 @@ def _block_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]
             low, high, known = min(low, start), max(high, start), True
         pad = max(0, 0.0005 - (high - low)) / 2 + 0.05 * (high - low)  # rounding errors must not fill a panel
         axes.ticklabel_format(axis='y', useOffset=False)
-        axes.set(
-            ylim=(low - pad, high + pad), title=', '.join(filter(None, [table.label(key[0]), model_label(key[1])]))
-        )
+        axes.set_ylim(low - pad, high + pad)
+        axes.set_title(', '.join(filter(None, [table.label(key[0]), model_label(key[1])])))
         axes.set_ylabel(label if place % columns == 0 else '')
         axes.set_xlabel('epoch' if place + columns >= len(gated) else '')
     handles = [Line2D([], [], label=block, **style) for block, style in styles.items()]
@@ -540,7 +527,7 @@ def _block_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]
 
 # ---------------------------------------------------------------------------------------------- command line
 
-# Each draws one recipe, a figure a page, or raises RunError.
+# To add a figure, add a function and its entry: it draws one recipe, a figure a page, or raises RunError.
 PLOTS = {
     'bar': plot_bar,
     'radar': plot_radar,
@@ -556,7 +543,7 @@ OF_MODELS = ('interaction', 'tsne')  # what a checkpoint shows
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description='Figures of the runs in one folder or several, as PDF and PNG.')
-    add_run_args(parser)
+    options.add_run_args(parser)
     parser.add_argument(
         '--log_file', type=Path, help='the log.jsonl of a single run instead, for curves, gate and selection'
     )

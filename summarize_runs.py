@@ -28,7 +28,6 @@ from common.registry import DATASETS, MODELS, dataset_label, model_label
 from common.runs import counted
 from common.statistics import LEVEL, correct, corrected_t_test, p_text
 
-BASELINES = ('resnet18', 'twistnet18')  # without --baseline: the first of them that has runs
 CELL = ('dataset', 'model', 'fold', 'seed')  # what tells the runs of one table apart
 NUMBERS = ('test_acc', 'n_train', 'n_test', 'params_M')  # of results.json, in every complete run
 
@@ -46,9 +45,6 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
     'twistnet18_no_ais': dict(dtd=(44.1, 1.8)),
     'twistnet18_first_order': dict(dtd=(39.4, 1.2)),
 }
-PUBLISHED_NOTE = (
-    'Published: the figures of arXiv 2602.07262 (from scratch, 200 epochs), not measured here; protocols may differ.'
-)
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -130,11 +126,11 @@ def read_run(folder: Path) -> tuple[dict, dict | None]:
         RunError: a file is damaged, or is not one of train.py's.
     """
     config, results = (runs.read_json(folder / name) for name in ('config.json', 'results.json'))
-    defines = config.get('defines')
-    if not isinstance(defines, dict) or 'fingerprint' not in config:
-        raise RunError(f'{folder / "config.json"}: has no defines or no fingerprint')
-    if defines.get('dataset') not in DATASETS:
-        raise RunError(f"{folder / 'config.json'}: unknown data set '{defines.get('dataset')}'")
+    defines, path = config.get('defines'), folder / 'config.json'
+    if not isinstance(defines, dict) or not {*CELL, 'split'} <= defines.keys() or 'fingerprint' not in config:
+        raise RunError(f'{path}: has no defines or no fingerprint')
+    if defines['dataset'] not in DATASETS:
+        raise RunError(f"{path}: unknown data set '{defines['dataset']}'")
     for key in NUMBERS if results is not None else ():
         if not isinstance(results.get(key), int | float):
             raise RunError(f'{folder / "results.json"}: {key} is {results.get(key)!r}')
@@ -143,44 +139,59 @@ def read_run(folder: Path) -> tuple[dict, dict | None]:
     return config, results
 
 
-def load(run_dirs: list[Path], wanted: list[str] | None = None) -> tuple[list[tuple[dict, dict | None]], list[str]]:
-    """(config, results) of every run of the wanted models, with results None where it is not complete; and notes.
+Found = list[tuple[dict, dict | None]]  # (config, results) of runs, with results None where a run is not complete
+
+
+def read_runs(args: argparse.Namespace, what: str) -> Found:
+    """The runs that the options ask for, each once; what was left out is named on stderr.
+
+    Args:
+        args: those of add_run_args.
+        what: 'run' for any, 'complete run' where one at least must be.
 
     Raises:
-        RunError: no run in a folder, or two runs of one data set that saw different trees of images, or of one fold
-            that saw different images.
+        RunError: there is no such run, a name is not known, or two runs of one data set saw different trees of images,
+            or two of one fold different images.
     """
+    options.check_names('models', args.models or (), MODELS)
+    options.check_names('baseline', [args.baseline] if args.baseline else [], MODELS)
     found: dict[tuple, tuple[dict, dict | None]] = {}
-    bare = [path for run_dir in run_dirs for path in run_dir.glob('*/results.json')]
-    notes = [f'left out: {p.parent}: has no config.json' for p in bare if not p.with_name('config.json').exists()]
-    seen: dict[tuple, tuple[str, Path]] = {}  # digests of trees by data set, and of splits by data set and fold
-    for folder in (folder for run_dir in run_dirs for folder in runs.find_runs(run_dir)):
+    seen: dict[tuple, tuple[str, Path]] = {}
+    for path in (path for run_dir in args.run_dir for path in run_dir.glob('*/results.json')):
+        if not path.with_name('config.json').exists():
+            print(f'left out: {path.parent}: has no config.json', file=sys.stderr)
+    for folder in (folder for run_dir in args.run_dir for folder in runs.find_runs(run_dir)):
         try:
             config, results = read_run(folder)
         except RunError as error:
-            notes.append(f'left out: {error}')
+            print(f'left out: {error}', file=sys.stderr)
             continue
-        dataset, model, fold, _ = cell = tuple(config['defines'][key] for key in CELL)
-        if wanted and model not in wanted:
+        if args.models and config['defines']['model'] not in args.models:
             continue
         if results is None:
-            notes.append(f'not complete: {folder}')
-        tree = config.get('tree')  # runs of older code did not record it
-        for key, value, what in (
-            ((dataset,), tree, 'trees of images'),
-            ((dataset, fold), config['defines']['split'], 'images'),
-        ):
-            if value is not None and (other := seen.setdefault(key, (value, folder)))[0] != value:
-                raise RunError(
-                    f'{other[1]} and {folder} are of different {what}, which no table pools; move the runs of each '
-                    'into a folder of their own and give one of these to --run_dir'
-                )
-        key = (config['fingerprint'], *cell)
+            print(f'not complete: {folder}', file=sys.stderr)
+        _check_images(seen, folder, config)
+        key = (config['fingerprint'], *(config['defines'][key] for key in CELL))
         if key in found and results is not None and found[key][1] is not None:
-            notes.append(f'made twice, taken once: {folder}')
+            print(f'made twice, taken once: {folder}', file=sys.stderr)
         if key not in found or found[key][1] is None:
             found[key] = config, results
-    return list(found.values()), notes
+    if not any(results or what == 'run' for _, results in found.values()):
+        of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
+        raise RunError(f'{", ".join(map(str, args.run_dir))}: no {what}{of}')
+    return list(found.values())
+
+
+def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dict) -> None:
+    """Raise RunError for a run on other images than the runs seen so far, which it joins."""
+    dataset, fold, split = (config['defines'][key] for key in ('dataset', 'fold', 'split'))
+    # Digests: of the tree, by data set (runs of older code did not record it), and of the split, by data set and fold.
+    for key, digest in (((dataset,), config.get('tree')), ((dataset, fold), split)):
+        if digest is not None and (other := seen.setdefault(key, (digest, folder)))[0] != digest:
+            raise RunError(
+                f'{other[1]} and {folder} are of different {"images" if key[1:] else "trees of images"}, which no '
+                'table pools; move the runs of each into a folder of their own and give one of these to --run_dir'
+            )
 
 
 def recipe_of(config: dict) -> dict:
@@ -190,13 +201,11 @@ def recipe_of(config: dict) -> dict:
     return {k: v for k, v in defines.items() if k not in own} | dict(pretrained=bool(defines.get('pretrained')))
 
 
-def make_tables(found: list[tuple[dict, dict | None]], args: argparse.Namespace) -> list[Table]:
+def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
     """A table for each recipe, the one with most runs first.
 
-    Args:
-        found: as `load` returns it.
-        args: those of add_run_args; by default models stand in the registry's order, and are compared with the first
-            of BASELINES that a table has.
+    Models stand in the order of --models or the registry, and are compared with --baseline or the first of
+    options.BASELINES that a table has.
 
     Raises:
         RunError: runs of one model that started from different weights.
@@ -208,7 +217,7 @@ def make_tables(found: list[tuple[dict, dict | None]], args: argparse.Namespace)
     return sorted(tables, key=lambda table: -sum(len(row.results) for row in table.rows.values()))
 
 
-def _make_table(group: list[tuple[dict, dict | None]], args: argparse.Namespace) -> Table:
+def _make_table(group: Found, args: argparse.Namespace) -> Table:
     rows: dict[tuple[str, str], Row] = {}
     cells = defaultdict(set)  # (fold, seed) of every run of a data set, complete or not
     weights = {}  # by model, complete or not
@@ -225,7 +234,7 @@ def _make_table(group: list[tuple[dict, dict | None]], args: argparse.Namespace)
             rows.setdefault((dataset, model), Row(dataset, model)).results[tuple(cell)] = results
     order = list(args.models or MODELS)
     models = sorted(weights, key=lambda model: (order.index(model) if model in order else len(order), model))
-    baseline = args.baseline or next((name for name in BASELINES if name in models), BASELINES[0])
+    baseline = args.baseline or next((name for name in options.BASELINES if name in models), options.BASELINES[0])
     datasets = [name for name in DATASETS if name in cells]
     table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, labels=args.labels)
     for dataset in datasets:
@@ -278,12 +287,7 @@ def _compare(table: Table, dataset: str, asked: bool) -> None:
 
 
 def title_of(table: Table, among: list[dict]) -> str:
-    """The title of a table: its recipe's length and size, how its models start, and what tells it from other recipes.
-
-    Args:
-        table: the table.
-        among: the recipes of all tables.
-    """
+    """The title of a table: how long, how large, from which start, and what else tells it from all recipes `among`."""
     recipe, shares = table.recipe, loaded_percent(table, 'dataset').values()
     differing = {k for other in among for k in recipe if other.get(k) != recipe.get(k)}
     words = [counted(recipe.get('epochs'), 'epoch'), f'{recipe.get("img_size")} px']
@@ -294,12 +298,7 @@ def title_of(table: Table, among: list[dict]) -> str:
 
 
 def loaded_percent(table: Table, by: str) -> dict[str, set[int]]:
-    """Shares of the parameters that were loaded from ImageNet weights, in whole percent.
-
-    Args:
-        table: {} for one of runs from scratch.
-        by: 'dataset' or 'model'.
-    """
+    """Shares of the parameters loaded from ImageNet weights, in whole percent, by 'dataset' or 'model'."""
     shares = defaultdict(set)
     for row in table.rows.values() if table.recipe.get('pretrained') else ():
         shares[getattr(row, by)] |= {round(100 * share) for share in row.recorded('loaded')}
@@ -349,7 +348,10 @@ def notes_of(table: Table, published: bool, stars: bool = False) -> list[str]:
     notes += [f'{note}.' for note in table.notes]
     if any(row.missing for row in rows):
         notes.append('† some of its runs are missing.')
-    return notes + ([f'{"‡ " * stars}{PUBLISHED_NOTE}'] if published and published_rows(table) else [])
+    if published and published_rows(table):
+        figures = 'Published: the figures of arXiv 2602.07262 (from scratch, 200 epochs), not measured here'
+        notes.append(f'{"‡ " * stars}{figures}; protocols may differ.')
+    return notes
 
 
 def published_rows(table: Table) -> list[str]:
@@ -387,16 +389,6 @@ def accuracy_text(row: Row, style: dict) -> str:
     text = style['rank'].get(row.best, '{}').format(f'{row.mean:.1f}')
     text += style['sd'].format(f'{row.sd:.1f}') if row.sd is not None else ''
     return text + (style['missing'] if row.missing else '')
-
-
-def difference_text(row: Row, style: dict, star: bool) -> str:
-    """The difference to the baseline, with its p after Holm's correction, or a star where that is significant."""
-    if not row.difference:
-        return ''
-    text, p = f'{row.difference["value"]:+.1f}'.replace('-', style['minus']), row.difference.get('p_holm')
-    if p is None:
-        return text
-    return text + ('$^*$' * (p < LEVEL) if star else style['p'].format(style['escape'](p_text(p))))
 
 
 @dataclass(frozen=True)
@@ -455,29 +447,35 @@ def sections_of(table: Table, style: dict, published: bool) -> list[tuple[str, l
         text = column.text
         return text(row, style) if callable(text) else style['escape'](text.format(column.value(row)))
 
-    def difference(model: str, dataset: str) -> str:
+    def difference(model: str, column: Column, dataset: str | None) -> str:
         row = table.rows.get((dataset, model))
-        return difference_text(row, style, style is LATEX and len(table.datasets) > WIDE) if row else ''
+        if column.name != 'mean' or not (row and row.difference):
+            return ''
+        text, p = f'{row.difference["value"]:+.1f}'.replace('-', style['minus']), row.difference.get('p_holm')
+        if p is None:
+            return text
+        if style is LATEX and len(table.datasets) > WIDE:
+            return text + '$^*$' * (p < LEVEL)
+        return text + style['p'].format(style['escape'](p_text(p)))
 
-    def given(model: str, dataset: str) -> str:
+    def given(model: str, column: Column, dataset: str | None) -> str:
+        if column.name != 'mean':
+            return ''
         mean, sd = PUBLISHED[model].get(dataset, (None, None))
         return style['empty'] if mean is None else f'{mean:.1f}' + style['sd'].format(sd)
 
-    def name(model: str) -> str:
-        return style['escape'](model_label(model))
-
-    def of_means(model: str, cell: Callable[[str, str], str]) -> list[str]:
-        return [cell(model, dataset) if column.name == 'mean' else '' for column, dataset in slots]
+    def lines(models: list[str], cell: Callable[[str, Column, str | None], str], mark: str = '') -> list[list[str]]:
+        return [
+            [style['escape'](model_label(model)) + mark, *(cell(model, *slot) for slot in slots)] for model in models
+        ]
 
     compared = [m for m in table.models if any(row.difference for row in table.rows.values() if row.model == m)]
-    second = [[name(model), *of_means(model, difference)] for model in compared]
-    third = [[name(m) + style['published'], *of_means(m, given)] for m in (published_rows(table) if published else ())]
-    sections = [
-        ('', [[name(model), *(measured(model, *slot) for slot in slots)] for model in table.models]),
-        (f'Difference to {model_label(table.baseline)}', second),
-        ('Published', third),
-    ]
-    return [section for section in sections if section[1]]
+    sections = {
+        '': lines(table.models, measured),
+        f'Difference to {model_label(table.baseline)}': lines(compared, difference),
+        'Published': lines(published_rows(table) if published else [], given, style['published']),
+    }
+    return [(title, section) for title, section in sections.items() if section]
 
 
 # ---------------------------------------------------------------------------------------------- formats
@@ -500,10 +498,10 @@ def print_latex(table: Table, title: str, published: bool) -> None:
     many = len(table.datasets) > WIDE
     notes, align = notes_of(table, published, stars=many), ''.join(column.align[0] for column, _ in slots_of(table))
     print('% By summarize_runs.py. Needs \\usepackage{booktabs}.')
-    print(rf'\begin{{table*}}[t]{chr(92)}{"scriptsize" if many else "small"}\centering\setlength{{\tabcolsep}}{{2pt}}')
+    font = r'\scriptsize' if many else r'\small'
+    print(rf'\begin{{table*}}[t]{font}\centering\setlength{{\tabcolsep}}{{2pt}}')
     print(rf'\caption{{Test accuracy ({escape(title)}).}}')
-    print(rf'\begin{{tabular}}{{@{{}}{align}@{{}}}}')
-    print(r'\toprule')
+    print(rf'\begin{{tabular}}{{@{{}}{align}@{{}}}}', r'\toprule', sep='\n')
     print(' & '.join(map(escape, header_of(table))) + r' \\')
     for name, section in sections_of(table, LATEX, published):
         print(r'\midrule')
@@ -511,8 +509,7 @@ def print_latex(table: Table, title: str, published: bool) -> None:
             print(rf'\multicolumn{{{len(align)}}}{{@{{}}l}}{{\emph{{{escape(name)}}}}} \\')
         for line in section:
             print(' & '.join(line) + r' \\')
-    print(r'\bottomrule')
-    print(r'\end{tabular}' + '\n\n' + r'\smallskip')
+    print('\\bottomrule\n\\end{tabular}\n\n\\smallskip')
     print(r'\parbox{\linewidth}{\raggedright ' + '\n'.join(map(escape, notes)) + '}')
     print(r'\end{table*}')
 
@@ -535,46 +532,15 @@ def print_csv(tables: list[tuple[Table, str]], published: bool) -> None:
 # ---------------------------------------------------------------------------------------------- command line
 
 
-def add_run_args(parser: argparse.ArgumentParser) -> None:
-    """Which runs: shared with plot_results.py."""
-    parser.add_argument('--run_dir', type=Path, nargs='+', default=[Path('runs')], help='one folder or several')
-    parser.add_argument('--models', type=lambda text: text.split(','), help='only these, in this order: a,b')
-    options.add_labels_arg(parser)
-    parser.add_argument(
-        '--baseline', help=f'the model that the others are compared with (default: {", else ".join(BASELINES)})'
-    )
-
-
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description='Tables of the complete runs in one folder or several.')
-    add_run_args(parser)
+    options.add_run_args(parser)
     style = parser.add_mutually_exclusive_group()
     style.add_argument('--latex', action='store_true', help='tables for booktabs, nothing else on stdout')
     style.add_argument('--markdown', action='store_true')
     style.add_argument('--csv', action='store_true', help='every digit, with intervals and both p values')
     parser.add_argument('--published', action='store_true', help="the paper's figures too, marked as such")
     return parser
-
-
-def read_runs(args: argparse.Namespace, what: str) -> list[tuple[dict, dict | None]]:
-    """The runs that the options ask for, as `load` returns them; what was left out is named on stderr.
-
-    Args:
-        args: those of add_run_args.
-        what: 'run' for any, 'complete run' where one at least must be.
-
-    Raises:
-        RunError: there is no such run, or a name is not known.
-    """
-    options.check_names('models', args.models or (), MODELS)
-    options.check_names('baseline', [args.baseline] if args.baseline else [], MODELS)
-    found, notes = load(args.run_dir, args.models)
-    for note in notes:
-        print(note, file=sys.stderr)
-    if not any(results or what == 'run' for _, results in found):
-        of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
-        raise RunError(f'{", ".join(map(str, args.run_dir))}: no {what}{of}')
-    return found
 
 
 def read_tables(args: argparse.Namespace) -> list[Table]:

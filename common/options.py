@@ -58,6 +58,7 @@ LAYOUTS = {
     'flowers102': ('flowers-102', ('jpg', 'setid.mat')),
 }
 
+BASELINES = ('resnet18', 'twistnet18')  # of tables without --baseline: the first that has runs
 AMP = ('auto', 'bf16', 'fp16', 'off')
 CACHES = ('ram', 'disk', 'none')
 # Lowest and highest value of the options; both are allowed.
@@ -151,6 +152,16 @@ def add_labels_arg(parser: argparse.ArgumentParser) -> None:
         default={},
         metavar='KEY=NAME,..',
         help="other names for data sets, for a tree of one's own in DTD's layout, say",
+    )
+
+
+def add_run_args(parser: argparse.ArgumentParser) -> None:
+    """Which runs: of summarize_runs.py and plot_results.py."""
+    parser.add_argument('--run_dir', type=Path, nargs='+', default=[Path('runs')], help='one folder or several')
+    parser.add_argument('--models', type=lambda text: text.split(','), help='only these, in this order: a,b')
+    add_labels_arg(parser)
+    parser.add_argument(
+        '--baseline', help=f'the model that the others are compared with (default: {", else ".join(BASELINES)})'
     )
 
 
