@@ -41,7 +41,6 @@ from interpret.questions import HeldOut
 from interpret.trace import Subject
 from loader import ImageList
 from plot_results import initial_gate
-from summarize_runs import take_labels
 from transforms import eval_transform
 
 
@@ -146,7 +145,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument('--checkpoint', type=Path, required=True, help='best.pt of a TwistNet')
     options.add_data_of_run_args(parser)
     parser.add_argument('--save_dir', type=Path, default=Path('analysis'), help='created if missing')
-    parser.add_argument('--labels', type=options.labels, default={}, metavar='KEY=NAME,..', help='names for data sets')
+    options.add_labels_arg(parser)
     parser.add_argument(
         '--copies', metavar='REGEX', help='images of a class whose names begin with the same match are one picture'
     )
@@ -173,7 +172,6 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, HeldOut, dict]:
         re.compile(args.copies or '')
     except re.error as error:
         raise RunError(f'--copies {args.copies}: {error}') from error
-    take_labels(args.labels)
     subject = trace.load(args.checkpoint)
     trace.need_stci(subject)
     settings = trace.data_of(args, subject) | dict(seed=args.seed, copies=args.copies)
@@ -203,7 +201,7 @@ def answer(args: argparse.Namespace, subject: Subject, held_out: HeldOut, settin
         checkpoint=str(args.checkpoint),
         model=subject.name,
         dataset=settings['dataset'],
-        label=dataset_label(settings['dataset']),
+        label=dataset_label(settings['dataset'], args.labels),
         fold=settings['fold'],
         seed=args.seed,
         caution=settings['caution'],

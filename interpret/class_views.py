@@ -75,7 +75,7 @@ def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
     right = torch.cat(logits).argmax(1).numpy() == labels
     caution = f', {data["caution"]}' if data['caution'] else ''
     return Survey(
-        of=f'{len(items)} {subset} images of {dataset_label(dataset)}, fold {fold}{caution}',
+        of=f'{len(items)} {subset} images of {dataset_label(dataset, args.labels)}, fold {fold}{caution}',
         labels=labels,
         features=torch.cat(features).numpy(),
         accuracy=100 * right.mean(),

@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.spatial import KDTree
 from scipy.special import digamma
 
-from common.statistics import a_test
+from common.statistics import t_test
 from models import DIRECTIONS
 
 STEPS = ('0°', '45°', '90°', '135°')  # conditions: one step along each of models.DIRECTIONS
@@ -123,7 +123,7 @@ def by_halves(values: np.ndarray, null: float = 0.0) -> dict:
     d = N / 2: Shao and Wu, Annals of Statistics 17, 1989). Neighbour distances of an image depend on the other images,
     so that a t-test over images would be anticonservative; a delete-one jackknife needs a smoother statistic.
     """
-    return a_test(values[0] - null, values[1:].std(ddof=1), HALVES - 1)
+    return t_test(values[0] - null, values[1:].std(ddof=1), HALVES - 1)
 
 
 def information_of(z: np.ndarray, bias: float, rng: np.random.Generator, directional: bool = True) -> dict:

@@ -187,9 +187,7 @@ def measure_features(subject: Subject, held_out: HeldOut, settings: dict) -> dic
         against = {}
         for kind in kinds[1:]:
             differences = np.subtract(accuracies[kinds[0]], accuracies[kind]).tolist()
-            value, low, high, p = corrected_t_test(differences, 1 / (folds - 1))
-            spread = dict(low=low, high=high, p=p) if not math.isnan(p) else dict(low=value, high=value, p=None)
-            against[kind] = dict(value=value) | spread
+            against[kind] = corrected_t_test(differences, 1 / (folds - 1))
         blocks[name] = dict(accuracies=accuracies, against=against)
     correct(list(tests_in(blocks)))
     chance = 100 * float(counts.max()) / len(labels)

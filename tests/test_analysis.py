@@ -15,7 +15,7 @@ from scipy import ndimage
 
 import analysis
 import models
-from common import checkpoint, registry, statistics
+from common import checkpoint, statistics
 from common.errors import RunError, UserError
 from common.splits import split_digest
 from datasets import load_splits
@@ -364,8 +364,7 @@ def test_the_mean_response_stays_on_the_device_of_the_network():
 # ---------------------------------------------------------------------------------------------- report
 
 
-def test_of_copies_the_first_is_read_and_the_report_says_so(trained, tmp_path, monkeypatch):
-    monkeypatch.setitem(registry.LABELS, 'dtd', 'DTD')  # restored afterwards
+def test_of_copies_the_first_is_read_and_the_report_says_so(trained, tmp_path):
     report = answered(trained, tmp_path / 'a', '--question', 'features', '--labels', 'dtd=Materials')
     text = analysis.report_text(report)
     assert text.startswith('# small on Materials, fold 1\n')

@@ -72,6 +72,12 @@ def draw(root, plot, *argv):
     return plot_results.PLOTS[plot](table, logs, 'title')
 
 
+def read_one(log):
+    """The table and the logs of one log."""
+    (group,) = plot_results.read_one(arguments('--log_file', log))
+    return group
+
+
 def texts(figure):
     return [text.get_text() for text in figure.findobj(plt.Text) if text.get_text()]
 
@@ -392,14 +398,19 @@ def test_figures_do_not_depend_on_the_backend_of_a_notebook_or_on_matplotlibrc(t
         start('plot_results.py', '--log_file', str(log), '--save_dir', str(tmp_path), '--plot', 'gate')
     )
     assert (code, err) == (0, '')
-    (figure,) = plot_results.plot_gate(*(group := plot_results.read_one(log)[0]), plot_results.describe(group[0], []))
+    (figure,) = plot_results.plot_gate(*(group := read_one(log)), plot_results.title_of(group[0], []))
     for path in plot_results.save(figure, tmp_path / 'plain', 'gate'):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
 
 def test_only_one_file_imports_matplotlib_and_seaborn():
     # Another that did, before it, would take the backend and the settings of the environment.
-    files = [path for path in (*ROOT.glob('*.py'), *ROOT.glob('assets/*.py')) if path.name != 'drawing.py']
+    files = [
+        path
+        for folder in ('.', 'assets', 'common', 'interpret')
+        for path in ROOT.glob(f'{folder}/*.py')
+        if path.name != 'drawing.py'
+    ]
     found = [
         path.name for path in files if re.search(r'^\s*(import|from) (matplotlib|seaborn)', path.read_text(), re.M)
     ]
@@ -454,7 +465,7 @@ def test_gate_of_a_model_without_gates_is_an_error_of_the_command(tmp_path):
 def test_a_log_alone_is_enough(tmp_path, capsys):
     folder = make(tmp_path, model='twistnet18')
     (folder / 'config.json').unlink()
-    (figure,) = plot_results.plot_gate(*plot_results.read_one(folder / 'log.jsonl')[0], '')
+    (figure,) = plot_results.plot_gate(*read_one(folder / 'log.jsonl'), '')
     assert figure.axes[0].get_title() == folder.name
     assert not labelled(figure.axes[0], 'start'), 'unknown'
     plot_results.main(arguments('--log_file', folder / 'log.jsonl', '--save_dir', tmp_path / 'f'))
@@ -592,7 +603,7 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path):
     assert 'no such log' in error('--log_file', tmp_path / 'log.jsonl')
     assert 'needs --run_dir' in error('--log_file', folder / 'log.jsonl', '--plot', 'bar')
     (folder / 'log.jsonl').write_text('{')
-    assert 'holds no whole epoch' in error('--log_file', folder / 'log.jsonl')
+    assert 'holds no complete epoch' in error('--log_file', folder / 'log.jsonl')
     (folder / 'log.jsonl').unlink()
     assert 'bar_' not in error('--run_dir', tmp_path / 'runs')
     (tmp_path / 'file').touch()

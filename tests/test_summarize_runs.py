@@ -51,7 +51,7 @@ def fails(run_dir, *argv) -> str:
 
 def test_without_overlap_the_corrected_test_is_student_s():
     differences = np.random.default_rng(0).normal(1, 2, 10).tolist()
-    mean, low, high, p = corrected_t_test(differences, 0.0)
+    mean, low, high, p = corrected_t_test(differences, 0.0).values()
     student = stats.ttest_1samp(differences, 0.0)
     assert mean == pytest.approx(np.mean(differences))
     assert p == pytest.approx(student.pvalue)
@@ -61,30 +61,29 @@ def test_without_overlap_the_corrected_test_is_student_s():
 def test_corrected_test_against_a_hand_computed_example():
     # d = 1..5: mean 3, s^2 = 2.5; (1/5 + 1/4) s^2 = 1.125, so t = 3 / sqrt(1.125) = 2.8284 with 4 degrees of freedom,
     # for which Student's distribution has the closed form below.
-    mean, low, high, p = corrected_t_test([1, 2, 3, 4, 5], 0.25)
+    mean, low, high, p = corrected_t_test([1, 2, 3, 4, 5], 0.25).values()
     t = 3 / math.sqrt(1.125)
     x = t / math.sqrt(4 + t * t)
     assert p == pytest.approx(1 - (1.5 * x - 0.5 * x**3), abs=1e-12)
     assert p == pytest.approx(0.0474, abs=5e-5)
     assert mean == 3
     assert (high - mean, mean - low) == pytest.approx((2.776445 * math.sqrt(1.125),) * 2, rel=1e-6)
-    assert corrected_t_test([-1, -2, -3, -4, -5], 0.25)[3] == pytest.approx(p)
+    assert corrected_t_test([-1, -2, -3, -4, -5], 0.25)['p'] == pytest.approx(p)
 
 
 def test_no_test_without_spread_or_with_one_fold():
     for differences, mean in (([2.0], 2.0), ([0.5, 0.5, 0.5], 0.5), ([0.0, 0.0], 0.0)):
         result = corrected_t_test(differences, 1.0)
-        assert result[0] == mean
-        assert all(math.isnan(value) for value in result[1:])
+        assert (result['value'], result['p']) == (mean, None)
 
 
 def test_holm():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
-    adjusted = holm([0.02, math.nan, 0.03])
+    adjusted = holm([0.02, None, 0.03])
     assert adjusted[0] == pytest.approx(0.04)
     assert adjusted[2] == pytest.approx(0.04), 'never below a smaller p'
-    assert math.isnan(adjusted[1])
+    assert adjusted[1] is None
     assert holm([]) == []
 
 
@@ -135,32 +134,32 @@ def test_differences_are_paired_by_fold_and_corrected_over_the_models(tmp_path):
             sizes = dict(n_train=60, n_test=(20, 30, 50, 60)[fold - 1])
             make_run(tmp_path, model=model, fold=fold, test_acc=value, **sizes)
     rows = table(tmp_path).rows
-    assert rows['dtd', 'resnet18'].difference is None
+    assert not rows['dtd', 'resnet18'].difference
     got = {model: rows['dtd', model].difference for model in ('twistnet18', 'twistnet18_no_spiral')}
     want = [corrected_t_test([a - b for a, b in zip(values, base)], 40 / 60) for values in (twist, plain)]
-    adjusted = holm([p for *_, p in want])
-    assert got['twistnet18'] == pytest.approx((*want[0], adjusted[0]))
-    assert got['twistnet18_no_spiral'] == pytest.approx((*want[1], adjusted[1]))
-    assert adjusted[0] == pytest.approx(2 * want[0][3]), 'two models are compared'
-    assert want[0][3] > stats.ttest_rel(twist, base).pvalue
+    adjusted = holm([test['p'] for test in want])
+    assert got['twistnet18'] == pytest.approx(want[0] | dict(p_holm=adjusted[0]))
+    assert got['twistnet18_no_spiral'] == pytest.approx(want[1] | dict(p_holm=adjusted[1]))
+    assert adjusted[0] == pytest.approx(2 * want[0]['p']), 'two models are compared'
+    assert want[0]['p'] > stats.ttest_rel(twist, base).pvalue
 
 
 def test_another_baseline_and_a_baseline_without_runs(tmp_path):
     fill(tmp_path, 'resnet18', [50.0, 60.0])
     fill(tmp_path, 'twistnet18', [53.0, 62.0])
     rows = table(tmp_path, '--baseline', 'twistnet18').rows
-    assert rows['dtd', 'resnet18'].difference[0] == pytest.approx(-2.5)
-    assert rows['dtd', 'twistnet18'].difference is None
+    assert rows['dtd', 'resnet18'].difference['value'] == pytest.approx(-2.5)
+    assert not rows['dtd', 'twistnet18'].difference
     assert table(tmp_path).baseline == 'resnet18'
     without = table(tmp_path, '--baseline', 'swin_tiny')
-    assert all(row.difference is None for row in without.rows.values())
+    assert not any(row.difference for row in without.rows.values())
     assert without.notes == ['DTD: no run of the baseline Swin-Tiny, so none is compared']
 
 
 def test_an_ablation_is_compared_with_the_full_model(tmp_path, capsys):
     fill(tmp_path, 'twistnet18', [53.0, 62.0])
     fill(tmp_path, 'twistnet18_no_ais', [52.0, 60.0])
-    assert table(tmp_path).rows['dtd', 'twistnet18_no_ais'].difference[0] == pytest.approx(-1.5)
+    assert table(tmp_path).rows['dtd', 'twistnet18_no_ais'].difference['value'] == pytest.approx(-1.5)
     assert 'Difference to TwistNet-18' in show(tmp_path, capsys, '--latex')
     asked = table(tmp_path, '--baseline', 'resnet18')
     assert asked.notes == ['DTD: no run of the baseline ResNet-18, so none is compared']
@@ -184,7 +183,7 @@ def test_missing_cells_are_named_and_nothing_is_compared(tmp_path, capsys):
     only = table(tmp_path)
     rows = only.rows
     assert rows['dtd', 'twistnet18'].missing == [(3, 42)]
-    assert [(row.best, row.difference) for row in rows.values()] == [(0, None)] * 2
+    assert [(row.best, row.difference) for row in rows.values()] == [(0, {})] * 2
     assert only.notes == [
         'DTD: TwistNet-18 lacks fold 3 seed 42',
         'DTD: the models have different folds or seeds, so none is ranked or compared',
@@ -205,7 +204,7 @@ def test_a_missing_seed_of_all_models_is_named(tmp_path):
     only = table(tmp_path)
     assert all(row.missing == [(2, 43)] for row in only.rows.values())
     assert only.rows['dtd', 'twistnet18'].size == '2 folds x 1-2 seeds'
-    assert only.rows['dtd', 'twistnet18'].difference is not None, 'all have the same cells'
+    assert only.rows['dtd', 'twistnet18'].difference, 'all have the same cells'
 
 
 def test_a_model_without_a_complete_run_is_named_not_zero(tmp_path, capsys):
@@ -325,7 +324,9 @@ def test_torn_and_foreign_results_are_reported_not_fatal(tmp_path, capsys):
     assert table(tmp_path).rows['dtd', 'resnet18'].accuracies == {(5, 42): 50.0}
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 4
-    for line, words in zip(err, ('results.json: damaged', 'has no defines', 'has no dataset', 'another configuration')):
+    for line, words in zip(
+        err, ('results.json: damaged', 'has no defines', 'n_train is None', 'another configuration')
+    ):
         assert line.startswith('left out: ')
         assert words in line
 
@@ -335,11 +336,6 @@ def test_torn_and_foreign_results_are_reported_not_fatal(tmp_path, capsys):
     [
         ('results.json', dict(test_acc='x'), "test_acc is 'x'"),
         ('results.json', dict(test_acc=None), 'test_acc is None'),
-        ('results.json', dict(test_acc=150.0), 'test_acc is 150.0'),
-        ('results.json', dict(n_train=0), 'n_train is 0'),
-        ('results.json', dict(n_test=0), 'n_test is 0'),
-        ('results.json', dict(macs_G='many'), "macs_G is 'many'"),
-        ('results.json', dict(loaded=1.5), 'loaded is 1.5'),
         ('config.json', dict(fingerprint=...), 'has no defines or no fingerprint'),
         ('config.json', dict(defines=[1]), 'has no defines or no fingerprint'),
     ],
@@ -394,8 +390,7 @@ def test_what_cannot_be_summarised_is_named(tmp_path):
     assert "--labels: unknown 'dt'; there are: dtd" in fails(tmp_path, '--labels', 'dt=x')
 
 
-def test_a_tree_in_dtd_s_layout_has_a_name_of_its_own(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(summarize_runs, 'LABELS', {})
+def test_a_tree_in_dtd_s_layout_has_a_name_of_its_own(tmp_path, capsys):
     make_run(tmp_path)
     out = show(tmp_path, capsys, '--labels', 'dtd=My_Materials')
     assert 'My_Materials' in out
@@ -473,7 +468,7 @@ def test_csv_has_every_digit(tmp_path, capsys):
     row = table(tmp_path).rows['dtd', 'twistnet18']
     assert float(twist['mean']) == row.mean
     assert float(twist['sd']) == row.sd
-    assert tuple(float(twist[k]) for k in ('difference', 'low95', 'high95', 'p', 'p_holm')) == row.difference
+    assert [float(twist[k]) for k in ('difference', 'low95', 'high95', 'p', 'p_holm')] == [*row.difference.values()]
     assert (twist['folds'], twist['runs'], twist['baseline']) == ('3', '3', 'resnet18')
     published = {line['model']: line for line in lines if line['source'] == 'published'}
     assert published.keys() == {model for model, figures in PUBLISHED.items() if 'dtd' in figures}
@@ -483,10 +478,11 @@ def test_csv_has_every_digit(tmp_path, capsys):
 def test_markdown(tmp_path, capsys):
     fill(tmp_path, 'resnet18', [50.0, 60.0])
     fill(tmp_path, 'twistnet18', [53.0, 64.0])
-    out = show(tmp_path, capsys, '--markdown')
+    out = re.sub(' +', ' ', show(tmp_path, capsys, '--markdown'))
+    assert '|:---' in out
     assert '| TwistNet-18 | 11.20M | 1.82G | **58.5** ± 7.8 |' in out
     assert '| ResNet-18 | 11.20M | 1.82G | <u>55.0</u> ± 7.1 |' in out
-    assert '| TwistNet-18 |  |  | +3.5 (' in out
+    assert '| TwistNet-18 | | | +3.5 (' in out
     assert len({line.count('|') for line in out.splitlines() if line.startswith('|')}) == 1
 
 
