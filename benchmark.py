@@ -34,7 +34,6 @@ from compute_flops import BASELINE, NO_FVCORE, add_size_args, choose, measure
 from datasets import load_splits
 from loader import ImageList, eval_images
 from models import build_model
-from summarize_runs import escape
 from transforms import eval_view, normalize, train_transform
 
 MIN_SECONDS = 0.05  # of a reading: shorter work is repeated within it
@@ -334,7 +333,10 @@ def print_latex(rows: list[dict], conditions: dict) -> None:
         ' '.join(rf'\cmidrule(lr){{{start + 1}-{end}}}' for start, end in itertools.pairwise(ends)),
         'Model' + r' & images/s & $\times$ & share' * len(TASKS) + r' & MiB/image & $\times$ \\',
     ]
-    cells = [[escape(row['label']), *(escape(cell).replace(' ', r'\,') for cell in cells_of(row))] for row in rows]
+    cells = [
+        [tables.escape(row['label']), *(tables.escape(cell).replace(' ', r'\,') for cell in cells_of(row))]
+        for row in rows
+    ]
     tables.print_latex('l' + 'r' * (ends[-1] - 1), head, cells)
 
 

@@ -11,7 +11,6 @@ never pooled: each recipe has a table of its own.
 """
 
 import argparse
-import csv
 import statistics
 import sys
 from collections import Counter, defaultdict
@@ -20,13 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
-from common import options, runs
+from common import options, runs, tables
 from common.errors import RunError, user_errors
 from common.registry import DATASETS, MODELS, dataset_label, model_label
 from common.runs import counted
 from common.statistics import LEVEL, correct, corrected_t_test, p_text
+from common.tables import escape
 
 CELL = ('dataset', 'model', 'fold', 'seed')  # what tells the runs of one table apart
 NUMBERS = ('test_acc', 'n_train', 'n_test', 'params_M')  # of results.json, in every complete run
@@ -213,8 +211,8 @@ def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
     by_recipe = defaultdict(list)
     for config, results in found:
         by_recipe[tuple(sorted((k, str(v)) for k, v in recipe_of(config).items()))].append((config, results))
-    tables = [_make_table(group, args) for group in by_recipe.values()]
-    return sorted(tables, key=lambda table: -sum(len(row.results) for row in table.rows.values()))
+    made = [_make_table(group, args) for group in by_recipe.values()]
+    return sorted(made, key=lambda table: -sum(len(row.results) for row in table.rows.values()))
 
 
 def _make_table(group: Found, args: argparse.Namespace) -> Table:
@@ -365,16 +363,6 @@ def published_rows(table: Table) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------- cells
 
-LATEX_ESCAPES = {c: f'\\{c}' for c in '&%$#_{}'} | {'~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
-LATEX_ESCAPES |= {'\\': r'\textbackslash{}', '<': '$<$', '*': '$^*$'}
-LATEX_ESCAPES |= {'±': r'$\pm$', '†': r'$^\dagger$', '‡': r'$^\ddagger$'}
-
-
-def escape(text: str) -> str:
-    """Escape a text for LaTeX."""
-    return ''.join(LATEX_ESCAPES.get(c, c) for c in text)
-
-
 # How a format writes: plain text, the accuracy of a rank, the spread and the p value behind a number, and its signs.
 TEXT = dict(escape=str, rank={}, sd=' ± {}', p=' ({})', minus='-', empty='-', missing=' †', published=' (published)')
 MARKDOWN = TEXT | dict(rank={1: '**{}**', 2: '<u>{}</u>'})
@@ -399,14 +387,14 @@ class Column:
     value: Callable[[Row], Any]  # what it shows of a row, with every digit; None where that is not known
     title: str | None = None  # its header in text, Markdown and LaTeX; None leaves it to the CSV
     text: str | Callable[[Row, dict], str] = '{}'  # what these write: a format of the value, or a function of the style
-    align: str = 'right'
+    align: str = 'r'  # or 'l'
     each: bool = False  # a column for each data set, after the others; else the first data set whose value is known
 
 
 # To add a column, add an entry. The first with a title is the model's name.
 COLUMNS = (
     Column('dataset', lambda row: row.dataset),
-    Column('model', lambda row: row.model, 'Model', align='left'),
+    Column('model', lambda row: row.model, 'Model', align='l'),
     Column('folds', lambda row: len(row.folds)),
     Column('runs', lambda row: len(row.results)),
     Column('mean', lambda row: row.mean, '', accuracy_text, each=True),
@@ -481,52 +469,49 @@ def sections_of(table: Table, style: dict, published: bool) -> list[tuple[str, l
 # ---------------------------------------------------------------------------------------------- formats
 
 
+def align_of(table: Table) -> str:
+    return ''.join(column.align for column, _ in slots_of(table))
+
+
 def print_text(table: Table, title: str, published: bool, markdown: bool = False) -> None:
     style, section_title = (MARKDOWN, '*{}*') if markdown else (TEXT, '{}:')
     lines = []
     for name, section in sections_of(table, style, published):
         lines += [[section_title.format(name)]] * bool(name) + section
-    align = [column.align for column, _ in slots_of(table)]
-    form = dict(tablefmt='pipe' if markdown else 'plain', colalign=align, disable_numparse=True)
     print(f'**{title}**\n' if markdown else title)
-    print(tabulate(lines, header_of(table), **form), *[''] * markdown, sep='\n')
-    for note in notes_of(table, published):
-        print(note + '  ' * markdown)
+    tables.print_text(align_of(table), header_of(table), lines, 'pipe' if markdown else 'plain')
+    print('\n' * markdown + '\n'.join(note + '  ' * markdown for note in notes_of(table, published)))
 
 
 def print_latex(table: Table, title: str, published: bool) -> None:
-    many = len(table.datasets) > WIDE
-    notes, align = notes_of(table, published, stars=many), ''.join(column.align[0] for column, _ in slots_of(table))
-    print('% By summarize_runs.py. Needs \\usepackage{booktabs}.')
+    many, align, lines = len(table.datasets) > WIDE, align_of(table), []
+    for name, section in sections_of(table, LATEX, published):
+        if name:
+            lines += [r'\midrule', rf'\multicolumn{{{len(align)}}}{{@{{}}l}}{{\emph{{{escape(name)}}}}} \\']
+        lines += section
     font = r'\scriptsize' if many else r'\small'
+    print('% By summarize_runs.py. Needs \\usepackage{booktabs}.')
     print(rf'\begin{{table*}}[t]{font}\centering\setlength{{\tabcolsep}}{{2pt}}')
     print(rf'\caption{{Test accuracy ({escape(title)}).}}')
-    print(rf'\begin{{tabular}}{{@{{}}{align}@{{}}}}', r'\toprule', sep='\n')
-    print(' & '.join(map(escape, header_of(table))) + r' \\')
-    for name, section in sections_of(table, LATEX, published):
-        print(r'\midrule')
-        if name:
-            print(rf'\multicolumn{{{len(align)}}}{{@{{}}l}}{{\emph{{{escape(name)}}}}} \\')
-        for line in section:
-            print(' & '.join(line) + r' \\')
-    print('\\bottomrule\n\\end{tabular}\n\n\\smallskip')
-    print(r'\parbox{\linewidth}{\raggedright ' + '\n'.join(map(escape, notes)) + '}')
-    print(r'\end{table*}')
+    tables.print_latex(f'@{{}}{align}@{{}}', [' & '.join(map(escape, header_of(table))) + r' \\'], lines)
+    notes = '\n'.join(map(escape, notes_of(table, published, stars=many)))
+    print('\n\\smallskip', rf'\parbox{{\linewidth}}{{\raggedright {notes}}}', r'\end{table*}', sep='\n')
 
 
-def print_csv(tables: list[tuple[Table, str]], published: bool) -> None:
+def print_csv(titled: list[tuple[Table, str]], published: bool) -> None:
     """A line for each data set and model, with every digit; empty where there is no number."""
-    writer = csv.writer(sys.stdout, lineterminator='\n')
-    writer.writerow(['source', 'recipe', *(column.name for column in COLUMNS)])
-    for table, title in tables:
+    lines = []
+    for table, title in titled:
         for note in table.notes:
             print(note, file=sys.stderr)
-        writer.writerows(['measured', title, *(column.value(row) for column in COLUMNS)] for row in table.rows.values())
+        for row in table.rows.values():
+            lines.append(dict(source='measured', recipe=title) | {c.name: c.value(row) for c in COLUMNS})
     for model, figures in PUBLISHED.items() if published else ():
         for dataset, (mean, sd) in figures.items():
-            if any(dataset in table.datasets for table, _ in tables):
-                known = dict(dataset=dataset, model=model, mean=mean, sd=sd)
-                writer.writerow(['published', '', *(known.get(column.name, '') for column in COLUMNS)])
+            if any(dataset in table.datasets for table, _ in titled):
+                known = dict(source='published', dataset=dataset, model=model, mean=mean, sd=sd)
+                lines.append({name: known.get(name) for name in lines[0]})
+    tables.print_csv(lines)
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -550,12 +535,12 @@ def read_tables(args: argparse.Namespace) -> list[Table]:
 
 
 def main(args: argparse.Namespace) -> None:
-    tables = read_tables(args)
-    recipes = [table.recipe for table in tables]
-    titled = [(table, title_of(table, recipes)) for table in tables]
-    if len(tables) > 1:
-        print(f'note: {len(tables)} recipes, a table each', file=sys.stderr)
-    if args.published and not any(map(published_rows, tables)):
+    found = read_tables(args)
+    recipes = [table.recipe for table in found]
+    titled = [(table, title_of(table, recipes)) for table in found]
+    if len(found) > 1:
+        print(f'note: {len(found)} recipes, a table each', file=sys.stderr)
+    if args.published and not any(map(published_rows, found)):
         print('note: --published: the paper has no figures for these data sets', file=sys.stderr)
     if args.csv:
         return print_csv(titled, args.published)

@@ -187,7 +187,7 @@ def add_labels_arg(parser: argparse.ArgumentParser) -> None:
 def add_run_args(parser: argparse.ArgumentParser) -> None:
     """Which runs: of summarize_runs.py and plot_results.py."""
     parser.add_argument('--run_dir', type=Path, nargs='+', default=[Path('runs')], help='one folder or several')
-    parser.add_argument('--models', type=lambda text: text.split(','), help='only these, in this order: a,b')
+    parser.add_argument('--models', type=parse_names, help='only these, in this order: a,b')
     add_labels_arg(parser)
     parser.add_argument(
         '--baseline', help=f'the model that the others are compared with (default: {", else ".join(BASELINES)})'

@@ -1,4 +1,4 @@
-"""Tables on stdout: aligned text, CSV and LaTeX (booktabs)."""
+"""Tables on stdout: aligned text, Markdown, CSV and LaTeX (booktabs)."""
 
 import csv
 import sys
@@ -6,11 +6,20 @@ from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
+LATEX_ESCAPES = {c: f'\\{c}' for c in '&%$#_{}'} | {'~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
+LATEX_ESCAPES |= {'\\': r'\textbackslash{}', '<': '$<$', '*': '$^*$'}
+LATEX_ESCAPES |= {'±': r'$\pm$', '†': r'$^\dagger$', '‡': r'$^\ddagger$'}
 
-def print_text(columns: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table as text; `columns` aligns each one, 'l' or 'r', as in LaTeX."""
+
+def escape(text: str) -> str:
+    """Escape a text for LaTeX."""
+    return ''.join(LATEX_ESCAPES.get(c, c) for c in text)
+
+
+def print_text(columns: str, head: Sequence[str], rows: Iterable[Sequence[str]], form: str = 'plain') -> None:
+    """Print a table as text; `columns` aligns each one, 'l' or 'r', as in LaTeX; the form 'pipe' is Markdown."""
     align = [dict(l='left', r='right')[column] for column in columns]
-    print(tabulate(rows, head, tablefmt='plain', colalign=align, disable_numparse=True))
+    print(tabulate(rows, head, tablefmt=form, colalign=align, disable_numparse=True))
 
 
 def print_csv(rows: Sequence[dict]) -> None:
@@ -20,7 +29,8 @@ def print_csv(rows: Sequence[dict]) -> None:
     writer.writerows(rows)
 
 
-def print_latex(columns: str, head: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a tabular of booktabs: its column specification, whole header lines, and rows of LaTeX cells."""
+def print_latex(columns: str, head: Iterable[str], rows: Iterable[Sequence[str] | str]) -> None:
+    """Print a tabular of booktabs: its column specification, header lines, and rows of LaTeX cells or whole lines."""
     print(rf'\begin{{tabular}}{{{columns}}}', r'\toprule', *head, r'\midrule', sep='\n')
-    print(*(' & '.join(row) + r' \\' for row in rows), r'\bottomrule', r'\end{tabular}', sep='\n')
+    lines = (row if isinstance(row, str) else ' & '.join(row) + r' \\' for row in rows)
+    print(*lines, r'\bottomrule', r'\end{tabular}', sep='\n')

@@ -22,6 +22,7 @@ from common import runs
 from common.errors import RunError
 from common.registry import DATASETS, MODELS
 from common.statistics import corrected_t_test, holm
+from common.tables import escape
 from summarize_runs import PUBLISHED
 
 
@@ -432,7 +433,7 @@ def test_latex_holds_nothing_but_latex(everything):
 
 
 def test_names_are_escaped():
-    assert summarize_runs.escape(r'a_b 5% & {x} #~^$\ <') == (
+    assert escape(r'a_b 5% & {x} #~^$\ <') == (
         r'a\_b 5\% \& \{x\} \#\textasciitilde{}\textasciicircum{}\$\textbackslash{} $<$'
     )
 
