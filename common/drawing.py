@@ -1,7 +1,7 @@
-"""What all figures share: fonts, colours, the frame with title, legend and notes, names beside points, and saving.
+"""What all figures share: fonts, colours, the frame with title, legend and notes, labels of points, and saving.
 
-The only file that imports matplotlib, so that figures are the same whatever backend the environment names (a notebook
-exports its own, which matplotlib refuses where it is not installed) and whatever the user's matplotlibrc holds.
+The only file that imports matplotlib, so that figures do not depend on the backend that the environment names (a
+notebook exports its own, which fails where it is not installed) or on the user's matplotlibrc.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyBboxPatch as FancyBboxPatch  # these two for those that import from here
+from matplotlib.patches import FancyBboxPatch as FancyBboxPatch  # `as`: for import from here
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator as MaxNLocator
 
@@ -33,7 +33,7 @@ from common.errors import RunError
 from common.registry import MODELS, model_label
 
 PAGE = (7.0, 9.0)  # inches: both columns of a page, and what its height leaves for a figure
-UNKNOWN: set[str] = set()  # letters that no font has, as far as that was said
+UNKNOWN: set[str] = set()  # letters that no font has and that were reported
 FONT = 'DejaVu Sans'  # comes with matplotlib: the figures are the same everywhere
 STYLE = {
     'font.family': FONT,
@@ -60,7 +60,7 @@ STYLE = {
 matplotlib.rcdefaults()
 plt.rcParams.update(STYLE)
 
-# Okabe and Ito's palette, which the colour-blind tell apart. Dashes and markers tell lines apart in grey print: 5 and 7
+# Okabe and Ito's palette, safe for colour-blind readers. Dashes and markers tell lines apart in grey print: 5 and 7
 # have no common factor, so 35 models differ in one or the other.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#000000', '#56B4E9')
 DASHES = ((0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), '-', (0, (9, 2)))
@@ -84,7 +84,7 @@ def fill_color(model: str) -> str:
 
 
 def frame(figure: Figure, title: str, notes: Iterable[str] = (), handles: Iterable[Line2D] = ()) -> None:
-    """Grow a figure upwards by its title and downwards by a legend and notes; the panels keep their size."""
+    """Extend a figure upwards by its title and downwards by a legend and notes; the panels keep their size."""
     width, body = figure.get_size_inches()
     head = textwrap.wrap(title, int(17 * width))
     foot = [line for note in notes for line in textwrap.wrap(note, int(19.5 * width))]
@@ -105,12 +105,12 @@ def frame(figure: Figure, title: str, notes: Iterable[str] = (), handles: Iterab
 
 
 def readable(name: str) -> str:
-    """The name of a class without what no font draws: bytes that are not UTF-8, and control characters."""
+    """The name of a class with bytes that are not UTF-8 and control characters replaced: no font draws them."""
     return ''.join('\N{REPLACEMENT CHARACTER}' if unicodedata.category(c) in ('Cc', 'Cs') else c for c in name)
 
 
 def find_fonts(figure: Figure) -> None:
-    """Give the texts of a figure that FONT cannot write an installed font that can; what none can is said on stderr."""
+    """Set an installed font for the texts that FONT cannot write; letters that no font has are reported on stderr."""
     own = letters_of(font_manager.findfont(FONT))
     foreign = {text: letters for text in figure.findobj(Text) if (letters := {*text.get_text()} - own - {'\n'})}
     if not (lacking := frozenset().union(*foreign.values())):
@@ -137,7 +137,7 @@ def letters_of(path: str) -> frozenset[str]:
 
 @functools.cache
 def fonts_for(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
-    """Names of installed fonts that write the letters, and the letters that none of them writes."""
+    """Names of installed fonts that together have the letters, and the letters that none of them has."""
     manager = font_manager.fontManager
     for path in {*font_manager.findSystemFonts()} - {font.fname for font in manager.ttflist}:
         with contextlib.suppress(OSError, RuntimeError):
@@ -158,9 +158,9 @@ def fonts_for(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
 
 
 def heat_map(axes: Axes, values: np.ndarray, **style) -> None:
-    """A table in colours, row 0 on top, cell (i, j) between i, j and i + 1, j + 1; the caller sets the ticks.
+    """Draw a table in colours, row 0 on top, cell (i, j) from i, j to i + 1, j + 1; the caller sets the ticks.
 
-    For one map or two a figure: seaborn draws the whole figure at each, to see whether labels overlap.
+    For one or two maps a figure: for each, seaborn renders the whole figure to see whether labels overlap.
     """
     import seaborn  # takes 0.3 s, which the figures of plot_results.py do without
 
@@ -168,7 +168,7 @@ def heat_map(axes: Axes, values: np.ndarray, **style) -> None:
 
 
 def save(figure: Figure, save_dir: Path, name: str) -> list[Path]:
-    """Write a figure as PDF and PNG; returns their paths. The same figure gives the same bytes."""
+    """Write a figure as PDF and PNG and return their paths. The same figure gives the same bytes of PDF."""
     paths = [save_dir / f'{name}.{suffix}' for suffix in ('pdf', 'png')]
     try:
         save_dir.mkdir(parents=True, exist_ok=True)
@@ -182,10 +182,10 @@ def save(figure: Figure, save_dir: Path, name: str) -> list[Path]:
 
 
 def label_points(axes: Axes, points: list[tuple[str, float, float, float]]) -> None:
-    """Names near their points, over no other name, point or whisker; one that might be another's has a line to its own.
+    """Write names near their points, over no other name, point or whisker; an ambiguous one gets a line to its point.
 
-    Each name takes the cheapest of some hundred places around its point: nothing may lie under it or under its line,
-    and near is better than far. Left and right come first.
+    Each name takes the cheapest of 576 places around its point: overlaps of it or of its line cost most, then distance
+    and ambiguity. Left and right come first.
 
     Args:
         points: name, x, y and spread of each.

@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend, and the one place that turns them into a line on stderr."""
+"""User errors, and the one place that turns them into a line on stderr."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ BUSY = 75  # exit code of train.py where another process makes this run (EX_TEMP
 
 
 class UserError(Exception):
-    """Something is not as it must be; the message is one line that names it and the way out."""
+    """An error of input, options or machine; the message is one line that names it and what to do."""
 
     exit_code = 1
 
@@ -27,7 +27,7 @@ class UnsafeCheckpoint(ModelError):
 
 
 class RunError(UserError):
-    """An option, a run folder or the machine does not allow what was asked."""
+    """An option, a run folder or the machine does not allow the command."""
 
 
 class RunBusy(RunError):
@@ -37,7 +37,7 @@ class RunBusy(RunError):
 
 
 class ProcessError(RunError):
-    """One process among several fails alone, and therefore reports it itself."""
+    """One process among several fails alone, and reports it itself."""
 
 
 class CacheError(UserError):
@@ -50,7 +50,7 @@ def user_errors(script: str, stopped: str = 'stopped', errors: str = 'replace') 
 
     Args:
         script: its name, which begins the line.
-        stopped: what Ctrl-C answers.
+        stopped: the line after Ctrl-C.
         errors: how stdout writes characters that the terminal lacks.
     """
     if sys.stdout is None:  # closed by the shell (`>&-`)
@@ -65,9 +65,9 @@ def user_errors(script: str, stopped: str = 'stopped', errors: str = 'replace') 
     except KeyboardInterrupt:
         print(f'\n{script}: {stopped}', file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # the reader has ended: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes again at exit
         sys.exit(f'{script}: error: {error.filename or "stdout"}: {error.strerror}')
