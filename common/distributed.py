@@ -1,22 +1,30 @@
 """Devices, precision and processes: one process by itself, or one among those that torchrun or SLURM started."""
 
+import contextlib
 import ctypes
 import os
+import platform
 import re
+import signal
 import sys
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import NoReturn
 
+import timm
 import torch
 import torch.distributed as dist
+import torchvision
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common.errors import ProcessError, RunError, UserError
+from common.cache import SHARED_MEMORY
+from common.errors import CacheError, DataError, ProcessError, RunError, UserError
+from common.runs import git_commit
 
 JOB = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')  # what torchrun tells each of its processes
 JOIN_MINUTES = 10  # to wait for the other processes where torchrun does not watch over them
@@ -221,6 +229,19 @@ def was_restarted() -> bool:
     return (number_in('TORCHELASTIC_RESTART_COUNT') or 0) > 0
 
 
+def environment_of(device: torch.device) -> dict:
+    """What may change the last bits of a result besides its configuration."""
+    return dict(
+        python=platform.python_version(),
+        torch=str(torch.__version__),  # a class of its own, which a checkpoint must not hold
+        torchvision=str(torchvision.__version__),
+        timm=timm.__version__,
+        device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
+        threads=torch.get_num_threads(),
+        commit=git_commit(),
+    )
+
+
 def resolve_amp(amp: str, device: torch.device) -> str:
     """'auto' is bf16 where the processor computes it natively, else fp16 on CUDA and off on a CPU."""
     if amp != 'auto':
@@ -239,8 +260,13 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
 
 
 def is_main() -> bool:
-    """True in the process that writes files and talks."""
+    """True in the process that writes files and reports."""
     return process_rank()[0] == 0
+
+
+def is_quiet() -> bool:
+    """True where no progress bar is drawn: in the other processes, and where stderr is not a terminal."""
+    return not is_main() or not sys.stderr.isatty()
 
 
 def say(message: str) -> None:
@@ -312,3 +338,83 @@ def parallelise(model: nn.Module, amp: str, batch: torch.Tensor) -> nn.Module:
         for buffer, before in zip(model.buffers(), buffers):
             buffer.copy_(before)
     return parallel
+
+
+# ---------------------------------------------------------------------------------------------- how a script ends
+
+
+@contextlib.contextmanager
+def training_process(script: str, stopped: str, signals: tuple[int, ...]) -> Iterator[None]:
+    """Run the body of a training script: an error of the user, of the machine, or a signal ends it with one line.
+
+    Args:
+        script: its name, which begins the line.
+        stopped: the line after a signal.
+        signals: those that raise KeyboardInterrupt(number); the exit code is 128 + number.
+    """
+    for number in signals:
+        signal.signal(number, interrupt)
+    try:
+        with machine_errors():
+            yield
+    except UserError as error:
+        fail(script, error)
+    except KeyboardInterrupt as stop:
+        say(stopped)
+        sys.exit(128 + stop.args[0])
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def interrupt(signum: int, _) -> NoReturn:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # once is enough
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt(signum)
+
+
+def fail(script: str, error: UserError) -> NoReturn:
+    """End this process with one line on stderr and the exit code of the error.
+
+    Of several processes that fail alike the main one reports; one that fails alone, over an image it reads, does too.
+    """
+    alone = isinstance(error, (DataError, CacheError)) and dist.is_initialized()
+    if is_main() or alone or isinstance(error, ProcessError):
+        # An error from a loader process arrives with that process's traceback; the last line is the message.
+        message = re.sub(r'^common\.errors\.\w+: ', '', str(error).strip().splitlines()[-1])
+        print(f'{script}: error: {message}', file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+@contextlib.contextmanager
+def machine_errors() -> Iterator[None]:
+    """Run the body; what torch reports of the machine becomes an error of one line with the way out.
+
+    Raises:
+        ProcessError: no compiler, too little memory, or a loader process that was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if explained := explain(error):
+            raise ProcessError(explained) from error
+        raise
+
+
+def explain(error: RuntimeError) -> str | None:
+    """What an error of torch means to the user; None if it is not about the machine."""
+    text, module = str(error), type(error).__module__
+    if module.startswith(('torch._dynamo.', 'torch._inductor.')):
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.endswith('raised:')]
+        why = lines[0] if lines else type(error).__name__
+        return f'--compile: {why}; torch.compile needs a C++ compiler such as g++; without --compile it runs too'
+    if re.search('shared memory|Bus error', text):
+        return (
+            f'the loader processes ran out of {SHARED_MEMORY}; fewer --num_workers need less, 0 none (docker run '
+            '--shm-size=8g gives more)'
+        )
+    if found := re.search(r'DataLoader worker \(pid.*\) (is killed by signal: [\w ]+|exited unexpectedly)', text):
+        return f'a loader process {found[1]}, perhaps out of memory; fewer --num_workers need less'
+    if re.search("out of memory|can't allocate memory", text):
+        return 'the device has too little memory; a smaller --batch_size or --img_size needs less'
+    return None

@@ -196,10 +196,10 @@ def add_model_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_optimisation_args(parser: argparse.ArgumentParser) -> None:
+def add_optimisation_args(parser: argparse.ArgumentParser, batch_of: str = 'of all processes together') -> None:
     group = parser.add_argument_group('optimisation (SGD with Nesterov momentum, cosine schedule)')
     group.add_argument('--epochs', type=int)
-    group.add_argument('--batch_size', type=int, help='of all processes together')
+    group.add_argument('--batch_size', type=int, help=batch_of)
     group.add_argument('--lr', type=float, help='learning rate after the warm-up')
     group.add_argument('--min_lr', type=float, help='learning rate of the last step')
     group.add_argument('--warmup_epochs', type=int, help='epochs of linear warm-up')
@@ -291,6 +291,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def largest_batch(batch_size: int, n_train: int, processes: int) -> int:
     """The default batch size, brought down to what `n_train` images fill and the processes can share."""
     return min(batch_size, n_train) // processes * processes
+
+
+def check_batch(args: argparse.Namespace, n_train: int, world: int) -> None:
+    """Bring a default batch size down to what the data and the processes can fill; refuse a given one that is not.
+
+    Raises:
+        RunError: with the option and its bounds.
+    """
+    if 'batch_size' not in args.given:
+        args.batch_size = largest_batch(args.batch_size, n_train, world)
+    if not 2 * world <= args.batch_size <= n_train:
+        raise RunError(
+            f'--batch_size {args.batch_size} must be from {2 * world} (two images a process, for BatchNorm) to the '
+            f'{n_train} training images'
+        )
+    if args.batch_size % world:
+        raise RunError(f'--batch_size {args.batch_size} must be a multiple of the {world} processes')
 
 
 def shrunk(args: argparse.Namespace, recipe: dict) -> list[str]:

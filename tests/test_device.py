@@ -258,7 +258,7 @@ def test_every_call_of_torch_cuda_is_reached(monkeypatch):
     with CudaStandIn(monkeypatch) as cuda:
         device = distributed.setup('auto', 1)
         distributed.resolve_amp('auto', device)
-        train.environment_of(device)
+        distributed.environment_of(device)
         benchmark.synchronize(device)
         benchmark.device_name(device)
     assert written - set(cuda.calls) == set()
