@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from common.cache import SHARED_MEMORY, Cache, open_cache
 from common.distributed import number_in, process_rank, say
+from common.errors import DataError
 from common.images import open_image, read_pixels
 from common.splits import Splits, bits_of
 from transforms import eval_view, eval_view_text, seed_of, to_tensor, train_transform
@@ -46,6 +47,23 @@ class ImageList:
     def __getitem__(self, key: int | tuple[int, ...]):
         path, label = self.items[key[-1] if isinstance(key, tuple) else key]
         return self.transform(self.read(path), key), label
+
+
+class ForgivingImages(ImageList):
+    """An ImageList that replaces an unreadable image by another one, drawn from (seed, epoch, i).
+
+    Items have a third entry: the position of the unreadable image, or -1.
+    """
+
+    def __getitem__(self, key: tuple[int, int, int]):
+        seed, epoch, i = key
+        for attempt in range(100):
+            j = i if attempt == 0 else seed_of('replacement', seed, epoch, i, attempt) % len(self)
+            try:
+                return *super().__getitem__((seed, epoch, j)), (i if attempt else -1)
+            except DataError as caught:
+                error = caught
+        raise error
 
 
 def eval_images(items: list[tuple[str, int]], img_size: int, cache: Cache | None, bits: int | None = None) -> ImageList:

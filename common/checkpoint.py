@@ -16,9 +16,7 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from common.errors import ModelError, RunError, UnsafeCheckpoint
-from common.registry import MODELS
-
-WEIGHTS_DIR = 'weights'
+from common.registry import MODELS, WEIGHTS_DIR
 
 # ---------------------------------------------------------------------------------------------- files
 

@@ -373,6 +373,18 @@ def interrupt(signum: int, _) -> NoReturn:
     raise KeyboardInterrupt(signum)
 
 
+@contextlib.contextmanager
+def noted_signals(signals: tuple[int, ...]) -> Iterator[list[int]]:
+    """Inside, a signal to stop is only noted; the loop saves and stops when all processes next look up."""
+    noted: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in signals}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def fail(script: str, error: UserError) -> NoReturn:
     """End this process with one line on stderr and the exit code of the error.
 
