@@ -8,7 +8,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -227,6 +228,20 @@ def make_loader(
         with batches.withheld():
             iter(loader)
     return loader
+
+
+def watch(loader: Iterable, clock: dict, bad: set[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The batches of a loader of ForgivingImages; adds up the seconds of waiting in `clock`, bad images in `bad`."""
+    batches = iter(loader)
+    while True:
+        start = time.perf_counter()
+        batch = next(batches, None)
+        clock['loader'] += time.perf_counter() - start
+        if batch is None:
+            return
+        images, labels, replaced = batch
+        bad.update(replaced[replaced >= 0].tolist())
+        yield images, labels
 
 
 def _leave_signals_to_parent(_: int) -> None:

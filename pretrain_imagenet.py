@@ -22,10 +22,10 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -37,30 +37,13 @@ from common.checkpoint import read_checkpoint, save_checkpoint, weights_file
 from common.distributed import is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights, world_size
 from common.runs import counted
 from common.trees import Index, read_index
-from loader import EvalBatches, ForgivingImages, ImageList, TrainBatches, end_loaders, start_loaders
+from loader import EvalBatches, ForgivingImages, ImageList, TrainBatches, end_loaders, start_loaders, watch
 from models import TwistNet
 from train import CHECK_EVERY, State, build_state, evaluate, lr_at, mixed_loss, train_steps
 from transforms import eval_settings, eval_transform, seed_of, train_transform
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PROJECT_AFTER = 100  # steps until the first estimate of the whole time
-
-
-# ---------------------------------------------------------------------------------------------- data
-
-
-def watch(loader: Iterable, clock: dict, bad: set[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The batches of a loader; adds up the seconds spent waiting for it, and collects the bad images it met."""
-    batches = iter(loader)
-    while True:
-        start = time.perf_counter()
-        batch = next(batches, None)
-        clock['loader'] += time.perf_counter() - start
-        if batch is None:
-            return
-        images, labels, replaced = batch
-        bad.update(replaced[replaced >= 0].tolist())
-        yield images, labels
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints
@@ -194,10 +177,8 @@ class Run(NamedTuple):
 START = dict(epoch=0, step=0, loss=0.0, dropped=0, streak=0, bad=[], history=[], best=dict(val_acc=-1.0))
 
 
-def open_run(
-    args: argparse.Namespace, device: torch.device
-) -> tuple[argparse.Namespace, Index, Index, dict, dict | None]:
-    """In the main process: the resolved options, the images, the configuration, and the checkpoint to resume from."""
+def open_run(args: argparse.Namespace, device: torch.device) -> tuple:
+    """In the main process: the resolved options, the two Indexes, the configuration, and the checkpoint, if any."""
     folder, world = Path(args.checkpoint_dir), world_size()
     runs.claim(folder)
     begun = (folder / 'latest.pt').exists() or (folder / 'previous.pt').exists()
@@ -392,8 +373,7 @@ def train_epoch(run: Run, loader: DataLoader, bar: tqdm) -> dict:
     """Train the rest of the epoch that `progress` is in; saves when it is time, or when a signal came.
 
     Returns:
-        seconds of the epoch in this process: in all, waiting for the loader, in steps, and of these waiting for the
-        device at a look; and images a second of all processes.
+        seconds in this process (all; in the loader; in steps, and of these in looks), and images a second of all.
 
     Raises:
         RunError: too many bad images, or steps in a row that are not finite. KeyboardInterrupt: as for pretrain.
@@ -414,17 +394,10 @@ def train_epoch(run: Run, loader: DataLoader, bar: tqdm) -> dict:
             return mixed_loss(args, state, images, labels, run.config['classes'], ('mix', args.seed, step, part, rank))
 
     times, start, bad = dict(loader=0.0, look=0.0), time.monotonic(), set(progress['bad'])
-    tally = Tally(state.device, progress['streak'])
-    for step, loss, norm in train_steps(
-        state,
-        watch(loader, times, bad),
-        first_step + batches.first,
-        lambda step: lr_at(step, args, steps),
-        batch_loss,
-        args.clip_grad,
-        args.accumulate,
-        skip=True,
-    ):
+    tally, first = Tally(state.device, progress['streak']), first_step + batches.first
+    batched, schedule = watch(loader, times, bad), partial(lr_at, args=args, steps=steps)
+    made = train_steps(state, batched, first, schedule, batch_loss, args.clip_grad, args.accumulate, skip=True)
+    for step, loss, norm in made:
         finite = norm.isfinite()
         for was, now in zip(before, statistics):
             now.copy_(torch.where(finite, now, was))
@@ -436,11 +409,9 @@ def train_epoch(run: Run, loader: DataLoader, bar: tqdm) -> dict:
         done = step - first_step + 1
         if done % CHECK_EVERY == 0 or done == steps:
             stop, due = look(run, tally, bad, step, done, times)
-            here = done - batches.first  # steps of this process in the epoch
-            now = (
-                f'loss {progress["loss"] / max(1, done - progress["dropped"]):.3f}, '
-                f'{(time.monotonic() - start) / here:.3f} s a step, of them loader {times["loader"] / here:.3f} s'
-            )
+            here, seconds = done - batches.first, time.monotonic() - start  # of this process in the epoch
+            mean = progress['loss'] / max(1, done - progress['dropped'])
+            now = f'loss {mean:.3f}, {seconds / here:.3f} s a step, of them loader {times["loader"] / here:.3f} s'
             bar.set_postfix_str(now, refresh=False)
             estimate(run.clock, args.epochs * steps - step - 1)
             if stop or due:
@@ -449,8 +420,7 @@ def train_epoch(run: Run, loader: DataLoader, bar: tqdm) -> dict:
                     say(f'epoch {batches.epoch + 1}/{args.epochs} step {done}/{steps}: {now}; saved')
             if stop:
                 bar.close()
-                say(f'{run.folder / "latest.pt"} is saved; --resume auto continues from there')
-                raise KeyboardInterrupt(run.signals[0] if run.signals else signal.SIGTERM)
+                stop_here(run)
     seconds = time.monotonic() - start
     return dict(
         seconds=round(seconds, 3),
@@ -487,6 +457,12 @@ def look(run: Run, tally: Tally, bad: set[int], step: int, done: int, times: dic
         raise RunError(f'the gradients of {int(worst)} steps in a row were not finite, near step {step}; {way_out}')
     tally.clear()
     return bool(stop), bool(due)
+
+
+def stop_here(run: Run) -> NoReturn:
+    """Raise KeyboardInterrupt with the signal that came to this process, or SIGTERM if another one got it."""
+    say(f'{run.folder / "latest.pt"} is saved; --resume auto continues from there')
+    raise KeyboardInterrupt(run.signals[0] if run.signals else signal.SIGTERM)
 
 
 def estimate(clock: dict, left: int) -> None:

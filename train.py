@@ -20,6 +20,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,9 +138,8 @@ def build_state(
     if getattr(args, 'sync_bn', False):
         model = convert_sync_batchnorm(model)  # timm's: to torch's SyncBatchNorm, timm's own BatchNorm layers too
     model.to(device, memory_format=torch.channels_last)
-    momentum = dict(momentum=args.momentum, nesterov=args.momentum > 0)
-    decay = dict(weight_decay=args.weight_decay)
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, **momentum, **decay, fused=fused or None)
+    recipe = dict(momentum=args.momentum, nesterov=args.momentum > 0, weight_decay=args.weight_decay)
+    optimizer = torch.optim.SGD(model.parameters(), args.lr, **recipe, fused=fused or None)
     for parameter in model.parameters() if fused and args.momentum else ():
         optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
@@ -191,7 +191,6 @@ def train_steps(
 
     Args:
         batches: (uint8 images, labels); a whole number of steps of `accumulate` batches each.
-        first_step: number of the first step.
         schedule: learning rate by step.
         batch_loss: loss of (normalised images, labels, step, part of the step from 0).
         clip_grad: largest norm of all gradients together; 0 turns clipping off.
@@ -240,9 +239,8 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
         return mixed_loss(args, state, images, labels, classes, ('mix', args.seed, step, rank))
 
     total = torch.zeros((), dtype=torch.float64, device=run.device)
-    made = train_steps(
-        state, loader, (epoch - 1) * steps, lambda step: lr_at(step, args, steps), batch_loss, args.clip_grad
-    )
+    first_step, schedule = (epoch - 1) * steps, partial(lr_at, args=args, steps=steps)
+    made = train_steps(state, loader, first_step, schedule, batch_loss, args.clip_grad)
     for done, (_, loss, _) in enumerate(made, start=1):
         total += loss
         if done % CHECK_EVERY == 0 or done == steps:
