@@ -3,7 +3,7 @@
 RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
     config.json    options, environment and fingerprint
     log.jsonl      an object an epoch
-    last.pt        where an interrupted run goes on; deleted when the run is complete
+    last.pt        where an interrupted run resumes; deleted when the run is complete
     best.pt        the weights with the best validation accuracy
     results.json   written last: its presence means that the run is complete
     .lock          locked while a process makes the run
@@ -53,7 +53,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise RunError(
-            f'{path}: cannot be written ({error.strerror}); what was saved before is intact, and the run can go on '
+            f'{path}: cannot be written ({error.strerror}); what was saved before is intact, and the run can resume '
             'from there'
         ) from error
 
