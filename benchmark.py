@@ -166,6 +166,7 @@ def model_tasks(
     lr, momentum, decay = (recipe[key] for key in ('lr', 'momentum', 'weight_decay'))
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == 'fp16')
+    state = train.State(model, model, optimizer, scaler, device)
     shape = (batch_size, 3, img_size, img_size)
     images = torch.randint(256, shape, dtype=torch.uint8, pin_memory=device.type == 'cuda')
     labels = torch.randint(num_classes, (batch_size,))
@@ -177,9 +178,7 @@ def model_tasks(
 
     def steps(times: int) -> None:
         batches = itertools.repeat((images, labels), times)
-        for _ in train.train_steps(
-            model, batches, optimizer, scaler, device, 0, lambda _: lr, batch_loss, recipe['clip_grad']
-        ):
+        for _ in train.train_steps(state, batches, 0, lambda _: lr, batch_loss, recipe['clip_grad']):
             pass
         optimizer.zero_grad(set_to_none=True)  # the other models need the memory
 
@@ -348,7 +347,7 @@ def benchmark_models(args: argparse.Namespace) -> None:
     """
     options.check_bounds(args, batch_size=(2, 65_536))
     names = choose(args.models, args.img_size)
-    with train.machine_errors():
+    with distributed.machine_errors():
         rows, conditions = measure_models(names, args)
     if rows[0]['macs_G'] is None:
         distributed.say(NO_FVCORE)

@@ -1,21 +1,26 @@
 """From lists of images to batches: the data set as torch's loader reads it, samplers, and loader processes."""
 
+import argparse
+import contextlib
 import math
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch.utils.data import DataLoader
 
-from common.cache import SHARED_MEMORY, Cache
+from common.cache import SHARED_MEMORY, Cache, open_cache
 from common.distributed import number_in, process_rank, say
+from common.errors import DataError
 from common.images import open_image, read_pixels
-from transforms import eval_view, eval_view_text, seed_of, to_tensor
+from common.splits import Splits, bits_of
+from transforms import eval_view, eval_view_text, seed_of, to_tensor, train_transform
 
 EVAL_BATCH = 64  # images; a constant, so that the figures of an evaluation depend on nothing else
 PREFETCH, IN_USE = 2, 2  # batches that each loader process prepares ahead, and that the loop holds
@@ -34,7 +39,7 @@ class ImageList:
     (transformed image, class index).
     """
 
-    def __init__(self, items: list[tuple[str, int]], transform: Callable, read: Callable = open_image):
+    def __init__(self, items: Sequence[tuple[str, int]], transform: Callable, read: Callable = open_image):
         self.items, self.transform, self.read = items, transform, read
 
     def __len__(self) -> int:
@@ -45,28 +50,72 @@ class ImageList:
         return self.transform(self.read(path), key), label
 
 
-class TrainBatches:
-    """Batch sampler: the keys (seed, epoch, i) of each batch of an epoch, in an order drawn from (seed, epoch).
+class ForgivingImages(ImageList):
+    """An ImageList that replaces an unreadable image by another one, drawn from (seed, epoch, i).
 
-    Of every global batch each process takes its share, in `accumulate` parts; images that fill no whole batch sit the
-    epoch out. Set `epoch` before iterating, and `first` to begin within it. There are none while `idle` is true.
+    Items have a third entry: the position of the unreadable image, or -1.
+    """
+
+    def __getitem__(self, key: tuple[int, int, int]):
+        seed, epoch, i = key
+        for attempt in range(100):
+            j = i if attempt == 0 else seed_of('replacement', seed, epoch, i, attempt) % len(self)
+            try:
+                return *super().__getitem__((seed, epoch, j)), (i if attempt else -1)
+            except DataError as caught:
+                error = caught
+        raise error
+
+
+def eval_images(items: list[tuple[str, int]], img_size: int, cache: Cache | None, bits: int | None = None) -> ImageList:
+    """Images as an evaluation sees them; with a cache, each is prepared only once."""
+    what, view = eval_view_text(img_size), eval_view(img_size)
+    read = partial(read_pixels, cache=cache, what=what, prepare=view, bits=bits)
+    return ImageList(items, to_tensor, read)
+
+
+class Batches:
+    """A batch sampler; subclasses define `batches`, the batches of one pass, and `largest`, the images of a full one.
+
+    A loader fetches its first batches as soon as it starts its processes. Inside `withheld()` there are none to fetch.
+    """
+
+    _withheld = False
+
+    def __iter__(self) -> Iterator[list]:
+        return iter(()) if self._withheld else self.batches()
+
+    @contextlib.contextmanager
+    def withheld(self) -> Iterator[None]:
+        self._withheld = True
+        yield
+        self._withheld = False
+
+
+class TrainBatches(Batches):
+    """The keys (seed, epoch, i) of each batch of an epoch, in an order drawn from (seed, epoch).
+
+    Each process takes its share of every global batch, in `accumulate` parts; images that do not fill a global batch
+    are left out of the epoch. Set `epoch` before iterating, and `first` to start at a later step of it.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1):
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
-        self.accumulate, self.epoch, self.first, self.idle = accumulate, 0, 0, False
+        self.accumulate, self.epoch, self.first = accumulate, 0, 0
 
     @property
     def steps(self) -> int:
         """Global batches in an epoch."""
         return self.length // self.batch_size
 
+    @property
+    def largest(self) -> int:
+        return self.batch_size // self.world // self.accumulate
+
     def __len__(self) -> int:
         return (self.steps - self.first) * self.accumulate
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        if self.idle:
-            return
+    def batches(self) -> Iterator[list[tuple[int, int, int]]]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator)
         for step in range(self.first, self.steps):
@@ -75,35 +124,62 @@ class TrainBatches:
                 yield [(self.seed, self.epoch, i) for i in batch[part :: self.accumulate]]
 
 
-class EvalBatches:
-    """Batch sampler: all indices in order, cut into batches that do not depend on the number of processes.
+class EvalBatches(Batches):
+    """All indices in order, cut into batches that do not depend on the number of processes.
 
-    Process `rank` takes every world-th batch; `slots` are their numbers. There are none while `idle` is true.
+    Process `rank` takes every world-th batch; `slots` are their numbers.
     """
 
     def __init__(self, length: int, rank: int = 0, world: int = 1, batch_size: int = EVAL_BATCH):
-        self.length, self.batch_size, self.idle = length, batch_size, False
+        self.length, self.batch_size = length, batch_size
         self.slots = range(rank, math.ceil(length / batch_size), world)
+
+    @property
+    def largest(self) -> int:
+        return min(self.batch_size, self.length)
 
     def __len__(self) -> int:
         return len(self.slots)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for slot in () if self.idle else self.slots:
+    def batches(self) -> Iterator[list[int]]:
+        for slot in self.slots:
             yield list(range(slot * self.batch_size, min((slot + 1) * self.batch_size, self.length)))
 
 
-def eval_images(items: list[tuple[str, int]], img_size: int, cache: Cache | None, bits: int | None = None) -> ImageList:
-    """Images as an evaluation sees them; where there is a cache, each is prepared once."""
-    what, view = eval_view_text(img_size), eval_view(img_size)
-    read = partial(read_pixels, cache=cache, what=what, prepare=view, bits=bits)
-    return ImageList(items, to_tensor, read)
+def make_loaders(args: argparse.Namespace, splits: Splits, device: torch.device) -> list[DataLoader]:
+    """The loaders of train.py: of the training, validation and test images of a fold."""
+    rank, world = process_rank()
+    cache, (bits, notes) = open_cache(args.cache), bits_of(splits)
+    for note in notes:
+        say(f'note: {note}')
+    augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
+    train = ImageList(splits.train, augmentation, partial(read_pixels, cache=cache, bits=bits))
+    pairs = [(train, TrainBatches(len(train), args.batch_size, args.seed, rank, world))]
+    for items in (splits.val, splits.test):
+        pairs.append((eval_images(items, args.img_size, cache, bits), EvalBatches(len(items), rank, world)))
+    return start_loaders(pairs, args, device)
+
+
+def start_loaders(
+    pairs: list[tuple[ImageList, Batches]], args: argparse.Namespace, device: torch.device, ignore_signals: bool = False
+) -> list[DataLoader]:
+    """A loader for each data set and sampler, with --num_workers processes each, or as many as memory has room for.
+
+    Args:
+        pairs: data sets and samplers; one loader is read at a time.
+        args: img_size and num_workers.
+        device: where the batches go.
+        ignore_signals: as for make_loader.
+    """
+    image = 3 * args.img_size**2  # bytes, uint8
+    processes = loader_processes(args.num_workers, [(len(batches), batches.largest * image) for _, batches in pairs])
+    return [make_loader(images, batches, processes, device, ignore_signals) for images, batches in pairs]
 
 
 def loader_processes(asked: int, batches: list[tuple[int, int]]) -> int:
-    """As many loader processes as there is shared memory for, at most `asked`; says so where they are fewer.
+    """The number of loader processes that shared memory has room for, at most `asked`; a note says if it is less.
 
-    They hand their batches over in /dev/shm, of which a container of Docker's has 64 MB.
+    They pass their batches through /dev/shm, which has 64 MB in a Docker container.
 
     Args:
         batches: (number, bytes) of the batches of each loader; one loader is read at a time.
@@ -115,7 +191,7 @@ def loader_processes(asked: int, batches: list[tuple[int, int]]) -> int:
     free //= number_in('LOCAL_WORLD_SIZE') or 1 if process_rank()[1] > 1 else 1
 
     def in_flight(processes: int) -> int:
-        ahead = PREFETCH * processes + IN_USE if processes else 0  # this process itself needs no sharing
+        ahead = PREFETCH * processes + IN_USE if processes else 0  # without processes nothing is shared
         return max(size * min(number, ahead) for number, size in batches)
 
     fits = next(processes for processes in range(asked, -1, -1) if in_flight(processes) <= free)
@@ -127,15 +203,15 @@ def loader_processes(asked: int, batches: list[tuple[int, int]]) -> int:
     return fits
 
 
-def image_bytes(img_size: int) -> int:
-    """Of an image on its way to the device, uint8."""
-    return 3 * img_size * img_size
-
-
 def make_loader(
-    data: ImageList, batches, num_workers: int, device: torch.device, steadfast: bool = False
+    data: ImageList, batches: Batches, num_workers: int, device: torch.device, ignore_signals: bool = False
 ) -> DataLoader:
-    """A loader whose processes live as long as it does; steadfast ones outlast a signal to the whole process group."""
+    """A loader whose processes start now and live as long as it does.
+
+    Args:
+        ignore_signals: the processes survive a signal to the whole process group, so that the main process can take
+            a few more batches before it stops; it then calls end_loaders.
+    """
     loader = DataLoader(
         data,
         batch_sampler=batches,
@@ -143,40 +219,52 @@ def make_loader(
         prefetch_factor=PREFETCH if num_workers > 0 else None,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == 'cuda',
-        worker_init_fn=_outlast_signals if steadfast else _leave_signals_to_parent,
-        # The order of the batches is ours; without a generator the loader would draw from the model's stream.
+        worker_init_fn=_ignore_signals if ignore_signals else _leave_signals_to_parent,
+        # The sampler has its own order; without a generator the loader would draw from the model's random stream.
         generator=torch.Generator(),
     )
     if num_workers > 0:
-        # Start them now. Later this process holds gigabytes, and a fork makes it copy each page that it writes next.
-        batches.idle = True
-        iter(loader)
-        batches.idle = False
+        # Later this process holds gigabytes, and after a fork it would have to copy each page that it writes.
+        with batches.withheld():
+            iter(loader)
     return loader
 
 
+def watch(loader: Iterable, clock: dict, bad: set[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The batches of a loader of ForgivingImages; adds up the seconds of waiting in `clock`, bad images in `bad`."""
+    batches = iter(loader)
+    while True:
+        start = time.perf_counter()
+        batch = next(batches, None)
+        clock['loader'] += time.perf_counter() - start
+        if batch is None:
+            return
+        images, labels, replaced = batch
+        bad.update(replaced[replaced >= 0].tolist())
+        yield images, labels
+
+
 def _leave_signals_to_parent(_: int) -> None:
-    """A signal to the whole process group is the main process's to handle; a loader only goes, and not as a failure."""
+    """The main process handles a signal to the whole group; a loader process exits, and not as a failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     sys.excepthook = _unless_parent_left
 
 
-def _outlast_signals(_: int) -> None:
-    """The main process needs a few more batches before it can stop; it ends its loaders itself (see end_loaders)."""
+def _ignore_signals(_: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _unless_parent_left
 
 
 def end_loaders() -> None:
-    """Kill what is left of the loader processes, the steadfast ones too, before Python waits for them at its end."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a failure
+    """Kill the remaining loader processes, also those that ignore signals, so that Python does not wait for them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report a failure
     for child in multiprocessing.active_children():
         child.kill()
 
 
 def _unless_parent_left(kind: type[BaseException], error: BaseException, traceback) -> None:
-    """The thread that hands tensors over would print a traceback when the main process, stopping, hangs up on it."""
+    """Print a traceback, but not that of the thread that passes tensors on when the main process has hung up."""
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, traceback)

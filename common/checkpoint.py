@@ -15,10 +15,8 @@ import torch
 from timm.models import adapt_input_conv
 from torch import nn
 
-from common.errors import ModelError, UnsafeCheckpoint
-from common.registry import MODELS
-
-WEIGHTS_DIR = 'weights'
+from common.errors import ModelError, RunError, UnsafeCheckpoint
+from common.registry import MODELS, WEIGHTS_DIR
 
 # ---------------------------------------------------------------------------------------------- files
 
@@ -66,6 +64,71 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
     buffer = io.BytesIO()  # so that a full disk raises in write_atomic and not inside torch.save
     torch.save(checkpoint, buffer)
     runs.write_atomic(path, buffer.getvalue())
+
+
+def weights_file(model: str, classes: list[str], epoch: int, val_acc: float, state_dict: dict, **more) -> dict:
+    """What best.pt and weights/<model>_imagenet.pt hold: plain tensors on the CPU and where they come from.
+
+    Args:
+        model: its name in the registry.
+        classes: their names, in the order of the logits.
+        epoch, val_acc: after which the weights were taken, and their validation accuracy in percent.
+        state_dict: of the plain module.
+        more: `transform`, what an evaluation does with an image; and what else is recorded.
+    """
+    layout = torch.contiguous_format
+    tensors = {name: tensor.detach().cpu().clone(memory_format=layout) for name, tensor in state_dict.items()}
+    return dict(
+        model=model, num_classes=len(classes), classes=classes, epoch=epoch, val_acc=val_acc, state_dict=tensors, **more
+    )
+
+
+# ---------------------------------------------------------------------------------------------- runs of train.py
+
+
+def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict | None, list[str]]:
+    """Make a run folder this process's own, see runs.open_run.
+
+    Returns:
+        the results if the run is complete, else None; the checkpoint to resume from, if there is one; and notes.
+    """
+    from common import runs
+
+    runs.claim(folder)
+    results, changed = runs.open_run(folder, config, force)
+    notes = [f'note: {folder} was {changed}; its last bits may differ from an undisturbed run'] if changed else []
+    if results is not None:
+        (folder / 'last.pt').unlink(missing_ok=True)
+        return results, None, [*notes, f'{folder} is complete; --force would start it again']
+    try:
+        last = read_checkpoint(folder / 'last.pt')
+    except FileNotFoundError:
+        return None, None, notes
+    except UnsafeCheckpoint:
+        raise
+    except ModelError as error:
+        return None, None, [*notes, f'note: {error}; starting again from epoch 1, with the same result']
+    if not isinstance(last, dict) or last.get('fingerprint') != config['fingerprint']:
+        raise RunError(f'{folder / "last.pt"} is not of this run; move it away, or --force to start again')
+    if not holds_best(folder, last['run']):
+        lost = f'{folder / "best.pt"} is missing or of another epoch than the best one; starting again from epoch 1'
+        return None, None, [*notes, f'note: {lost}']
+    return None, last, notes
+
+
+def holds_best(folder: Path, progress: dict) -> bool:
+    """Whether the best weights of a run exist, in best.pt or, if its last epoch is the best one, in last.pt.
+
+    last.pt is written first: a run killed between the two still has what best.pt should hold.
+    """
+    if progress['best_epoch'] == len(progress['history']):
+        return True
+    try:
+        best = read_checkpoint(folder / 'best.pt')
+    except (FileNotFoundError, ModelError):
+        return False
+    wanted = dict(epoch=progress['best_epoch'], val_acc=progress['best_val_acc'])
+    return isinstance(best, dict) and wanted.items() <= best.items()
 
 
 # ---------------------------------------------------------------------------------------------- names
@@ -126,6 +189,23 @@ def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | Non
             if (path := root / WEIGHTS_DIR / f'{stem}_imagenet.pt').is_file():
                 return path
     return MODELS['resnet18']['weights']
+
+
+def weights_identity(name: str, pretrained: bool | str | Path) -> str | None:
+    """What stands for the initial weights in a fingerprint: a digest of the file, timm's tag, or None for none.
+
+    Raises:
+        ModelError: as weights_source, or the file cannot be read.
+    """
+    from common import runs
+
+    source = weights_source(name, pretrained)
+    if not isinstance(source, Path):
+        return source
+    try:
+        return runs.digest(source.read_bytes())
+    except OSError as error:
+        raise ModelError(f'{source}: cannot read the weights ({error.strerror})') from error
 
 
 def load_pretrained(model: nn.Module, name: str, pretrained: bool | str | Path, img_size: int | None = None) -> None:

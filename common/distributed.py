@@ -1,22 +1,30 @@
 """Devices, precision and processes: one process by itself, or one among those that torchrun or SLURM started."""
 
+import contextlib
 import ctypes
 import os
+import platform
 import re
+import signal
 import sys
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import NoReturn
 
+import timm
 import torch
 import torch.distributed as dist
+import torchvision
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common.errors import ProcessError, RunError, UserError
+from common.cache import SHARED_MEMORY
+from common.errors import CacheError, DataError, ProcessError, RunError, UserError
+from common.runs import git_commit
 
 JOB = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')  # what torchrun tells each of its processes
 JOIN_MINUTES = 10  # to wait for the other processes where torchrun does not watch over them
@@ -25,13 +33,13 @@ NO_JOB = 'unset WORLD_SIZE for a single process, or start them all with torchrun
 
 
 def number_in(variable: str) -> int | None:
-    """A number from 0 in the environment; None where the variable is missing or holds something else."""
+    """A non-negative integer in the environment; None if the variable is missing or holds something else."""
     text = os.environ.get(variable, '')
     return int(text) if text.isdecimal() else None
 
 
 def process_rank() -> tuple[int, int]:
-    """Rank of this process and number of processes, as torchrun announces them; (0, 1) without it, see check_job."""
+    """Rank of this process and number of processes, as torchrun sets them; (0, 1) without it, see check_job."""
     rank, world, port = (number_in(name) for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT'))
     announced = None not in (rank, world, port) and os.environ.get('MASTER_ADDR')
     return (rank, world) if announced and rank < world else (0, 1)
@@ -42,10 +50,10 @@ def under_torchrun() -> bool:
 
 
 def check_job() -> None:
-    """Say that a WORLD_SIZE without a job around it does not count.
+    """Report that a WORLD_SIZE without the rest of a job is ignored.
 
     Raises:
-        RunError: several processes are announced, but not so that they can meet.
+        RunError: there are several processes, but not what they need to find each other.
     """
     if process_rank()[1] > 1 or os.environ.get('WORLD_SIZE', '1') in ('', '1'):
         return
@@ -113,7 +121,7 @@ def setup(device: str, seed: int) -> torch.device:
     """
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS is deterministic only with this
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging only, and slow
     torch.backends.cudnn.benchmark = False
     keep_freed_memory()
     check_job()
@@ -127,7 +135,7 @@ def setup(device: str, seed: int) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed: a step would get it back from the system page by page."""
+    """Have the C library keep freed memory; otherwise each step gets it back from the system page by page."""
     trim_threshold, mmap_max = -1, -4  # of malloc.h
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # glibc's
     if mallopt is not None:
@@ -138,11 +146,11 @@ def keep_freed_memory() -> None:
 def join(backend: str) -> None:
     """Join the process group, with keys in the store that no earlier process has used.
 
-    torchrun keeps one store through all restarts, and with it the addresses of processes that are dead, which the new
-    ones would try to reach. So the main process offers a new prefix, and the others take it when it has answered them.
+    torchrun keeps one store through all restarts, and in it the addresses of dead processes, which new ones would try
+    to reach. So the main process offers a new prefix, and the others take it once it has answered them.
 
     Raises:
-        ProcessError: the other processes do not come.
+        ProcessError: the other processes do not appear.
     """
     rank, world = process_rank()
     store = open_store(rank, world)
@@ -181,7 +189,7 @@ def open_store(rank: int, world: int) -> dist.Store:
     found: list[dist.Store] = []
 
     def reached() -> bool:
-        try:  # for seconds at a time: while it waits, it hears no signal
+        try:  # for seconds at a time: no signal is handled while it waits
             address, port, seconds = os.environ['MASTER_ADDR'], number_in('MASTER_PORT'), timedelta(seconds=3)
             found.append(dist.TCPStore(address, port, world, rank == 0, seconds, wait_for_workers=False))
         except (RuntimeError, ValueError, TypeError) as error:  # nobody there yet; a port that is taken, or is none
@@ -200,7 +208,7 @@ def meeting_place() -> str:
 
 
 def wait_for_others(ready: Callable[[], bool]) -> None:
-    """Poll, so that a signal is heard; say so when it takes long.
+    """Poll, so that signals are handled; report a long wait.
 
     Raises:
         ProcessError: torchrun does not watch over the processes, and it is not ready after JOIN_MINUTES.
@@ -217,12 +225,25 @@ def wait_for_others(ready: Callable[[], bool]) -> None:
 
 
 def was_restarted() -> bool:
-    """In the main process: torchrun has started this one in the place of one that died."""
+    """True in the main process if torchrun started it to replace one that died."""
     return (number_in('TORCHELASTIC_RESTART_COUNT') or 0) > 0
 
 
+def environment_of(device: torch.device) -> dict:
+    """What may change the last bits of a result besides its configuration."""
+    return dict(
+        python=platform.python_version(),
+        torch=str(torch.__version__),  # a class of its own, which a checkpoint must not hold
+        torchvision=str(torchvision.__version__),
+        timm=timm.__version__,
+        device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
+        threads=torch.get_num_threads(),
+        commit=git_commit(),
+    )
+
+
 def resolve_amp(amp: str, device: torch.device) -> str:
-    """'auto' is bf16 where the processor computes it natively, else fp16 on CUDA and off on a CPU."""
+    """'auto' is bf16 if the processor has it natively, else fp16 on CUDA and off on a CPU."""
     if amp != 'auto':
         return amp
     if device.type == 'cuda':
@@ -239,8 +260,13 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
 
 
 def is_main() -> bool:
-    """True in the process that writes files and talks."""
+    """True in the process that writes files and reports."""
     return process_rank()[0] == 0
+
+
+def is_quiet() -> bool:
+    """True where no progress bar is drawn: in the other processes, and where stderr is not a terminal."""
+    return not is_main() or not sys.stderr.isatty()
 
 
 def say(message: str) -> None:
@@ -261,12 +287,12 @@ def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def mean_of(total: torch.Tensor) -> float:
-    """Of (sum, count)."""
+    """The mean, from (sum, count)."""
     return (total[0] / total[1]).item()
 
 
 def share_object(make: Callable):
-    """Return in every process what make() returns in the main one. A user error there ends the other processes."""
+    """What make() returns in the main process, in every process. A user error there ends the other processes too."""
     box = [None]
     if is_main():
         try:
@@ -283,9 +309,9 @@ def share_object(make: Callable):
 
 
 def share_weights(model: nn.Module) -> None:
-    """The main process's weights and buffers in every process, so that all evaluate what is saved.
+    """Copy the main process's weights and buffers to every process, so that all evaluate what is saved.
 
-    The statistics of the last step's BatchNorms are each process's own.
+    Otherwise each process has the BatchNorm statistics of its own batches.
     """
     if dist.is_initialized():
         for tensor in model.state_dict().values():
@@ -293,10 +319,10 @@ def share_weights(model: nn.Module) -> None:
 
 
 def parallelise(model: nn.Module, amp: str, batch: torch.Tensor) -> nn.Module:
-    """Return the model with its gradients averaged over processes; the model itself where there is one process.
+    """The model with its gradients averaged over processes; the model itself if there is one process.
 
-    DistributedDataParallel sorts the gradients into buckets anew after its first backward pass, which changes the order
-    of their sums. A pass over `batch`, of any images, gets done: the first step of a resumed run is like any other.
+    DistributedDataParallel regroups the gradients after its first backward pass, which changes the order of their sums.
+    A pass over `batch`, of any images, comes before: the first step of a resumed run is then like any other.
     """
     if world_size() == 1:
         return model
@@ -312,3 +338,95 @@ def parallelise(model: nn.Module, amp: str, batch: torch.Tensor) -> nn.Module:
         for buffer, before in zip(model.buffers(), buffers):
             buffer.copy_(before)
     return parallel
+
+
+# ---------------------------------------------------------------------------------------------- how a script ends
+
+
+@contextlib.contextmanager
+def training_process(script: str, stopped: str, signals: tuple[int, ...]) -> Iterator[None]:
+    """Run the body of a training script: an error of the user, of the machine, or a signal ends it with one line.
+
+    Args:
+        script: its name, which begins the line.
+        stopped: the line after a signal.
+        signals: those that raise KeyboardInterrupt(number); the exit code is 128 + number.
+    """
+    for number in signals:
+        signal.signal(number, interrupt)
+    try:
+        with machine_errors():
+            yield
+    except UserError as error:
+        fail(script, error)
+    except KeyboardInterrupt as stop:
+        say(stopped)
+        sys.exit(128 + stop.args[0])
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def interrupt(signum: int, _) -> NoReturn:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # once is enough
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt(signum)
+
+
+@contextlib.contextmanager
+def noted_signals(signals: tuple[int, ...]) -> Iterator[list[int]]:
+    """Inside, a signal to stop is only noted; the loop saves and stops when all processes next look up."""
+    noted: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in signals}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def fail(script: str, error: UserError) -> NoReturn:
+    """End this process with one line on stderr and the exit code of the error.
+
+    Of several processes that fail alike the main one reports; one that fails alone, over an image it reads, does too.
+    """
+    alone = isinstance(error, (DataError, CacheError)) and dist.is_initialized()
+    if is_main() or alone or isinstance(error, ProcessError):
+        # An error from a loader process arrives with that process's traceback; the last line is the message.
+        message = re.sub(r'^common\.errors\.\w+: ', '', str(error).strip().splitlines()[-1])
+        print(f'{script}: error: {message}', file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+@contextlib.contextmanager
+def machine_errors() -> Iterator[None]:
+    """Run the body; what torch reports of the machine becomes an error of one line with the way out.
+
+    Raises:
+        ProcessError: no compiler, too little memory, or a loader process that was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if explained := explain(error):
+            raise ProcessError(explained) from error
+        raise
+
+
+def explain(error: RuntimeError) -> str | None:
+    """What an error of torch means to the user; None if it is not about the machine."""
+    text, module = str(error), type(error).__module__
+    if module.startswith(('torch._dynamo.', 'torch._inductor.')):
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.endswith('raised:')]
+        why = lines[0] if lines else type(error).__name__
+        return f'--compile: {why}; torch.compile needs a C++ compiler such as g++; without --compile it runs too'
+    if re.search('shared memory|Bus error', text):
+        return (
+            f'the loader processes ran out of {SHARED_MEMORY}; fewer --num_workers need less, 0 none (docker run '
+            '--shm-size=8g gives more)'
+        )
+    if found := re.search(r'DataLoader worker \(pid.*\) (is killed by signal: [\w ]+|exited unexpectedly)', text):
+        return f'a loader process {found[1]}, perhaps out of memory; fewer --num_workers need less'
+    if re.search("out of memory|can't allocate memory", text):
+        return 'the device has too little memory; a smaller --batch_size or --img_size needs less'
+    return None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import RunError
-from common.registry import DATASETS, MODELS, size_problem
+from common.registry import DATASETS, MODELS, WEIGHTS_DIR, size_problem
 
 DEFAULT = dict(
     img_size=224,
@@ -44,10 +44,14 @@ RECIPES = {
         hflip=0.0,
     ),
 }
-# Pretraining: the batch is each process's, the learning rate that of a global batch of 1024.
+# Pretraining: the batch is each process's, the learning rate that of a global batch of BASE_BATCH images.
+BASE_BATCH = 1024
 IMAGENET = DEFAULT | dict(epochs=600, batch_size=256, lr=0.1, mixup=0.0, cutmix=0.0, randaug_n=0, clip_grad=0.0)
 # Options that say where and how a run is computed, not what it computes: not part of the fingerprint.
 SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache', 'given')
+# The same of pretraining, whose fingerprint has the global batch in place of batch_size and accumulate.
+PRETRAINING_SYSTEM_OPTIONS = {*SYSTEM_OPTIONS, 'checkpoint_dir', 'weights_dir', 'resume', 'save_minutes', 'overwrite'}
+PRETRAINING_SYSTEM_OPTIONS |= {'max_bad_images', 'max_skipped', 'batch_size', 'accumulate'}
 
 BASELINES = ('resnet18', 'twistnet18')  # of tables without --baseline: the first that has runs
 AMP = ('auto', 'bf16', 'fp16', 'off')
@@ -230,10 +234,10 @@ def add_model_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_optimisation_args(parser: argparse.ArgumentParser) -> None:
+def add_optimisation_args(parser: argparse.ArgumentParser, batch_of: str = 'of all processes together') -> None:
     group = parser.add_argument_group('optimisation (SGD with Nesterov momentum, cosine schedule)')
     group.add_argument('--epochs', type=int)
-    group.add_argument('--batch_size', type=int, help='of all processes together')
+    group.add_argument('--batch_size', type=int, help=batch_of)
     group.add_argument('--lr', type=float, help='learning rate after the warm-up')
     group.add_argument('--min_lr', type=float, help='learning rate of the last step')
     group.add_argument('--warmup_epochs', type=int, help='epochs of linear warm-up')
@@ -290,6 +294,39 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def get_pretraining_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='pretrain_imagenet.py',
+        description='Pretrain a model on ImageNet-1K, or any tree of train/ and val/ class folders.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group('data and model')
+    group.add_argument('--data_dir', required=True, help='holds train/ and val/, each with a folder for each class')
+    group.add_argument('--img_size', type=int, help='side of the square input, pixels')
+    group.add_argument('--model', default='twistnet18', help='a name that `python models.py` lists')
+    add_optimisation_args(parser, batch_of='of each process')
+    add_augmentation_args(parser)
+    add_system_args(parser)
+    group = parser.add_argument_group('pretraining')
+    group.add_argument('--accumulate', type=int, default=1, help='batches of each process whose gradients make a step')
+    switch = argparse.BooleanOptionalAction
+    text = f'--lr is for a global batch of {BASE_BATCH}'
+    group.add_argument('--scale_lr', action=switch, default=True, help=text)
+    group.add_argument('--sync_bn', action=switch, default=False, help='BatchNorm over the images of all GPUs')
+    group.add_argument('--ema', action=switch, default=False, help='average the weights')
+    group.add_argument('--ema_decay', type=float, default=0.9999, help='of the average, a step')
+    group.add_argument('--checkpoint_dir', default='checkpoints', help='latest.pt, previous.pt and log.jsonl')
+    group.add_argument('--resume', metavar='PATH', help='a checkpoint, or auto for the newest')
+    group.add_argument('--save_minutes', type=float, default=15, help='between two checkpoints')
+    group.add_argument('--weights_dir', default=WEIGHTS_DIR, help='where the best weights go at the end')
+    group.add_argument('--overwrite', action='store_true', help='replace weights that are there')
+    group.add_argument('--max_bad_images', type=int, default=100, help='images that may be unreadable')
+    group.add_argument('--max_skipped', type=int, default=5, help='steps in a row that may be skipped as not finite')
+    parser.set_defaults(**IMAGENET)
+    return parser
+
+
 def read(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     """The command line, with `given`: the names of the options that stand there."""
     args = parser.parse_args(argv)
@@ -322,9 +359,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return fill(args, RECIPES[args.recipe])
 
 
+def parse_pretraining_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of pretrain_imagenet.py from the command line."""
+    return fill(read(get_pretraining_parser(), argv), IMAGENET)
+
+
 def largest_batch(batch_size: int, n_train: int, processes: int) -> int:
     """The default batch size, brought down to what `n_train` images fill and the processes can share."""
     return min(batch_size, n_train) // processes * processes
+
+
+def check_batch(args: argparse.Namespace, n_train: int, world: int) -> None:
+    """Bring a default batch size down to what the data and the processes can fill; refuse a given one that is not.
+
+    Raises:
+        RunError: with the option and its bounds.
+    """
+    if 'batch_size' not in args.given:
+        args.batch_size = largest_batch(args.batch_size, n_train, world)
+    if not 2 * world <= args.batch_size <= n_train:
+        raise RunError(
+            f'--batch_size {args.batch_size} must be from {2 * world} (two images a process, for BatchNorm) to the '
+            f'{n_train} training images'
+        )
+    if args.batch_size % world:
+        raise RunError(f'--batch_size {args.batch_size} must be a multiple of the {world} processes')
 
 
 def shrunk(args: argparse.Namespace, recipe: dict) -> list[str]:

@@ -1,5 +1,7 @@
 """The models and the data sets: plain values by name, without a single import, so that `--help` takes 0.2 s."""
 
+WEIGHTS_DIR = 'weights'  # where pretrained TwistNets are looked for
+
 # One entry a baseline: `timm` is the model that is built, with `args` of its constructor; `weights` is the tag that
 # pretrained=True loads from the hub, `venue` where it was published; an entry may lack these three. `resolution` marks
 # models whose parameters depend on the image size.

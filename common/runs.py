@@ -3,7 +3,7 @@
 RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
     config.json    options, environment and fingerprint
     log.jsonl      an object an epoch
-    last.pt        where an interrupted run goes on; deleted when the run is complete
+    last.pt        where an interrupted run resumes; deleted when the run is complete
     best.pt        the weights with the best validation accuracy
     results.json   written last: its presence means that the run is complete
     .lock          locked while a process makes the run
@@ -55,7 +55,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise RunError(
-            f'{path}: cannot be written ({error.strerror}); what was saved before is intact, and the run can go on '
+            f'{path}: cannot be written ({error.strerror}); what was saved before is intact, and the run can resume '
             'from there'
         ) from error
 
@@ -273,20 +273,48 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
     if results is None and not (folder / 'last.pt').exists():  # nothing to lose, whatever began here
         write_json(folder / 'config.json', config)
         return None, ''
-    old = old or {}
-    changed = ''
+    old, way_out = old or {}, 'take another --run_dir, or --force to discard it'
     if old.get('fingerprint') != config['fingerprint']:
-        changed = changes(old.get('defines', {}), config['defines'])
-    elif results is not None and results.get('fingerprint') != config['fingerprint']:
-        changed = 'results.json is of another one'
-    if changed:
-        raise RunError(
-            f'{folder} holds a run of another configuration ({changed}); take another --run_dir, or --force to '
-            'discard it'
-        )
+        raise other_configuration(folder, changes(old.get('defines', {}), config['defines']), way_out)
+    if results is not None and results.get('fingerprint') != config['fingerprint']:
+        raise other_configuration(folder, 'results.json is of another one', way_out)
     if results is not None or old.get('environment') == config['environment']:
         return results, ''
     return None, f'begun in another environment ({changes(old.get("environment", {}), config["environment"])})'
+
+
+def other_configuration(where: Path, difference: str, way_out: str) -> RunError:
+    """The error for a folder or checkpoint whose run is not the one asked for."""
+    return RunError(f'{where} holds a run of another configuration ({difference}); {way_out}')
+
+
+def fingerprint(defines: dict) -> str:
+    """A digest of the values that define the result of a run."""
+    return digest(json.dumps(defines, sort_keys=True).encode())
+
+
+def opening(
+    args, data: str, images: dict[str, int], classes: int, weights: str | None, environment: dict, world: int
+) -> str:
+    """The first line of a run: what is trained on what, and how it is computed.
+
+    Args:
+        args: the options, resolved.
+        data: the data set in words.
+        images: how many to 'train', 'validate', ..
+        classes: how many.
+        weights: the sentence of models.build_model that says what was loaded; None for nothing.
+        environment: as distributed.environment_of gives it.
+        world: the number of processes.
+    """
+    counts = ', '.join(f'{count} to {what}' for what, count in images.items())
+    weights = 'from scratch' if weights is None else weights.partition(';')[0]
+    several = f' ({world} processes)' if world > 1 else ''
+    return (
+        f'{data}, images: {counts}; classes: {classes}; model: {args.model}, weights: {weights}; '
+        f'device: {environment["device"]}{several}, precision: {"float32" if args.amp == "off" else args.amp}, '
+        f'threads: {environment["threads"]}'
+    )
 
 
 def changes(old: dict, new: dict) -> str:

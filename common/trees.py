@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from common.errors import DataError
@@ -238,3 +239,43 @@ def group_by_content(paths: Iterable[str], bits: int | None, title: str) -> tupl
         else:
             groups[hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()].append(path)
     return list(groups.values()), unreadable
+
+
+# ---------------------------------------------------------------------------------------------- a million images
+
+
+class Index:
+    """The images of a tree as (path, class index) items, in little memory: a million take some tens of megabytes."""
+
+    def __init__(self, root: Path, classes: list[str], names: np.ndarray, counts: np.ndarray):
+        self.root, self.classes, self.names = str(root), classes, names
+        self.ends = np.cumsum(counts)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> tuple[str, int]:
+        label = int(np.searchsorted(self.ends, i, side='right'))
+        return os.path.join(self.root, self.classes[label], os.fsdecode(self.names[i])), label
+
+    def digest(self) -> bytes:
+        """What the fingerprint is made of: file names, and where each class ends."""
+        return self.names.tobytes() + self.ends.tobytes()
+
+
+def read_index(root: Path) -> Index:
+    """List a folder of class folders.
+
+    Raises:
+        DataError: there is no such folder, it cannot be listed, or fewer than two classes have images.
+    """
+    if not root.is_dir():
+        raise DataError(f'{root}: no such folder; --data_dir must hold train/ and val/ with a folder for each class')
+    try:
+        found = list_images(root)
+    except OSError as error:
+        raise DataError(f'{error.filename}: cannot be listed ({error.strerror})') from error
+    if len(found) < 2:
+        raise DataError(f'{root}: needs at least two class folders with images; it has {len(found)}')
+    names = np.array([os.fsencode(os.path.basename(path)) for paths in found.values() for path in paths])
+    return Index(root, list(found), names, np.array([len(paths) for paths in found.values()]))

@@ -27,7 +27,7 @@ Tensor = torch.Tensor
 MIXING = {Tensor.copy_, Tensor.__getitem__, Tensor.__setitem__, Tensor.index_put_, torch._foreach_copy_}
 MIXING |= {Tensor.__deepcopy__, torch._has_compatible_shallow_copy_type}
 # torch's own, however often they are replaced.
-AUTOCAST, DEEPCOPY = torch.autocast, torch.nn.Parameter.__deepcopy__
+AUTOCAST, DEEPCOPY, GENERATOR = torch.autocast, torch.nn.Parameter.__deepcopy__, torch.Generator
 COLLECTIVES = {name: getattr(dist, name) for name in ('init_process_group', 'all_reduce', 'broadcast')}
 HOST_ONLY = {Tensor.numpy, Tensor.__array__}
 
@@ -111,6 +111,7 @@ class CudaStandIn(TorchFunctionMode):
             monkeypatch.setattr(torch.accelerator, 'set_device_index', lambda _: None)
         monkeypatch.setattr(Tensor, 'pin_memory', lambda tensor, *_: self.pinned(tensor))
         monkeypatch.setattr(torch, 'autocast', on_both(AUTOCAST))
+        monkeypatch.setattr(torch, 'Generator', lambda device=CPU: GENERATOR())
         monkeypatch.setattr(  # makes its copy where no mode looks on
             torch.nn.Parameter,
             '__deepcopy__',

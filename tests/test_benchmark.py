@@ -123,9 +123,9 @@ def test_without_macs_a_row_has_no_shares():
 def test_a_training_step_is_the_one_of_train_py(monkeypatch):
     made = []
 
-    def counted(model, batches, optimizer, *args, **kwargs):
-        made.append(optimizer.defaults)
-        for result in train_steps(model, batches, optimizer, *args, **kwargs):
+    def counted(state, *args, **kwargs):
+        made.append(state.optimizer.defaults)
+        for result in train_steps(state, *args, **kwargs):
             made.append(result)
             yield result
 

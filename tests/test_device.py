@@ -153,7 +153,7 @@ def test_pretraining_on_a_device_gives_what_the_cpu_gives(tree, tmp_path, tiny, 
     def pretrain(folder, *more):
         paths = ('--checkpoint_dir', str(tmp_path / folder), '--weights_dir', str(tmp_path / folder))
         argv = ['--data_dir', str(root), '--model', 'tiny', *size, '--amp', 'off', *paths, *more]
-        target = pretrain_imagenet.pretrain(pretrain_imagenet.parse_args(argv))
+        target = pretrain_imagenet.pretrain(options.parse_pretraining_args(argv))
         return [t.numpy().tobytes() for t in read_checkpoint(target)['state_dict'].values()]
 
     more = ('--num_workers', '0', '--ema', '--ema_decay', '0.5')
@@ -258,7 +258,7 @@ def test_every_call_of_torch_cuda_is_reached(monkeypatch):
     with CudaStandIn(monkeypatch) as cuda:
         device = distributed.setup('auto', 1)
         distributed.resolve_amp('auto', device)
-        train.environment_of(device)
+        distributed.environment_of(device)
         benchmark.synchronize(device)
         benchmark.device_name(device)
     assert written - set(cuda.calls) == set()

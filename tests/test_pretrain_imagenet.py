@@ -25,7 +25,10 @@ import train
 from common import options, registry, runs
 from common.checkpoint import read_checkpoint
 from common.errors import DataError, RunError
-from pretrain_imagenet import ForgivingImages, parse_args, pretrain, read_index
+from common.options import parse_pretraining_args as parse_args
+from common.trees import read_index
+from loader import ForgivingImages
+from pretrain_imagenet import pretrain
 
 DRIVER = Path(__file__).parent / 'pretrain_driver.py'
 SIZE = ('--img_size', '32', '--batch_size', '16', '--epochs', '2', '--warmup_epochs', '1', '--amp', 'off')
@@ -64,7 +67,7 @@ def outcome(folder: Path) -> tuple:
     last = read_checkpoint(folder / 'checkpoints' / 'latest.pt')
     tensors = [t.numpy().tobytes() for t in last['state_dict'].values()]
     tensors += [state['momentum_buffer'].numpy().tobytes() for state in last['optimizer']['state'].values()]
-    tensors += [t.numpy().tobytes() for t in last['average'] or []]
+    tensors += [t.numpy().tobytes() for t in (last['average'] or {}).values()]
     history = [{k: v for k, v in line.items() if 'second' not in k} for line in last['progress']['history']]
     best = read_checkpoint(next((folder / 'weights').glob('*.pt')))
     return tensors, history, best['epoch'], [t.numpy().tobytes() for t in best['state_dict'].values()]
@@ -82,23 +85,15 @@ def one_thread_here():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ('norm', 'ways'),
-    [
-        # With BatchNorm over all processes the way of sharing does not matter; parts of a step have statistics of their
-        # own, so those are compared without BatchNorm.
-        ('batch', [(1, 16, 1), (2, 8, 1)]),
-        ('group', [(1, 16, 1), (2, 4, 2)]),
-    ],
-)
-def test_losses_do_not_depend_on_processes_or_parts(imagenet, tmp_path, norm, ways):
+def test_losses_do_not_depend_on_processes_or_parts(imagenet, tmp_path):
+    # Without BatchNorm, whose statistics are of a process's own part of a step.
     losses, ends = [], []
-    for processes, batch, parts in ways:
+    for processes, batch, parts in ((1, 16, 1), (2, 8, 1), (2, 4, 2)):
         folder = tmp_path / f'{processes}_{batch}_{parts}'
         process = drive(
             imagenet, folder, '--batch_size', str(batch), '--accumulate', str(parts), '--lr', '0.02',
-            *(('--sync_bn',) if norm == 'batch' else ()), launcher=torchrun(2) if processes > 1 else (),
-            DRIVER_NORM=norm, DRIVER_LOSSES=str(tmp_path / 'losses.json'),
+            launcher=torchrun(2) if processes > 1 else (),
+            DRIVER_NORM='group', DRIVER_LOSSES=str(tmp_path / 'losses.json'),
         )  # fmt: skip
         code, _, err = finish(process)
         assert code == 0, err
@@ -110,6 +105,22 @@ def test_losses_do_not_depend_on_processes_or_parts(imagenet, tmp_path, norm, wa
         assert other[:20] == pytest.approx(losses[0][:20], rel=1e-6)
         assert end['train_loss'] == pytest.approx(ends[0]['train_loss'], rel=1e-6)
         assert end['val_loss'] == pytest.approx(ends[0]['val_loss'], rel=1e-5), 'every image counts once'
+
+
+@pytest.mark.parametrize('model', ['tiny', 'fastvit_sa12'])  # the latter has BatchNorms of timm's, with an activation
+def test_synchronised_batchnorm_keeps_the_names_and_the_function(tiny, model):
+    args = parse_args(['--data_dir', 'x', '--model', model, '--img_size', '32', '--sync_bn', '--amp', 'off'])
+    states = []
+    for args.sync_bn in (False, True):
+        torch.manual_seed(0)
+        states.append(train.build_state(args, 3, torch.device('cpu'), None, 2))
+    plain, synchronised = (state.model for state in states)
+    assert list(plain.state_dict()) == list(synchronised.state_dict())
+    kinds = {type(module) for module in synchronised.modules()}
+    assert not any(issubclass(kind, torch.nn.BatchNorm2d) for kind in kinds)
+    assert any(issubclass(kind, torch.nn.SyncBatchNorm) for kind in kinds)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(plain.eval()(x), synchronised.eval()(x), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -207,7 +218,7 @@ def test_a_rank_that_is_killed_is_started_again_by_torchrun(imagenet, tmp_path, 
     os.kill(int(owner), signal.SIGKILL)
     code, out, err = finish(process)
     assert code == 0, err
-    assert 'going on in epoch' in err
+    assert 'resuming in epoch' in err
     assert out.count('validation accuracy') == 1
     assert outcome(tmp_path) == whole_of_two
 
@@ -229,7 +240,7 @@ def test_two_machines_meet_and_meet_again_when_a_rank_of_one_is_killed(imagenet,
     ends = [finish(agent) for agent in agents]
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert sum(out.count('validation accuracy') for _, out, _ in ends) == 1, 'one process speaks'
-    assert any('going on in epoch' in err for _, _, err in ends)
+    assert any('resuming in epoch' in err for _, _, err in ends)
     assert outcome(tmp_path) == whole_of_two
 
 
@@ -241,7 +252,7 @@ def test_a_signal_saves_and_stops(imagenet, tmp_path):
     os.killpg(process.pid, signal.SIGUSR1)  # to the loader's processes as well, as SLURM does
     code, out, err = finish(process)
     assert (code, out) == (128 + signal.SIGUSR1, ''), err
-    saved = f'{tmp_path}/checkpoints/latest.pt is saved; --resume auto goes on from there'
+    saved = f'{tmp_path}/checkpoints/latest.pt is saved; --resume auto continues from there'
     assert err.splitlines()[-2:] == [saved, 'stopped']
     progress = read_checkpoint(tmp_path / 'checkpoints' / 'latest.pt')['progress']
     assert 0 < progress['epoch'] + progress['step'] / 15 < 40
@@ -263,8 +274,8 @@ def test_three_processes_stopped_through_torchrun_go_on_in_the_same_bits(imagene
     codes = [code for code, _, _ in ends]
     assert codes[0] == codes[2] == 0, ends
     assert codes[1] != 0
-    assert 'is saved; --resume auto goes on' in ends[1][2]
-    assert re.search(r'going on in epoch \d, after ([2-9]|1\d) steps', ends[2][2]), ends[2][2]
+    assert 'is saved; --resume auto continues' in ends[1][2]
+    assert re.search(r'resuming in epoch \d, after ([2-9]|1\d) steps', ends[2][2]), ends[2][2]
     assert outcome(tmp_path / 'cut') == outcome(tmp_path / 'whole')
 
 
@@ -364,7 +375,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(imagenet, tmp_path, tiny
         err = capfd.readouterr().err
         assert 'latest.pt: damaged' in err
         assert 'previous.pt' in err
-        assert 'going on in epoch' in err
+        assert 'resuming in epoch' in err
         assert outcome(tmp_path / 'torn') == outcome(tmp_path / 'whole')
     for resume in ('auto', str(latest)):
         latest.unlink()  # killed between the two moves
@@ -377,9 +388,9 @@ def test_what_cannot_be_resumed_is_refused(imagenet, tmp_path, tiny):
     with pytest.raises(RunError, match=r'--resume missing\.pt: no such file'):
         run(imagenet, tmp_path, '--resume', 'missing.pt')
     run(imagenet, tmp_path, '--resume', 'auto')  # there is none yet: it begins
-    with pytest.raises(RunError, match=r'holds a run; --resume auto goes on'):
+    with pytest.raises(RunError, match=r'holds a run; --resume auto continues'):
         run(imagenet, tmp_path)
-    with pytest.raises(RunError, match=r'latest\.pt is of another run \(lr 0\.0015625 -> 0\.003125\)'):
+    with pytest.raises(RunError, match=r'latest\.pt holds a run of another.* \(lr 0\.0015625 -> 0\.003125\)'):
         run(imagenet, tmp_path, '--resume', 'auto', '--lr', '0.2')
     torch.save({'a': 1}, tmp_path / 'foreign.pt')
     with pytest.raises(RunError, match=r'foreign\.pt is no checkpoint'):
@@ -387,7 +398,7 @@ def test_what_cannot_be_resumed_is_refused(imagenet, tmp_path, tiny):
     for name in ('latest.pt', 'previous.pt'):
         (tmp_path / 'checkpoints' / name).write_bytes(b'torn')
     for _ in range(2):  # the second start must not begin anew either
-        with pytest.raises(RunError, match='no checkpoint is whole'):
+        with pytest.raises(RunError, match='every checkpoint is damaged'):
             run(imagenet, tmp_path, '--resume', 'auto')
 
 
@@ -405,10 +416,10 @@ def test_a_copy_of_a_checkpoint_goes_on_elsewhere_with_its_best_weights(imagenet
     assert not best['state_dict']['stem.1.bias'].equal(
         read_checkpoint(tmp_path / 'b' / 'checkpoints' / 'latest.pt')['state_dict']['stem.1.bias']
     )
-    with pytest.raises(RunError, match=r'copy\.pt is of another run \(seed 42 -> 7\)'):
+    with pytest.raises(RunError, match=r'copy\.pt holds a run of another configuration \(seed 42 -> 7\)'):
         run(imagenet, tmp_path / 'b', '--epochs', '3', '--seed', '7', '--resume', str(copy))
     run(imagenet, tmp_path / 'c', '--epochs', '1', '--warmup_epochs', '0')
-    with pytest.raises(RunError, match=r'latest\.pt is of another run \(epochs 1 -> 3'):
+    with pytest.raises(RunError, match=r'latest\.pt holds a run of another configuration \(epochs 1 -> 3'):
         run(imagenet, tmp_path / 'c', '--epochs', '3', '--resume', str(copy))
 
 
@@ -420,7 +431,7 @@ def test_torchrun_s_restart_before_the_first_checkpoint_keeps_the_one_given(
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
     latest = tmp_path / 'a' / 'checkpoints' / 'latest.pt'
     run(imagenet, tmp_path / 'b', '--resume', str(latest))
-    assert 'going on in epoch 3' in capfd.readouterr().err
+    assert 'resuming in epoch 3' in capfd.readouterr().err
     with pytest.raises(RunError, match='no such file'):
         run(imagenet, tmp_path / 'c', '--resume', 'missing.pt')
     run(imagenet, tmp_path / 'a')  # without --resume: a restart
@@ -539,12 +550,12 @@ def test_bad_images_are_named_counted_and_replaced(imagenet, tmp_path, tiny, cap
         run(root, tmp_path / 'd')
     broken_val.write_bytes(whole)
     run(root, tmp_path / 'd', '--resume', 'auto')  # the training of the epoch is not lost
-    assert 'going on in epoch 1, after 15 steps' in capfd.readouterr().err
+    assert 'resuming in epoch 1, after 15 steps' in capfd.readouterr().err
     assert outcome(tmp_path / 'd') == outcome(tmp_path / 'a')
 
 
 def test_the_replacement_depends_on_the_image_alone(imagenet, tmp_path):
-    index = read_index(imagenet / 'train', tmp_path / 'index.npz')
+    index = read_index(imagenet / 'train')
     items = [index[i] for i in range(len(index))]
     items[7] = (str(tmp_path / 'missing.jpg'), 0)
     images = ForgivingImages(items, lambda image, key: (image.tobytes()[:30], key))
@@ -598,28 +609,18 @@ def test_a_validation_that_is_not_finite_keeps_the_last_good_checkpoint(imagenet
     run(imagenet, tmp_path, '--resume', 'auto')
 
 
-# ------------------------------------------------------------------------------------------ the list of a million files
+# ------------------------------------------------------------------------------------------ bad input
 
 
-def test_the_index_is_read_from_its_cache_until_a_folder_changes(imagenet, tmp_path, monkeypatch):
-    root, cache = tmp_path / 'tree', tmp_path / 'index.npz'
+def test_the_index_lists_the_classes_in_order(tmp_path):
     for name in ('b', 'a'):
         for i in range(3):
-            (root / name).mkdir(parents=True, exist_ok=True)
-            (root / name / f'{i}.JPEG').touch()
-    index = read_index(root, cache)
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f'{i}.JPEG').touch()
+    index = read_index(tmp_path)
     assert index.classes == ['a', 'b']
-    assert [index[i] for i in range(6)] == [(f'{root}/{c}/{i}.JPEG', k) for k, c in enumerate('ab') for i in range(3)]
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain_imagenet, 'list_images', None)
-        cached = read_index(root, cache)
-    assert [cached[i] for i in range(6)] == [index[i] for i in range(6)]
-    (root / 'a' / '9.JPEG').touch()
-    assert len(read_index(root, cache)) == 7
-    whole = cache.read_bytes()
-    for torn in (b'torn', b'', whole[:200]):
-        cache.write_bytes(torn)
-        assert len(read_index(root, cache)) == 7
+    expected = [(f'{tmp_path}/{c}/{i}.JPEG', k) for k, c in enumerate('ab') for i in range(3)]
+    assert [index[i] for i in range(len(index))] == expected
 
 
 @pytest.mark.parametrize(
@@ -634,6 +635,7 @@ def test_the_index_is_read_from_its_cache_until_a_folder_changes(imagenet, tmp_p
         (('--accumulate', '0'), '--accumulate 0 must be from 1'),
         (('--max_skipped', '0'), '--max_skipped 0 must be from 1'),
         (('--ema_decay', '2'), '--ema_decay 2.0 must be from 0 to 1'),
+        (('--sync_bn', '--device', 'cpu'), '--sync_bn needs CUDA devices'),
     ],
 )
 def test_bad_options_are_one_line(imagenet, tmp_path, tiny, capfd, more, words):

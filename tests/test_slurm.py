@@ -65,7 +65,7 @@ def test_a_preempted_array_ends_in_the_results_of_the_local_launcher(tree, tmp_p
         again = run_all(environment, *argv)
         assert (again.returncode, again.stdout) == (0, ''), 'complete: nothing is submitted'
     assert said().count(runs.HEADER) == 3, 'it was interrupted twice and went on'
-    assert said().count('going on after epoch') == 2
+    assert said().count('resuming after epoch') == 2
     for name in names:
         results = [runs.read_json(tmp_path / place / name / 'results.json') for place in ('local', 'runs')]
         assert results[0] | dict(seconds=0) == results[1] | dict(seconds=0)

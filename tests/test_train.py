@@ -23,13 +23,13 @@ from torch._inductor.exc import InvalidCxxCompiler
 import datasets
 import models
 import train
-from common import distributed, images, options, runs
+from common import checkpoint, distributed, images, options, runs
 from common.checkpoint import read_checkpoint
 from common.errors import BUSY, ModelError, RunError
 from compute_flops import measure
 from datasets import load_splits
 from interpret import trace
-from loader import EvalBatches, ImageList, TrainBatches, eval_images, image_bytes, loader_processes, make_loader
+from loader import EvalBatches, ImageList, TrainBatches, eval_images, loader_processes, make_loader
 from models import build_model
 from train import lr_at
 from transforms import normalize
@@ -124,7 +124,7 @@ def evaluate_on(model, items, img_size=32):
     device = torch.device('cpu')
     data = eval_images(items, img_size, None)
     loader = make_loader(data, EvalBatches(len(items)), 0, device)
-    return train.evaluate(model, loader, device, 'off', train.tqdm(disable=True))
+    return train.evaluate(model, loader, device, 'off')
 
 
 def test_a_complete_run_is_left_alone_and_another_configuration_refused(tree, tmp_path, tiny, capfd):
@@ -322,7 +322,7 @@ def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path, number, code)
     returncode, out, err = finish(process)
     assert returncode == code, err
     assert 'Traceback' not in err
-    assert err.splitlines()[-1] == 'stopped; the same command goes on from the last whole epoch'
+    assert err.splitlines()[-1] == 'stopped; the same command resumes after the last whole epoch'
     assert out == ''
 
 
@@ -369,7 +369,7 @@ def test_loader_processes_are_as_many_as_shared_memory_has_room_for(monkeypatch,
     def free(size):
         monkeypatch.setattr('loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=size))
 
-    docker, image = 64 * 2**20, image_bytes(224)
+    docker, image = 64 * 2**20, 3 * 224**2
     dtd = [(58, 32 * image), (30, 64 * image), (30, 64 * image)]  # training, validation and test of a fold
     free(2**33)
     assert loader_processes(4, dtd) == 4
@@ -458,7 +458,7 @@ def test_two_processes_train_resume_and_count_every_image_once(tmp_path, one_thr
     assert not (killed / 'results.json').exists()
     code, _, err = finish(start('train.py', *again, launcher=TORCHRUN))
     assert code == 0, err
-    assert 'going on after epoch' in err
+    assert 'resuming after epoch' in err
     assert outcome(killed) == outcome(folder)
 
 
@@ -530,15 +530,16 @@ def test_the_order_changes_with_the_epoch_and_the_seed():
 
 @given(st.integers(0, 20), st.integers(2, 200))
 def test_learning_rate(warmup, steps):
-    total = warmup + steps
-    rates = [lr_at(step, 0.1, 1e-6, warmup, total) for step in range(total)]
+    args = types.SimpleNamespace(lr=0.1, min_lr=1e-6, warmup_epochs=warmup, epochs=warmup + steps)
+    rates = [lr_at(step, args, 1) for step in range(args.epochs)]
     if warmup:
         assert rates[0] == pytest.approx(0.1 / warmup)
         assert rates[warmup - 1] == pytest.approx(0.1)
     assert rates[warmup] == pytest.approx(0.1)
     assert rates[-1] == pytest.approx(1e-6)
     assert all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1 :]))
-    middle = lr_at(warmup + 50, 0.1, 0.0, warmup, warmup + 101)
+    args = types.SimpleNamespace(lr=0.1, min_lr=0.0, warmup_epochs=warmup, epochs=warmup + 101)
+    middle = lr_at(warmup + 50, args, 1)
     assert middle == pytest.approx(0.05)
 
 
@@ -587,7 +588,7 @@ def test_a_value_that_was_given_is_refused(argv):
 @pytest.mark.parametrize(('n_train', 'processes', 'expected'), [(1000, 1, 32), (24, 1, 24), (1000, 3, 30), (20, 3, 18)])
 def test_a_default_batch_shrinks_to_the_training_set_and_the_processes(n_train, processes, expected):
     args = options.parse_args(['--dataset', 'dtd'])
-    train.check_batch(args, n_train, processes)
+    options.check_batch(args, n_train, processes)
     assert args.batch_size == expected
     notes = options.shrunk(args, options.RECIPES[args.recipe])
     note = f'note: --batch_size is {expected}, not its default 32, to fit the training set and the number of processes'
@@ -595,7 +596,7 @@ def test_a_default_batch_shrinks_to_the_training_set_and_the_processes(n_train, 
     args = options.parse_args(['--dataset', 'dtd', '--batch_size', '32'])
     if expected < 32:
         with pytest.raises(RunError, match='--batch_size 32 must be'):
-            train.check_batch(args, n_train, processes)
+            options.check_batch(args, n_train, processes)
 
 
 @pytest.mark.parametrize('key', [*trees.MAKE, 'folder', 'own splits'])
@@ -656,7 +657,7 @@ def test_every_start_of_a_run_begins_with_a_line_that_says_what_it_does(tree, tm
 def test_a_run_records_its_whole_tree_whatever_the_fold(tree, tmp_path, tiny):
     def described(fold: int) -> dict:
         args = options.parse_args(argv_of(tree, tmp_path, '--fold', str(fold)))
-        return train.describe_run(args, load_splits('dtd', tree, fold), torch.device('cpu'), 1)
+        return train.describe_run(args, load_splits('dtd', tree, fold), torch.device('cpu'))
 
     before = described(1)
     assert before['tree'] == described(2)['tree']
@@ -825,7 +826,7 @@ def test_a_truncated_image_is_named_and_nothing_is_lost(tree, tmp_path, tiny, ca
     assert 'class1_0013.jpg: cannot be read as an image' in fails(arguments, capfd)
     path.write_bytes(whole)
     train.cli(arguments)
-    assert 'going on after epoch 3' in capfd.readouterr().err
+    assert 'resuming after epoch 3' in capfd.readouterr().err
     reference, _ = run(tree, tmp_path / 'b')
     assert outcome(tmp_path / 'a' / reference.name) == outcome(reference)
 
@@ -839,10 +840,10 @@ def stop_after_one_epoch(monkeypatch, tree, run_dir, *more) -> Path:
     """A run that was cut in its second epoch."""
     real = train.train_epoch
 
-    def train_epoch(model, loader, optimizer, scaler, device, first_step, *rest):
-        if first_step > 0:
+    def train_epoch(run, state, loaders, epoch, bar):
+        if epoch > 1:
             raise KeyboardInterrupt
-        return real(model, loader, optimizer, scaler, device, first_step, *rest)
+        return real(run, state, loaders, epoch, bar)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, 'train_epoch', train_epoch)
@@ -863,8 +864,8 @@ def test_a_torn_last_checkpoint_starts_again_and_says_so(tree, tmp_path, tiny, m
 
 def test_a_foreign_or_hostile_last_checkpoint_is_refused(tree, tmp_path, tiny, monkeypatch, capfd):
     folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
-    for checkpoint, words in (({'foo': 1}, 'is not of this run'), ({'foo': Code()}, 'refused')):
-        torch.save(checkpoint, folder / 'last.pt')
+    for content, words in (({'foo': 1}, 'is not of this run'), ({'foo': Code()}, 'refused')):
+        torch.save(content, folder / 'last.pt')
         assert words in fails(argv_of(tree, tmp_path), capfd)
     assert not Path('/tmp/twistnet_was_here').exists()
 
@@ -908,16 +909,16 @@ def test_a_loss_that_is_not_finite_after_the_last_step_is_not_saved(tree, tmp_pa
     # The loss of the last step is finite; what the step makes of the weights is not.
     folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
     before = (folder / 'last.pt').read_bytes()
-    real = train.train_epoch
+    real = train.train_images
 
-    def train_epoch(model, *rest):
-        loss = real(model, *rest)
+    def train_images(run, state, *rest):
+        loss = real(run, state, *rest)
         with torch.no_grad():
-            model.fc.weight.fill_(float('nan'))
+            state.model.fc.weight.fill_(float('nan'))
         return loss
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, 'train_epoch', train_epoch)
+        patch.setattr(train, 'train_images', train_images)
         assert 'the validation loss is nan after epoch 2' in fails(argv_of(tree, tmp_path), capfd)
     assert (folder / 'last.pt').read_bytes() == before
 
@@ -970,12 +971,12 @@ def test_a_best_checkpoint_that_is_lost_is_made_again_or_the_run_starts_again(tr
     best = read_checkpoint(folder / 'best.pt')
     history = read_checkpoint(folder / 'last.pt')['run']
     later = history | dict(history=2 * history['history'])
-    assert train.holds_best(folder, later)
+    assert checkpoint.holds_best(folder, later)
     torch.save(best | dict(epoch=2), folder / 'best.pt')  # as versions left it that wrote best.pt first
-    assert not train.holds_best(folder, later)
+    assert not checkpoint.holds_best(folder, later)
     (folder / 'best.pt').unlink()
-    assert not train.holds_best(folder, later)
-    assert train.holds_best(folder, history), 'the last epoch is the best one: last.pt has its weights'
+    assert not checkpoint.holds_best(folder, later)
+    assert checkpoint.holds_best(folder, history), 'the last epoch is the best one: last.pt has its weights'
     fake_accuracies(monkeypatch, 0.0, 0.0)
     _, results = run(tree, tmp_path)
     assert 'starting again' not in capfd.readouterr().err
@@ -983,13 +984,11 @@ def test_a_best_checkpoint_that_is_lost_is_made_again_or_the_run_starts_again(tr
     again = read_checkpoint(folder / 'best.pt')
     assert all(again['state_dict'][name].equal(tensor) for name, tensor in best['state_dict'].items())
     with monkeypatch.context() as patch:
-        patch.setattr(train, 'holds_best', lambda *_: False)
-        assert train.begin(
-            stop_after_one_epoch(patch, tree, tmp_path / 'b'),
-            runs.read_json(tmp_path / 'b' / folder.name / 'config.json'),
-            False,
-        ) == (None, None)
-    assert 'best.pt is missing or of another epoch than the best one; starting again' in capfd.readouterr().err
+        patch.setattr(checkpoint, 'holds_best', lambda *_: False)
+        cut = stop_after_one_epoch(patch, tree, tmp_path / 'b')
+        results, last, notes = checkpoint.open_run(cut, runs.read_json(cut / 'config.json'), False)
+    assert (results, last) == (None, None)
+    assert 'best.pt is missing or of another epoch than the best one; starting again' in notes[-1]
 
 
 def test_a_run_dir_that_is_a_file(tree, tmp_path, tiny, capfd):
@@ -1003,7 +1002,7 @@ def test_after_force_the_advice_is_not_to_force_again(tree, tmp_path, tiny, monk
         raise KeyboardInterrupt(signal.SIGINT)
 
     monkeypatch.setattr(train, 'train_epoch', stop)
-    for more, words in ((['--force'], 'the same command without --force goes on'), ([], 'the same command goes on')):
+    for more, words in ((['--force'], 'the same command without --force resumes'), ([], 'the same command resumes')):
         with pytest.raises(SystemExit) as caught:
             train.cli(argv_of(tree, tmp_path, *more))
         assert caught.value.code == 130
