@@ -99,7 +99,7 @@ class Twist(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.ones_(self.scale)
         if not self.directional:
-            # Fan-out of one head's convolution: the heads share a tensor here for speed, not for statistics.
+            # Fan-out of one head: the heads share a tensor only for speed.
             nn.init.normal_(self.dwconv.weight, std=(2 / (9 * self.c_red)) ** 0.5)
             return
         nn.init.zeros_(self.dwconv.weight)
@@ -155,7 +155,6 @@ class STCI(nn.Module):
         width = num_heads * c_red
         dim = num_heads * (c_red + (c_red * (c_red + 1) // 2 if use_products else 0))
         groups = max(g for g in range(1, 33) if dim % g == 0)
-
         self.reduce = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
         self.twist = Twist(num_heads, c_red, directional) if use_spiral and use_products else nn.Identity()
         self.ais = AIS(dim) if use_ais else nn.Identity()
