@@ -1,12 +1,12 @@
 """Ablation studies: lists of models, handed to run_all.py.
 
     python ablation.py --study components --data_dir data/dtd --dataset dtd --folds 1-3 --seeds 42,43,44 --epochs 100 \\
-        --run_dir runs/ablation                                # other options as run_all.py and train.py take them
+        --run_dir runs/ablation                                # other options: those of run_all.py and train.py
     python ablation.py --study heads,gate --data_dir .. --dry_run
     python summarize_runs.py --run_dir runs/ablation --baseline twistnet18 --latex > tables/ablation.tex
 
-Every variant is a model of its own name, so no two configurations share a run folder, and the full model, which is part
-of every study, is trained once for all of them.
+Every variant is a model with its own name, so no two configurations share a run folder, and the full model, which is
+part of every study, is trained once for all of them.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from common import options
 from common.errors import RunError, user_errors
 
 STUDIES: dict[str, tuple[str, ...]] = {
-    # Which part brings what: no displacement, no selection, no products, no branch (the trunk of ResNet-18).
+    # What each part contributes: no displacement, no selection, no products, no branch (the trunk of ResNet-18).
     'components': (
         'twistnet18',
         'twistnet18_no_spiral',
@@ -24,13 +24,13 @@ STUDIES: dict[str, tuple[str, ...]] = {
         'twistnet18_no_products',
         'twistnet18_first_order',
     ),
-    # How many directions: 0 degrees, 0 and 45, all four.
+    # The number of directions: 0 degrees, 0 and 45, all four.
     'heads': ('twistnet18_heads1', 'twistnet18_heads2', 'twistnet18'),
-    # Where the branch sits.
+    # The stages with the branch.
     'stages': ('twistnet18_stage3', 'twistnet18_stage4', 'twistnet18'),
-    # How far the gate is open at the start: sigmoid of -3, -2, -1, 0 and 1.
+    # The initial gate: sigmoid of -3, -2, -1, 0 and 1.
     'gate': ('twistnet18_gate_m3', 'twistnet18', 'twistnet18_gate_m1', 'twistnet18_gate_0', 'twistnet18_gate_1'),
-    # Whether twist kernels must start in their directions: directional, random, none.
+    # The initial twist kernels: directional, random, none.
     'kernels': ('twistnet18', 'twistnet18_random_twist', 'twistnet18_no_spiral'),
 }
 
@@ -55,8 +55,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--study',
-        nargs='+',
-        action=options.Listed,
+        **options.LIST,
         type=options.parse_names,
         default='components',
         help=f'with commas or spaces between: {", ".join(STUDIES)}; or all',

@@ -36,11 +36,11 @@ from loader import ImageList, eval_images
 from models import build_model
 from transforms import eval_view, normalize, train_transform
 
-MIN_SECONDS = 0.05  # of a reading: shorter work is repeated within it
-LARGEST_MATRIX = 8192  # rows; where a product is faster than a reading even then
+MIN_SECONDS = 0.05  # of one measurement: shorter work is repeated within it
+LARGEST_MATRIX = 8192  # rows, even if its product is faster than MIN_SECONDS
 MATRIX = 'matrix'
 PLAIN = 'plain'
-# What is measured of a model, its multiply-accumulates over those of a forward pass, and its title.
+# Tasks of a model: multiply-accumulates as a multiple of a forward pass's, and title.
 TASKS = {'train': (3, 'training'), 'infer': (1, 'inference'), 'single': (1, 'batch 1')}
 MIB = 2**20
 
@@ -48,7 +48,7 @@ MIB = 2**20
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was told; a CPU has."""
+    """Wait for the device to finish its work."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
@@ -56,7 +56,7 @@ def synchronize(device: torch.device) -> None:
 def reading(
     task: Callable[[int], None], times: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Seconds of doing a task's work once, the mean of `times`."""
+    """Seconds that a task's work takes, averaged over `times`."""
     synchronize(device)
     start = clock()
     task(times)
@@ -70,10 +70,10 @@ def in_turn(
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Hashable, list[float]]:
-    """Seconds of every task in every round, one task after the other in each.
+    """Seconds of every task in every round; in a round, one task follows the other.
 
-    A round that does not count comes first: of each task, the work once to compile and allocate, and once more for how
-    often it has to be repeated to fill a reading.
+    A warm-up comes first: each task once to compile and allocate, and once more to find how often it must be repeated
+    to last MIN_SECONDS.
 
     Args:
         tasks: by any key; task(n) does its work n times.
@@ -92,7 +92,7 @@ def in_turn(
 
 
 def ratio(seconds: list[float], base: list[float]) -> float:
-    """Median over the rounds of how many times as long it took as the baseline in the same round."""
+    """Median over the rounds of the ratio to the baseline's seconds in the same round."""
     return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
 
 
@@ -100,9 +100,9 @@ def ratio(seconds: list[float], base: list[float]) -> float:
 
 
 def matrix_task(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[int], None], int]:
-    """A product of two square matrices, large enough to fill a reading, as a task; and their side.
+    """The product of two square matrices, large enough to last MIN_SECONDS, as a task; and their side.
 
-    In float32 on CUDA it is a product without TF32, which cuDNN's convolutions may use: these can be faster.
+    In float32 on CUDA the product does not use TF32, but cuDNN's convolutions may: these can be faster.
     """
     side = 128
     while True:
@@ -123,7 +123,7 @@ def matrix_task(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[int
 
 
 def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward pass, each storage once; parameters and buffers apart."""
+    """Bytes that a forward pass saves for the backward pass, each storage once, without parameters and buffers."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), x)}
     kept: dict[int, int] = {}
 
@@ -140,10 +140,10 @@ def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
 
 
 def saved_per_image(model: nn.Module, batch_size: int, img_size: int, device: torch.device, amp: str) -> int:
-    """Bytes that one image more in a training batch keeps for the backward pass.
+    """Bytes that one more image in a training batch saves for the backward pass.
 
-    The difference of two batches, because autocast also keeps its copies of the weights, once for all images. Of the
-    model as it is written: what is compiled may keep less.
+    The difference of two batches, because autocast also saves its copies of the weights, once for all images. Of the
+    eager model: a compiled one may save less.
     """
     model.train()
     sizes = []
@@ -157,10 +157,10 @@ def saved_per_image(model: nn.Module, batch_size: int, img_size: int, device: to
 def model_tasks(
     model: nn.Module, num_classes: int, batch_size: int, img_size: int, device: torch.device, amp: str
 ) -> dict[str, Callable[[int], None]]:
-    """What is measured of a model, by the keys of TASKS: each does its work as often as it is told.
+    """The tasks of a model by the keys of TASKS: each takes the number of repetitions.
 
-    The step is train.py's by its default recipe, without mixing, from a uint8 batch in the host's memory; a pass
-    starts from a normalised batch on the device.
+    The training step is train.py's with the default recipe, without mixing, from a uint8 batch in host memory;
+    inference starts from a normalised batch on the device.
     """
     recipe = options.DEFAULT
     lr, momentum, decay = (recipe[key] for key in ('lr', 'momentum', 'weight_decay'))
@@ -193,10 +193,10 @@ def model_tasks(
 
 
 def compile_apart(model: nn.Module, **kwargs) -> None:
-    """As train.py's --compile, with a graph of its own for every model and shape.
+    """Compile as train.py --compile does, with a separate graph for every model and shape.
 
-    Models of one class share the compiler's cache: from the third on they would run as if not compiled, and those
-    before with the shapes of the others as variables. kwargs are torch.compile's.
+    Models of one class share the compiler's cache: from the third one on they would run uncompiled, and those before
+    with dynamic shapes. kwargs are torch.compile's.
     """
     limits = torch._dynamo.config
     limits.recompile_limit = limits.accumulated_recompile_limit = 10_000
@@ -209,7 +209,7 @@ def row_of(facts: dict, seconds: dict, rate: float, base: dict, batch_size: int)
     Args:
         facts: model, label, macs_G (None: not known, nor is the share then) and saved_MiB of an image.
         seconds: readings of all models, by (model, task).
-        rate: multiply-adds and all, floating-point operations a second of the matrix product.
+        rate: floating-point operations a second of the matrix product; a multiply-accumulate is two.
         base: facts of the baseline.
     """
     name, row = facts['model'], dict(facts)
@@ -225,7 +225,7 @@ def row_of(facts: dict, seconds: dict, rate: float, base: dict, batch_size: int)
 
 
 def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dict], dict]:
-    """Rows of the table, the baseline among them, and under which conditions they were measured.
+    """Rows of the table, including the baseline's, and the conditions of the measurement.
 
     Args:
         names: of registry.MODELS.
@@ -273,14 +273,14 @@ def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dic
         torch=str(torch.__version__),
         matrix_side=side,
         matrix_gflops=rate / 1e9,
-        matrix_gflops_min=min(rates) / 1e9,  # far from the maximum: the machine had other work
+        matrix_gflops_min=min(rates) / 1e9,  # far from the maximum if the machine was busy
         matrix_gflops_max=max(rates) / 1e9,
     )
     return rows, conditions
 
 
 def device_name(device: torch.device) -> str:
-    """What the maker calls it."""
+    """The product name of a GPU or of the CPU."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     path = Path('/proc/cpuinfo')
@@ -361,7 +361,7 @@ def benchmark_models(args: argparse.Namespace) -> None:
 
 
 def plain_transforms(img_size: int) -> dict[str, v2.Compose]:
-    """What is usual: PIL images throughout, torchvision's defaults but for bicubic crops, and floats at the end."""
+    """The usual pipeline: PIL images, torchvision's defaults but for bicubic crops, and floats at the end."""
     bicubic, recipe = InterpolationMode.BICUBIC, options.DEFAULT
     crop = v2.RandomResizedCrop(img_size, recipe['crop_scale'], interpolation=bicubic)
     augmentation = v2.RandAugment(recipe['randaug_n'], recipe['randaug_m'])
@@ -377,7 +377,7 @@ def plain_transforms(img_size: int) -> dict[str, v2.Compose]:
 
 
 def loader_tasks(items: list[tuple[str, int]], img_size: int) -> dict[tuple[str, str], Callable[[int], None]]:
-    """What is measured of the loader, by (kind of image, way to make it): each makes all images, once for each time."""
+    """The tasks of the loader, by (kind of image, way to make it): each makes all images."""
     recipe = options.DEFAULT
     augmentation = train_transform(img_size, *(recipe[k] for k in ('crop_scale', 'hflip', 'randaug_n', 'randaug_m')))
     plain, lists = plain_transforms(img_size), {}

@@ -29,19 +29,13 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import create_classifier
-from timm.models import (
-    build_model_with_cfg,
-    checkpoint_seq,
-    generate_default_cfgs,
-    register_model,
-    resolve_pretrained_cfg,
-)
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from common import tables
-from common.checkpoint import accept_published_names, load_pretrained, load_weights
+from common.checkpoint import accept_published_names, build_for_timm, load_pretrained
 from common.errors import ModelError, user_errors
 from common.registry import MODELS, size_problem
 
@@ -105,7 +99,7 @@ class Twist(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.ones_(self.scale)
         if not self.directional:
-            # Fan-out of one head's convolution: the heads share a tensor here for speed, not for statistics.
+            # Fan-out of one head: the heads share a tensor only for speed.
             nn.init.normal_(self.dwconv.weight, std=(2 / (9 * self.c_red)) ** 0.5)
             return
         nn.init.zeros_(self.dwconv.weight)
@@ -120,13 +114,13 @@ class Twist(nn.Module):
 
 
 class STCI(nn.Module):
-    """Multi-head Spiral-Twisted Channel Interaction; the formulas stand at the top of this file.
+    """Multi-head Spiral-Twisted Channel Interaction; the formulas are at the top of this file.
 
-    The heads are computed together: one 1x1 convolution, one depthwise convolution and one set of products. All that
-    lies between these and the projection costs little time and much memory (9 D values a position), so the backward
-    pass computes it again instead of keeping it. It uses the parameters that the module has at that time, so do not
-    change them between the two passes; torch.func's transforms do not know such passes. Hooks on twist.dwconv and on
-    the last BatchNorm see nothing: their parameters are used, not their forward passes.
+    The heads are computed together: one 1x1 convolution, one depthwise convolution and one set of products. What lies
+    between these and the projection is cheap to compute and large to store (9 D values a position), so the backward
+    pass recomputes it, with the parameters as they are then: do not change them between the two passes. torch.func's
+    transforms do not support this. Hooks on twist.dwconv and on the last BatchNorm are not called, because only the
+    parameters of these modules are used.
 
     Args:
         channels: C, width of the feature map h.
@@ -161,7 +155,6 @@ class STCI(nn.Module):
         width = num_heads * c_red
         dim = num_heads * (c_red + (c_red * (c_red + 1) // 2 if use_products else 0))
         groups = max(g for g in range(1, 33) if dim % g == 0)
-
         self.reduce = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
         self.twist = Twist(num_heads, c_red, directional) if use_spiral and use_products else nn.Identity()
         self.ais = AIS(dim) if use_ais else nn.Identity()
@@ -170,7 +163,7 @@ class STCI(nn.Module):
         self.register_buffer('pairs', torch.triu_indices(c_red, c_red), persistent=False)  # (2, products a head): i, j
 
     def reset_parameters(self) -> None:
-        """The initialisation of the branch; must run after any global one, which would undo it."""
+        """Initialise the branch; must run after any global initialisation, which would undo it."""
         nn.init.normal_(self.reduce[0].weight, std=(2 / self.c_red) ** 0.5)  # fan-out of one head, as in Twist
         nn.init.normal_(self.proj[0].weight, std=0.01)
         if isinstance(self.twist, Twist):
@@ -186,9 +179,9 @@ class STCI(nn.Module):
     def _interact(self, z: torch.Tensor) -> torch.Tensor:
         """(B, num_heads * c_red, H, W), not normalised -> (B, D, H, W)."""
         shape = z.shape[2:]
-        # A row a channel, of all positions: the products are then of long vectors, and picking channels copies rows.
+        # One row a channel with all its positions: products are of long vectors, and selecting channels copies rows.
         both = torch.stack([z.flatten(2), self.twist(z).flatten(2)]).unflatten(2, (self.num_heads, self.c_red))
-        wide = both.float() if both.dtype.itemsize == 2 else both  # fp16 has no squares below 1e-8 or above 65504
+        wide = both.float() if both.dtype.itemsize == 2 else both  # fp16 cannot hold squares below 1e-8 or above 65504
         length = wide.square().sum(3, keepdim=True).clamp_min(1e-12)  # squared; at least 1e-6, squared
         z, t = (wide * length.rsqrt()).to(both.dtype)  # (B, heads, c_red, H * W) each
         if self.use_products:
@@ -200,10 +193,10 @@ class STCI(nn.Module):
         return self.norm(self.ais(self._interact(z)))
 
     def forward(self, h: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-        """The branch, times `gate` where there is one."""
+        """The branch, times `gate` if given."""
         z = F.relu(self.reduce(h), inplace=True)
         if torch.is_grad_enabled():
-            v = checkpoint(self._select, z, use_reentrant=False, preserve_rng_state=False)  # nothing in it is random
+            v = checkpoint(self._select, z, use_reentrant=False, preserve_rng_state=False)  # nothing is random
         else:
             v = self._select(z)
         conv, bn = self.proj
@@ -211,14 +204,13 @@ class STCI(nn.Module):
 
 
 def scaled(bn: nn.BatchNorm2d, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """factor * bn(x) for a scalar, which costs nothing and stores nothing as a part of the affine map."""
-    usual = type(bn) is nn.BatchNorm2d and bn.affine and bn.track_running_stats and bn.momentum is not None
-    if not usual:  # one that is synchronised between processes, say
-        return factor * bn(x)
+    """factor * bn(x) for a scalar, merged into the affine map so that it needs no time and no memory."""
+    if type(bn) is not nn.BatchNorm2d or not bn.affine or not bn.track_running_stats or bn.momentum is None:
+        return factor * bn(x)  # SyncBatchNorm, say
     if bn.training:
         bn.num_batches_tracked.add_(1)
-    statistics = bn.running_mean, bn.running_var
-    return F.batch_norm(x, *statistics, factor * bn.weight, factor * bn.bias, bn.training, bn.momentum, bn.eps)
+    weight, bias = factor * bn.weight, factor * bn.bias
+    return F.batch_norm(x, bn.running_mean, bn.running_var, weight, bias, bn.training, bn.momentum, bn.eps)
 
 
 class BasicBlock(nn.Module):
@@ -272,8 +264,8 @@ class TwistBlock(BasicBlock):
 class TwistNet(nn.Module):
     """A ResNet of BasicBlocks whose stages in `twist_stages` are made of TwistBlocks.
 
-    It keeps timm's model contract (forward_features, forward_head, reset_classifier, forward_intermediates, ..)
-    and accepts the state dicts of the authors' code in load_state_dict.
+    It implements timm's model contract (forward_features, forward_head, reset_classifier, forward_intermediates, ..),
+    and load_state_dict accepts the published state dicts.
 
     Args:
         layers: blocks in stages 1 to 4.
@@ -311,14 +303,8 @@ class TwistNet(nn.Module):
         if not set(twist_stages) <= set(range(1, len(layers) + 1)):
             raise ModelError(f'twist_stages must be among 1 to {len(layers)}; got {tuple(twist_stages)}')
         self.num_classes, self.drop_rate, self.grad_checkpointing = num_classes, drop_rate, False
-        stci = dict(
-            num_heads=num_heads,
-            c_red=c_red,
-            use_ais=use_ais,
-            use_spiral=use_spiral,
-            use_products=use_products,
-            directional=directional,
-        )
+        stci = dict(num_heads=num_heads, c_red=c_red, use_ais=use_ais, use_spiral=use_spiral)
+        stci |= dict(use_products=use_products, directional=directional)
         self.stem = nn.Sequential(
             nn.Conv2d(in_chans, base_width, 7, stride=2, padding=3, bias=False),
             nn.BatchNorm2d(base_width),
@@ -344,11 +330,11 @@ class TwistNet(nn.Module):
         self._register_load_state_dict_pre_hook(accept_published_names, with_module=True)  # public from torch 2.5
 
     def init_weights(self) -> None:
-        """Kaiming-normal (fan-out) convolutions, unit norms; then, last, what STCI asks for itself."""
+        """Initialise convolutions as Kaiming-normal (fan-out), then every STCI branch in its own way."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-        for module in self.modules():  # a second pass: the first one would destroy these
+        for module in self.modules():  # after all others: the loop above would overwrite these
             if isinstance(module, STCI):
                 module.reset_parameters()
 
@@ -357,7 +343,7 @@ class TwistNet(nn.Module):
         return [getattr(self, info['module']) for info in self.feature_info[1:]]
 
     def gates(self) -> dict[str, float]:
-        """sigmoid(gate) of every TwistBlock by name, e.g. {'layer3.0': 0.119, ..}; it waits for the device."""
+        """sigmoid(gate) of every TwistBlock by name, e.g. {'layer3.0': 0.119, ..}; synchronises the device."""
         return {name: torch.sigmoid(block.gate).item() for name, block in blocks_of(self).items()}
 
     def _run_stage(self, stage: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
@@ -387,7 +373,7 @@ class TwistNet(nn.Module):
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
     ):
-        """Feature maps of the stem (index 0) and of stages 1 to 4, as timm defines it.
+        """Feature maps of the stem (index 0) and of stages 1 to 4, as timm defines them.
 
         Args:
             x: (B, in_chans, H, W).
@@ -400,10 +386,8 @@ class TwistNet(nn.Module):
         if output_fmt != 'NCHW':
             raise ValueError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
         wanted, last = feature_take_indices(len(self.feature_info), indices)
-        maps = []
         x = self.stem(x)
-        if 0 in wanted:
-            maps.append(x)
+        maps = [x] if 0 in wanted else []
         x = self.maxpool(x)
         for index, stage in enumerate(self.stages, start=1):
             if stop_early and index > last:
@@ -428,13 +412,13 @@ class TwistNet(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier of num_classes outputs (0: none); global_pool changes the pooling as well."""
+        """Replace the classifier by a new one of num_classes outputs (0: none), and the pooling by global_pool."""
         self.num_classes = num_classes
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Rebuild activations in the backward pass instead of storing them."""
+        """Recompute activations in the backward pass instead of storing them."""
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
@@ -449,21 +433,20 @@ def blocks_of(model: nn.Module) -> dict[str, TwistBlock]:
 
 @contextmanager
 def watch_selection(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """AIS's weights in every TwistBlock, summed over the images that pass through the model in the body.
+    """Sums of AIS's weights in every TwistBlock over the images that pass through the model in the body.
 
     Yields:
         {'layer3.0': (sum, number of weights) as a float64 tensor, ..}; empty for a model without AIS.
     """
-    sums: dict[str, torch.Tensor] = {}
-    handles = []
-
-    def add(total: torch.Tensor, weights: torch.Tensor) -> None:
-        total += torch.stack([weights.sum(dtype=torch.float64), total.new_tensor(weights.numel())])
-
+    sums, handles = {}, []
     for name, block in blocks_of(model).items():
         if isinstance(block.stci.ais, AIS):
             total = sums[name] = torch.zeros(2, dtype=torch.float64, device=block.gate.device)
-            handles.append(block.stci.ais.fc.register_forward_hook(lambda _m, _x, y, total=total: add(total, y)))
+
+            def add(_module, _inputs, weights: torch.Tensor, total: torch.Tensor = total) -> None:
+                total += torch.stack([weights.sum(dtype=torch.float64), total.new_tensor(weights.numel())])
+
+            handles.append(block.stci.ais.fc.register_forward_hook(add))
     try:
         yield sums
     finally:
@@ -480,15 +463,15 @@ def build_model(
         name: a key of registry.MODELS.
         num_classes: outputs of the classifier.
         pretrained: True for ImageNet weights: timm's for a baseline; for a TwistNet weights/twistnet18_imagenet.pt
-            (in the working directory, then beside this file) or else timm's ResNet-18 for the stem and stages 1
-            and 2. A path loads that file. What was loaded is printed on stderr and kept in `model.pretrained`, the
-            share of the parameters that it was (0 to 1) in `model.loaded`; both are None where nothing was asked for.
+            (in the working directory, then beside this file), otherwise timm's ResNet-18 for the stem and stages 1
+            and 2. A path loads that file. What was loaded is printed on stderr and stored in `model.pretrained`, the
+            share of the parameters (0 to 1) in `model.loaded`; both are None if nothing was asked for.
         img_size: side of the square input in pixels, for baselines whose parameters depend on it (default 224).
         **kwargs: passed to the constructor: TwistNet's, or timm's of the baseline.
 
     Raises:
         ModelError: unknown name or keyword; an img_size that the model cannot have; weights that are missing, unsafe,
-            foreign or cannot be fetched.
+            of another architecture or cannot be fetched.
     """
     if name not in MODELS:
         raise ModelError(f"unknown model '{name}'; the models are: {', '.join(MODELS)}")
@@ -498,14 +481,17 @@ def build_model(
     try:
         if 'twist' in entry:
             model = TwistNet(num_classes=num_classes, **{**entry['twist'], **kwargs})
-            model.pretrained_cfg = model.default_cfg = {**DEFAULT_CFG, 'architecture': name}  # what timm saves with it
+            model.pretrained_cfg = model.default_cfg = {
+                **DEFAULT_CFG,
+                'architecture': name,
+            }  # timm saves it with the model
         else:
-            if ':' not in entry['timm'] and not timm.is_model(entry['timm']):  # with it: of the hub, or a folder
+            if ':' not in entry['timm'] and not timm.is_model(entry['timm']):  # 'hf-hub:..', 'local-dir:..'
                 raise ModelError(f"{name}: timm {timm.__version__} has no model '{entry['timm']}'")
             size = dict(img_size=img_size or 224) if entry.get('resolution') else {}
             kwargs = {**entry.get('args', {}), **size, **kwargs}
             model = timm.create_model(entry['timm'], num_classes=num_classes, **kwargs)
-    except TypeError as error:  # the constructors' own word for an unknown keyword
+    except TypeError as error:  # unknown keyword of a constructor
         raise ModelError(f'{name}: {error}') from error
     load_pretrained(model, name, pretrained, img_size)
     return model
@@ -547,26 +533,7 @@ default_cfgs = generate_default_cfgs({name: DEFAULT_CFG for name, entry in MODEL
 
 def _register_with_timm(name: str) -> None:
     def entrypoint(pretrained: bool = False, **kwargs) -> TwistNet:
-        kwargs = {**MODELS[name]['twist'], **kwargs}
-        cfg = resolve_pretrained_cfg(name, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')).to_dict()
-        # A folder or repository that timm wrote names the architecture itself; any other source may hold anything.
-        saved = cfg.get('source') in ('local-dir', 'hf-hub')
-        kind = next((key for key in ('state_dict', 'file', 'hf_hub_id', 'url') if pretrained and cfg.get(key)), None)
-        if kind == 'file' and not saved:  # a checkpoint, which says whose it is if we read it ourselves
-            pretrained, kind = cfg['file'], None
-
-        def make(**arguments) -> TwistNet:  # weights are loaded before timm wraps the model for features_only
-            model = TwistNet(**arguments)
-            load_pretrained(model, name, False if kind else pretrained)
-            return model
-
-        def take(state: dict, model: TwistNet) -> dict:
-            what = 'a state dict' if kind == 'state_dict' else f'{cfg.get("source") or kind} {cfg[kind]}'
-            load_weights(model, name, state, what, name if saved else None)
-            return {}  # nothing is left for timm to load
-
-        fetch = dict(pretrained=kind is not None, pretrained_strict=False, pretrained_filter_fn=take)
-        return build_model_with_cfg(make, name, **fetch, **kwargs)
+        return build_for_timm(TwistNet, name, pretrained, **{**MODELS[name]['twist'], **kwargs})
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__doc__ = f'{MODELS[name]["label"]} for timm.create_model.'

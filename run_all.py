@@ -1,13 +1,13 @@
 """A grid of runs: every model on every fold with every seed, a train.py each.
 
     python run_all.py --data_dir data/dtd --dataset dtd --models resnet18,twistnet18 --folds 1-10 --seeds 42,43,44 \\
-        --epochs 100 --run_dir runs/main                       # what run_all does not know goes to train.py
-    python run_all.py .. --dry_run                             # the plan alone, in a blink
+        --epochs 100 --run_dir runs/main                       # other options go to train.py
+    python run_all.py .. --dry_run                             # print the plan, in 0.3 s
     python run_all.py .. --jobs 4 --gpus 0,1                   # four at once, two on each GPU
     python run_all.py .. --launcher slurm --slurm partition=gpu,time=600,gres=gpu:1 --jobs 20
 
-Complete runs are left alone and interrupted ones go on, so the same command finishes a grid however it was stopped.
-Several run_all, here or on other machines that share the file system, may work on one grid: each run is made once.
+Complete runs are skipped and interrupted ones resumed, so the same command finishes a grid however it was stopped.
+Several run_all.py, here or on other machines that share the file system, may work on one grid: each run is made once.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from common.runs import counted
 
 TRAIN = Path(__file__).resolve().parent / 'train.py'
 OTHER_CONFIG = 'another configuration'
-POLL = 0.2  # seconds between two looks at the children
-SHOW = 1.0  # seconds between two looks at their logs
-BUSY_POLL = 5.0  # seconds between two looks at runs that other processes make
+POLL = 0.2  # seconds between two checks of the children
+SHOW = 1.0  # seconds between two checks of their logs
+BUSY_POLL = 5.0  # seconds between two checks of runs that other processes make
 STOP_AFTER = 60.0  # seconds that a run gets to stop before it is killed
 
 
@@ -47,31 +47,19 @@ class Run(NamedTuple):
 # ---------------------------------------------------------------------------------------------- plan
 
 
-def parse_gpus(text: str) -> list[str]:
-    """'0,0,1' is ['0', '0', '1']: two runs share the first device."""
-    return [name.strip() for name in text.split(',') if name.strip()]
-
-
-def parse_sbatch(text: str) -> dict[str, str | bool]:
-    """'partition=gpu,exclusive' is {'partition': 'gpu', 'exclusive': True}."""
-    pairs = [pair.strip().removeprefix('--').partition('=') for pair in text.strip(' ,').split(',')]
-    if not all(name for name, _, _ in pairs):
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of NAME=VALUE or NAME")
-    return {name: value if equals else True for name, equals, value in pairs}
-
-
 def available_folds(dataset: str, folds: list[int]) -> list[int]:
-    """The folds that there are. KTH-TIPS2-b has four physical samples, so a fifth fold, often asked for, is left out.
+    """The folds that exist; those that are often asked for and do not (registry: no_fold) are left out.
 
     Raises:
         RunError: a fold that no data set of this name has.
     """
-    number = DATASETS[dataset].get('folds')
-    if dataset == 'kth_tips2' and 5 in folds:
-        print('note: kth_tips2 has four physical samples and so four folds; fold 5 is left out', file=sys.stderr)
-        folds = [fold for fold in folds if fold != 5]
+    entry = DATASETS[dataset]
+    number, missing = entry.get('folds'), entry.get('no_fold', {})
+    for fold in sorted(missing.keys() & set(folds)):
+        say(f'note: {dataset} has {missing[fold]}; fold {fold} is left out')
+    folds = [fold for fold in folds if fold not in missing]
     wrong = [fold for fold in folds if not 1 <= fold <= (number or fold)]
-    if wrong and dataset != 'dtd':  # another tree in DTD's layout may have more lists; train.py counts them
+    if wrong and not entry.get('lists'):  # another tree in a layout with lists may have more; train.py counts them
         raise RunError(f'--folds: {dataset} has folds 1 to {number}, not {wrong[0]}')
     if not folds:
         raise RunError('--folds: no fold is left')
@@ -79,7 +67,7 @@ def available_folds(dataset: str, folds: list[int]) -> list[int]:
 
 
 def make_grid(args: argparse.Namespace, passed: list[str]) -> list[Run]:
-    """The runs, fold by fold, so that a grid that is cut short can be compared as far as it got.
+    """The runs, fold by fold, so that an unfinished grid can be compared on the folds that it has.
 
     Args:
         args: run_all's own options.
@@ -93,18 +81,18 @@ def make_grid(args: argparse.Namespace, passed: list[str]) -> list[Run]:
             raise RunError(f"{single} is train.py's; here it is {single}s")
     common = ['--dataset', args.dataset, *(['--data_dir', args.data_dir] if args.data_dir else [])]
     common += ['--run_dir', str(args.run_dir), *passed]
-    parsed = vars(options.parse_args(common))  # a wrong option ends here, before anything has started
+    parsed = vars(options.parse_args(common))  # raises for a wrong option, before anything starts
     for line in options.shrunk(argparse.Namespace(**parsed), options.RECIPES[parsed['recipe']]):
         say(line)
     grid = []
     for seed in dict.fromkeys(args.seeds):
         for fold in dict.fromkeys(args.folds):
             for model in dict.fromkeys(args.models):
-                own = dict(model=model, fold=fold, seed=seed)
-                options.check(argparse.Namespace(**parsed | own))
+                cell = dict(model=model, fold=fold, seed=seed)
+                options.check(argparse.Namespace(**parsed | cell))
                 folder = args.run_dir / runs.run_name(args.dataset, fold, model, seed)
-                words = [word for key, value in own.items() for word in (f'--{key}', str(value))]
-                grid.append(Run(folder, [sys.executable, str(TRAIN), *common, *words], parsed | own))
+                words = [word for key, value in cell.items() for word in (f'--{key}', str(value))]
+                grid.append(Run(folder, [sys.executable, str(TRAIN), *common, *words], parsed | cell))
     return grid
 
 
@@ -113,32 +101,38 @@ def state_of(run: Run) -> str:
     try:
         config, results = runs.read_json(run.folder / 'config.json'), runs.read_json(run.folder / 'results.json')
     except RunError:
-        return 'new'  # train.py will say what is damaged
+        return 'new'  # train.py will report what is damaged
     if results is None and not (run.folder / 'last.pt').exists():
         return 'running' if runs.is_claimed(run.folder) else 'new'
-    config = config or {}
+    difference = difference_to(run.options, config or {}, results)
+    if results is not None and results.get('fingerprint') != (config or {}).get('fingerprint'):
+        difference += ', ' * bool(difference) + 'results.json is of another one'
+    if difference:
+        return f'{OTHER_CONFIG}: {difference}'
+    if results is not None:
+        return 'complete'
+    return 'running' if runs.is_claimed(run.folder) else 'interrupted'
+
+
+def difference_to(wanted: dict, config: dict, results: dict | None) -> str:
+    """How the options of a run differ from those of the run in its folder; '' if they do not.
+
+    What train.py resolves from the machine or from a file's content is compared by train.py.
+    """
     had, unknown = config.get('options', {}), set(options.SYSTEM_OPTIONS)
-    # What train.py resolves by the machine, or by the bytes of a file, is its to compare; the rest is known here.
-    if run.options['amp'] == 'auto':
+    if wanted['amp'] == 'auto':
         unknown.add('amp')
-    if isinstance(run.options['pretrained'], str) and isinstance(had.get('pretrained'), str):
+    if isinstance(wanted['pretrained'], str) and isinstance(had.get('pretrained'), str):
         unknown.add('pretrained')
-    wanted = dict(run.options)
     if 'batch_size' not in wanted['given']:  # train.py brings it down to the training set and the processes
         if results is None:
             unknown.add('batch_size')
         else:
             processes = config.get('defines', {}).get('processes', 1)
             batch_size = options.largest_batch(wanted['batch_size'], results.get('n_train', 10**9), processes)
-            wanted['batch_size'] = batch_size
-    changes = [f'{k} {had.get(k)} -> {v}' for k, v in wanted.items() if k not in unknown and had.get(k) != v]
-    if results is not None and results.get('fingerprint') != config.get('fingerprint'):
-        changes.append('results.json is of another one')
-    if changes:
-        return f'{OTHER_CONFIG}: {", ".join(changes)}'
-    if results is not None:
-        return 'complete'
-    return 'running' if runs.is_claimed(run.folder) else 'interrupted'
+            wanted = wanted | dict(batch_size=batch_size)
+    known = wanted.keys() - unknown
+    return runs.changes({key: had.get(key) for key in known}, {key: wanted[key] for key in known})
 
 
 def epochs_done(run: Run) -> int:
@@ -149,17 +143,17 @@ def epochs_done(run: Run) -> int:
         return 0
 
 
-# ---------------------------------------------------------------------------------------------- here
+# ---------------------------------------------------------------------------------------------- runs on this machine
 
 
 class Grid:
-    """The runs on their way: which wait, which are being made here or elsewhere, which are complete or failed."""
+    """The runs by state: waiting, being made here (children) or elsewhere, complete, failed."""
 
     def __init__(self, todo: list[Run], complete: int, args: argparse.Namespace):
         self.waiting, self.elsewhere = deque(todo), deque()
         self.failed: list[Run] = []
         self.complete, self.total = complete, complete + len(todo)
-        # Epochs of an earlier start say nothing of this one's speed.
+        # Where the bar starts: epochs of an earlier start must not count for the speed of this one.
         self.initial = complete + sum(epochs_done(run) / run.options['epochs'] for run in todo)
         self.children: dict[int, tuple[Run, subprocess.Popen]] = {}  # by slot
         self.signals: list[int] = []
@@ -167,7 +161,7 @@ class Grid:
         self.bar = tqdm(
             total=self.total,
             initial=self.initial,
-            smoothing=0,  # the mean speed: runs differ
+            smoothing=0,  # mean speed, because runs differ
             disable=None,  # off where stderr is no terminal
             **runs.terminal(),
             bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}',
@@ -177,7 +171,7 @@ class Grid:
     def run(self) -> None:
         """Make all runs, or as many as a signal allows; no child outlives it."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP
                 signal.signal(number, lambda number, _: self.signals.append(number))
         looked = 0.0
         try:
@@ -206,7 +200,7 @@ class Grid:
                     self.start(run, slot)
 
     def start(self, run: Run, slot: int) -> None:
-        """train.py in a session of its own, so that Ctrl-C reaches us alone."""
+        """Start train.py in its own session, so that Ctrl-C reaches run_all.py alone."""
         try:
             child = runs.start(run.folder, run.command, self.environment(slot), start_new_session=True)
         except RunError as error:
@@ -216,10 +210,11 @@ class Grid:
             self.children[slot] = run, child
 
     def environment(self, slot: int) -> dict[str, str]:
-        """That of a child: its share of the cores, unless the user has said how many, and its GPU."""
+        """The environment of a child: its share of the cores, unless the user has set it, and its GPU."""
         environment = dict(os.environ)
         if self.args.jobs > 1:
-            environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // self.args.jobs)))
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+            environment.setdefault('OMP_NUM_THREADS', str(max(1, cores // self.args.jobs)))
         if self.args.gpus:
             environment['CUDA_VISIBLE_DEVICES'] = self.args.gpus[slot % len(self.args.gpus)]
         return environment
@@ -235,7 +230,8 @@ class Grid:
                 self.elsewhere.append(run)
             else:
                 self.failed.append(run)
-                say(f'failed: {run.folder.name} ({describe_exit(code)}), see {run.folder / runs.LOG}')
+                cause = f'exit code {code}' if code >= 0 else f'killed by {signal.Signals(-code).name}'
+                say(f'failed: {run.folder.name} ({cause}), see {run.folder / runs.LOG}')
 
     def done(self, run: Run) -> None:
         self.complete += 1
@@ -246,9 +242,9 @@ class Grid:
             say(f'{self.complete}/{self.total} runs complete, {left} left: {run.folder.name}')
 
     def progress(self) -> float:
-        """Runs that have ended, and how far those on the way have come."""
-        waiting = (*(run for run, _ in self.children.values()), *self.waiting, *self.elsewhere)
-        partly = sum(min(1.0, epochs_done(run) / run.options['epochs']) for run in waiting)
+        """Number of runs that have ended, and the finished fractions of the others."""
+        others = (*(run for run, _ in self.children.values()), *self.waiting, *self.elsewhere)
+        partly = sum(min(1.0, epochs_done(run) / run.options['epochs']) for run in others)
         return min(self.total, self.complete + len(self.failed) + partly)
 
     def show(self) -> None:
@@ -273,20 +269,11 @@ class Grid:
         for _, child in self.children.values():
             child.terminate()
         asked, give_up = len(self.signals), time.monotonic() + STOP_AFTER
-        while any(child.poll() is None for _, child in self.children.values()):
+        while alive := [child for _, child in self.children.values() if child.poll() is None]:
             if time.monotonic() > give_up or len(self.signals) > asked:
-                for _, child in self.children.values():
-                    if child.poll() is None:
-                        os.killpg(child.pid, signal.SIGKILL)
+                for child in alive:
+                    os.killpg(child.pid, signal.SIGKILL)
             time.sleep(POLL)
-
-
-def describe_exit(code: int) -> str:
-    return f'exit code {code}' if code >= 0 else f'killed by {signal.Signals(-code).name}'
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def say(message: str) -> None:
@@ -298,22 +285,19 @@ def say(message: str) -> None:
 
 
 def add_grid_args(parser: argparse.ArgumentParser) -> None:
-    """What a grid is made of and how it is made: shared with ablation.py, which names the models itself."""
+    """The options of a grid but for its models: shared with ablation.py."""
     options.add_dataset_args(parser)
-    several = dict(nargs='+', action=options.Listed)
-    parser.add_argument('--folds', **several, type=options.parse_numbers, default='1', help='such as 1-10 or 1,3')
-    parser.add_argument('--seeds', **several, type=options.parse_numbers, default='42', help='such as 42,43,44')
+    parser.add_argument('--folds', **options.LIST, type=options.parse_numbers, default='1', help='such as 1-10 or 1,3')
+    parser.add_argument('--seeds', **options.LIST, type=options.parse_numbers, default='42', help='such as 42,43,44')
     parser.add_argument('--run_dir', type=Path, default=Path('runs'), help='where run folders are made')
     parser.add_argument('--dry_run', action='store_true', help='print the plan and stop')
     parser.add_argument('--jobs', type=int, help='runs at once; by default one, or one for each of --gpus')
-    parser.add_argument(
-        '--gpus', **several, type=parse_gpus, help='devices to share, such as 0,1 (as in CUDA_VISIBLE_DEVICES)'
-    )
+    parser.add_argument('--gpus', **options.LIST, type=options.parse_gpus, help='as CUDA_VISIBLE_DEVICES: 0,1')
     parser.add_argument('--launcher', choices=('local', 'slurm'), default='local', help='slurm: --jobs tasks at once')
     parser.add_argument(
         '--slurm',
-        **several,
-        type=parse_sbatch,
+        **options.LIST,
+        type=options.parse_sbatch,
         default={},
         metavar='NAME=VALUE,..',
         help='long options of sbatch, such as partition=gpu,gres=gpu:1,cpus-per-task=4,time=600 (in minutes)',
@@ -327,14 +311,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        '--models',
-        nargs='+',
-        action=options.Listed,
-        type=options.parse_names,
-        required=True,
-        help='names, with commas or spaces between',
-    )
+    parser.add_argument('--models', **options.LIST, type=options.parse_names, required=True, help='such as a,b')
     add_grid_args(parser)
     return parser
 
@@ -351,36 +328,41 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     grid = make_grid(args, passed)
     if args.force and not args.dry_run:
         discard(grid)
-    states = {run.folder.name: state_of(run) for run in grid}
+    states = {run.folder: state_of(run) for run in grid}
     if args.dry_run:
         for run in grid:
-            print(f'{states[run.folder.name]:12} {shlex.join(run.command)}')
+            print(f'{states[run.folder]:12} {shlex.join(run.command)}')
     counts = Counter(state.partition(':')[0] for state in states.values())
     say(f'{counted(len(grid), "run")} in {args.run_dir}: {", ".join(f"{n} {state}" for state, n in counts.items())}')
     if args.force and args.dry_run:
         return
-    if foreign := [name for name, state in states.items() if state.startswith(OTHER_CONFIG)]:
+    if others := [folder for folder, state in states.items() if state.startswith(OTHER_CONFIG)]:
+        more = f', and {len(others) - 1} others do too' if others[1:] else ''
         raise RunError(
-            f'{args.run_dir / foreign[0]} holds {states[foreign[0]]}'
-            + (f', and {len(foreign) - 1} others do too' if foreign[1:] else '')
-            + '; take another --run_dir, or --force to discard them'
+            f'{others[0]} holds {states[others[0]]}{more}; take another --run_dir, or --force to discard them'
         )
-    todo = [run for run in grid if states[run.folder.name] != 'complete']
-    if args.dry_run or not todo:
-        return
-    check_data(args)
+    todo = [run for run in grid if states[run.folder] != 'complete']
+    if todo and not args.dry_run:
+        make_runs(args, todo, len(grid))
+
+
+def make_runs(args: argparse.Namespace, todo: list[Run], total: int) -> None:
+    """Make the runs that are left of a grid of `total`, here or through SLURM, and report on them."""
+    from common.cache import open_cache  # here, because numpy and the data sets slow --dry_run down
+    from datasets import load_splits
+
+    for fold in args.folds:  # raises once here, and not in every run
+        load_splits(args.dataset, args.data_dir, fold)
     if args.launcher == 'slurm':
         return submit(args, todo)
-    from common.cache import open_cache  # not for --dry_run: numpy takes as long to import as all else here
-
-    open_cache(todo[0].options['cache'])  # what one run decodes, the next one finds
-    work = Grid(todo, len(grid) - len(todo), args)
+    open_cache(todo[0].options['cache'])  # so that runs find the images that others have decoded
+    work = Grid(todo, total - len(todo), args)
     work.run()
     for run in work.failed:
-        print(f'\nfailed: {run.folder / runs.LOG}', *runs.last_words(run.folder), sep='\n    ', file=sys.stderr)
+        print(f'\nfailed: {run.folder / runs.LOG}', *runs.log_tail(run.folder), sep='\n    ', file=sys.stderr)
     if work.signals:
         again = 'the same command without --force' if args.force else 'the same command'
-        say(f'stopped with {work.complete} of {work.total} runs complete; {again} goes on')
+        say(f'stopped with {work.complete} of {work.total} runs complete; {again} resumes')
         sys.exit(128 + work.signals[0])
     if work.failed:
         raise RunError(f'{len(work.failed)} of {work.total} runs failed; the same command tries them again')
@@ -388,7 +370,7 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
 
 
 def discard(grid: list[Run]) -> None:
-    """Once, before anything starts: a run that is interrupted later goes on and is not discarded again."""
+    """Discard all runs once, before anything starts, so that a run interrupted later is resumed."""
     for run in grid:
         if run.folder.is_dir():
             runs.claim(run.folder)
@@ -397,22 +379,14 @@ def discard(grid: list[Run]) -> None:
 
 
 def submit(args: argparse.Namespace, todo: list[Run]) -> None:
-    """Hand the grid to SLURM, and leave."""
+    """Submit the runs to SLURM and return."""
     try:
         from common import slurm  # needs submitit, which nothing else does
     except ModuleNotFoundError as error:
         raise RunError(f'--launcher slurm needs {error.name}: pip install {error.name}') from error
     jobs = slurm.submit([(run.folder, run.command) for run in todo], args.run_dir / 'slurm', args.jobs, args.slurm)
     print(*jobs, sep='\n')
-    say(f'{counted(len(jobs), "run")} submitted; the same command with --dry_run shows how far they are')
-
-
-def check_data(args: argparse.Namespace) -> None:
-    """Look for the data set once, before every run does."""
-    from datasets import load_splits  # not for --dry_run: takes a third of a second
-
-    for fold in args.folds:
-        load_splits(args.dataset, args.data_dir, fold)
+    say(f'{counted(len(jobs), "run")} submitted; the same command with --dry_run shows their states')
 
 
 def cli(argv: list[str] | None = None) -> None:

@@ -5,14 +5,14 @@ import logging
 import pickle
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import timm
 import torch
-from timm.models import adapt_input_conv
+from timm.models import adapt_input_conv, build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
 from common.errors import ModelError, RunError, UnsafeCheckpoint
@@ -219,6 +219,36 @@ def load_pretrained(model: nn.Module, name: str, pretrained: bool | str | Path, 
         # timm resizes parameters that depend on the image size as it loads them.
         size = dict(img_size=img_size or 224) if MODELS[name].get('resolution') else {}
         load_weights(model, name, fetch_from_timm(source, **size), f'timm {source}')
+
+
+def build_for_timm(make: Callable[..., nn.Module], name: str, pretrained: bool, **kwargs) -> nn.Module:
+    """Build a TwistNet as timm.create_model asks for it, from any source of weights that timm's configuration names.
+
+    Args:
+        make: the class.
+        name: its entry in the registry.
+        pretrained: as timm gives it.
+        **kwargs: of the class and of timm.models.build_model_with_cfg.
+    """
+    cfg = resolve_pretrained_cfg(name, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')).to_dict()
+    # A folder or repository written by timm names its architecture; any other source may hold any model.
+    saved = cfg.get('source') in ('local-dir', 'hf-hub')
+    kind = next((key for key in ('state_dict', 'file', 'hf_hub_id', 'url') if pretrained and cfg.get(key)), None)
+    if kind == 'file' and not saved:  # load_pretrained sees which model a checkpoint states
+        pretrained, kind = cfg['file'], None
+
+    def build(**arguments) -> nn.Module:  # loads weights before timm wraps the model for features_only
+        model = make(**arguments)
+        load_pretrained(model, name, False if kind else pretrained)
+        return model
+
+    def load(state: dict, model: nn.Module) -> dict:
+        what = 'a state dict' if kind == 'state_dict' else f'{cfg.get("source") or kind} {cfg[kind]}'
+        load_weights(model, name, state, what, name if saved else None)
+        return {}  # nothing is left for timm to load
+
+    fetch = dict(pretrained=kind is not None, pretrained_strict=False, pretrained_filter_fn=load)
+    return build_model_with_cfg(build, name, **fetch, **kwargs)
 
 
 def fetch_from_timm(tag: str, **kwargs) -> dict[str, torch.Tensor]:

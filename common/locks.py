@@ -1,4 +1,4 @@
-"""File locks of POSIX, under the name fcntl; where there are none, on Windows, one line in place of a traceback."""
+"""POSIX file locks, under the name fcntl; on Windows, where there are none, one line instead of a traceback."""
 
 import sys
 from pathlib import Path

@@ -1,7 +1,6 @@
-"""Options of a run: the recipes, the parser of train.py, the data set that is meant, the bounds of values. No torch."""
+"""Options: the recipes, the parser of train.py, parsers that scripts share, and the bounds of values. No torch."""
 
 import argparse
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -47,7 +46,7 @@ RECIPES = {
 # Pretraining: the batch is each process's, the learning rate that of a global batch of BASE_BATCH images.
 BASE_BATCH = 1024
 IMAGENET = DEFAULT | dict(epochs=600, batch_size=256, lr=0.1, mixup=0.0, cutmix=0.0, randaug_n=0, clip_grad=0.0)
-# Options that say where and how a run is computed, not what it computes: not part of the fingerprint.
+# Options that determine where and how a run is computed, but not its result: not part of the fingerprint.
 SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache', 'given')
 # The same of pretraining, whose fingerprint has the global batch in place of batch_size and accumulate.
 PRETRAINING_SYSTEM_OPTIONS = {*SYSTEM_OPTIONS, 'checkpoint_dir', 'weights_dir', 'resume', 'save_minutes', 'overwrite'}
@@ -83,6 +82,59 @@ BOUNDS = dict(
 )
 
 
+class Listed(argparse.Action):
+    """Joins values separated by commas, spaces or both: '--seeds 42 43' is '--seeds 42,43'."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parts = iter(values)  # a list or a dictionary each, as `type` returns it
+        joined = next(parts)
+        for part in parts:
+            joined = joined | part if isinstance(part, dict) else joined + part
+        setattr(namespace, self.dest, joined)
+
+
+LIST = dict(nargs='+', action=Listed)  # arguments of add_argument for an option that takes a list
+
+
+def parse_numbers(text: str) -> list[int]:
+    """'1-3,7' is [1, 2, 3, 7], in this order, each once; a comma at an end is ignored.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else.
+    """
+    numbers: list[int] = []
+    for part in text.strip(' ,').split(','):
+        first, dash, last = part.strip().partition('-')
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers such as 1-10 or 42,43,44")
+        first, last = int(first), int(last or first)
+        if last < first or last - first > 10_000:
+            raise argparse.ArgumentTypeError(f"'{part}' is no range of numbers such as 1-10")
+        numbers += range(first, last + 1)
+    return list(dict.fromkeys(numbers))
+
+
+def parse_names(text: str) -> list[str]:
+    """'a,b' is ['a', 'b'], each once."""
+    names = [name.strip() for name in text.split(',') if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError('names nothing')
+    return list(dict.fromkeys(names))
+
+
+def parse_gpus(text: str) -> list[str]:
+    """'0,0,1' is ['0', '0', '1']: two runs share the first device."""
+    return [name.strip() for name in text.split(',') if name.strip()]
+
+
+def parse_sbatch(text: str) -> dict[str, str | bool]:
+    """'partition=gpu,exclusive' is {'partition': 'gpu', 'exclusive': True}."""
+    pairs = [pair.strip().removeprefix('--').partition('=') for pair in text.strip(' ,').split(',')]
+    if not all(name for name, _, _ in pairs):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of NAME=VALUE or NAME")
+    return {name: value if equals else True for name, equals, value in pairs}
+
+
 def add_data_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('data')
     add_dataset_args(group)
@@ -91,20 +143,20 @@ def add_data_args(parser: argparse.ArgumentParser) -> None:
 
 
 def add_dataset_args(group) -> None:
-    """Which data set and where; see choose_dataset."""
+    """The data set and its folder; see choose_dataset."""
     group.add_argument(
         '--dataset',
-        help=f'one of {", ".join(DATASETS)}; if not given, what --data_dir is laid out as, or synthetic without it',
+        help=f'one of {", ".join(DATASETS)}; if not given, by the layout of --data_dir, or synthetic without it',
     )
     group.add_argument('--data_dir', help='root of the data set; synthetic has none')
 
 
 def choose_dataset(dataset: str | None, data_dir: str | Path | None) -> str:
-    """The data set that is meant: the one that is named, or else the one that data_dir is laid out as.
+    """The data set that is named, or else the one whose layout data_dir has.
 
     Args:
-        dataset: a key of DATASETS; None where none is named.
-        data_dir: its root; None where none is given, as for 'synthetic'.
+        dataset: a key of DATASETS, or None.
+        data_dir: its root, or None, as for 'synthetic'.
 
     Raises:
         RunError: no such data set, or `synthetic` with a folder, which it would not read.
@@ -123,42 +175,6 @@ def choose_dataset(dataset: str | None, data_dir: str | Path | None) -> str:
             if 'layout' in entry and all(next(root.glob(pattern), None) for pattern in entry['layout']):
                 return name
     return 'folder'
-
-
-class Listed(argparse.Action):
-    """Values with commas, with spaces, or with both between them: '--seeds 42 43' is '--seeds 42,43'."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        parts = iter(values)  # each a list or a dictionary, as `type` made it of a word
-        joined = next(parts)
-        for part in parts:
-            joined = joined | part if isinstance(part, dict) else joined + part
-        setattr(namespace, self.dest, joined)
-
-
-def parse_numbers(text: str) -> list[int]:
-    """'1-3,7' is [1, 2, 3, 7], in this order, each once; a comma at an end is none.
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
-    """
-    numbers: list[int] = []
-    for part in text.strip(' ,').split(','):
-        if not (match := re.fullmatch(r'(\d+)(?:-(\d+))?', part.strip())):
-            raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers such as 1-10 or 42,43,44")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last - first > 10_000:
-            raise argparse.ArgumentTypeError(f"'{part}' is no range of numbers such as 1-10")
-        numbers += range(first, last + 1)
-    return list(dict.fromkeys(numbers))
-
-
-def parse_names(text: str) -> list[str]:
-    """'a,b' is ['a', 'b'], each once."""
-    names = [name.strip() for name in text.split(',') if name.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError('names nothing')
-    return list(dict.fromkeys(names))
 
 
 def check_names(option: str, names: Iterable[str], known: dict) -> None:
@@ -328,15 +344,15 @@ def get_pretraining_parser() -> argparse.ArgumentParser:
 
 
 def read(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """The command line, with `given`: the names of the options that stand there."""
+    """The parsed command line, with `given`: the names of the options that it contains."""
     args = parser.parse_args(argv)
-    blank = argparse.Namespace(**dict.fromkeys(vars(args)))  # what has a value there gets no default
+    blank = argparse.Namespace(**dict.fromkeys(vars(args)))  # argparse sets no default for an existing attribute
     args.given = sorted(name for name, value in vars(parser.parse_args(argv, blank)).items() if value is not None)
     return args
 
 
 def fill(args: argparse.Namespace, recipe: dict) -> argparse.Namespace:
-    """What was not given is as the recipe says, or less where that would not go with what was given (see shrunk)."""
+    """Set options that were not given to the recipe's values, lowered to fit those that were given (see shrunk)."""
     for name, value in recipe.items():
         if name not in args.given:
             setattr(args, name, value)
@@ -365,7 +381,7 @@ def parse_pretraining_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def largest_batch(batch_size: int, n_train: int, processes: int) -> int:
-    """The default batch size, brought down to what `n_train` images fill and the processes can share."""
+    """The default batch size, lowered to what `n_train` images fill and the processes can share equally."""
     return min(batch_size, n_train) // processes * processes
 
 
@@ -387,7 +403,7 @@ def check_batch(args: argparse.Namespace, n_train: int, world: int) -> None:
 
 
 def shrunk(args: argparse.Namespace, recipe: dict) -> list[str]:
-    """A line for each default that was brought down, with what it had to fit."""
+    """One line for each default that was lowered, with what it had to fit."""
     bounds = dict(
         warmup_epochs=f'--epochs {args.epochs}',
         min_lr=f'--lr {args.lr:g}',
@@ -413,7 +429,7 @@ def check_bounds(args: argparse.Namespace, **bounds: tuple[float, float]) -> Non
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse values that no run can have, whatever its data.
+    """Refuse values that no run can have, whatever its data set.
 
     Raises:
         RunError: with the option and its bounds.

@@ -103,6 +103,7 @@ DATASETS: dict[str, dict] = {
         images=4752,
         classes=11,
         folds=4,
+        no_fold={5: 'four physical samples and so four folds'},
         sizes=(3212, 352, 1188),
         protocol='4 folds, one physical sample tested in each: 3212 train, 352 val, 1188 test',
         source='https://www.csc.kth.se/cvap/databases/kth-tips/',

@@ -1,4 +1,4 @@
-"""Run folders: their name, their files and how these are written. No torch: the scripts that only read runs are quick.
+"""Run folders: their name, their files and how these are written. No torch, so that scripts that read runs start fast.
 
 RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
     config.json    options, environment and fingerprint
@@ -7,7 +7,7 @@ RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
     best.pt        the weights with the best validation accuracy
     results.json   written last: its presence means that the run is complete
     .lock          locked while a process makes the run
-    train.log      what train.py said, where run_all.py started it
+    train.log      the output of train.py, if run_all.py started it
 """
 
 import hashlib
@@ -40,10 +40,10 @@ def run_name(dataset: str, fold: int, model: str, seed: int) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write to a temporary name, flush to disk and move into place: `path` is whole at any moment.
+    """Write to a temporary name, flush to disk and move into place, so that `path` is complete at any moment.
 
     Raises:
-        RunError: the file cannot be written (a full disk, say); what stood there before is untouched.
+        RunError: the file cannot be written (a full disk, say); the previous file is untouched.
     """
     temporary = path.with_name(path.name + '.tmp')
     try:
@@ -125,14 +125,14 @@ _claims = {}  # the lock files of this process, open and so locked until it ends
 
 
 def claim(folder: Path, patience: float = 0.5) -> None:
-    """Make a run folder this process's own until it ends, however it ends: the kernel frees the lock.
+    """Lock a run folder until this process ends, however it ends: the kernel frees the lock.
 
-    The lock is POSIX's (fcntl), so it holds among machines too where the shared file system has locks: NFS 4, Lustre
+    The lock is POSIX's (fcntl), so it works between machines too if the shared file system has locks: NFS 4, Lustre
     mounted with flock, GPFS.
 
     Args:
         folder: the run folder; made if missing.
-        patience: seconds to try; is_claimed of another process holds the lock for an instant.
+        patience: seconds to try, because is_claimed in another process holds the lock for an instant.
 
     Raises:
         RunBusy: another process makes this run. RunError: the folder cannot be made or has no locks.
@@ -159,22 +159,22 @@ def claim(folder: Path, patience: float = 0.5) -> None:
 
 
 def release(folder: Path) -> None:
-    """Give up a claim."""
+    """Unlock a folder."""
     _claims.pop(folder.resolve()).close()
 
 
 def discard(folder: Path) -> None:
-    """Remove the run in a folder; its log of starts stays."""
-    for name in reversed(RUN_FILES):  # results.json first: what is left of a run is never taken for complete
+    """Remove the files of a run; train.log stays."""
+    for name in reversed(RUN_FILES):  # results.json first: a partly removed run is never complete
         (folder / name).unlink(missing_ok=True)
 
 
 def is_claimed(folder: Path) -> bool:
-    """True while another process makes the run in this folder. A process that has claimed it must not ask."""
+    """True while another process makes the run in this folder. Must not be called by the process that claimed it."""
     try:
         with open(folder / '.lock', 'r+') as file:
             return not _try_lock(file)
-    except OSError:  # no such run, or not ours to write
+    except OSError:  # no such run, or no permission to write
         return False
 
 
@@ -189,7 +189,7 @@ def _try_lock(file) -> bool:
 
 
 def start(folder: Path, command: list[str], environment: dict[str, str], **popen) -> subprocess.Popen:
-    """Start a command that makes the run in a folder; what it says is appended to the folder's LOG.
+    """Start a command that makes the run in a folder; its output is appended to the folder's LOG.
 
     Raises:
         RunError: the folder or the log cannot be written.
@@ -204,19 +204,19 @@ def start(folder: Path, command: list[str], environment: dict[str, str], **popen
         raise RunError(f'{error.filename or folder}: cannot be written ({error.strerror})') from error
 
 
-def last_words(folder: Path, lines: int = 3) -> list[str]:
-    """The last lines of a folder's LOG, since its last start."""
+def log_tail(folder: Path, lines: int = 3) -> list[str]:
+    """The last lines of a folder's LOG, after its last start."""
     try:
-        said = (folder / LOG).read_text(encoding='utf-8', errors='replace').replace('\r', '\n').splitlines()
+        log = (folder / LOG).read_text(encoding='utf-8', errors='replace').replace('\r', '\n').splitlines()
     except OSError as error:
         return [f'{folder / LOG}: cannot be read ({error.strerror})']
-    begin = max((i for i, line in enumerate(said) if line.startswith(HEADER)), default=-1)
-    return [line for line in said[begin + 1 :] if line.strip()][-lines:]
+    start = max((i for i, line in enumerate(log) if line.startswith(HEADER)), default=-1)
+    return [line for line in log[start + 1 :] if line.strip()][-lines:]
 
 
 def terminal() -> dict[str, int]:
-    """Its size, for tqdm, which draws nothing where a terminal says that it has no columns and no rows."""
-    size = shutil.get_terminal_size()  # 80 x 24 there
+    """The terminal's size as arguments of tqdm, which draws nothing if a terminal reports 0 columns."""
+    size = shutil.get_terminal_size()  # 80 x 24 then
     return dict(ncols=size.columns, nrows=size.lines)
 
 
@@ -225,12 +225,11 @@ def digest(data: bytes) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with '-dirty' where files differ from it; None outside a git checkout of its own.
+    """The commit of this code, with '-dirty' if files differ from it; None outside a git checkout of its own.
 
-    A repository that this folder only happens to lie in is somebody else's: this very file must be one of its files, at
-    its place below the top level.
+    The folder may lie in a checkout of another repository: this file must be tracked, as common/runs.py.
     """
-    # Within a hook of another repository these would lead there.
+    # A hook of another repository sets these.
     environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
 
     here = Path(__file__)

@@ -1,7 +1,7 @@
-"""A grid as a SLURM job array, through submitit: what run_all.py --launcher slurm does.
+"""A grid as a SLURM job array, through submitit: run_all.py --launcher slurm.
 
-Each task of the array makes one run. When SLURM preempts it, requeues it or tells it that its time is up, train.py
-stops and the task is queued again; train.py then goes on from the last whole epoch and ends in the same bits.
+Each task of the array makes one run. When SLURM preempts it, requeues it or signals that its time is up, train.py stops
+and the task is queued again; train.py then resumes from the last complete epoch, bit-identically.
 """
 
 import os
@@ -15,7 +15,7 @@ import submitit
 from common import runs
 from common.errors import BUSY, RunError
 
-WARN_BEFORE = 120  # seconds before the end of its time that a task is told; train.py needs a few
+WARN_BEFORE = 120  # seconds before its time limit that a task is signalled; train.py needs a few
 
 
 class Task:
@@ -23,43 +23,41 @@ class Task:
 
     Args:
         folder: the run folder.
-        command: makes the run, or goes on with it.
+        command: makes or resumes the run.
     """
 
     def __init__(self, folder: Path, command: list[str]):
         self.folder, self.command = folder, command
 
     def __call__(self) -> None:
-        heard, child = [], None
+        signals, child = [], None
 
         def stop(number: int, _) -> None:
-            heard.append(number)
+            signals.append(number)
             if child:
                 child.terminate()
 
-        of_submitit = signal.signal(signal.SIGUSR2, stop)
+        submitit_handler = signal.signal(signal.SIGUSR2, stop)
         signal.signal(signal.SIGTERM, stop)
         environment = {'OMP_NUM_THREADS': os.environ.get('SLURM_CPUS_PER_TASK', '1'), **os.environ}
         child = runs.start(self.folder, self.command, environment)
-        if heard:  # before there was a child to stop
+        if signals:  # before there was a child to stop
             child.terminate()
         code = child.wait()
         if code == BUSY:
             print(f'{self.folder}: being made elsewhere')
-        elif code and heard:
+        elif code and signals:
             job = submitit.JobEnvironment().raw_job_id
             squeue = ['squeue', '--noheader', '--jobs', job, '--format', '%T']
             state = subprocess.run(squeue, capture_output=True, text=True).stdout.strip()
             if state in ('RUNNING', 'SIGNALING'):  # out of time, or preempted with grace: SLURM will not requeue it
-                of_submitit(signal.SIGUSR2, None)  # calls checkpoint, requeues the job and exits
-            os._exit(
-                128 + signal.SIGTERM
-            )  # SLURM is ending the job and will start it again: no result, not even an error
+                submitit_handler(signal.SIGUSR2, None)  # calls checkpoint, requeues the job and exits
+            os._exit(128 + signal.SIGTERM)  # SLURM ends the job and requeues it: submitit must record no result
         elif code:
             raise subprocess.CalledProcessError(code, self.command)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What to submit after a time-out: the same task."""
+        """The task to submit after a time-out: the same one."""
         return submitit.helpers.DelayedSubmission(self)
 
 
@@ -85,7 +83,7 @@ def submit(tasks: list[tuple[Path, list[str]]], folder: Path, at_once: int, sbat
     here = shlex.quote(str(Path(__file__).resolve().parent.parent))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # A run may be interrupted as often as it likes: it goes on each time.
+        # However often a run is interrupted, it resumes.
         executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=1_000_000)
         executor.update_parameters(
             job_name='twistnet',

@@ -1,4 +1,4 @@
-"""The promise of run_all.py --launcher slurm: a preempted run goes on, and the results are those of the local launcher.
+"""The promise of run_all.py --launcher slurm: a preempted run resumes, and the results are those of the local launcher.
 
 A real SLURM, started by slurm_node.py; Debian's packages slurm-wlm and munge, and root, are needed (.ci/run).
 """

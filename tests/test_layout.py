@@ -1,0 +1,93 @@
+"""The promises of the layout: imports run one way, grids start without torch, and files and functions stay short."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SOURCES = {
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts): path
+    for folder in ('', 'common', 'interpret')
+    for path in (ROOT / folder).glob('*.py')
+    if not path.name.startswith('test_')
+}
+# From the bottom: a module imports modules of lower levels, or of its own.
+LEVELS = ('common', 'transforms', 'library', 'interpret', 'script')
+LIBRARY = ('datasets', 'models', 'loader', 'compute_flops', 'train')  # what a training run consists of
+LONGEST_FILE, LONGEST_FUNCTION = 550, 60  # lines; of a function without its docstring
+
+
+def level_of(module: str) -> int:
+    folder = module.partition('.')[0]
+    name = folder if folder in LEVELS else 'library' if module in LIBRARY else 'script'
+    return LEVELS.index(name)
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules of this repository that a module imports, inside of functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f'{node.module}.{alias.name}' for alias in node.names)}
+    return names & SOURCES.keys()
+
+
+IMPORTS = {module: imports_of(module) for module in SOURCES}
+
+
+def test_the_sources_are_found():
+    assert {'train', 'models', 'run_all', 'common.runs', 'interpret.trace'} < SOURCES.keys()
+    assert {'models', 'common.runs', 'common.options'} < IMPORTS['train']
+
+
+@pytest.mark.parametrize('module', SOURCES)
+def test_imports_run_one_way(module):
+    assert [name for name in IMPORTS[module] if level_of(name) > level_of(module)] == []
+
+
+def test_no_circle():
+    TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names it
+
+
+def test_who_may_import_what():
+    importers = {target: {module for module in SOURCES if target in IMPORTS[module]} for target in SOURCES}
+    of_interpret = {m for target, found in importers.items() if target.startswith('interpret.') for m in found}
+    assert {m for m in of_interpret if not m.startswith('interpret.')} == {'visualize', 'analysis'}
+    assert importers['benchmark'] == set()
+
+
+@pytest.mark.parametrize('module', ['run_all', 'ablation', 'common.options', 'common.registry', 'common.runs'])
+def test_a_plan_and_help_need_no_torch(module):
+    heavy = ('torch', 'timm', 'numpy', 'PIL', 'scipy', 'matplotlib')
+    program = f'import sys, {module}; print([name for name in {heavy} if name in sys.modules])'
+    assert subprocess.check_output([sys.executable, '-c', program], cwd=ROOT, text=True) == '[]\n'
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def body_lines(function: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    docstring = function.body[0] if ast.get_docstring(function) is not None else None
+    return function.end_lineno - function.lineno + 1 - (docstring.end_lineno - docstring.lineno + 1 if docstring else 0)
+
+
+def test_no_file_is_too_long():
+    limits = {module: LONGEST_FILE for module in SOURCES if module != 'plot_results'} | dict(train=400, run_all=400)
+    assert {m: lines(SOURCES[m]) for m, limit in limits.items() if lines(SOURCES[m]) > limit} == {}
+
+
+def test_no_function_is_too_long():
+    long = {}
+    for module, path in SOURCES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and body_lines(node) > LONGEST_FUNCTION:
+                long[f'{module}.{node.name}'] = body_lines(node)
+    assert long == {}
