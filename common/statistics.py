@@ -9,8 +9,6 @@ import statistics
 import numpy as np
 from scipy import stats
 
-PERMUTATIONS = 9999
-
 
 def a_test(value: float, error: float, df: float) -> dict:
     """A measured difference with its 95 % interval and p of Student's t; no p where it has no spread."""
@@ -57,53 +55,6 @@ def mcnemar(before: np.ndarray, after: np.ndarray) -> dict:
         lost=lost,
         gained=gained,
     )
-
-
-def class_test(values: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> dict:
-    """Do classes differ in several measurements at once? Permutation test of the variance between classes.
-
-    The statistic is the share R^2 of the total sum of squares that lies between classes, which orders permutations as
-    the pseudo-F of Anderson (Austral Ecology 26, 2001) does. `effect` is R^2 less what unrelated labels would give
-    (epsilon squared); 0 is none.
-
-    Args:
-        values: (N, Q), standardised.
-        labels: (N,).
-    """
-    count, classes = len(labels), np.unique(labels)
-    total = (values**2).sum()
-
-    def between(order: np.ndarray) -> float:
-        sums = members @ values[order]
-        return float(((sums**2).sum(1) / members.sum(1)).sum())
-
-    members = (labels == classes[:, None]).astype(float)  # (classes, N)
-    observed = between(np.arange(count))
-    exceeding = sum(between(rng.permutation(count)) >= observed - 1e-9 * total for _ in range(PERMUTATIONS))
-    share = observed / total if total else 0.0
-    effect = 1 - (1 - share) * (count - 1) / (count - len(classes))
-    return dict(value=effect, share=share, p=(1 + exceeding) / (1 + PERMUTATIONS))
-
-
-def standardised(values: np.ndarray) -> np.ndarray:
-    values = values.astype(float)
-    spread = values.std(0)
-    return (values - values.mean(0)) / np.where(spread > 1e-9, spread, np.inf)
-
-
-def kruskal(values: np.ndarray, labels: np.ndarray) -> dict:
-    """Do classes differ in one measurement? Kruskal-Wallis; the value is epsilon squared, as in class_test 0 by chance.
-
-    Source: Tomczak and Tomczak, "The need to report effect size estimates revisited", Trends Sport Sci. 21 (2014),
-    where (H - k + 1) / (n - k) is called eta squared.
-
-    Args:
-        values: (N,), not all equal.
-        labels: (N,).
-    """
-    groups = [values[labels == label] for label in np.unique(labels)]
-    statistic, p = stats.kruskal(*groups)
-    return dict(value=float((statistic - len(groups) + 1) / (len(values) - len(groups))), p=float(p))
 
 
 LEVEL = 0.05  # of significance, after Holm's correction
