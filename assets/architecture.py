@@ -16,13 +16,13 @@ from common.errors import user_errors
 from models import DIRECTIONS, BasicBlock, TwistBlock, build_model
 
 SIDE = 224  # pixels
-WHITE, GREY, BLUE, DARK = '#FFFFFF', '#EEEEEE', '#B5DAF2', '#6FB6E4'  # four steps that grey print keeps apart
+WHITE, GREY, BLUE, DARK = '#FFFFFF', '#EEEEEE', '#B5DAF2', '#6FB6E4'  # four shades that differ in grey print
 CROSS, ARROW = '\N{MULTIPLICATION SIGN}', '\N{RIGHTWARDS ARROW}'
 ARROWS = {(0, 1): ARROW, (1, 1): '\N{SOUTH EAST ARROW}', (1, 0): '\N{DOWNWARDS ARROW}', (1, -1): '\N{SOUTH WEST ARROW}'}
 
 
 def measure() -> dict[str, str]:
-    """What stands in the picture, by place: shapes without the batch, and sizes of modules."""
+    """The numbers in the picture, by place: shapes without the batch, and sizes of modules."""
     torch.manual_seed(0)
     model = build_model('twistnet18').eval()
     watched = ('stem', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4', 'global_pool', 'fc')
@@ -61,12 +61,12 @@ def measure() -> dict[str, str]:
 
 
 def shape(size: torch.Size) -> str:
-    """64 x 56 x 56, or 512 of a vector."""
+    """A shape as text: 64 x 56 x 56, or 512 for a vector."""
     return f' {CROSS} '.join(map(str, size))
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, color: str = WHITE, **style) -> None:
-    """A box around (x, y); units are inches."""
+    """Draw a box around (x, y); units are inches."""
     corner = (x - width / 2, y - height / 2)
     patch = FancyBboxPatch(
         corner, width, height, boxstyle='round,pad=0,rounding_size=0.04', fc=color, ec='black', lw=0.7
@@ -76,7 +76,7 @@ def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, 
 
 
 def arrow(axes: Axes, *points: tuple[float, float], text: str = '', above: float = 0.08) -> None:
-    """A line through the points with a head at its end, and a text over its last part."""
+    """Draw a line through the points with a head at its end, and a text over its last part."""
     xs, ys = zip(*points)
     axes.plot(xs[:-1], ys[:-1], color='black', linewidth=0.8, solid_joinstyle='miter')
     way = dict(arrowstyle='-|>', linewidth=0.8, shrinkA=0, shrinkB=0, color='black', mutation_scale=7)
@@ -86,7 +86,7 @@ def arrow(axes: Axes, *points: tuple[float, float], text: str = '', above: float
 
 
 def draw_network(axes: Axes, facts: dict[str, str], y: float) -> None:
-    """The row of stages, each with the shape that leaves it."""
+    """Draw the row of stages, each with the shape of its output."""
     stages = [
         ('image', 'image', WHITE),
         (f'stem\n7 {CROSS} 7, stride 2\nBN, ReLU', 'stem', GREY),
@@ -110,7 +110,7 @@ def draw_network(axes: Axes, facts: dict[str, str], y: float) -> None:
 
 
 def draw_block(axes: Axes, facts: dict[str, str], y: float) -> None:
-    """A TwistBlock: the trunk in the middle, the branch below, the shortcut above."""
+    """Draw a TwistBlock: the trunk in the middle, the branch below, the shortcut above."""
     axes.text(
         0.1, y + 0.95, 'TwistBlock (the first one of a stage halves height and width)', weight='bold', va='center'
     )
@@ -137,7 +137,7 @@ def draw_block(axes: Axes, facts: dict[str, str], y: float) -> None:
 
 
 def draw_stci(axes: Axes, facts: dict[str, str], y: float) -> None:
-    """The branch: a row a head, then what joins them."""
+    """Draw the branch: a row a head, then the layers that join them."""
     size = f'{CROSS} H {CROSS} W'
     axes.text(0.1, y + 1.45, 'STCI', weight='bold', va='center')
     axes.text(0.25, y, f'h\nC {size}', ha='left', va='center', rotation=90, linespacing=1.3)

@@ -66,7 +66,7 @@ def describe_information(result: dict) -> Finding:
                 tests.setdefault('a step' if row in STEPS else row, []).extend(test for test in found if test)
     places = {IN_PLACE: 'in place', 'a step': 'a step away', 'elsewhere': 'farther apart'}
     places |= {'other image': 'between two images (the control)'}
-    parts = [f'{text} in {count(tests[row])} tests' for row, text in places.items() if row in tests]
+    parts = [f'{text} in {count(tests[row])}' for row, text in places.items() if row in tests]
     more = {'a step less elsewhere': 'more a step away than farther apart'}
     more |= {'along a head less across': "more along a head's own direction than across it"}
     parts += [f'{text} in {count(tests[row])}' for row, text in more.items() if row in tests]
@@ -78,7 +78,7 @@ def describe_information(result: dict) -> Finding:
         f'p < {LEVEL:g}; {result["images"]} images, {result["draws"]} positions of each, {result["neighbours"]} '
         f'neighbours. Maps: {maps}.'
     )
-    verdict = f'Channels of a head were shown to share information {", ".join(parts)}.'
+    verdict = f'Tests that show channels of a head to share information: {", ".join(parts)}.'
     return Finding(verdict, markdown_table(['', *blocks], rows), note)
 
 
@@ -115,8 +115,11 @@ def verdict_on_changes(result: dict) -> str:
     accuracy, loss = ({n: c[key] for n, c in result['changes'].items()} for key in ('accuracy_change', 'loss_change'))
     parts = [f'Accuracy on the {result["images"]} test images: {changed(accuracy)}', f'cross-entropy: {changed(loss)}']
     if across := result['across']:
-        parts.append(f'rotation {"" if any(map(shown, across.values())) else "not "}shown to act otherwise with twists')
-    return '; '.join(parts) + f'; fewer than {result["least"]} images lost or gained could not have been shown.'
+        parts.append(
+            f'rotation {"" if any(map(shown, across.values())) else "not "}shown to act differently with twists'
+        )
+    limit = f'a loss or gain of fewer than {result["least"]} images could not have been shown'
+    return f'{"; ".join(parts)}. With the other tests as they are, {limit}.'
 
 
 def describe_changes(result: dict) -> Finding:
@@ -137,7 +140,7 @@ def describe_changes(result: dict) -> Finding:
             'rotation with twists less without', '', f'{right["value"]:+.1f}', interval, '', '', p_cell(right),
             f'{loss["value"]:+.3f}', p_cell(loss), '',
         ])  # fmt: skip
-    note = 'Accuracy in %, its change in points, cross-entropy in nats; images lost and gained by the change.'
+    note = 'Accuracy in %, its change in points, cross-entropy in nats; intervals are each of its test alone.'
     return Finding(verdict_on_changes(result), markdown_table(head, rows), note)
 
 
@@ -148,9 +151,8 @@ def describe_gates(result: dict) -> Finding:
     verdict = f'sigmoid(gate) ends at {min(gates):.4f} to {max(gates):.4f}{began}. {verdict_on_changes(result)}'
     ends = ', '.join(f'{name} {block["gate"]:.4f} ({100 * block["share"]:.1f} %)' for name, block in blocks.items())
     _, table, note = describe_changes(result)
-    return Finding(
-        verdict, table, f"{note} Gates, and the root mean square of what they let through in % of the block's: {ends}."
-    )
+    note += f" sigmoid(gate), and the root mean square of the gated branch in % of the block's output: {ends}."
+    return Finding(verdict, table, note)
 
 
 # ---------------------------------------------------------------------------------------------- figures
@@ -159,7 +161,7 @@ FILLED = f"Filled: p < {LEVEL:g} after Holm's correction. Bars: 95 % intervals, 
 
 
 def points(axes: plt.Axes, at: list[float], tests: list[dict], across: bool = False, **style) -> None:
-    """Values with their intervals, filled where a difference is shown; across: values along x."""
+    """Draw values with their intervals, filled where a difference is shown; across: values along x."""
     style = dict(color=COLORS[0], marker='o') | style
     for place, test in zip(at, tests):
         reach = [[test['value'] - test['low']], [test['high'] - test['value']]]
@@ -208,9 +210,7 @@ def draw_features(result: dict, title: str) -> Figure:
             values = block['accuracies'][kind]
             axes.plot(values, [row] * len(values), '|', color='0.55', markersize=5, zorder=1)
             face = COLORS[0] if row and shown(block['against'][kind]) else 'white'
-            marker, color = (
-                ('o', COLORS[0]) if row else ('x', 'black')
-            )  # the first is what the others are compared with
+            marker, color = ('o', COLORS[0]) if row else ('x', 'black')  # the first is the reference
             axes.plot(np.mean(values), row, marker, color=color, markerfacecolor=face, markersize=5)
         axes.axvline(result['chance'], color='0.4', linestyle=(0, (1, 2)), linewidth=0.8, zorder=0)
         axes.set(title=name, xlabel='accuracy, %', ylim=(len(kinds) - 0.5, -0.5))
@@ -225,7 +225,7 @@ def draw_features(result: dict, title: str) -> Figure:
 
 
 def draw_changes(result: dict, title: str, before: int = 0) -> tuple[Figure, list[plt.Axes]]:
-    """Changes of accuracy and loss, a row each, behind panels that the caller fills."""
+    """Draw changes of accuracy and loss, a row each, to the right of `before` panels that the caller fills."""
     changes = result['changes']
     height = 0.6 + 0.2 * len(changes)
     figure, grid = plt.subplots(1, 2 + before, figsize=(PAGE[0], height), layout='constrained', squeeze=False)

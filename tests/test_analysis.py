@@ -260,7 +260,7 @@ def test_a_closed_gate_leaves_the_plain_block():
     assert [name for name, gate in one.gates().items() if gate == 0] == ['layer4.1']
 
 
-def test_images_are_turned_by_a_quarter():
+def test_images_are_rotated_by_a_quarter_turn():
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     held = HeldOut(images, np.zeros(4, int), 4)
     turned = HeldOut(images.rot90(1, (2, 3)), np.zeros(4, int), 4)
@@ -306,7 +306,7 @@ def test_rotation_with_the_twists_is_compared_with_rotation_without_them():
     assert moved == pytest.approx(with_twists - without)
     acts = findings.shown(result['across']['right']) or findings.shown(result['across']['loss'])
     verdict = findings.describe_changes(result).verdict
-    assert f'rotation {"" if acts else "not "}shown to act otherwise with twists' in verdict
+    assert f'rotation {"" if acts else "not "}shown to act differently with twists' in verdict
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The promises of visualize.py: figures show what the network computed, and on known truth they find it."""
+"""The promises of visualize.py: figures show what the network computes, and find known directions."""
 
 import argparse
 import json
@@ -98,7 +98,7 @@ def survey_of(labels: list[int], features: np.ndarray | None = None, signatures:
     )
 
 
-# ---------------------------------------------------------------------------------------------- the truth is found
+# ---------------------------------------------------------------------------------------------- known directions
 
 
 # The twist prefers its direction as soon as it is made, so the networks below are untrained: they show the twist, not
@@ -119,7 +119,7 @@ def test_the_twist_prefers_streaks_in_its_direction_at_the_scale_of_its_cells():
     assert table[~torch.eye(4, dtype=bool)].max() < 0.4
 
 
-def test_turned_streaks_find_the_directions():
+def test_rotated_streaks_find_the_directions():
     angles = list(range(0, 180, twist_views.STEP))
     near = 0
     for seed in SEEDS:
@@ -140,10 +140,10 @@ def test_stage_3_prefers_its_directions_in_streaks_as_wide_as_its_cells():
     assert mean.diagonal().min() > 0.6
 
 
-# ---------------------------------------------------------------------------------------------- turning
+# ---------------------------------------------------------------------------------------------- rotation
 
 
-def test_a_turned_image_has_no_corners():
+def test_a_rotated_image_has_no_corners():
     white = Image.new('RGB', (200, 150), 'white')
     for angle in (0, 17, 45, 90, 133, 180):
         turned = twist_views.rotate(white, angle)
@@ -352,7 +352,7 @@ def test_a_checkpoint_that_is_missing_or_of_a_resnet_is_named(tmp_path):
     assert '--checkpoint is missing' in error_of('--view', 'kernels')
 
 
-def test_an_image_that_is_none_is_named(tmp_path, checkpoint):
+def test_an_image_that_cannot_be_read_is_named(tmp_path, checkpoint):
     text = tmp_path / 'text.jpg'
     text.write_text('no image')
     for path, reason in ((text, 'cannot be read as an image'), (tmp_path / 'none.jpg', 'No such file')):
@@ -469,7 +469,7 @@ def test_a_checkpoint_alone_says_that_its_images_are_not_checked(tree, checkpoin
 
 
 @pytest.mark.parametrize('name', [name for name in models.MODELS if 'twist' not in models.MODELS[name]])
-def test_what_the_classifier_reads_is_had_of_every_model(name):
+def test_every_baseline_gives_features_and_logits(name):
     torch.manual_seed(0)
     model = models.build_model(name, 3, img_size=64).eval()
     image = torch.randn(1, 3, 64, 64)
@@ -535,7 +535,7 @@ def test_heads_without_a_direction_are_numbered(picture, more):
         assert 'direction' not in drawn
 
 
-def test_an_image_that_is_too_small_to_be_turned_is_named(tmp_path, checkpoint):
+def test_an_image_that_is_too_small_to_be_rotated_is_named(tmp_path, checkpoint):
     for side in (1, 2, 4):
         Image.new('RGB', (side, 9)).save(tmp_path / 'dot.png')
         message = error_of('--checkpoint', checkpoint, '--image', tmp_path / 'dot.png', '--view', 'direction')
@@ -544,7 +544,7 @@ def test_an_image_that_is_too_small_to_be_turned_is_named(tmp_path, checkpoint):
 
 
 @pytest.mark.slow
-def test_a_dollar_in_the_name_of_a_class_is_a_dollar_and_a_byte_that_is_not_utf_8_no_crash(tmp_path, picture):
+def test_class_names_with_dollars_or_invalid_utf_8_are_drawn(tmp_path, picture):
     names = ['a$b_{', r'$\frac$', '$x$\udce9']
     subject, found = tiny()._replace(classes=names), survey_of([0, 0, 1, 1, 2, 2])
     figures = [
