@@ -270,6 +270,7 @@ def test_three_processes_stopped_through_torchrun_go_on_in_the_same_bits(imagene
     assert outcome(tmp_path / 'cut') == outcome(tmp_path / 'whole')
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on(imagenet, tmp_path, tiny, capfd):
     run(imagenet, tmp_path, '--batch_size', '8', '--accumulate', '2')
     run(imagenet, tmp_path, '--batch_size', '16', '--resume', 'auto')
@@ -288,6 +289,7 @@ def resume_alone(imagenet, tmp_path, *more: str) -> dict:
     return models.read_checkpoint(latest)['config']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('processes', [1, 4])
 def test_a_resume_takes_its_options_from_the_run_and_keeps_the_global_batch(
     imagenet, tmp_path, tiny, monkeypatch, capfd, processes
@@ -347,6 +349,7 @@ def test_the_global_batch_is_kept_or_one_line_says_that_it_cannot_be(monkeypatch
         assert (args.batch_size, args.accumulate, args.lr) == (*expected, 0.7)
 
 
+@pytest.mark.slow
 def test_a_small_shared_memory_takes_fewer_loader_processes(imagenet, tmp_path, tiny, monkeypatch, capfd):
     monkeypatch.setattr(train.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=1))
     run(imagenet, tmp_path, *ONE_EPOCH, '--num_workers', '4')

@@ -932,6 +932,7 @@ def fake_accuracies(monkeypatch, *values: float) -> None:
     monkeypatch.setattr(train, 'evaluate', evaluate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('killed_at', 'expected'), [('last.pt', (1, 40.0)), ('best.pt', (2, 60.0)), ('log.jsonl', (2, 60.0))]
 )
