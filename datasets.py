@@ -657,7 +657,7 @@ def tree_digest(dataset: str, data_dir: str | Path | None, splits: Splits) -> st
         splits: any fold of the tree.
 
     Raises:
-        DataError: an image is missing.
+        DataError: an image cannot be read.
     """
     images, lists = _all_images(dataset, data_dir, splits)
     top = _top(images)
@@ -665,19 +665,25 @@ def tree_digest(dataset: str, data_dir: str | Path | None, splits: Splits) -> st
     return _digest(lines + lists)
 
 
-def passed_over(dataset: str, data_dir: str | Path | None) -> list[str]:
+def passed_over(dataset: str, data_dir: str | Path | None, splits: Splits) -> list[str]:
     """What stands among the images of a tree and is in none of its folds: a line a kind, with counts and an example.
 
     Hidden files and folders do not count. A validation set that is drawn is said as well.
 
+    Args:
+        dataset, data_dir: as for load_splits.
+        splits: any fold of the tree.
+
     Raises:
-        DataError: as load_splits.
+        DataError: a folder cannot be read.
     """
-    splits = load_splits(dataset, data_dir, 1)
     if dataset == 'synthetic':
         return []
     images, _ = _all_images(dataset, data_dir, splits)
-    lines = _beside(set(images), _top(images))
+    try:
+        lines = _beside(set(images), _top(images))
+    except OSError as error:
+        raise DataError(f'{error.filename}: cannot be read ({error.strerror})') from error
     if dataset == 'folder' and (own := own_subsets(Path(data_dir))) and 'val' not in own:
         lines.append(f'{data_dir} has no val/: a tenth of each class of {own["train"]} validates')
     return lines
@@ -731,10 +737,10 @@ def _top(images: dict[str, str]) -> str:
 
 def _walk(folder: str, seen: frozenset = frozenset()) -> Iterator[str]:
     """The files below a folder, in order; links to folders are followed, hidden entries are passed over."""
-    found = os.stat(folder)
-    if (found.st_dev, found.st_ino) in seen:  # a link to a folder around it
-        return
     try:
+        found = os.stat(folder)
+        if (found.st_dev, found.st_ino) in seen:  # a link to a folder around it
+            return
         with os.scandir(folder) as entries:
             inside = sorted((entry.name, entry.is_dir()) for entry in entries if entry.name[0] != '.')
     except PermissionError:  # it counts as one file
@@ -750,6 +756,8 @@ def _walk(folder: str, seen: frozenset = frozenset()) -> Iterator[str]:
 def _size(path: str) -> int:
     try:
         return file_size(path)
+    except FileNotFoundError:  # listed in another fold, which says so when it is used
+        return -1
     except OSError as error:
         raise DataError(f'{path}: cannot be read ({error.strerror})') from error
 
@@ -836,7 +844,7 @@ def check(dataset: str, data_dir: Path | None) -> Findings:
         for what, count in (('classes', len(folds[1].classes)), ('images', len(images))):
             if count != entry.get(what, count):
                 tree.append(f'{data_dir}: has {count} {what}, {dataset} has {entry[what]}{other}')
-        notes = passed_over(dataset, data_dir)
+        notes = passed_over(dataset, data_dir, folds[1])
     else:
         images = {path: '' for path in _walk(str(data_dir)) if is_image(os.path.basename(path))}
         if dataset == 'fmd':
@@ -868,9 +876,9 @@ def check(dataset: str, data_dir: Path | None) -> Findings:
 
 def _folds_to_check(dataset: str, data_dir: Path | None) -> int:
     """The folds of a tree; of its data set, where the tree cannot tell."""
-    if dataset == 'folder' and own_subsets(Path(data_dir)):
-        return 1
     with contextlib.suppress(BadTreeError, OSError):
+        if dataset == 'folder' and own_subsets(Path(data_dir)):
+            return 1
         if dataset == 'dtd' and not _is_dtd(Path(data_dir), DATASETS['dtd']['classes']):
             return _dtd_folds(_dtd_root(Path(data_dir)))
     return DATASETS[dataset].get('folds', 5)

@@ -259,9 +259,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return fill(args, RECIPES[args.recipe])
 
 
-def largest_batch(batch_size: int, n_train: int, processes: int) -> int:
-    """The default batch size, brought down to what `n_train` images fill and the processes can share."""
-    return min(batch_size, n_train) // processes * processes
+def largest_batch(batch_size: int, n_train: int, n_images: int, processes: int) -> int:
+    """The default batch size, brought down to what the training images fill and the processes can share.
+
+    Every fold of a stratified partition trains with at least two fifths of its images, but not with the same number;
+    the batch is the same in all of them.
+    """
+    return min(batch_size, n_train, 2 * n_images // 5) // processes * processes
 
 
 def shrunk(args: argparse.Namespace, recipe: dict) -> list[str]:

@@ -19,6 +19,7 @@ import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ import models
 import options
 import runs
 from datasets import DataError, ImageList, list_images
+from images import image_bits, open_image
 from models import ModelError, TwistNet
 from runs import RunError, counted
 from train import (
@@ -343,6 +345,8 @@ def begin(args: argparse.Namespace, device: torch.device) -> tuple[argparse.Name
     if args.scale_lr and (not found or 'lr' in args.given):  # the learning rate that a checkpoint holds is scaled
         args.lr = args.lr * global_batch / BASE_BATCH
         say(f'learning rate {args.lr:g} for a global batch of {global_batch} (--no-scale_lr keeps --lr)')
+        if 'min_lr' not in args.given:
+            args.min_lr = min(args.min_lr, args.lr)
     options.check(args)
     train, val = (
         read_index(Path(args.data_dir) / subset, folder / f'index_{subset}.npz') for subset in ('train', 'val')
@@ -414,14 +418,15 @@ def build(args: argparse.Namespace, num_classes: int, device: torch.device, last
 
 
 def make_loaders(
-    args: argparse.Namespace, train: Index, val: Index, device: torch.device
+    args: argparse.Namespace, train: Index, val: Index, device: torch.device, bits: int | None
 ) -> tuple[DataLoader, DataLoader]:
     rank, world = process_rank()
     augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
     global_batch = args.batch_size * args.accumulate * world
     batches = TrainBatches(len(train), global_batch, args.seed, rank, world, args.accumulate)
     val_batches = EvalBatches(len(val), rank, world)
-    images, val_images = ForgivingImages(train, augmentation), ImageList(val, eval_transform(args.img_size))
+    read = partial(open_image, bits=bits)
+    images, val_images = ForgivingImages(train, augmentation, read), ImageList(val, eval_transform(args.img_size), read)
     image, largest = image_bytes(args.img_size), min(EVAL_BATCH, len(val))
     sizes = [(batches.steps * args.accumulate, args.batch_size * image), (len(val_batches), largest * image)]
     processes = loader_processes(args.num_workers, sizes)
@@ -461,7 +466,6 @@ def pretrain(args: argparse.Namespace) -> Path:
         RunError, DataError, ModelError: the run cannot begin or go on.
         KeyboardInterrupt: a signal came, and a checkpoint is saved.
     """
-    notes = options.shrunk(args, options.IMAGENET)
     if args.resume is None:  # else once the checkpoint has filled in what was not given
         options.check(args)
     if args.num_workers is None:
@@ -479,12 +483,13 @@ def pretrain(args: argparse.Namespace) -> Path:
     progress = dict(epoch=0, step=0, loss=0.0, dropped=0, streak=0, bad=[], history=[], best=dict(val_acc=-1.0))
     images = dict(train=len(train_index), validate=len(val_index))
     say(opening(args.data_dir, images, config['classes'], args.model, None, config['environment'], args.amp))
-    for line in [] if last else notes:
+    bits, notes = share_object(lambda: image_bits(path for index in (train_index, val_index) for path, _ in index))
+    for line in [*([] if last else options.shrunk(args, options.IMAGENET)), *(f'note: {note}' for note in notes)]:
         say(line)
     if last:
         progress = last['progress']
         say(f'{folder}: going on in epoch {progress["epoch"] + 1}, after {progress["step"]} steps of it')
-    loader, val_loader = make_loaders(args, train_index, val_index, device)
+    loader, val_loader = make_loaders(args, train_index, val_index, device, bits)
     steps = loader.batch_sampler.steps
     bar = tqdm(
         total=args.epochs * steps,

@@ -166,8 +166,9 @@ def state_of(run: Run) -> str:
             unknown.add('batch_size')
         else:
             processes = config.get('defines', {}).get('processes', 1)
-            batch_size = options.largest_batch(wanted['batch_size'], results.get('n_train', 10**9), processes)
-            wanted['batch_size'] = batch_size
+            n_train, n_val, n_test = (results.get(key, 10**9) for key in ('n_train', 'n_val', 'n_test'))
+            n_images = n_train + n_val + n_test
+            wanted['batch_size'] = options.largest_batch(wanted['batch_size'], n_train, n_images, processes)
     changes = [f'{k} {had.get(k)} -> {v}' for k, v in wanted.items() if k not in unknown and had.get(k) != v]
     if results is not None and results.get('fingerprint') != config.get('fingerprint'):
         changes.append('results.json is of another one')

@@ -301,6 +301,8 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
             f'{folder} holds a run of another configuration ({changed}); take another --run_dir, or --force to '
             'discard it'
         )
+    if results is None and old.get('tree') != config.get('tree'):  # a damaged test image has been replaced, say
+        write_json(folder / 'config.json', old | dict(tree=config.get('tree')))
     if results is not None or old.get('environment') == config['environment']:
         return results, ''
     return None, f'begun in another environment ({changes(old.get("environment", {}), config["environment"])})'

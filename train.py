@@ -382,18 +382,19 @@ def say_opening(args: argparse.Namespace, splits: Splits, weights: str | None, e
     say(opening(f'{data}, fold {args.fold}', images, classes, args.model, weights, environment, args.amp))
     for line in options.shrunk(args, options.RECIPES[args.recipe]):
         say(line)
-    for line in share_object(lambda: passed_over(args.dataset, args.data_dir)):
+    for line in share_object(lambda: passed_over(args.dataset, args.data_dir, splits)):
         say(f'note: {line}')
 
 
-def check_batch(args: argparse.Namespace, n_train: int, world: int) -> None:
+def check_batch(args: argparse.Namespace, splits: Splits, world: int) -> None:
     """Refuse a batch that the data or the processes cannot fill; bring down a default.
 
     Raises:
         RunError: with the option and its bounds.
     """
+    n_train, n_images = len(splits.train), sum(map(len, splits[:3]))
     if 'batch_size' not in args.given:
-        args.batch_size = options.largest_batch(args.batch_size, n_train, world)
+        args.batch_size = options.largest_batch(args.batch_size, n_train, n_images, world)
     if not 2 * world <= args.batch_size <= n_train:
         raise RunError(
             f'--batch_size {args.batch_size} must be from {2 * world} (two images a process, for BatchNorm) to the '
@@ -834,6 +835,8 @@ def begin(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict | 
     if last and not holds_best(folder, last['run']):
         say(f'note: {folder / "best.pt"} is missing or of another epoch than the best one; starting again from epoch 1')
         last = None
+    if last is None:
+        runs.write_json(folder / 'config.json', config)  # of the environment that makes every epoch
     return None, last
 
 
@@ -842,7 +845,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     options.check(args)
     splits = load_splits(args.dataset, args.data_dir, args.fold)
     rank, world = process_rank()
-    check_batch(args, len(splits.train), world)
+    check_batch(args, splits, world)
     device = setup(args.device, args.seed)
     args.device, args.amp = device.type, resolve_amp(args.amp, device)
     if args.num_workers is None:

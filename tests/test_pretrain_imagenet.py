@@ -26,6 +26,7 @@ import registry
 import runs
 import train
 from archives import DataError
+from images import open_image
 from pretrain_imagenet import ForgivingImages, parse_args, pretrain, read_index
 from runs import RunError
 
@@ -657,3 +658,17 @@ def test_classes_of_train_and_val_must_agree(imagenet, tmp_path, tiny):
         write_image(tmp_path / 'tree' / name / '1.JPEG', 1)
     with pytest.raises(DataError, match=r'class c is not in both train/ and val/'):
         run(tmp_path / 'tree', tmp_path, '--batch_size', '2')
+
+
+def test_deep_images_are_scaled_by_the_bits_of_the_whole_tree(imagenet, tmp_path, tiny, monkeypatch, capfd):
+    bits = []
+    monkeypatch.setattr(pretrain_imagenet, 'image_bits', lambda paths: (len(list(paths)) and 12, ['12 bits are taken']))
+    monkeypatch.setattr(pretrain_imagenet, 'open_image', lambda path, **given: bits.append(given) or open_image(path))
+    run(imagenet, tmp_path, *ONE_EPOCH)
+    assert set(map(str, bits)) == {"{'bits': 12}"}
+    assert 'note: 12 bits are taken' in capfd.readouterr().err
+
+
+def test_a_default_min_lr_shrinks_to_the_scaled_rate(imagenet, tmp_path, tiny, capfd):
+    run(imagenet, tmp_path, *ONE_EPOCH, '--batch_size', '2', '--lr', '1e-4')
+    assert 'must not exceed' not in capfd.readouterr().err

@@ -26,8 +26,9 @@ import models
 import options
 import runs
 import train
+from archives import DataError
 from compute_flops import measure
-from datasets import load_splits
+from datasets import Splits, load_splits
 from models import build_model
 from runs import RunError
 from train import EvalBatches, TrainBatches, lr_at
@@ -577,16 +578,39 @@ def test_a_default_makes_room_for_what_was_given_and_says_so(argv, expected, wor
     assert [word for word, note in zip(words, notes, strict=True) if word not in note] == []
 
 
+def test_a_mended_test_image_does_not_part_a_run_from_the_other_folds(tree, tmp_path, tiny):
+    damaged = Path(load_splits('dtd', tree, 1).test[0][0])
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b'damaged')
+    with pytest.raises(DataError, match=damaged.name):
+        run(tree, tmp_path)
+    damaged.write_bytes(whole)
+    folder, _ = run(tree, tmp_path)
+    other, _ = run(tree, tmp_path, '--fold', '2')
+    assert len({runs.read_json(path / 'config.json')['tree'] for path in (folder, other)}) == 1
+
+
 @pytest.mark.parametrize('argv', ['--epochs 3 --warmup_epochs 5', '--warmup_epochs 100', '--min_lr 1', '--lr nan'])
 def test_a_value_that_was_given_is_refused(argv):
     with pytest.raises(RunError):
         options.check(options.parse_args(argv.split()))
 
 
-@pytest.mark.parametrize(('n_train', 'processes', 'expected'), [(1000, 1, 32), (24, 1, 24), (1000, 3, 30), (20, 3, 18)])
-def test_a_default_batch_shrinks_to_the_training_set_and_the_processes(n_train, processes, expected):
+@pytest.mark.parametrize(
+    ('sizes', 'processes', 'expected'),
+    [
+        ((1000, 500, 500), 1, 32),
+        ((24, 24, 24), 1, 24),
+        ((1000, 500, 500), 3, 30),
+        ((20, 20, 20), 3, 18),
+        ((6, 2, 4), 1, 4),  # folds of one tree: they share a batch, and a table
+        ((8, 2, 2), 1, 4),
+    ],
+)
+def test_a_default_batch_shrinks_to_the_training_set_and_the_processes(sizes, processes, expected):
     args = options.parse_args(['--dataset', 'dtd'])
-    train.check_batch(args, n_train, processes)
+    splits = Splits(*([('x', 0)] * size for size in sizes), ['a'])
+    train.check_batch(args, splits, processes)
     assert args.batch_size == expected
     notes = options.shrunk(args, options.RECIPES[args.recipe])
     note = f'note: --batch_size is {expected}, not its default 32, to fit the training set and the number of processes'
@@ -594,7 +618,7 @@ def test_a_default_batch_shrinks_to_the_training_set_and_the_processes(n_train, 
     args = options.parse_args(['--dataset', 'dtd', '--batch_size', '32'])
     if expected < 32:
         with pytest.raises(RunError, match='--batch_size 32 must be'):
-            train.check_batch(args, n_train, processes)
+            train.check_batch(args, splits, processes)
 
 
 @pytest.mark.parametrize('key', [*trees.MAKE, 'folder', 'own splits'])
