@@ -642,7 +642,7 @@ def test_photographs_are_never_passed_over_for_drawn_images(tree, tmp_path, tiny
     assert results['n_train'] + results['n_val'] + results['n_test'] == 48
     config = runs.read_json(folder / 'config.json')
     assert config['options']['recipe'] == 'default'
-    assert (config['defines']['batch_size'], config['defines']['warmup_epochs']) == (results['n_train'], 0)
+    assert (config['defines']['batch_size'], config['defines']['warmup_epochs']) == (48 * 2 // 5, 0)
     err = capfd.readouterr().err
     assert f'folder in {tree}/images (by its layout; --dataset can name another)' in err
     assert (err.count('note: --batch_size'), err.count('note: --warmup_epochs is 0')) == (1, 1)
