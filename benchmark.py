@@ -166,7 +166,7 @@ def model_tasks(
     lr, momentum, decay = (recipe[key] for key in ('lr', 'momentum', 'weight_decay'))
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == 'fp16')
-    state = train.State(model, model, optimizer, scaler, device)
+    state = State(model, model, optimizer, scaler, device)
     shape = (batch_size, 3, img_size, img_size)
     images = torch.randint(256, shape, dtype=torch.uint8, pin_memory=device.type == 'cuda')
     labels = torch.randint(num_classes, (batch_size,))

@@ -345,7 +345,7 @@ def tree_digest(dataset: str, data_dir: str | Path | None, splits: Splits) -> st
         splits: any fold of the tree.
 
     Raises:
-        DataError: an image is missing.
+        DataError: an image cannot be read.
     """
     images, lists = _all_images(dataset, data_dir, splits)
     top = _top(images)
@@ -353,15 +353,18 @@ def tree_digest(dataset: str, data_dir: str | Path | None, splits: Splits) -> st
     return digest_lines(lines + lists)
 
 
-def passed_over(dataset: str, data_dir: str | Path | None) -> list[str]:
+def passed_over(dataset: str, data_dir: str | Path | None, splits: Splits) -> list[str]:
     """A line for each kind of file that stands among the images of a tree and is in none of its folds.
 
     Hidden files and folders do not count. A validation set that is drawn is reported, too.
 
+    Args:
+        dataset, data_dir: as for load_splits.
+        splits: any fold of the tree.
+
     Raises:
-        DataError: as load_splits.
+        DataError: a folder cannot be read.
     """
-    splits = load_splits(dataset, data_dir, 1)
     if dataset == 'synthetic':
         return []
     images, _ = _all_images(dataset, data_dir, splits)
@@ -433,7 +436,7 @@ def check_tree(dataset: str, data_dir: Path | None) -> Findings:
         for what, count in (('classes', len(folds[1].classes)), ('images', len(images))):
             if count != entry.get(what, count):
                 tree.append(f'{data_dir}: has {count} {what}, {dataset} has {entry[what]}{other}')
-        notes = passed_over(dataset, data_dir)
+        notes = passed_over(dataset, data_dir, folds[1])
     else:  # no fold to go by: every image in the tree
         skip = entry.get('skip', ())
         paths = images_below(str(data_dir))
@@ -461,9 +464,9 @@ def _load_folds(dataset: str, data_dir: Path | None) -> tuple[dict[int, Splits],
 def _count_folds(dataset: str, data_dir: Path | None) -> int:
     """The folds of a tree, or those of its data set where the tree does not tell."""
     entry = DATASETS[dataset]
-    if dataset == 'folder' and own_subsets(Path(data_dir)):
-        return 1
     with contextlib.suppress(BadTreeError, OSError):
+        if dataset == 'folder' and own_subsets(Path(data_dir)):
+            return 1
         if entry.get('lists') and not _is_dtd(Path(data_dir)):
             return _dtd_folds(_dtd_root(Path(data_dir)))
     return entry.get('folds', 5)

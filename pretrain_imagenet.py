@@ -35,11 +35,13 @@ from tqdm import tqdm
 from common import distributed
 from common.checkpoint import read_checkpoint, save_checkpoint, weights_file
 from common.distributed import is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights, world_size
+from common.images import image_bits, open_image
 from common.runs import counted
 from common.trees import Index, read_index
 from loader import EvalBatches, ForgivingImages, ImageList, TrainBatches, end_loaders, start_loaders, watch
 from models import TwistNet
-from train import CHECK_EVERY, State, build_state, evaluate, lr_at, mixed_loss, train_steps
+from state import State, build_state
+from train import CHECK_EVERY, evaluate, lr_at, mixed_loss, train_steps
 from transforms import eval_settings, eval_transform, seed_of, train_transform
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -189,6 +191,8 @@ def open_run(args: argparse.Namespace, device: torch.device) -> tuple:
     if args.scale_lr and (not found or 'lr' in args.given):  # the learning rate in a checkpoint is scaled already
         args.lr = args.lr * global_batch / options.BASE_BATCH
         say(f'learning rate {args.lr:g} for a global batch of {global_batch} (--no-scale_lr keeps --lr)')
+        if 'min_lr' not in args.given:
+            args.min_lr = min(args.min_lr, args.lr)
     options.check(args)
     if args.sync_bn and device.type == 'cpu':
         raise RunError('--sync_bn needs CUDA devices: torch has no synchronised BatchNorm for the CPU')
@@ -221,13 +225,16 @@ def describe_run(args: argparse.Namespace, train: Index, val: Index, device: tor
     )
 
 
-def make_loaders(args: argparse.Namespace, train: Index, val: Index, device: torch.device) -> list[DataLoader]:
-    """The loaders of the training and the validation images."""
+def make_loaders(
+    args: argparse.Namespace, train: Index, val: Index, device: torch.device, bits: int | None
+) -> list[DataLoader]:
+    """The loaders of the training and the validation images; `bits` is that of open_image."""
     rank, world = process_rank()
     augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
     global_batch = args.batch_size * args.accumulate * world
     batches = TrainBatches(len(train), global_batch, args.seed, rank, world, args.accumulate)
-    images, val_images = ForgivingImages(train, augmentation), ImageList(val, eval_transform(args.img_size))
+    read = partial(open_image, bits=bits)
+    images, val_images = ForgivingImages(train, augmentation, read), ImageList(val, eval_transform(args.img_size), read)
     pairs = [(images, batches), (val_images, EvalBatches(len(val), rank, world))]
     return start_loaders(pairs, args, device, ignore_signals=True)
 
@@ -252,7 +259,6 @@ def pretrain(args: argparse.Namespace) -> Path:
         RunError, DataError, ModelError: the run cannot start or resume.
         KeyboardInterrupt: a signal came, and a checkpoint is saved.
     """
-    notes = options.shrunk(args, options.IMAGENET)
     if args.resume is None:  # otherwise once the checkpoint has filled in what was not given
         options.check(args)
     if args.num_workers is None:
@@ -268,13 +274,14 @@ def pretrain(args: argparse.Namespace) -> Path:
     state = build_state(args, len(images.classes), device, last, args.batch_size, fused=True)
     counts = dict(train=len(images), validate=len(val_images))
     say(runs.opening(args, args.data_dir, counts, config['classes'], None, config['environment'], world_size()))
-    for line in [] if last else notes:
+    bits, notes = share_object(lambda: image_bits(path for index in (images, val_images) for path, _ in index))
+    for line in [*([] if last else options.shrunk(args, options.IMAGENET)), *(f'note: {note}' for note in notes)]:
         say(line)
     progress = last['progress'] if last else copy.deepcopy(START)
     if last:
         folder, epoch = args.checkpoint_dir, progress['epoch'] + 1
         say(f'{folder}: resuming in epoch {epoch}, after {progress["step"]} steps of it')
-    loader, val_loader = make_loaders(args, images, val_images, device)
+    loader, val_loader = make_loaders(args, images, val_images, device, bits)
     steps = loader.batch_sampler.steps
     total, done = args.epochs * steps, progress['epoch'] * steps + progress['step']
     bar = tqdm(total=total, initial=done, disable=is_quiet(), smoothing=0.05, **runs.terminal())

@@ -129,7 +129,8 @@ def difference_to(wanted: dict, config: dict, results: dict | None) -> str:
             unknown.add('batch_size')
         else:
             processes = config.get('defines', {}).get('processes', 1)
-            batch_size = options.largest_batch(wanted['batch_size'], results.get('n_train', 10**9), processes)
+            counts = [results.get(f'n_{subset}', 10**9) for subset in ('train', 'val', 'test')]
+            batch_size = options.largest_batch(wanted['batch_size'], counts[0], sum(counts), processes)
             wanted = wanted | dict(batch_size=batch_size)
     known = wanted.keys() - unknown
     return runs.changes({key: had.get(key) for key in known}, {key: wanted[key] for key in known})

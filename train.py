@@ -26,8 +26,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import convert_sync_batchnorm
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -39,7 +37,8 @@ from common.splits import Splits, split_digest
 from compute_flops import NO_FVCORE, measure
 from datasets import load_splits, passed_over, tree_digest
 from loader import make_loaders
-from transforms import blank_batch, eval_settings, mix, normalize, seed_of
+from state import State, build_state
+from transforms import eval_settings, mix, normalize, seed_of
 
 CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 NOT_FINITE = 'the checkpoints of the epochs before are kept; try a lower --lr or --amp off'
@@ -98,62 +97,10 @@ def say_opening(run: Run, progress: dict) -> None:
     say(runs.opening(args, f'{data}, fold {args.fold}', images, len(splits.classes), weights, environment, world))
     for line in options.shrunk(args, options.RECIPES[args.recipe]):
         say(line)
-    for line in share_object(lambda: passed_over(args.dataset, args.data_dir)):
+    for line in share_object(lambda: passed_over(args.dataset, args.data_dir, splits)):
         say(f'note: {line}')
     if progress['history']:
         say(f'{run.folder}: resuming after epoch {len(progress["history"])}')
-
-
-class State(NamedTuple):
-    """What training changes."""
-
-    model: nn.Module  # the plain module
-    parallel: nn.Module  # the model, with its gradients averaged over processes
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    device: torch.device
-    average: ModelEmaV3 | None = None  # of the weights, with --ema of pretraining
-
-
-def build_state(
-    args: argparse.Namespace,
-    num_classes: int,
-    device: torch.device,
-    last: dict | None,
-    batch_size: int,
-    pretrained: bool | str = False,
-    fused: bool = False,
-) -> State:
-    """Model, optimiser, scaler and average, new or as they are in a checkpoint.
-
-    Args:
-        args: the options of train.py or pretrain_imagenet.py; sync_bn, ema and ema_decay of the latter alone.
-        last: the checkpoint; None to start.
-        batch_size: images of a batch in this process.
-        pretrained: as for models.build_model.
-        fused: use the fused optimiser, which can skip a step on the device (see train_steps). Its momentum buffers
-            start as zeros: the first step is the same, and a skipped one would leave them uninitialised.
-    """
-    model = models.build_model(args.model, num_classes, False if last else pretrained, args.img_size)
-    if getattr(args, 'sync_bn', False):
-        model = convert_sync_batchnorm(model)  # timm's: to torch's SyncBatchNorm, timm's own BatchNorm layers too
-    model.to(device, memory_format=torch.channels_last)
-    recipe = dict(momentum=args.momentum, nesterov=args.momentum > 0, weight_decay=args.weight_decay)
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, **recipe, fused=fused or None)
-    for parameter in model.parameters() if fused and args.momentum else ():
-        optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
-    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
-    if last:
-        model.load_state_dict(last['state_dict'])
-        optimizer.load_state_dict(last['optimizer'])
-        scaler.load_state_dict(last['scaler'])
-    average = ModelEmaV3(model, args.ema_decay) if getattr(args, 'ema', False) else None
-    if last and average:
-        average.module.load_state_dict(last['average'])
-    if args.compile:
-        model.compile()  # in place: names in the state dict stay as they are
-    parallel = distributed.parallelise(model, args.amp, blank_batch(batch_size, args.img_size, device))
-    return State(model, parallel, optimizer, scaler, device, average)
 
 
 # ---------------------------------------------------------------------------------------------- loop
@@ -370,7 +317,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     options.check(args)
     splits = load_splits(args.dataset, args.data_dir, args.fold)
     _, world = process_rank()
-    options.check_batch(args, len(splits.train), world)
+    options.check_batch(args, len(splits.train), sum(map(len, splits[:3])), world)
     device = distributed.setup(args.device, args.seed)
     args.device, args.amp = device.type, distributed.resolve_amp(args.amp, device)
     if args.num_workers is None:

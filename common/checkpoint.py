@@ -107,10 +107,12 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict
     except UnsafeCheckpoint:
         raise
     except ModelError as error:
+        runs.write_json(folder / 'config.json', config)  # of the environment that makes every epoch
         return None, None, [*notes, f'note: {error}; starting again from epoch 1, with the same result']
     if not isinstance(last, dict) or last.get('fingerprint') != config['fingerprint']:
         raise RunError(f'{folder / "last.pt"} is not of this run; move it away, or --force to start again')
     if not holds_best(folder, last['run']):
+        runs.write_json(folder / 'config.json', config)
         lost = f'{folder / "best.pt"} is missing or of another epoch than the best one; starting again from epoch 1'
         return None, None, [*notes, f'note: {lost}']
     return None, last, notes

@@ -98,8 +98,10 @@ def _is_deep(image: Image.Image) -> bool:
     """True for an image of more than eight bits a channel that is not loaded yet."""
     if image.mode == 'F':
         raise ValueError('it has floating-point values, whose range is unknown')
-    layout = image.tile[0][3] if image.tile else ''  # Pillow reads the upper eight bits of 16-bit colours
-    return image.mode.startswith('I') or (';16' in str(layout) and image.mode != 'CMYK')
+    decoder, layout = (image.tile[0][0], str(image.tile[0][3])) if image.tile else ('', '')
+    # Pillow reads the upper eight bits of 16-bit colours. BGR;16 are 16 bits of all channels together.
+    wide = ';16' in layout.replace('BGR;16', '') and image.mode != 'CMYK'
+    return image.mode.startswith('I') or wide or decoder == 'SGI16'
 
 
 def _highest(image: Image.Image) -> int:

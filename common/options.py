@@ -380,19 +380,23 @@ def parse_pretraining_args(argv: list[str] | None = None) -> argparse.Namespace:
     return fill(read(get_pretraining_parser(), argv), IMAGENET)
 
 
-def largest_batch(batch_size: int, n_train: int, processes: int) -> int:
-    """The default batch size, lowered to what `n_train` images fill and the processes can share equally."""
-    return min(batch_size, n_train) // processes * processes
+def largest_batch(batch_size: int, n_train: int, n_images: int, processes: int) -> int:
+    """The default batch size, lowered to what the training images fill and the processes can share equally.
+
+    Every fold of a stratified partition trains with at least two fifths of its images, but not with the same number;
+    the batch is the same in all of them.
+    """
+    return min(batch_size, n_train, 2 * n_images // 5) // processes * processes
 
 
-def check_batch(args: argparse.Namespace, n_train: int, world: int) -> None:
+def check_batch(args: argparse.Namespace, n_train: int, n_images: int, world: int) -> None:
     """Bring a default batch size down to what the data and the processes can fill; refuse a given one that is not.
 
     Raises:
         RunError: with the option and its bounds.
     """
     if 'batch_size' not in args.given:
-        args.batch_size = largest_batch(args.batch_size, n_train, world)
+        args.batch_size = largest_batch(args.batch_size, n_train, n_images, world)
     if not 2 * world <= args.batch_size <= n_train:
         raise RunError(
             f'--batch_size {args.batch_size} must be from {2 * world} (two images a process, for BatchNorm) to the '

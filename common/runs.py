@@ -277,6 +277,8 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
         raise other_configuration(folder, changes(old.get('defines', {}), config['defines']), way_out)
     if results is not None and results.get('fingerprint') != config['fingerprint']:
         raise other_configuration(folder, 'results.json is of another one', way_out)
+    if results is None and old.get('tree') != config.get('tree'):  # a damaged test image has been replaced, say
+        write_json(folder / 'config.json', old | dict(tree=config.get('tree')))
     if results is not None or old.get('environment') == config['environment']:
         return results, ''
     return None, f'begun in another environment ({changes(old.get("environment", {}), config["environment"])})'

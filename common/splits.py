@@ -150,9 +150,15 @@ def split_digest(splits: Splits) -> str:
 
 
 def size_of(path: str) -> int:
-    """Bytes of the file at a path of a split, 0 for a drawn one; DataError where it is missing."""
+    """Bytes of the file at a path of a split; 0 for a drawn one, -1 for a missing one.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         return 0 if path.startswith(SYNTHETIC) else os.path.getsize(path)
+    except FileNotFoundError:  # listed in another fold, which reports it when it is used
+        return -1
     except OSError as error:
         raise DataError(f'{path}: cannot be read ({error.strerror})') from error
 

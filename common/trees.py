@@ -30,10 +30,10 @@ def broken_link(entry: os.DirEntry | Path) -> str:
 
 def walk(folder: str, seen: frozenset = frozenset()) -> Iterator[str]:
     """The files below a folder, in order; links to folders are followed, hidden entries are skipped."""
-    found = os.stat(folder)
-    if (found.st_dev, found.st_ino) in seen:  # a link to a folder around it
-        return
     try:
+        found = os.stat(folder)
+        if (found.st_dev, found.st_ino) in seen:  # a link to a folder around it
+            return
         with os.scandir(folder) as entries:
             inside = sorted((entry.name, entry.is_dir()) for entry in entries if entry.name[0] != '.')
     except PermissionError:  # it counts as one file
@@ -194,10 +194,18 @@ def read_mat(path: Path, name: str) -> list[int]:
 
 
 def unused_files(images: set[str], top: str) -> list[str]:
-    """A line for each kind of file below `top` that is not among the images, with a count and an example."""
+    """A line for each kind of file below `top` that is not among the images, with a count and an example.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
     folders = {os.path.dirname(path) for path in images}
     nested, unlisted, by_suffix = [], [], defaultdict(list)
-    for path in walk(top):
+    try:
+        paths = list(walk(top))
+    except OSError as error:
+        raise DataError(f'{error.filename}: cannot be read ({error.strerror})') from error
+    for path in paths:
         if path in images:
             continue
         if not is_image(os.path.basename(path)):

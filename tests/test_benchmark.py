@@ -189,6 +189,7 @@ def test_compiled_models_of_one_class_have_graphs_of_their_own(monkeypatch):
 # ------------------------------------------------------------------------------------------ tables
 
 
+@pytest.mark.slow
 def test_csv_has_plain_numbers_of_the_models_and_of_the_baseline(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, 'MIN_SECONDS', 0.001)
     text = measured(capsys, '--models', 'twistnet18_first_order,twistnet18_first_order', '--csv')

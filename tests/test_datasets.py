@@ -321,6 +321,10 @@ def test_a_class_may_be_called_train(tmp_path):
     assert load_splits('folder', tmp_path, 5).classes == ['Train', 'bus']
 
 
+def passed_over(dataset: str, root) -> list[str]:
+    return datasets.passed_over(dataset, root, load_splits(dataset, root, 1))
+
+
 def test_without_val_a_tenth_of_train_validates(tmp_path):
     folders(tmp_path / 'train', dict(a=20, b=4))
     folders(tmp_path / 'test', dict(a=2, b=2))
@@ -329,7 +333,7 @@ def test_without_val_a_tenth_of_train_validates(tmp_path):
     assert {label for _, label in splits.val} == {0, 1}
     together = sorted(splits.train + splits.val)
     assert [path for path, _ in together] == sorted(map(str, (tmp_path / 'train').rglob('*.png')))
-    (line,) = datasets.passed_over('folder', tmp_path)
+    (line,) = passed_over('folder', tmp_path)
     assert line == f'{tmp_path} has no val/: a tenth of each class of {tmp_path}/train validates'
     assert datasets.check_tree('folder', tmp_path).tree == []
     fails('fold 2', 'folder', tmp_path, 2)
@@ -337,23 +341,42 @@ def test_without_val_a_tenth_of_train_validates(tmp_path):
     fails("train: class 'c' has one image, of which none can be drawn", 'folder', tmp_path)
 
 
+def test_a_fold_trains_where_the_lists_of_another_one_are_broken(tree):
+    whole = load_splits('dtd', tree, 2)
+    with open(tree / 'labels' / 'test1.txt', 'a') as file:
+        file.write('class0/missing.png\n')
+    assert load_splits('dtd', tree, 2) == whole
+    assert datasets.tree_digest('dtd', tree, whole)
+    assert datasets.passed_over('dtd', tree, whole) == []
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
+    folders(tmp_path / 'p', dict(a=5, b=5))
+
+    def refuse(path):
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    assert datasets.check_tree('folder', tmp_path / 'p').tree == [f'{tmp_path}/p: cannot be read (Permission denied)']
+
+
 def test_what_is_passed_over_is_counted_and_named(tmp_path, tree):
     folders(tmp_path / 'p', dict(a=5, b=5))
-    assert datasets.passed_over('folder', tmp_path / 'p') == []
+    assert passed_over('folder', tmp_path / 'p') == []
     folders(tmp_path / 'p', {'a/day2': 2})
     for name in ('a/Thumbs.db', 'b/notes.txt', 'b/README', '.hidden', 'b/.directory', 'b/also.txt'):
         (tmp_path / 'p' / name).touch()
     (tmp_path / 'p' / 'b' / 'round').symlink_to(tmp_path / 'p')  # a link to what holds it
-    assert datasets.passed_over('folder', tmp_path / 'p') == [
+    assert passed_over('folder', tmp_path / 'p') == [
         f'passed over 2 images outside the class folders, such as {tmp_path}/p/a/day2/0.png',
         f'passed over 4 files without an image suffix (1 .db, 2 .txt, 1 no suffix), such as {tmp_path}/p/a/Thumbs.db',
     ]
-    assert datasets.passed_over('dtd', tree) == []
+    assert passed_over('dtd', tree) == []
     write_image(tree / 'images' / 'class0' / 'more.png', 1)
-    assert datasets.passed_over('dtd', tree) == [
+    assert passed_over('dtd', tree) == [
         f'passed over 1 image that no list names, such as {tree}/images/class0/more.png'
     ]
-    assert datasets.passed_over('synthetic', None) == []
+    assert passed_over('synthetic', None) == []
 
 
 def test_digests_of_splits_and_trees(tree, tmp_path):

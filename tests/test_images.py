@@ -189,3 +189,28 @@ def test_a_scan_above_pillows_limit(tmp_path, monkeypatch):
 def test_only_files_that_may_hold_more_than_eight_bits_are_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, 'open', None)
     assert image_bits(['a.jpg', 'b.JPEG', 'synthetic:brick/0001']) == (None, [])
+
+
+def bitmap_of_five_six_five(red: int, green: int, blue: int) -> bytes:
+    """A BMP of 8 x 8 pixels with 16 bits for all channels together, at these values of 5, 6 and 5 bits."""
+    masks = struct.pack('<3I', 0xF800, 0x07E0, 0x001F)
+    pixels = struct.pack('<H', red << 11 | green << 5 | blue) * 64
+    head = struct.pack('<IiiHHIIiiII', 40, 8, 8, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    return struct.pack('<2sIHHI', b'BM', 66 + len(pixels), 0, 0, 66) + head + masks + pixels
+
+
+@pytest.mark.parametrize('bits', [None, 12])
+def test_sixteen_bits_of_all_channels_together_are_eight_a_channel(tmp_path, capsys, bits):
+    (tmp_path / 'a.bmp').write_bytes(bitmap_of_five_six_five(12, 15, 4))
+    pixel = np.asarray(open_image(str(tmp_path / 'a.bmp'), bits))[0, 0]
+    assert np.abs(pixel.astype(int) - (99, 61, 33)).max() <= 1
+    assert capsys.readouterr().err == ''
+
+
+def test_an_sgi_file_of_two_bytes_a_value_is_no_dark_image_of_one(tmp_path):
+    ramp = np.linspace(0, 1008, 64).astype('>u2').tobytes()
+    path = tmp_path / 'a.sgi'
+    path.write_bytes(struct.pack('>hBBHHHHii', 474, 0, 2, 2, 8, 8, 1, 0, 1008).ljust(512, b'\0') + ramp)
+    with pytest.raises(DataError, match=r'a\.sgi.*16 bits a channel'):
+        open_image(str(path))
+    assert image_bits([str(path)])[0] is not None

@@ -162,6 +162,7 @@ def test_one_fold_has_no_whisker(tmp_path):
         assert labelled(figure.axes[0], 'folds')
 
 
+@pytest.mark.slow
 def test_figures_say_where_models_were_loaded_to_different_shares(tmp_path, monkeypatch):
     for dataset in ('dtd', 'fmd', 'cub200'):
         for model, share in (('resnet18', 0.998), ('twistnet18', 0.06), ('twistnet18_no_ais', 0.06)):
@@ -387,6 +388,7 @@ def test_gate_of_one_log(tmp_path, capsys, monkeypatch):
     assert Image.open(png).width == 1020  # 3.4 inches
 
 
+@pytest.mark.slow
 def test_figures_do_not_depend_on_the_backend_of_a_notebook_or_on_matplotlibrc(tmp_path, monkeypatch):
     monkeypatch.setitem(plt.rcParams, 'savefig.dpi', drawing.STYLE['savefig.dpi'])
     log = make(tmp_path / 'runs', model='twistnet18') / 'log.jsonl'
@@ -491,6 +493,7 @@ def test_pdf_is_vector_with_truetype_fonts(tmp_path):
     assert again[1].read_bytes() == paths[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_all_draws_what_it_can_and_names_the_rest(tmp_path, capsys):
     make_folds(tmp_path / 'runs')
     make_folds(tmp_path / 'runs', model='seresnet18')
@@ -561,6 +564,7 @@ def test_every_model_on_every_data_set_fits(tmp_path):
     assert [len(axes.get_legend().get_texts()) for axes in figure.axes] == [5, 5, 5, 5, 5, 2]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_a_page_goes_on_in_another(tmp_path, monkeypatch):
     for dataset in DATASETS:
         for model in ('resnet18', 'twistnet18'):
@@ -576,6 +580,7 @@ def test_what_does_not_fit_a_page_goes_on_in_another(tmp_path, monkeypatch):
     assert names == ['curves', 'curves_page2']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('plot', ['curves', 'gate', 'ablation'])
 def test_22_models_fit(tmp_path, plot):
     for model in MODELS:

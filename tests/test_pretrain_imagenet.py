@@ -21,10 +21,12 @@ from conftest import finish, write_image
 
 import models
 import pretrain_imagenet
+import state
 import train
 from common import options, registry, runs
 from common.checkpoint import read_checkpoint
 from common.errors import DataError, RunError
+from common.images import open_image
 from common.options import parse_pretraining_args as parse_args
 from common.trees import read_index
 from loader import ForgivingImages
@@ -113,7 +115,7 @@ def test_synchronised_batchnorm_keeps_the_names_and_the_function(tiny, model):
     states = []
     for args.sync_bn in (False, True):
         torch.manual_seed(0)
-        states.append(train.build_state(args, 3, torch.device('cpu'), None, 2))
+        states.append(state.build_state(args, 3, torch.device('cpu'), None, 2))
     plain, synchronised = (state.model for state in states)
     assert list(plain.state_dict()) == list(synchronised.state_dict())
     kinds = {type(module) for module in synchronised.modules()}
@@ -279,6 +281,7 @@ def test_three_processes_stopped_through_torchrun_go_on_in_the_same_bits(imagene
     assert outcome(tmp_path / 'cut') == outcome(tmp_path / 'whole')
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on(imagenet, tmp_path, tiny, capfd):
     run(imagenet, tmp_path, '--batch_size', '8', '--accumulate', '2')
     run(imagenet, tmp_path, '--batch_size', '16', '--resume', 'auto')
@@ -297,6 +300,7 @@ def resume_alone(imagenet, tmp_path, *more: str) -> dict:
     return read_checkpoint(latest)['config']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('processes', [1, 4])
 def test_a_resume_takes_its_options_from_the_run_and_keeps_the_global_batch(
     imagenet, tmp_path, tiny, monkeypatch, capfd, processes
@@ -356,6 +360,7 @@ def test_the_global_batch_is_kept_or_one_line_says_that_it_cannot_be(monkeypatch
         assert (args.batch_size, args.accumulate, args.lr) == (*expected, 0.7)
 
 
+@pytest.mark.slow
 def test_a_small_shared_memory_takes_fewer_loader_processes(imagenet, tmp_path, tiny, monkeypatch, capfd):
     monkeypatch.setattr('loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=1))
     run(imagenet, tmp_path, *ONE_EPOCH, '--num_workers', '4')
@@ -654,3 +659,17 @@ def test_classes_of_train_and_val_must_agree(imagenet, tmp_path, tiny):
         write_image(tmp_path / 'tree' / name / '1.JPEG', 1)
     with pytest.raises(DataError, match=r'class c is not in both train/ and val/'):
         run(tmp_path / 'tree', tmp_path, '--batch_size', '2')
+
+
+def test_deep_images_are_scaled_by_the_bits_of_the_whole_tree(imagenet, tmp_path, tiny, monkeypatch, capfd):
+    bits = []
+    monkeypatch.setattr(pretrain_imagenet, 'image_bits', lambda paths: (len(list(paths)) and 12, ['12 bits are taken']))
+    monkeypatch.setattr(pretrain_imagenet, 'open_image', lambda path, **given: bits.append(given) or open_image(path))
+    run(imagenet, tmp_path, *ONE_EPOCH)
+    assert set(map(str, bits)) == {"{'bits': 12}"}
+    assert 'note: 12 bits are taken' in capfd.readouterr().err
+
+
+def test_a_default_min_lr_shrinks_to_the_scaled_rate(imagenet, tmp_path, tiny, capfd):
+    run(imagenet, tmp_path, *ONE_EPOCH, '--batch_size', '2', '--lr', '1e-4')
+    assert 'note: --min_lr is 1.95313e-07, not its default 1e-06' in capfd.readouterr().err

@@ -25,7 +25,7 @@ import models
 import train
 from common import checkpoint, distributed, images, options, runs
 from common.checkpoint import read_checkpoint
-from common.errors import BUSY, ModelError, RunError
+from common.errors import BUSY, DataError, ModelError, RunError
 from compute_flops import measure
 from datasets import load_splits
 from interpret import trace
@@ -579,16 +579,38 @@ def test_a_default_makes_room_for_what_was_given_and_says_so(argv, expected, wor
     assert [word for word, note in zip(words, notes, strict=True) if word not in note] == []
 
 
+def test_a_mended_test_image_does_not_part_a_run_from_the_other_folds(tree, tmp_path, tiny):
+    damaged = Path(load_splits('dtd', tree, 1).test[0][0])
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b'damaged')
+    with pytest.raises(DataError, match=damaged.name):
+        run(tree, tmp_path)
+    damaged.write_bytes(whole)
+    folder, _ = run(tree, tmp_path)
+    other, _ = run(tree, tmp_path, '--fold', '2')
+    assert len({runs.read_json(path / 'config.json')['tree'] for path in (folder, other)}) == 1
+
+
 @pytest.mark.parametrize('argv', ['--epochs 3 --warmup_epochs 5', '--warmup_epochs 100', '--min_lr 1', '--lr nan'])
 def test_a_value_that_was_given_is_refused(argv):
     with pytest.raises(RunError):
         options.check(options.parse_args(argv.split()))
 
 
-@pytest.mark.parametrize(('n_train', 'processes', 'expected'), [(1000, 1, 32), (24, 1, 24), (1000, 3, 30), (20, 3, 18)])
-def test_a_default_batch_shrinks_to_the_training_set_and_the_processes(n_train, processes, expected):
+@pytest.mark.parametrize(
+    ('sizes', 'processes', 'expected'),
+    [
+        ((1000, 500, 500), 1, 32),
+        ((24, 24, 24), 1, 24),
+        ((1000, 500, 500), 3, 30),
+        ((20, 20, 20), 3, 18),
+        ((6, 2, 4), 1, 4),  # folds of one tree: they share a batch, and a table
+        ((8, 2, 2), 1, 4),
+    ],
+)
+def test_a_default_batch_shrinks_to_the_training_set_and_the_processes(sizes, processes, expected):
     args = options.parse_args(['--dataset', 'dtd'])
-    options.check_batch(args, n_train, processes)
+    options.check_batch(args, sizes[0], sum(sizes), processes)
     assert args.batch_size == expected
     notes = options.shrunk(args, options.RECIPES[args.recipe])
     note = f'note: --batch_size is {expected}, not its default 32, to fit the training set and the number of processes'
@@ -596,7 +618,7 @@ def test_a_default_batch_shrinks_to_the_training_set_and_the_processes(n_train, 
     args = options.parse_args(['--dataset', 'dtd', '--batch_size', '32'])
     if expected < 32:
         with pytest.raises(RunError, match='--batch_size 32 must be'):
-            options.check_batch(args, n_train, processes)
+            options.check_batch(args, sizes[0], sum(sizes), processes)
 
 
 @pytest.mark.parametrize('key', [*trees.MAKE, 'folder', 'own splits'])
@@ -620,7 +642,7 @@ def test_photographs_are_never_passed_over_for_drawn_images(tree, tmp_path, tiny
     assert results['n_train'] + results['n_val'] + results['n_test'] == 48
     config = runs.read_json(folder / 'config.json')
     assert config['options']['recipe'] == 'default'
-    assert (config['defines']['batch_size'], config['defines']['warmup_epochs']) == (results['n_train'], 0)
+    assert (config['defines']['batch_size'], config['defines']['warmup_epochs']) == (48 * 2 // 5, 0)
     err = capfd.readouterr().err
     assert f'folder in {tree}/images (by its layout; --dataset can name another)' in err
     assert (err.count('note: --batch_size'), err.count('note: --warmup_epochs is 0')) == (1, 1)
@@ -934,6 +956,7 @@ def fake_accuracies(monkeypatch, *values: float) -> None:
     monkeypatch.setattr(train, 'evaluate', evaluate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('killed_at', 'expected'), [('last.pt', (1, 40.0)), ('best.pt', (2, 60.0)), ('log.jsonl', (2, 60.0))]
 )

@@ -482,6 +482,7 @@ def test_every_baseline_gives_features_and_logits(name):
     assert len(list(model.feature_info)) == len(maps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['swin_tiny', 'twistnet18_first_order'])
 def test_a_model_without_stci_is_drawn_by_features_and_tsne(tree, tmp_path, name, picture, capsys, monkeypatch):
     monkeypatch.setattr(visualize, 'save', lambda figure, save_dir, view: [view])

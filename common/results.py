@@ -1,0 +1,295 @@
+"""Results of runs as tables: which runs of a folder belong together, their means, and what may be compared.
+
+Seeds are averaged inside a fold first; see summarize_runs.py, which prints the tables, and plot_results.py.
+"""
+
+import argparse
+import statistics
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common import options, runs
+from common.errors import RunError
+from common.registry import DATASETS, MODELS, dataset_label, model_label
+from common.runs import counted
+from common.statistics import correct, corrected_t_test
+
+CELL = ('dataset', 'model', 'fold', 'seed')  # what tells the runs of one table apart
+NUMBERS = ('test_acc', 'n_train', 'n_test', 'params_M')  # of results.json, in every complete run
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+@dataclass
+class Row:
+    """One model on one data set under one recipe."""
+
+    dataset: str
+    model: str
+    results: dict[tuple[int, int], dict] = field(default_factory=dict)  # results.json by (fold, seed)
+    missing: list[tuple[int, int]] = field(default_factory=list)  # (fold, seed) that other models or seeds have
+    best: int = 0  # 1 for the highest mean of its data set, 2 for the second; 0 elsewhere and where cells differ
+    baseline: str | None = None  # the model it is compared with
+    difference: dict = field(default_factory=dict)  # to it: value and, where there is a test, low, high, p, p_holm
+
+    @property
+    def accuracies(self) -> dict[tuple[int, int], float]:
+        """Test accuracy in % by (fold, seed)."""
+        return {cell: results['test_acc'] for cell, results in self.results.items()}
+
+    @property
+    def folds(self) -> dict[int, float]:
+        """Mean over seeds by fold."""
+        by_fold = defaultdict(list)
+        for (fold, _), accuracy in sorted(self.accuracies.items()):
+            by_fold[fold].append(accuracy)
+        return {fold: statistics.fmean(values) for fold, values in by_fold.items()}
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.folds.values())
+
+    @property
+    def sd(self) -> float | None:
+        """Sample standard deviation over folds; None for one fold."""
+        return statistics.stdev(self.folds.values()) if len(self.folds) > 1 else None
+
+    @property
+    def size(self) -> str:
+        """'5 folds x 3 seeds'."""
+        counts = Counter(fold for fold, _ in self.results).values()
+        low, high = min(counts), max(counts)
+        return f'{counted(len(counts), "fold")} x ' + f'{low}-' * (low < high) + counted(high, 'seed')
+
+    def recorded(self, key: str) -> list:
+        """Values of a key of results.json, without the runs that did not record it."""
+        return [results[key] for results in self.results.values() if results.get(key) is not None]
+
+    def last(self, key: str):
+        """The last recorded value of a key of results.json; None without any."""
+        return (self.recorded(key) or [None])[-1]
+
+
+@dataclass
+class Table:
+    """All rows of one recipe; `rows` has a key (data set, model) where at least one run is complete."""
+
+    recipe: dict
+    datasets: list[str]
+    models: list[str]
+    rows: dict[tuple[str, str], Row]
+    baseline: str | None = None  # the model that the others are compared with
+    notes: list[str] = field(default_factory=list)  # what is missing or cannot be compared, by data set
+    labels: dict[str, str] = field(default_factory=dict)  # of data sets, where they differ from the registry's
+
+    def label(self, dataset: str) -> str:
+        return dataset_label(dataset, self.labels)
+
+    def note(self, dataset: str, text: str) -> None:
+        self.notes.append(f'{self.label(dataset)}: {text}')
+
+
+def read_run(folder: Path) -> tuple[dict, dict | None]:
+    """config.json and results.json of a run; None for the latter where the run is not complete.
+
+    Raises:
+        RunError: a file is damaged, or is not one of train.py's.
+    """
+    config, results = (runs.read_json(folder / name) for name in ('config.json', 'results.json'))
+    defines, path = config.get('defines'), folder / 'config.json'
+    if not isinstance(defines, dict) or not {*CELL, 'split'} <= defines.keys() or 'fingerprint' not in config:
+        raise RunError(f'{path}: has no defines or no fingerprint')
+    if defines['dataset'] not in DATASETS:
+        raise RunError(f"{path}: unknown data set '{defines['dataset']}'")
+    for key in NUMBERS if results is not None else ():
+        if not isinstance(results.get(key), int | float):
+            raise RunError(f'{folder / "results.json"}: {key} is {results.get(key)!r}')
+    if results is not None and results.get('fingerprint') != config['fingerprint']:
+        raise RunError(f'{folder / "results.json"}: is of another configuration')
+    return config, results
+
+
+Found = list[tuple[dict, dict | None]]  # (config, results) of runs, with results None where a run is not complete
+
+
+def read_runs(args: argparse.Namespace, what: str) -> Found:
+    """The runs that the options ask for, each once; what was left out is named on stderr.
+
+    Args:
+        args: those of add_run_args.
+        what: 'run' for any, 'complete run' where one at least must be.
+
+    Raises:
+        RunError: there is no such run, a name is not known, or two runs of one data set saw different trees of images,
+            or two of one fold different images.
+    """
+    options.check_names('models', args.models or (), MODELS)
+    options.check_names('baseline', [args.baseline] if args.baseline else [], MODELS)
+    found: dict[tuple, tuple[dict, dict | None]] = {}
+    seen: dict[tuple, tuple[str, Path]] = {}
+    for path in (path for run_dir in args.run_dir for path in run_dir.glob('*/results.json')):
+        if not path.with_name('config.json').exists():
+            print(f'left out: {path.parent}: has no config.json', file=sys.stderr)
+    for folder in (folder for run_dir in args.run_dir for folder in runs.find_runs(run_dir)):
+        try:
+            config, results = read_run(folder)
+        except RunError as error:
+            print(f'left out: {error}', file=sys.stderr)
+            continue
+        if args.models and config['defines']['model'] not in args.models:
+            continue
+        if results is None:
+            print(f'not complete: {folder}', file=sys.stderr)
+        _check_images(seen, folder, config)
+        key = (config['fingerprint'], *(config['defines'][key] for key in CELL))
+        if key in found and results is not None and found[key][1] is not None:
+            print(f'made twice, taken once: {folder}', file=sys.stderr)
+        if key not in found or found[key][1] is None:
+            found[key] = config, results
+    if not any(results or what == 'run' for _, results in found.values()):
+        of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
+        raise RunError(f'{", ".join(map(str, args.run_dir))}: no {what}{of}')
+    return list(found.values())
+
+
+def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dict) -> None:
+    """Raise RunError for a run on other images than the runs seen so far, which it joins."""
+    dataset, fold, split = (config['defines'][key] for key in ('dataset', 'fold', 'split'))
+    # Digests: of the tree, by data set (runs of older code did not record it), and of the split, by data set and fold.
+    for key, digest in (((dataset,), config.get('tree')), ((dataset, fold), split)):
+        if digest is not None and (other := seen.setdefault(key, (digest, folder)))[0] != digest:
+            raise RunError(
+                f'{other[1]} and {folder} are of different {"images" if key[1:] else "trees of images"}, which no '
+                'table pools; move the runs of each into a folder of their own and give one of these to --run_dir'
+            )
+
+
+def recipe_of(config: dict) -> dict:
+    """What all runs of a table share: the options that define a run, without those that its runs differ in."""
+    defines = config['defines']
+    own = (*CELL, 'split', 'pretrained')
+    return {k: v for k, v in defines.items() if k not in own} | dict(pretrained=bool(defines.get('pretrained')))
+
+
+def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
+    """A table for each recipe, the one with most runs first.
+
+    Models stand in the order of --models or the registry, and are compared with --baseline or the first of
+    options.BASELINES that a table has.
+
+    Raises:
+        RunError: runs of one model that started from different weights.
+    """
+    by_recipe = defaultdict(list)
+    for config, results in found:
+        by_recipe[tuple(sorted((k, str(v)) for k, v in recipe_of(config).items()))].append((config, results))
+    made = [_make_table(group, args) for group in by_recipe.values()]
+    return sorted(made, key=lambda table: -sum(len(row.results) for row in table.rows.values()))
+
+
+def _make_table(group: Found, args: argparse.Namespace) -> Table:
+    rows: dict[tuple[str, str], Row] = {}
+    cells = defaultdict(set)  # (fold, seed) of every run of a data set, complete or not
+    weights = {}  # by model, complete or not
+    for config, results in group:
+        dataset, model, *cell = (config['defines'][key] for key in CELL)
+        cells[dataset].add(tuple(cell))
+        pretrained = config['defines'].get('pretrained')
+        if weights.setdefault(model, pretrained) != pretrained:
+            raise RunError(
+                f'runs of {model} start from different weights ({weights[model]} and {pretrained}); put them into '
+                'folders of their own'
+            )
+        if results is not None:
+            rows.setdefault((dataset, model), Row(dataset, model)).results[tuple(cell)] = results
+    order = list(args.models or MODELS)
+    models = sorted(weights, key=lambda model: (order.index(model) if model in order else len(order), model))
+    baseline = args.baseline or next((name for name in options.BASELINES if name in models), options.BASELINES[0])
+    datasets = [name for name in DATASETS if name in cells]
+    table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, labels=args.labels)
+    for dataset in datasets:
+        _note_missing(table, dataset, cells[dataset])
+        _compare(table, dataset, asked=args.baseline is not None)
+    return table
+
+
+def _note_missing(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:
+    """Fill in which (fold, seed) each row lacks."""
+    expected = {(fold, seed) for fold, _ in cells for _, seed in cells}
+    lacking = defaultdict(list)
+    for model in table.models:
+        if row := table.rows.get((dataset, model)):
+            row.missing = sorted(expected - row.results.keys())
+            lacking[', '.join(f'fold {fold} seed {seed}' for fold, seed in row.missing)].append(model_label(model))
+        else:
+            table.note(dataset, f'no complete run of {model_label(model)}')
+    for cells, names in lacking.items():
+        if cells:
+            table.note(dataset, f'{", ".join(names)} {"lack" if names[1:] else "lacks"} {cells}')
+
+
+def _compare(table: Table, dataset: str, asked: bool) -> None:
+    """Fill in the ranks and the differences to the baseline, where all models have the same (fold, seed).
+
+    asked: the user named the baseline, so that its absence is noted even where there is nothing to compare.
+    """
+    rows = [table.rows[dataset, model] for model in table.models if (dataset, model) in table.rows]
+    base = table.rows.get((dataset, table.baseline))
+    if base is None and (asked or len(rows) > 1):
+        table.note(dataset, f'no run of the baseline {model_label(table.baseline)}, so none is compared')
+    if len({frozenset(row.results) for row in rows}) > 1:
+        table.note(dataset, 'the models have different folds or seeds, so none is ranked or compared')
+        return
+    means = sorted({round(row.mean, 9) for row in rows}, reverse=True)
+    for row in rows:
+        row.best = means.index(round(row.mean, 9)) + 1 if len(rows) > 1 and row.mean >= means[:2][-1] - 1e-9 else 0
+    others = [row for row in rows if base and row is not base]
+    tests = []
+    for row in others:
+        ratio = statistics.fmean(results['n_test'] / results['n_train'] for results in row.results.values())
+        tests.append(corrected_t_test([row.folds[fold] - base.folds[fold] for fold in base.folds], ratio))
+    correct(tests)
+    for row, test in zip(others, tests):
+        row.baseline, row.difference = table.baseline, test if test['p'] is not None else dict(value=test['value'])
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+def title_of(table: Table, among: list[dict]) -> str:
+    """The title of a table: how long, how large, from which start, and what else tells it from all recipes `among`."""
+    recipe, shares = table.recipe, loaded_percent(table, 'dataset').values()
+    differing = {k for other in among for k in recipe if other.get(k) != recipe.get(k)}
+    words = [counted(recipe.get('epochs'), 'epoch'), f'{recipe.get("img_size")} px']
+    words += ['from ImageNet weights' if recipe['pretrained'] else 'from scratch']
+    if any(len(known) > 1 for known in shares):
+        words += [f'{percent_range(set().union(*shares))} of the parameters loaded']
+    return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing - {'epochs', 'img_size', 'pretrained'})])
+
+
+def loaded_percent(table: Table, by: str) -> dict[str, set[int]]:
+    """Shares of the parameters loaded from ImageNet weights, in whole percent, by 'dataset' or 'model'."""
+    shares = defaultdict(set)
+    for row in table.rows.values() if table.recipe.get('pretrained') else ():
+        shares[getattr(row, by)] |= {round(100 * share) for share in row.recorded('loaded')}
+    return shares
+
+
+def loaded_note(table: Table) -> str:
+    """How much of each model of a table from ImageNet weights was loaded; '' for one of runs from scratch."""
+    shares = loaded_percent(table, 'model')
+    words = {model: percent_range(shares[model]) for model in table.models if model in shares}
+    listed = ', '.join(f'{model_label(model)} {share}' for model, share in words.items())
+    if len(set(words.values())) == 1:
+        listed = words.popitem()[1]
+    return f'Parameters loaded from ImageNet weights: {listed}.' * bool(shares)
+
+
+def percent_range(values: set[int]) -> str:
+    """'6-100 %', or '6 %'."""
+    if not values:
+        return 'share not recorded'
+    low, high = min(values), max(values)
+    return f'{low}-' * (low < high) + f'{high} %'
