@@ -34,6 +34,7 @@ from compute_flops import BASELINE, NO_FVCORE, add_size_args, choose, measure
 from datasets import load_splits
 from loader import ImageList, eval_images
 from models import build_model
+from state import State
 from transforms import eval_view, normalize, train_transform
 
 MIN_SECONDS = 0.05  # of one measurement: shorter work is repeated within it

@@ -43,6 +43,7 @@ from common.drawing import (
 )
 from common.errors import RunError, user_errors
 from common.registry import MODELS, model_label
+from common.results import CELL, Row, Table, loaded_note, make_tables, read_runs, recipe_of, title_of
 
 GATE_INIT = -2.0  # of a TwistBlock, before its sigmoid, where the registry says nothing else
 

@@ -5,6 +5,7 @@ Seeds are averaged inside a fold first; see summarize_runs.py, which prints the 
 
 import argparse
 import statistics
+import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
