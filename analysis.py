@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+import trained
 from common import distributed, options, runs
 from common.drawing import Figure, save
 from common.errors import RunError, UserError, user_errors
@@ -38,9 +39,9 @@ from common.runs import counted
 from common.splits import bits_of
 from interpret import findings, questions, trace
 from interpret.questions import HeldOut
-from interpret.trace import Subject
 from loader import ImageList
 from plot_results import initial_gate
+from trained import Subject
 from transforms import eval_transform
 
 
@@ -70,7 +71,7 @@ def read_images(subject: Subject, settings: dict, with_val: bool) -> HeldOut:
 
     Args:
         subject: the model.
-        settings: of trace.data_of; copies.
+        settings: of trained.data_of; copies.
         with_val: read those of validation too.
 
     Raises:
@@ -119,7 +120,7 @@ def report_text(report: dict) -> str:
     if report['copies']:
         notes.append(f'`--copies {report["copies"]}` left {counted(report["n_copies"], "image")} out.')
     if report['caution']:
-        notes.append(trace.CAUTIONS[report['caution']])
+        notes.append(trained.CAUTIONS[report['caution']])
     if report['n_val']:
         notes.append('Images of validation chose the epoch.')
     lines = [
@@ -172,9 +173,9 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, HeldOut, dict]:
         re.compile(args.copies or '')
     except re.error as error:
         raise RunError(f'--copies {args.copies}: {error}') from error
-    subject = trace.load(args.checkpoint)
+    subject = trained.load(args.checkpoint)
     trace.need_stci(subject)
-    settings = trace.data_of(args, subject) | dict(seed=args.seed, copies=args.copies)
+    settings = trained.data_of(args, subject) | dict(seed=args.seed, copies=args.copies)
     defines = settings['defines']
     settings['initial_gate'] = initial_gate(subject.name, defines) if defines else None
     subject.model.to(distributed.setup(args.device, args.seed))

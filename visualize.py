@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import trained
 from common import options
 from common.drawing import Figure, save
 from common.errors import RunError, UserError, user_errors
@@ -53,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     """
     if args.checkpoint is None:
         raise RunError('--checkpoint is missing: the best.pt of a run')
-    subject = trace.load(args.checkpoint)
+    subject = trained.load(args.checkpoint)
     image = None if args.image is None else open_image(str(args.image.absolute()))
     survey = functools.cache(lambda: class_views.survey_subset(subject, args))  # one pass for all views
 

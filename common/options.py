@@ -224,7 +224,7 @@ def add_inside_args(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data_of_run_args(parser: argparse.ArgumentParser) -> None:
-    """The data set that a checkpoint runs over; trace.data_of fills in what is not given."""
+    """The data set that a checkpoint runs over; trained.data_of fills in what is not given."""
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', help="a data set to run over; if not given, the run's own")
     group.add_argument('--data_dir', help="its root; if not given, the run's own")

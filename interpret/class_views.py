@@ -11,6 +11,7 @@ from sklearn.metrics import silhouette_samples
 from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
+import trained
 from common.drawing import COLORS, MARKERS, PAGE, Axes, Figure, frame, heat_map, plt, readable
 from common.errors import DataError, ModelError
 from common.images import open_image
@@ -18,7 +19,7 @@ from common.registry import dataset_label, model_label
 from common.splits import bits_of
 from interpret import trace
 from interpret.image_views import ANGLES, DEGREE
-from interpret.trace import Subject
+from trained import Subject
 
 NEIGHBOURS = 5
 GREY = 2 * len(MARKERS)  # classes that differ by marker alone, filled or open
@@ -44,12 +45,12 @@ def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
 
     Args:
         subject: the model.
-        args: of trace.data_of; subset.
+        args: of trained.data_of; subset.
 
     Raises:
-        RunError: as trace.data_of. DataError: the data set cannot be read, or a class has one image in the subset.
+        RunError: as trained.data_of. DataError: the data set cannot be read, or a class has one image in the subset.
     """
-    data = trace.data_of(args, subject)
+    data = trained.data_of(args, subject)
     dataset, data_dir, fold, splits = (data[key] for key in ('dataset', 'data_dir', 'fold', 'splits'))
     subset = args.subset or 'test'
     items = getattr(splits, subset)

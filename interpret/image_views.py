@@ -10,8 +10,9 @@ from common.drawing import CMAP, PAGE, Axes, Figure, frame, plt, readable
 from common.errors import ModelError
 from common.registry import model_label
 from interpret import trace
-from interpret.trace import Block, Subject
+from interpret.trace import Block
 from models import DIRECTIONS
+from trained import Subject
 
 ANGLES = tuple(round(math.degrees(math.atan2(dy, dx))) for dy, dx in DIRECTIONS)  # of the heads; clockwise: dy is down
 ARROWS = '\N{RIGHTWARDS ARROW}\N{SOUTH EAST ARROW}\N{DOWNWARDS ARROW}\N{SOUTH WEST ARROW}'

@@ -28,8 +28,9 @@ import loader
 from common.errors import RunError
 from common.statistics import LEVEL, correct, corrected_t_test, mcnemar, paired
 from interpret import information, trace
-from interpret.trace import Block, Subject
+from interpret.trace import Block
 from models import TwistNet, blocks_of
+from trained import Subject
 from transforms import normalize
 
 MAX_IMAGES = 256  # for mutual information, whose time grows with the square

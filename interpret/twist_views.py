@@ -13,8 +13,8 @@ from common.drawing import COLORS, DASHES, PAGE, Axes, Figure, Line2D, frame, he
 from common.errors import RunError
 from interpret import trace
 from interpret.image_views import ANGLES, DEGREE, TIMES, head_label, need_twist, title_of_model, wide_blocks
-from interpret.trace import Subject
 from models import Twist, blocks_of
+from trained import Subject
 from transforms import normalize
 
 STEP = 15  # degrees between two rotations

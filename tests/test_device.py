@@ -16,10 +16,11 @@ import benchmark
 import models
 import pretrain_imagenet
 import train
+import trained
 import visualize
 from common import distributed, options, runs
 from common.checkpoint import read_checkpoint
-from interpret import information, questions, trace
+from interpret import information, questions
 
 JOB = dict(RANK='0', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT='29500')
 
@@ -184,7 +185,7 @@ def test_a_trained_model_is_looked_into_on_a_device(tree, tmp_path, tiny, monkey
     with CudaStandIn(monkeypatch) as cuda:
         assert str(answers()) == str(expected)
         assert sums[: len(sums) // 2] == sums[len(sums) // 2 :]
-        assert next(trace.load(folder / 'best.pt').model.parameters()).device.type == 'cpu'
+        assert next(trained.load(folder / 'best.pt').model.parameters()).device.type == 'cpu'
         visualize.main(visualize.get_args_parser().parse_args([*argv, '--view', 'selection']))
     assert cuda.calls
 

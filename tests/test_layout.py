@@ -17,7 +17,15 @@ SOURCES = {
 }
 # From the bottom: a module imports modules of lower levels, or of its own.
 LEVELS = ('common', 'transforms', 'library', 'interpret', 'script')
-LIBRARY = ('datasets', 'models', 'loader', 'compute_flops', 'state', 'train')  # what a training run consists of
+LIBRARY = (
+    'datasets',
+    'models',
+    'loader',
+    'compute_flops',
+    'state',
+    'train',
+    'trained',
+)  # what a training run consists of
 LONGEST_FILE, LONGEST_FUNCTION = 550, 60  # lines; of a function without its docstring
 
 

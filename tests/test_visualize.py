@@ -18,13 +18,14 @@ from PIL import Image
 import assets.architecture as architecture
 import models
 import plot_results
+import trained
 import visualize
 from common import drawing, synthetic
 from common.errors import ModelError, RunError, UserError
 from common.splits import split_digest
 from datasets import load_splits
 from interpret import class_views, image_views, trace, twist_views
-from interpret.trace import Subject
+from trained import Subject
 from transforms import eval_settings, normalize
 
 ANGLES = (0, 45, 90, 135)  # of heads 1 to 4: the convention of synthetic.py's classes
@@ -436,8 +437,8 @@ def replaced(tree: Path) -> list:
 def test_images_that_may_have_trained_the_model_are_refused_or_marked(tmp_path, checkpoint, capsys, change, words):
     tree = class_folders(tmp_path / 'set', 12)
     record_run(checkpoint, data_dir=str(tree))
-    subject = trace.load(checkpoint)
-    assert trace.data_of(arguments(), subject)['caution'] is None
+    subject = trained.load(checkpoint)
+    assert trained.data_of(arguments(), subject)['caution'] is None
     given = change(tree)
     message = error_of('--checkpoint', checkpoint, '--view', 'tsne', *given)
     assert words in message
@@ -454,17 +455,17 @@ def test_the_run_s_own_split_is_known_wherever_the_tree_is_and_whatever_it_is_ca
     tree = class_folders(tmp_path / 'set', 12)
     record_run(checkpoint, data_dir=str(tree))
     moved = tree.rename(tmp_path / 'moved')
-    subject = trace.load(checkpoint)
-    assert trace.data_of(arguments('--data_dir', moved), subject)['caution'] is None
+    subject = trained.load(checkpoint)
+    assert trained.data_of(arguments('--data_dir', moved), subject)['caution'] is None
     image = next(iter(load_splits('folder', moved, 1).test))[0]
     write_image(Path(image), 3, size=60)  # a damaged test image that was mended
-    assert trace.data_of(arguments('--data_dir', moved), subject)['caution'] is None
+    assert trained.data_of(arguments('--data_dir', moved), subject)['caution'] is None
 
 
 def test_a_checkpoint_alone_says_that_its_images_are_not_checked(tree, checkpoint, capsys):
-    subject = trace.load(checkpoint)
+    subject = trained.load(checkpoint)
     found = class_views.survey_subset(subject, arguments('--data_dir', tree, '--fold', 1))  # dtd, by its layout
-    assert found.of == f'12 test images of DTD, fold 1, {trace.UNCHECKED}'
+    assert found.of == f'12 test images of DTD, fold 1, {trained.UNCHECKED}'
     assert 'it is not checked that these images did not train' in capsys.readouterr().err
 
 
