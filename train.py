@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
-from common import checkpoint, distributed
+from common import checkpoint, distributed, predictions
 from common.distributed import autocast, is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights
 from common.splits import Splits, split_digest
 from compute_flops import NO_FVCORE, measure
@@ -201,13 +201,19 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: DataLoader, device: torch.device, amp: str, bar: tqdm | None = None
+    model: nn.Module,
+    loader: DataLoader,
+    device: torch.device,
+    amp: str,
+    bar: tqdm | None = None,
+    probabilities: torch.Tensor | None = None,
 ) -> tuple[float, float]:
     """Cross-entropy and top-1 accuracy; each image counts once, whatever the number of processes.
 
     Args:
         model: the plain module, with the same weights and buffers in every process.
         loader: over an ImageList by EvalBatches.
+        probabilities: (images, classes) float32 zeros on the device; those of the model are put there.
 
     Returns:
         mean loss in nats, and accuracy in percent, the same in every process.
@@ -222,9 +228,13 @@ def evaluate(
             logits = model(images)
         sums[0, slot] = F.cross_entropy(logits.float(), labels, reduction='sum')
         sums[1, slot] = (logits.argmax(1) == labels).sum()
+        if probabilities is not None:
+            probabilities[slot * batches.batch_size :][: len(images)] = logits.float().softmax(1)
         if bar is not None:
             bar.update()
     loss, correct = reduce_sum(sums).sum(1).tolist()
+    if probabilities is not None:
+        reduce_sum(probabilities)
     return loss / batches.length, 100 * correct / batches.length
 
 
@@ -289,7 +299,8 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
     if is_main():
         model.load_state_dict(checkpoint.read_checkpoint(folder / 'best.pt')['state_dict'])
     share_weights(model)
-    test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar)
+    probabilities = torch.zeros(len(splits.test), len(splits.classes), device=run.device)
+    test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, probabilities)
     bar.close()
     results = {key: getattr(args, key) for key in ('dataset', 'fold', 'seed', 'model')} | dict(
         test_acc=test_acc,
@@ -307,6 +318,9 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
     )
     if is_main():
         runs.write_log(folder / 'log.jsonl', progress['history'])  # may be an epoch behind last.pt after a kill
+        predictions.write_predictions(
+            folder / predictions.FILE, splits.test, splits.classes, probabilities.cpu().numpy(), args.data_dir
+        )
         runs.write_json(folder / 'results.json', results)
         (folder / 'last.pt').unlink(missing_ok=True)
     return results

@@ -5,6 +5,7 @@ RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
     log.jsonl      an object an epoch
     last.pt        where an interrupted run resumes; deleted when the run is complete
     best.pt        the weights with the best validation accuracy
+    test_predictions.csv   the probabilities of each test image
     results.json   written last: its presence means that the run is complete
     .lock          locked while a process makes the run
     train.log      the output of train.py, if run_all.py started it
@@ -27,7 +28,7 @@ from common.locks import fcntl
 
 LOG = 'train.log'
 HEADER = '--- '  # begins the line before each start in LOG
-RUN_FILES = ('config.json', 'log.jsonl', 'last.pt', 'best.pt', 'results.json')
+RUN_FILES = ('config.json', 'log.jsonl', 'last.pt', 'best.pt', 'test_predictions.csv', 'results.json')
 
 
 def counted(number: int, noun: str) -> str:

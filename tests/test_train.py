@@ -12,6 +12,7 @@ import time
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import trees
@@ -23,7 +24,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 import datasets
 import models
 import train
-from common import checkpoint, distributed, images, options, runs
+from common import checkpoint, distributed, images, options, predictions, runs
 from common.checkpoint import read_checkpoint
 from common.errors import BUSY, DataError, ModelError, RunError
 from compute_flops import measure
@@ -91,6 +92,38 @@ def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     assert (best['model'], best['num_classes'], best['classes']) == ('tiny', 3, ['class0', 'class1', 'class2'])
     assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc'])
     build_model('tiny', 3).load_state_dict(best['state_dict'])
+
+
+def test_what_is_said_of_each_test_image_is_kept(tree, tmp_path, tiny):
+    folder, results = run(tree, tmp_path)
+    found, splits = predictions.read_predictions(folder / predictions.FILE), datasets.load_splits('dtd', tree, 1)
+    assert (found.classes, found.labels.tolist()) == (splits.classes, [label for _, label in splits.test])
+    assert [str(tree / path) for path in found.paths] == [path for path, _ in splits.test]
+    assert 100 * (found.predicted == found.labels).mean() == pytest.approx(results['test_acc'])
+    truth = found.probabilities[range(len(found.labels)), found.labels]
+    assert -np.log(truth).mean() == pytest.approx(results['test_loss'], rel=1e-5)
+    assert np.allclose(found.probabilities.sum(1), 1)
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (lambda text: text[: len(text) // 2].rsplit(b',', 1)[0], 'incomplete|damaged'),
+        (lambda text: text.replace(b'label', b'truth', 1), 'is no test_predictions.csv'),
+        (lambda text: text.replace(b'\na/1.png,a', b'\na/1.png,z'), 'damaged'),
+    ],
+)
+def test_damaged_predictions_are_refused(tmp_path, damage, message):
+    path, values = tmp_path / predictions.FILE, np.array([[0.25, 0.75], [0.5, 0.5]], dtype=np.float32)
+    predictions.write_predictions(path, [(f'{tmp_path}/a/1.png', 0), ('x,"y.png', 1)], ['a', 'b'], values, tmp_path)
+    found = predictions.read_predictions(path)
+    assert (found.paths, found.predicted.tolist()) == (['a/1.png', 'x,"y.png'], [1, 0])
+    assert np.array_equal(found.probabilities, values)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(RunError, match=message):
+        predictions.read_predictions(path)
+    with pytest.raises(RunError, match='missing'):
+        predictions.read_predictions(tmp_path / 'other.csv')
 
 
 def test_the_checkpoint_tested_is_the_later_of_the_best_and_test_is_read_once(tree, tmp_path, tiny, monkeypatch):
