@@ -415,7 +415,8 @@ def division_notes(splits: Splits, own: SplitOptions) -> list[str]:
             line += f', in {counted(len(several), "group")}, such as {min(several)}' if several else ''
         else:
             line = f'groups: {total} in {counted(len(sizes), "group")}, {len(sizes) - len(several)} of one image'
-        lines.append(line + (f'; {len(mixed)} hold images of several classes, such as {min(mixed)}' if mixed else ''))
+        of_several = f'; {counted(len(mixed), "group")} of images of several classes, such as {min(mixed or [""])}'
+        lines.append(line + of_several * bool(mixed))
     for subset, what in (('val', 'validated'), ('test', 'tested')):
         absent = set(range(len(splits.classes))) - {label for _, label in getattr(splits, subset)}
         if absent:

@@ -175,7 +175,11 @@ def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dic
             raise RunError(
                 f'{other[1]} and {folder} are of different {"images" if key[1:] else "trees of images"}, which no '
                 'table pools; move the runs of each into a folder of their own and give one of these to --run_dir'
-                + (', or train one of them with another --name' if nameable(config['options']['dataset']) else '')
+                + (
+                    ', or train one of them with another --name'
+                    if nameable(config.get('options', {}).get('dataset', ''))
+                    else ''
+                )
             )
 
 
