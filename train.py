@@ -93,7 +93,7 @@ def say_opening(run: Run, progress: dict) -> None:
     args, splits = run.args, run.splits
     where = args.lists or args.data_dir
     data = args.dataset if where is None else f'{args.dataset} in {where}'
-    data = data if args.name is None else f'{args.name} ({data})'
+    data = data if args.name is None else f'{args.name}: {data}'
     if where is args.data_dir is not None and 'dataset' not in args.given:
         data += ' (by its layout; --dataset can name another)'
     images = dict(train=len(splits.train), validate=len(splits.val), test=len(splits.test))

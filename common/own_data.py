@@ -323,7 +323,15 @@ def list_splits(root: Path, fold: int, own: SplitOptions) -> Splits:
     check_list(found, own)
     folds = folds_of_list(found, own)
     check_fold(fold, folds, own.lists)
-    require_files({row.path: f'line {row.line} of {own.lists}' for row in found.rows})
+    try:
+        require_files({row.path: f'line {row.line} of {own.lists}' for row in found.rows})
+    except BadTreeError as error:
+        if len(error.problems) < len(found.rows):
+            raise
+        raise DataError(
+            f'{own.lists}: none of its {counted(len(found.rows), "image")} is there, the first {found.rows[0].path}; '
+            '--data_dir must name the folder that the paths are relative to'
+        ) from error
     files = defaultdict(list)
     for row in found.rows:
         files[row.label].append(row.path)

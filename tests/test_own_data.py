@@ -153,6 +153,7 @@ BAD_LISTS = {
     'two folds': (['a/a0_x.png,a,1', 'a/a1_x.png,b,2'], 'path,label,fold', 'no image has fold 3; folds are numbered'),
     'one label': (['a/a0_x.png,a', 'a/a1_x.png,a'], 'path,label', "has only the label 'a'"),
     'missing': (['a/gone.png,a', 'b/b0_x.png,b', 'b/gone.png,b'], 'path,label', '(and 1 more); `python datasets.py'),
+    'elsewhere': (['a/gone.png,a', 'b/gone.png,b'], 'path,label', 'none of its 2 images is there, the first'),
     'untrained': (
         ['a/a0_x.png,a,train', 'a/a0_y.png,a,val', 'b/b0_x.png,b,test'],
         'path,label,subset',
