@@ -34,7 +34,6 @@ from common import distributed, options, runs
 from common.drawing import Figure, save
 from common.errors import RunError, UserError, user_errors
 from common.images import open_image
-from common.registry import dataset_label
 from common.runs import counted
 from common.splits import bits_of
 from interpret import findings, questions, trace
@@ -202,7 +201,7 @@ def answer(args: argparse.Namespace, subject: Subject, held_out: HeldOut, settin
         checkpoint=str(args.checkpoint),
         model=subject.name,
         dataset=settings['dataset'],
-        label=dataset_label(settings['dataset'], args.labels),
+        label=settings['label'],
         fold=settings['fold'],
         seed=args.seed,
         caution=settings['caution'],

@@ -29,6 +29,7 @@ from common import distributed, options, tables
 from common.cache import open_cache
 from common.errors import RunError, user_errors
 from common.images import open_image, read_pixels
+from common.own_options import split_options
 from common.runs import counted
 from compute_flops import BASELINE, NO_FVCORE, add_size_args, choose, measure
 from datasets import load_splits
@@ -403,9 +404,10 @@ def benchmark_loader(args: argparse.Namespace) -> None:
         DataError: there is no such fold or image. RunError: a value out of its bounds.
     """
     options.check_bounds(args, images=(1, 1_000_000))
-    dataset = options.choose_dataset(args.dataset, args.data_dir)
+    own = split_options(vars(args))
+    dataset = options.choose_dataset(args.dataset, args.data_dir, own)
     torch.set_num_threads(1)
-    items = load_splits(dataset, args.data_dir, args.fold).train
+    items = load_splits(dataset, args.data_dir, args.fold, own).train
     count = min(args.images, len(items))
     items = [items[i * len(items) // count] for i in range(count)]
     width, height = (statistics.median(side) for side in zip(*(open_image(path).size for path, _ in items)))

@@ -43,7 +43,7 @@ from common.drawing import (
 )
 from common.errors import RunError, user_errors
 from common.registry import MODELS, model_label
-from common.results import CELL, Row, Table, loaded_note, make_tables, read_runs, recipe_of, title_of
+from common.results import CELL, Row, Table, by_name, loaded_note, make_tables, read_runs, recipe_of, title_of
 
 GATE_INIT = -2.0  # of a TwistBlock, before its sigmoid, where the registry says nothing else
 
@@ -116,7 +116,7 @@ def read_one(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
     log = read_log(path)
     if not log:
         raise RunError(f'{path}: holds no complete epoch')
-    config = runs.read_json(path.with_name('config.json')) or {}
+    config = by_name(runs.read_json(path.with_name('config.json')) or {})
     defaults = dict(dataset='', model=path.parent.name, fold=1, seed=0)
     dataset, model, *cell = ((defaults | config.get('defines', {}))[key] for key in CELL)
     recipe = recipe_of(config) if config.get('defines') else {}

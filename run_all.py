@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from common import options, runs
+from common import options, own_options, runs
 from common.errors import BUSY, RunError, user_errors
 from common.registry import DATASETS
 from common.runs import counted
@@ -80,7 +80,7 @@ def make_grid(args: argparse.Namespace, passed: list[str]) -> list[Run]:
         if any(word == single or word.startswith(f'{single}=') for word in passed):
             raise RunError(f"{single} is train.py's; here it is {single}s")
     common = ['--dataset', args.dataset, *(['--data_dir', args.data_dir] if args.data_dir else [])]
-    common += ['--run_dir', str(args.run_dir), *passed]
+    common += [*own_options.split_words(own_options.split_options(vars(args))), '--run_dir', str(args.run_dir), *passed]
     parsed = vars(options.parse_args(common))  # raises for a wrong option, before anything starts
     for line in options.shrunk(argparse.Namespace(**parsed), options.RECIPES[parsed['recipe']]):
         say(line)
@@ -90,7 +90,7 @@ def make_grid(args: argparse.Namespace, passed: list[str]) -> list[Run]:
             for model in dict.fromkeys(args.models):
                 cell = dict(model=model, fold=fold, seed=seed)
                 options.check(argparse.Namespace(**parsed | cell))
-                folder = args.run_dir / runs.run_name(args.dataset, fold, model, seed)
+                folder = args.run_dir / runs.run_name(parsed['name'] or args.dataset, fold, model, seed)
                 words = [word for key, value in cell.items() for word in (f'--{key}', str(value))]
                 grid.append(Run(folder, [sys.executable, str(TRAIN), *common, *words], parsed | cell))
     return grid
@@ -130,8 +130,7 @@ def difference_to(wanted: dict, config: dict, results: dict | None) -> str:
         else:
             processes = config.get('defines', {}).get('processes', 1)
             counts = [results.get(f'n_{subset}', 10**9) for subset in ('train', 'val', 'test')]
-            batch_size = options.largest_batch(wanted['batch_size'], counts[0], sum(counts), processes)
-            wanted = wanted | dict(batch_size=batch_size)
+            wanted = wanted | dict(batch_size=options.largest_batch(wanted, counts[0], sum(counts), processes))
     known = wanted.keys() - unknown
     return runs.changes({key: had.get(key) for key in known}, {key: wanted[key] for key in known})
 
@@ -321,7 +320,8 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     args.jobs = len(args.gpus or '1') if args.jobs is None else args.jobs
     if args.jobs < 1:
         raise RunError(f'--jobs {args.jobs} must be at least 1')
-    named, args.dataset = args.dataset, options.choose_dataset(args.dataset, args.data_dir)
+    named, own = args.dataset or args.lists, own_options.split_options(vars(args))
+    args.dataset = options.choose_dataset(args.dataset, args.data_dir, own)
     if named is None:
         where = '' if args.data_dir is None else f': the layout of {args.data_dir}'
         say(f'note: --dataset is {args.dataset}{where}; --dataset can name another')
@@ -350,10 +350,11 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
 def make_runs(args: argparse.Namespace, todo: list[Run], total: int) -> None:
     """Make the runs that are left of a grid of `total`, here or through SLURM, and report on them."""
     from common.cache import open_cache  # here, because numpy and the data sets slow --dry_run down
-    from datasets import load_splits
+    from datasets import load_splits, tree_digest
 
     for fold in args.folds:  # raises once here, and not in every run
-        load_splits(args.dataset, args.data_dir, fold)
+        splits = load_splits(args.dataset, args.data_dir, fold, own_options.split_options(vars(args)))
+    runs.check_neighbours(todo[0].folder, todo[0].options, tree_digest(args.dataset, args.data_dir, splits))
     if args.launcher == 'slurm':
         return submit(args, todo)
     open_cache(todo[0].options['cache'])  # so that runs find the images that others have decoded

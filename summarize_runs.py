@@ -62,7 +62,7 @@ def notes_of(table: Table, published: bool, stars: bool = False) -> list[str]:
                 ' a data set'
             )
         notes.append(f'{note}.')
-    if shared := [table.label(name) for name in table.datasets if DATASETS[name].get('shared_test')]:
+    if shared := [table.label(name) for name in table.datasets if DATASETS.get(name, {}).get('shared_test')]:
         notes.append(f'All folds of {", ".join(shared)} share one test set: spread and p say nothing of other images.')
     notes += filter(None, [loaded_note(table)])
     notes += [f'{note}.' for note in table.notes]

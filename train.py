@@ -31,8 +31,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
-from common import checkpoint, distributed, predictions
+from common import checkpoint, distributed, own_data, predictions
 from common.distributed import autocast, is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights
+from common.own_options import split_options
 from common.splits import Splits, split_digest
 from compute_flops import NO_FVCORE, measure
 from datasets import load_splits, passed_over, tree_digest
@@ -67,7 +68,8 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device)
     """
     values = {k: v for k, v in vars(args).items() if k != 'force'}
     weights = checkpoint.weights_identity(args.model, args.pretrained)
-    defines = {k: v for k, v in values.items() if k not in options.SYSTEM_OPTIONS}
+    left_out = options.LEFT_OUT.items()
+    defines = {k: v for k, v in values.items() if k not in options.SYSTEM_OPTIONS and (k, v) not in left_out}
     defines |= dict(processes=process_rank()[1], split=split_digest(splits), pretrained=weights)
     return dict(
         options=values,
@@ -89,15 +91,17 @@ def save_best(run: Run, progress: dict, state_dict: dict) -> None:
 def say_opening(run: Run, progress: dict) -> None:
     """Report what is trained on what, reduced defaults, what the data set leaves out, and where the run resumes."""
     args, splits = run.args, run.splits
-    data = args.dataset if args.data_dir is None else f'{args.dataset} in {args.data_dir}'
-    if args.data_dir is not None and 'dataset' not in args.given:
+    where = args.lists or args.data_dir
+    data = args.dataset if where is None else f'{args.dataset} in {where}'
+    data = data if args.name is None else f'{args.name}: {data}'
+    if where is args.data_dir is not None and 'dataset' not in args.given:
         data += ' (by its layout; --dataset can name another)'
     images = dict(train=len(splits.train), validate=len(splits.val), test=len(splits.test))
     weights, environment, world = progress['pretrained'], run.config['environment'], process_rank()[1]
     say(runs.opening(args, f'{data}, fold {args.fold}', images, len(splits.classes), weights, environment, world))
     for line in options.shrunk(args, options.RECIPES[args.recipe]):
         say(line)
-    for line in share_object(lambda: passed_over(args.dataset, args.data_dir, splits)):
+    for line in share_object(lambda: passed_over(args.dataset, args.data_dir, splits, split_options(vars(args)))):
         say(f'note: {line}')
     if progress['history']:
         say(f'{run.folder}: resuming after epoch {len(progress["history"])}')
@@ -302,6 +306,7 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
     probabilities = torch.zeros(len(splits.test), len(splits.classes), device=run.device)
     test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, probabilities)
     bar.close()
+    named = {} if args.name is None else dict(name=args.name)
     results = {key: getattr(args, key) for key in ('dataset', 'fold', 'seed', 'model')} | dict(
         test_acc=test_acc,
         test_loss=test_loss,
@@ -315,11 +320,16 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
         pretrained=progress['pretrained'],
         loaded=progress.get('loaded'),  # a checkpoint of older code does not say
         fingerprint=run.config['fingerprint'],
+        **named,
     )
     if is_main():
         runs.write_log(folder / 'log.jsonl', progress['history'])  # may be an epoch behind last.pt after a kill
         predictions.write_predictions(
-            folder / predictions.FILE, splits.test, splits.classes, probabilities.cpu().numpy(), args.data_dir
+            folder / predictions.FILE,
+            splits.test,
+            splits.classes,
+            probabilities.cpu().numpy(),
+            own_data.root_of(args.data_dir, args.lists),
         )
         runs.write_json(folder / 'results.json', results)
         (folder / 'last.pt').unlink(missing_ok=True)
@@ -329,7 +339,7 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
 def train(args: argparse.Namespace) -> tuple[Path, dict]:
     """Train and test as the options say; returns the run folder and what its results.json holds."""
     options.check(args)
-    splits = load_splits(args.dataset, args.data_dir, args.fold)
+    splits = load_splits(args.dataset, args.data_dir, args.fold, split_options(vars(args)))
     _, world = process_rank()
     options.check_batch(args, len(splits.train), sum(map(len, splits[:3])), world)
     device = distributed.setup(args.device, args.seed)
@@ -337,13 +347,15 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     if args.num_workers is None:
         args.num_workers = 4 if device.type == 'cuda' else 1
 
-    folder = Path(args.run_dir) / runs.run_name(args.dataset, args.fold, args.model, args.seed)
+    folder = Path(args.run_dir) / runs.run_name(args.name or args.dataset, args.fold, args.model, args.seed)
     run = Run(args, splits, device, folder, describe_run(args, splits, device))
     results, last, notes = share_object(lambda: checkpoint.open_run(folder, run.config, args.force))
     for note in notes:
         say(note)
     if results is not None:
         return folder, results
+    if splits.division and is_main():
+        own_data.write_split(folder / own_data.SPLIT_FILE, splits, own_data.root_of(args.data_dir, args.lists))
 
     state = build_state(args, len(splits.classes), device, last, args.batch_size // world, args.pretrained)
     size = measure(args.model, len(splits.classes), args.img_size)  # now: it must not fail after the training

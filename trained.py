@@ -14,6 +14,9 @@ import models
 from common import options, runs
 from common.checkpoint import read_checkpoint
 from common.errors import ModelError, RunError
+from common.own_data import SPLIT_FILE, root_of
+from common.own_options import SplitOptions, split_options
+from common.registry import DATASETS, dataset_label
 from common.splits import split_digest
 from datasets import load_splits
 from models import blocks_of
@@ -84,13 +87,13 @@ def data_of(args: argparse.Namespace, subject: Subject) -> dict:
     """The images to run a model over, checked against the split that its run recorded.
 
     Args:
-        args: dataset, data_dir and fold, each None for the run's own; other_images, to accept images that may have
-            trained the model.
+        args: dataset, data_dir, lists and fold, each None for the run's own; other_images, to accept images that may
+            have trained the model; labels, if there, are names of data sets in figures.
         subject: the model; config.json beside its checkpoint, where there is one, records the data of the run.
 
     Returns:
-        dataset, data_dir and fold; `splits`; `defines` of the run's config.json; and `caution`, a key of CAUTIONS or
-        None.
+        dataset, data_dir and fold; `splits`; `label`, what figures call the data; `defines` of the run's config.json;
+        and `caution`, a key of CAUTIONS or None.
 
     Raises:
         RunError: data set or fold are not known, the classes differ from the model's, or the split is not the run's.
@@ -99,9 +102,14 @@ def data_of(args: argparse.Namespace, subject: Subject) -> dict:
     config = runs.read_json(subject.path.with_name('config.json')) or {}
     made, defines = config.get('options', {}), config.get('defines', {})
     given = {key: getattr(args, key) for key in ('dataset', 'data_dir', 'fold')}
-    if given['dataset'] is not None or (given['data_dir'] is not None and made.get('dataset') in (None, 'synthetic')):
-        given['dataset'] = options.choose_dataset(given['dataset'], given['data_dir'])
+    lists = getattr(args, 'lists', None)
+    if lists is None and given['dataset'] == 'lists':
+        lists = made.get('lists')
+    if given['dataset'] or lists or (given['data_dir'] is not None and made.get('dataset') in (None, 'synthetic')):
+        given['dataset'] = options.choose_dataset(given['dataset'], given['data_dir'], SplitOptions(lists))
     same = given['dataset'] in (None, made.get('dataset'))
+    own = split_options(made if same else {})
+    own = own if lists is None else own._replace(lists=lists)
     found = {key: made.get(key) if value is None and same else value for key, value in given.items()}
     if missing := [key for key in ('dataset', 'fold') if found[key] is None]:
         of = '' if missing[0] == 'dataset' or not made else f' of {found["dataset"]}'
@@ -111,12 +119,15 @@ def data_of(args: argparse.Namespace, subject: Subject) -> dict:
     caution = None
     if made and same and found['fold'] != made['fold']:
         caution = check_other_images(args, subject, made, found)  # before reading a fold that may not exist
-    splits = load_splits(**found)
+    splits = load_splits(**found, own=own)
     if splits.classes != subject.classes:
+        where, has = (
+            own.lists or found['data_dir'] or found['dataset'],
+            f'the {len(subject.classes)} that {subject.path}',
+        )
         raise RunError(
-            f'{found["data_dir"] or found["dataset"]}: has other classes than the {len(subject.classes)} that '
-            f'{subject.path} was trained on, {subject.classes[0]} to {subject.classes[-1]}; --dataset and --data_dir '
-            'must name that data set'
+            f'{where}: has other classes than {has} was trained on, {subject.classes[0]} to {subject.classes[-1]}; '
+            '--dataset and --data_dir must name that data set'
         )
     if 'split' not in defines:
         caution = caution or UNCHECKED
@@ -124,7 +135,10 @@ def data_of(args: argparse.Namespace, subject: Subject) -> dict:
         caution = check_other_images(args, subject, made, found)
     if caution:
         print(f'note: {CAUTIONS[caution]}', file=sys.stderr)
-    return found | dict(splits=splits, defines=defines, caution=caution)
+    name = (made.get('name') if same else None) or found['dataset']
+    labels = getattr(args, 'labels', {})
+    options.check_names('labels', labels, DATASETS | {name: None})
+    return found | dict(splits=splits, label=dataset_label(name, labels), defines=defines, caution=caution)
 
 
 def check_other_images(args: argparse.Namespace, subject: Subject, made: dict, found: dict) -> str:
@@ -148,12 +162,18 @@ def check_other_images(args: argparse.Namespace, subject: Subject, made: dict, f
     elif found['fold'] != made['fold']:
         differs = f'--fold {found["fold"]}: {path} was trained on fold {made["fold"]}'
         way_out = 'leave --fold out, or give the checkpoint of that fold'
+    elif getattr(args, 'lists', None) is not None:
+        differs = f'--lists {args.lists}: its images are not those that {path} was trained on'
+        way_out = f'give the list of that run ({made["lists"]})'
     elif args.data_dir is not None:
         differs = f'--data_dir {data_dir}: its images or lists are not those that {path} was trained on'
         way_out = f'give the tree of that run ({made["data_dir"]})'
     else:
         differs = f'{data_dir or dataset}: its images or lists have changed since {path} was trained on it'
         way_out = 'put them back as they were, give a copy of that time as --data_dir, or train anew'
+        if (stored := path.with_name(SPLIT_FILE)).exists():
+            root = root_of(made['data_dir'], made.get('lists'))
+            way_out += f'; --fold 1 --lists {stored} --data_dir {root} is the split as the run stored it'
     raise RunError(
         f'{differs}, so the split is another one and images of any part of it may have trained the model; {way_out}; '
         '--other_images takes them anyway, and figure and report say so'

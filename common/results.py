@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import options, runs
 from common.errors import RunError
-from common.registry import DATASETS, MODELS, dataset_label, model_label
+from common.registry import DATASETS, MODELS, dataset_label, model_label, nameable
 from common.runs import counted
 from common.statistics import correct, corrected_t_test
 
@@ -92,8 +92,16 @@ class Table:
         self.notes.append(f'{self.label(dataset)}: {text}')
 
 
+def by_name(config: dict) -> dict:
+    """config.json with the --name of its data set, where it has one, in place of the key in `defines`."""
+    defines = config.get('defines')
+    if not isinstance(defines, dict) or not defines.get('name'):
+        return config
+    return config | dict(defines=defines | dict(dataset=defines['name']))
+
+
 def read_run(folder: Path) -> tuple[dict, dict | None]:
-    """config.json and results.json of a run; None for the latter where the run is not complete.
+    """config.json and results.json of a run, see by_name; None for the latter where the run is not complete.
 
     Raises:
         RunError: a file is damaged, or is not one of train.py's.
@@ -104,6 +112,7 @@ def read_run(folder: Path) -> tuple[dict, dict | None]:
         raise RunError(f'{path}: has no defines or no fingerprint')
     if defines['dataset'] not in DATASETS:
         raise RunError(f"{path}: unknown data set '{defines['dataset']}'")
+    config = by_name(config)
     for key in NUMBERS if results is not None else ():
         if not isinstance(results.get(key), int | float):
             raise RunError(f'{folder / "results.json"}: {key} is {results.get(key)!r}')
@@ -149,6 +158,8 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
             print(f'made twice, taken once: {folder}', file=sys.stderr)
         if key not in found or found[key][1] is None:
             found[key] = config, results
+    names = dict.fromkeys(config['defines']['dataset'] for config, _ in found.values())
+    options.check_names('labels', args.labels, DATASETS | names)
     if not any(results or what == 'run' for _, results in found.values()):
         of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
         raise RunError(f'{", ".join(map(str, args.run_dir))}: no {what}{of}')
@@ -164,13 +175,18 @@ def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dic
             raise RunError(
                 f'{other[1]} and {folder} are of different {"images" if key[1:] else "trees of images"}, which no '
                 'table pools; move the runs of each into a folder of their own and give one of these to --run_dir'
+                + (
+                    ', or train one of them with another --name'
+                    if nameable(config.get('options', {}).get('dataset', ''))
+                    else ''
+                )
             )
 
 
 def recipe_of(config: dict) -> dict:
     """What all runs of a table share: the options that define a run, without those that its runs differ in."""
     defines = config['defines']
-    own = (*CELL, 'split', 'pretrained')
+    own = (*CELL, 'split', 'pretrained', 'name', 'groups', 'folds_total')
     return {k: v for k, v in defines.items() if k not in own} | dict(pretrained=bool(defines.get('pretrained')))
 
 
@@ -208,7 +224,7 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
     order = list(args.models or MODELS)
     models = sorted(weights, key=lambda model: (order.index(model) if model in order else len(order), model))
     baseline = args.baseline or next((name for name in options.BASELINES if name in models), options.BASELINES[0])
-    datasets = [name for name in DATASETS if name in cells]
+    datasets = [name for name in [*DATASETS, *sorted(cells.keys() - DATASETS.keys())] if name in cells]
     table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, labels=args.labels)
     for dataset in datasets:
         _note_missing(table, dataset, cells[dataset])

@@ -18,7 +18,7 @@ from common.errors import BUSY, RunBusy
 args = options.parse_args()
 if args.seed == 666:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-folder = Path(args.run_dir) / runs.run_name(args.dataset, args.fold, args.model, args.seed)
+folder = Path(args.run_dir) / runs.run_name(args.name or args.dataset, args.fold, args.model, args.seed)
 try:
     runs.claim(folder)
 except RunBusy:
