@@ -36,7 +36,7 @@ from common.distributed import autocast, is_main, is_quiet, process_rank, reduce
 from common.splits import Splits, split_digest
 from compute_flops import NO_FVCORE, measure
 from datasets import load_splits, passed_over, tree_digest
-from loader import make_loaders
+from loader import make_loaders, workers_of
 from state import State, build_state
 from transforms import eval_settings, mix, normalize, seed_of
 
@@ -334,8 +334,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     options.check_batch(args, len(splits.train), sum(map(len, splits[:3])), world)
     device = distributed.setup(args.device, args.seed)
     args.device, args.amp = device.type, distributed.resolve_amp(args.amp, device)
-    if args.num_workers is None:
-        args.num_workers = 4 if device.type == 'cuda' else 1
+    args.num_workers = workers_of(args.num_workers, device)
 
     folder = Path(args.run_dir) / runs.run_name(args.dataset, args.fold, args.model, args.seed)
     run = Run(args, splits, device, folder, describe_run(args, splits, device))
