@@ -64,7 +64,7 @@ from functools import partial
 import numpy as np
 
 from common import scores, tables
-from common.drawing import Figure, plot_confusion, plot_thumbnails, save, shorten, thumbnail
+from common.drawing import Figure, plot_confusion, plot_thumbnails, save, thumbnail
 from common.images import open_image
 from common.predictions import Predictions
 from common.registry import model_label
@@ -198,7 +198,7 @@ def draw_confusion(group: list[Judged]) -> Figure:
     counts, classes = scores.confusions(group), group[0].found.classes
     wrong = np.where(np.eye(len(classes), dtype=bool), 0, counts)
     most = [divmod(int(i), len(classes)) for i in np.argsort(-wrong.ravel(), kind='stable')[:5]]
-    words = [f'{wrong[i, j]} of {counts[i].sum()} {classes[i]} as {classes[j]}' for i, j in most if wrong[i, j]]
+    words = [f'{classes[i]} as {classes[j]}, {wrong[i, j]} of {counts[i].sum()}' for i, j in most if wrong[i, j]]
     return plot_confusion(
         counts, classes, title_of(group), [f'Most frequent confusions: {"; ".join(words)}.'] if words else []
     )
@@ -211,7 +211,7 @@ def draw_mistakes(group: list[Judged]) -> Figure:
         raise DataError('there is no mistake')
     panels = []
     for path, truth, said, probability in found[:MISTAKES]:
-        words = [f'truth: {truth}', f'said: {shorten(said, 15)}  {100 * probability:.0f} %', Path(path).name]
+        words = [f'truth: {truth}', f'said: {said}', f'probability {100 * probability:.0f} %', Path(path).name]
         panels.append((thumbnail(open_image(path)), words))
     title = f'The {len(panels)} most confident of {counted(len(found), "mistake")}: {title_of(group)}'
     return plot_thumbnails(title, panels, columns=4)

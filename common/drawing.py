@@ -70,9 +70,9 @@ plt.rcParams.update(STYLE)
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#000000', '#56B4E9')
 DASHES = ((0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), '-', (0, (9, 2)))
 MARKERS = ('s', '^', 'D', 'v', 'X', 'P', '<')
-# Of the labels of a map: the palette without black, its tints, and grey for all others.
+# Of the labels of a map: the palette without black, tints that none of it resembles, and grey for all others.
 MAP_COLORS = [np.array(to_rgb(color)) for color in COLORS if color != '#000000']
-MAP_COLORS += [0.4 + 0.6 * color for color in MAP_COLORS]
+MAP_COLORS += [0.5 + 0.5 * color for color in MAP_COLORS[1:5]]
 MAP_COLORS.append(np.full(3, 0.6))
 FULL = 'twistnet18'
 CMAP = 'cividis'  # its lightness rises evenly: it reads in grey as well
@@ -317,15 +317,21 @@ def plot_confusion(counts: np.ndarray, classes: list[str], title: str, notes: It
     font = min(7, 60 * size)
     names = [shorten(name, 28) for name in classes]
     margin = 0.065 * font / 7 * (max(map(len, names)) + 6)
+    many = len(classes) > 30  # the way to a name is long: names above too, and a line every ten classes
     body = size * len(classes)
-    figure = plt.figure(figsize=(max(3.5, body + margin + 1.0), max(1.2, body) + margin), layout='constrained')
+    page = max(3.5, body + margin + 1.0), max(1.2, body) + margin * (1 + many)
+    figure = plt.figure(figsize=page, layout='constrained')
     axes = figure.add_subplot(aspect='equal')
     scale = PowerNorm(0.5, 0, 100)  # a single confusion of many images can be seen
-    drawn = axes.pcolormesh(shares, cmap=SHARES, norm=scale, edgecolors='0.88', linewidth=min(0.4, 2 * size))
+    lines = dict(edgecolors='0.88', linewidth=min(0.4, 2 * size), rasterized=len(classes) > 150)
+    drawn = axes.pcolormesh(shares, cmap=SHARES, norm=scale, **lines)
     middles = np.arange(len(classes)) + 0.5
     axes.set_xticks(middles, names, rotation=90, fontsize=font)
     axes.set_yticks(middles, [f'{name} ({n})' for name, n in zip(names, counts.sum(1))], fontsize=font)
-    axes.tick_params(length=0, pad=2)
+    axes.tick_params(length=0, pad=2, labeltop=many)
+    for place in range(10, len(classes) * many, 10):
+        axes.axhline(place, color='0.6', linewidth=0.4)
+        axes.axvline(place, color='0.6', linewidth=0.4)
     axes.spines[:].set_visible(False)
     axes.invert_yaxis()
     axes.set(xlabel='predicted class', ylabel='true class (images)')
@@ -335,11 +341,15 @@ def plot_confusion(counts: np.ndarray, classes: list[str], title: str, notes: It
             axes.text(j + 0.5, i + 0.5, counts[i, j], ha='center', va='center', fontsize=6.5, color=color)
     ticks = [0, 1, 5, 10, 25, 50, 100]
     bar = figure.colorbar(
-        drawn, label='% of the true class', fraction=0.05, aspect=30, shrink=0.9, pad=0.01, ticks=ticks
+        drawn, label='% of the true class', fraction=0.05, aspect=25, shrink=min(0.9, 4 / body), pad=0.01, ticks=ticks
     )
     bar.outline.set_visible(False)
     frame(figure, title, notes)
     return figure
+
+
+def share_text(share: float) -> str:
+    return f'{100 * share:.0f} %' if share >= 0.01 else '<1 %'
 
 
 def plot_label_map(
@@ -370,7 +380,7 @@ def plot_label_map(
     )
     colors = np.array([[color_of[label] for label in line] for line in labels.tolist()])[rows[:, None], columns]
     strength = 0.25 + 0.5 * certain[rows[:, None], columns][..., None]
-    grey = scan.mean(2, keepdims=True) / 255
+    grey = 0.35 + 0.65 * scan.mean(2, keepdims=True) / 255  # dark parts would hide their colour
     height, width = scan.shape[:2]
     beside = height > 0.8 * width
     wide = PAGE[0] / (1 + beside)
@@ -394,6 +404,6 @@ def plot_label_map(
     if others := counts[named:]:
         legend.append((f'others ({len(others)})', MAP_COLORS[-1], sum(n for _, n in others)))
     square = dict(linestyle='', marker='s', markersize=7)
-    handles = [Line2D([], [], **square, color=c, label=f'{t}, {100 * n / labels.size:.0f} %') for t, c, n in legend]
+    handles = [Line2D([], [], **square, color=c, label=f'{t}, {share_text(n / labels.size)}') for t, c, n in legend]
     frame(figure, title, notes, handles)
     return figure
