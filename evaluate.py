@@ -19,6 +19,7 @@ from pathlib import Path
 
 from common import options
 from common.errors import DataError, RunError, user_errors
+from common.runs import counted
 
 OF_CHECKPOINT = ('dataset', 'fold', 'other_images', 'subset')  # options that runs do not take
 
@@ -68,7 +69,6 @@ from common.drawing import Figure, plot_confusion, plot_thumbnails, save, thumbn
 from common.images import open_image
 from common.predictions import Predictions
 from common.registry import model_label
-from common.runs import counted
 from common.scores import OF_CLASS, OVERALL, Judged, Scores, data_label, over_folds, title_of
 from common.statistics import p_text
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from common import options
 from common.errors import DataError, RunError, user_errors
+from common.runs import counted, write_atomic
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -67,7 +68,6 @@ import trained
 from common import distributed
 from common.drawing import Figure, plot_label_map, plot_thumbnails, save, shorten, thumbnail
 from common.images import image_bits, is_image, open_image
-from common.runs import counted, write_atomic
 from common.trees import walk
 from trained import Subject
 
