@@ -179,7 +179,7 @@ def test_bad_input_is_named(tmp_path, tree):
     fails('fold 3 .* has folds 1 to 2', 'dtd', tree, 3)
     fails('fold 0', 'dtd', tree, 0)
     fails('fold 6 of synthetic', 'synthetic', None, 6)
-    fails('at least two are needed', 'folder', tree / 'images' / 'class0')
+    fails('at least two class folders are needed', 'folder', tree / 'images' / 'class0')
     write_image(tmp_path / 'few' / 'a' / '0.png', 0)
     shutil.copytree(tree / 'images' / 'class0', tmp_path / 'few' / 'b')
     fails("class 'a' has one image;", 'folder', tmp_path / 'few')

@@ -54,7 +54,14 @@ def outcome(folder: Path) -> tuple:
 def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     folder, results = run(tree, tmp_path / 'runs', '--seed', '7')
     assert folder == tmp_path / 'runs' / 'dtd_fold1_tiny_seed7'
-    assert sorted(os.listdir(folder)) == ['.lock', 'best.pt', 'config.json', 'log.jsonl', 'results.json']
+    assert sorted(os.listdir(folder)) == [
+        '.lock',
+        'best.pt',
+        'config.json',
+        'log.jsonl',
+        'results.json',
+        'test_predictions.csv',
+    ]
 
     config = runs.read_json(folder / 'config.json')
     parsed = vars(options.parse_args(argv_of(tree, tmp_path / 'runs', '--seed', '7')))
