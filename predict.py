@@ -3,13 +3,14 @@
     python predict.py --checkpoint runs/folder_fold1_resnet18_seed42/best.pt --images photographs 'more/*.jpg' --sheet
     python predict.py --checkpoint run1/best.pt run2/best.pt --images scan.tif --tile 224 --stride 112
 
-An image goes through the preprocessing of the run's own evaluation: a test image of the run gets the probabilities in
-its test_predictions.csv. Several checkpoints of the same classes average their probabilities, each at its own size.
+An image goes through the preprocessing of the run's own evaluation: the test images of a run, in their order, get the
+probabilities of its test_predictions.csv bit for bit (in other batches the last digit may differ). Several checkpoints
+of the same classes average their probabilities, each at its own size.
+
 --out has a row an image: path, label, probability, and the next labels up to --top_k. With --tile it has a row a tile
 (path, x, y, label, probability; x and y of its upper left corner in pixels): each square of that side is an image by
-itself, of which the model sees the middle, as of any image.
-
-An image that cannot be read is named on stderr and left out, and the exit code is 1. Prints the files it wrote.
+itself, of which the model sees the middle, as of any image. An image that cannot be read is named on stderr and left
+out, and the exit code is 1. Prints the files it wrote.
 """
 
 import argparse

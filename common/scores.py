@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix
 
 from common import runs
 from common.errors import RunError
@@ -128,13 +128,14 @@ OF_CLASS = dict(precision='Precision', recall='Recall', f1='F1')
 
 
 def scores_of(found: Predictions) -> Scores:
-    right = found.predicted == found.labels
-    every = dict(labels=range(len(found.classes)), zero_division=np.nan)
-    *values, counts = precision_recall_fscore_support(found.labels, found.predicted, **every)
-    classes = 100 * np.stack(values, 1)
-    ece = 100 * calibration_error(found.probabilities.max(1), right)
+    """Scores of all images and of each class; the means over classes leave out those without images."""
+    table = confusion_matrix(found.labels, found.predicted, labels=range(len(found.classes)))
+    right, counts, said = table.diagonal(), table.sum(1), table.sum(0)
+    with np.errstate(invalid='ignore'):  # NaN, whatever the version of scikit-learn makes of it
+        classes = 100 * np.stack([right / said, right / counts, 2 * right / (counts + said)], 1)
+    ece = 100 * calibration_error(found.probabilities.max(1), found.predicted == found.labels)
     _, recall, f1 = classes[counts > 0].mean(0)
-    return Scores(np.array([100 * right.mean(), recall, f1, ece]), classes, counts)
+    return Scores(np.array([100 * right.sum() / counts.sum(), recall, f1, ece]), classes, counts)
 
 
 def over_folds(group: list[Judged], values: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:

@@ -88,9 +88,11 @@ def test_scores_are_those_of_scikit_learn(tmp_path, capsys):
     assert float(first['macro_f1']) == pytest.approx(100 * metrics.f1_score(labels, predicted, average='macro'))
     assert float(first['ece']) == pytest.approx(abs(90 - float(first['accuracy'])), abs=1e-3)
     assert [row['class'] for row in classes] == CLASSES
+    expected = metrics.precision_recall_fscore_support(labels, predicted)
     for label, row in enumerate(classes):
-        assert float(row['recall']) == pytest.approx(100 * np.mean(predicted[labels == label] == label))
-        assert float(row['precision']) == pytest.approx(100 * np.mean(labels[predicted == label] == label))
+        assert [float(row[key]) for key in ('precision', 'recall', 'f1')] == pytest.approx(
+            [100 * values[label] for values in expected[:3]]
+        )
         assert int(row['n']) == (labels == label).sum()
 
 
