@@ -9,8 +9,8 @@ of the same classes average their probabilities, each at its own size.
 
 --out has a row an image: path, label, probability, and the next labels up to --top_k. With --tile it has a row a tile
 (path, x, y, label, probability; x and y of its upper left corner in pixels): each square of that side is an image by
-itself, of which the model sees the middle, as of any image. An image that cannot be read is named on stderr and left
-out, and the exit code is 1. Prints the files it wrote.
+itself, of which the model sees the middle, as of any image. An image that cannot be read is named on stderr, and the
+exit code is 1. Prints the files it wrote.
 """
 
 import argparse
@@ -239,9 +239,8 @@ def main(args: argparse.Namespace) -> None:
     bits, notes = (args.bits, []) if args.bits else image_bits(paths)
     for note in notes:
         print(f'note: {note}; --bits scales them as the training images were, if that differs', file=sys.stderr)
-    work = predict_images if args.tile is None else map_scans
-    failed = work(args, subjects, paths, partial(open_image, bits=bits), device)
-    if failed:
+    make = predict_images if args.tile is None else map_scans
+    if failed := make(args, subjects, paths, partial(open_image, bits=bits), device):
         raise DataError(f'{failed} of {counted(len(paths), "image")} left out; {args.out} has the others')
 
 
