@@ -37,7 +37,7 @@ from common.own_options import split_options
 from common.splits import Splits, split_digest
 from compute_flops import NO_FVCORE, measure
 from datasets import load_splits, passed_over, tree_digest
-from loader import make_loaders
+from loader import make_loaders, workers_of
 from state import State, build_state
 from transforms import eval_settings, mix, normalize, seed_of
 
@@ -324,12 +324,9 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
     )
     if is_main():
         runs.write_log(folder / 'log.jsonl', progress['history'])  # may be an epoch behind last.pt after a kill
+        root = own_data.root_of(args.data_dir, args.lists) if args.lists else args.data_dir
         predictions.write_predictions(
-            folder / predictions.FILE,
-            splits.test,
-            splits.classes,
-            probabilities.cpu().numpy(),
-            own_data.root_of(args.data_dir, args.lists),
+            folder / predictions.FILE, splits.test, splits.classes, probabilities.cpu().numpy(), root
         )
         runs.write_json(folder / 'results.json', results)
         (folder / 'last.pt').unlink(missing_ok=True)
@@ -344,8 +341,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     options.check_batch(args, len(splits.train), sum(map(len, splits[:3])), world)
     device = distributed.setup(args.device, args.seed)
     args.device, args.amp = device.type, distributed.resolve_amp(args.amp, device)
-    if args.num_workers is None:
-        args.num_workers = 4 if device.type == 'cuda' else 1
+    args.num_workers = workers_of(args.num_workers, device)
 
     folder = Path(args.run_dir) / runs.run_name(args.name or args.dataset, args.fold, args.model, args.seed)
     run = Run(args, splits, device, folder, describe_run(args, splits, device))

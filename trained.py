@@ -2,23 +2,27 @@
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from tqdm import tqdm
 
 import models
 from common import options, runs
 from common.checkpoint import read_checkpoint
-from common.errors import ModelError, RunError
+from common.distributed import AMP_DTYPES, autocast, is_quiet, resolve_amp, say
+from common.errors import DataError, ModelError, RunError
 from common.own_data import SPLIT_FILE, root_of
 from common.own_options import SplitOptions, split_options
 from common.registry import DATASETS, dataset_label
 from common.splits import split_digest
 from datasets import load_splits
+from loader import EvalBatches, loader_processes, make_loader, workers_of
 from models import blocks_of
 from transforms import eval_transform, normalize
 
@@ -55,6 +59,13 @@ class Subject(NamedTuple):
     def batch(self, images: Iterable[Image.Image]) -> torch.Tensor:
         """PIL images as the model takes them: (B, 3, img_size, img_size), normalised."""
         return normalize(torch.stack([self.view(image) for image in images]))
+
+    def probabilities(self, images: torch.Tensor, device: torch.device, amp: str) -> torch.Tensor:
+        """Of each class, as train.evaluate computes them: (B, 3, img_size, img_size) uint8 -> (B, K) float32."""
+        images = normalize(images.to(device, non_blocking=True))
+        with autocast(device, amp):
+            logits = self.model(images)
+        return logits.float().softmax(1)
 
 
 def load(path: str | Path) -> Subject:
@@ -178,3 +189,87 @@ def check_other_images(args: argparse.Namespace, subject: Subject, made: dict, f
         f'{differs}, so the split is another one and images of any part of it may have trained the model; {way_out}; '
         '--other_images takes them anyway, and figure and report say so'
     )
+
+
+# ---------------------------------------------------------------------------------------------- predictions
+
+
+class Views:
+    """What models see of items, for make_loader; one that cannot be read is black, and the error stands beside it.
+
+    Args:
+        items: of any kind.
+        read: the PIL image of an item; raises DataError.
+        transforms: of each model, called as transform(image, key).
+    """
+
+    def __init__(self, items: Sequence, read: Callable[..., Image.Image], transforms: list[Callable]):
+        self.items, self.read, self.transforms = items, read, transforms
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> tuple[list[torch.Tensor], str]:
+        try:
+            image, error = self.read(self.items[i]), ''
+        except DataError as caught:
+            image, error = Image.new('RGB', (8, 8)), str(caught)
+        return [transform(image, i) for transform in self.transforms], error
+
+
+def precision_of(subject: Subject, amp: str, device: torch.device) -> str:
+    """--amp resolved: 'auto' is the precision of the run, where config.json beside the checkpoint has it for a device
+    of this kind, so that the logits are the run's own; otherwise as for a new run."""
+    made = (runs.read_json(subject.path.with_name('config.json')) or {}).get('options', {})
+    if amp == 'auto' and made.get('device') == device.type and made.get('amp') in AMP_DTYPES:
+        return made['amp']
+    return resolve_amp(amp, device)
+
+
+@torch.inference_mode()
+def predict(
+    subjects: list[Subject],
+    items: Sequence,
+    read: Callable[..., Image.Image],
+    args: argparse.Namespace,
+    device: torch.device,
+    what: str,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """The probabilities of the classes, averaged over models; an item that cannot be read is named on stderr.
+
+    Args:
+        subjects: models of the same classes; each sees an item in its own size.
+        items: N of them.
+        read: the PIL image of an item; raises DataError.
+        args: amp, batch_size and num_workers.
+        device: where to compute.
+        what: the words before the progress bar.
+
+    Returns:
+        (N, K) float32, and the errors by the index of the item, whose row is NaN.
+
+    Raises:
+        RunError: a model gives something that is not a number.
+    """
+    views = Views(items, read, [eval_transform(subject.img_size) for subject in subjects])
+    batches = EvalBatches(len(views), batch_size=args.batch_size)
+    size = batches.largest * sum(3 * subject.img_size**2 for subject in subjects)  # bytes
+    asked = min(workers_of(args.num_workers, device), len(batches))
+    loader = make_loader(views, batches, loader_processes(asked, [(len(batches), size)]), device)
+    precisions = [precision_of(subject, args.amp, device) for subject in subjects]
+    for subject in subjects:
+        subject.model.to(device, memory_format=torch.channels_last)  # as it was trained
+    means, errors = [], {}
+    with tqdm(total=len(views), desc=what, disable=is_quiet(), **runs.terminal()) as bar:
+        for slot, (inputs, messages) in zip(batches.slots, loader):
+            found = [s.probabilities(x, device, amp) for s, x, amp in zip(subjects, inputs, precisions)]
+            mean = torch.stack(found).mean(0).cpu().numpy()
+            if not np.isfinite(mean).all():
+                raise RunError(f'{subjects[0].path}: gives probabilities that are not finite; try --amp off')
+            for place, message in enumerate(messages):
+                if message:
+                    mean[place], errors[slot * args.batch_size + place] = np.nan, message
+                    say(f'left out: {message}')
+            means.append(mean)
+            bar.update(len(mean))
+    return np.concatenate(means), errors

@@ -246,6 +246,16 @@ def add_data_of_run_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_inference_args(parser: argparse.ArgumentParser) -> None:
+    """How trained models are run over images."""
+    group = parser.add_argument_group('system')
+    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
+    text = 'auto: that of the run, where config.json beside the checkpoint has it for this kind of device'
+    group.add_argument('--amp', choices=AMP, default='auto', help=text)
+    group.add_argument('--batch_size', type=int, default=64, help='images at a time; of a run, its test set has 64')
+    group.add_argument('--num_workers', type=int, help='loader processes; the result does not depend on it')
+
+
 def add_model_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('model')
     group.add_argument('--model', default='twistnet18', help='a name that `python models.py` lists')

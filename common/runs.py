@@ -60,8 +60,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise RunError(
-            f'{path}: cannot be written ({error.strerror}); what was saved before is intact, and the run can resume '
-            'from there'
+            f'{path}: cannot be written ({error.strerror}); what was saved before is intact, and the same '
+            'command can be repeated'
         ) from error
 
 
