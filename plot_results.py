@@ -487,7 +487,7 @@ def draw_by_block(table: Table, logs: Logs, title: str, entry: str, label: str) 
         if any(found):
             gated[key] = [log for log in found if log]
     if not gated:
-        raise RunError(f'no {entry} in the log: only TwistNet runs with at least one epoch have them')
+        raise RunError(f'no {entry} in the log: only runs of models with STCI, with at least one epoch, have them')
     return draw_pages(
         [*gated.items()], 15, title, lambda page, title: _block_page(table, logs, dict(page), title, label)
     )

@@ -39,7 +39,7 @@ from compute_flops import NO_FVCORE, fvcore_counter, measure
 from datasets import load_splits, passed_over, tree_digest
 from loader import make_loaders
 from state import State, build_state
-from transforms import Preprocessing, eval_settings, mix, normalize, preprocessing_of, seed_of
+from transforms import eval_settings, mix, normalize, seed_of
 
 CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 NOT_FINITE = 'the checkpoints of the epochs before are kept; try a lower --lr or --amp off'
@@ -56,7 +56,6 @@ class Run(NamedTuple):
     device: torch.device
     folder: Path
     config: dict  # what config.json holds
-    preprocessing: Preprocessing  # what the model takes
 
 
 def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device) -> dict:
@@ -81,11 +80,11 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device)
     )
 
 
-def save_best(run: Run, progress: dict, state_dict: dict) -> None:
+def save_best(run: Run, state: State, progress: dict) -> None:
     """Write best.pt: the weights after the last epoch."""
     epoch, val_acc = progress['best_epoch'], progress['best_val_acc']
-    transform = eval_settings(*run.preprocessing)
-    best = checkpoint.weights_file(run.args.model, run.splits.classes, epoch, val_acc, state_dict, transform=transform)
+    weights, transform = state.model.state_dict(), eval_settings(*state.preprocessing)
+    best = checkpoint.weights_file(run.args.model, run.splits.classes, epoch, val_acc, weights, transform=transform)
     checkpoint.save_checkpoint(run.folder / 'best.pt', best)
 
 
@@ -161,7 +160,7 @@ def train_steps(
             optimizer.zero_grad(set_to_none=True)
             total = torch.zeros((), device=device)
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        images = normalize(images, *state.statistics)
+        images = normalize(images, *state.preprocessing.statistics)
         loss = batch_loss(images, labels, step, part) / accumulate
         scaler.scale(loss).backward()
         total += loss.detach()
@@ -254,7 +253,7 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
     train_seconds = time.perf_counter() - start
     share_weights(model)
     with models.watch_selection(model) as selection:
-        val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar, state.statistics)
+        val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar, state.preprocessing.statistics)
     if not math.isfinite(val_loss):
         raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {NOT_FINITE}')
     return dict(
@@ -282,7 +281,7 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
         last = dict(fingerprint=run.config['fingerprint'], state_dict=state.model.state_dict(), **states, run=progress)
         checkpoint.save_checkpoint(run.folder / 'last.pt', last)  # before best.pt, see holds_best
         if improved:
-            save_best(run, progress, state.model.state_dict())
+            save_best(run, state, progress)
         runs.write_log(run.folder / 'log.jsonl', history)
     if is_quiet():
         left = (run.args.epochs - epoch) * sum(line['seconds'] for line in history) / epoch
@@ -296,11 +295,11 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
     """Read the test set once, with the last weights for the record and the chosen ones for the result."""
     args, splits, model, folder = run.args, run.splits, state.model, run.folder
     bar.set_description(f'{folder.name} test', refresh=False)
-    _, test_acc_last = evaluate(model, loader, run.device, args.amp, bar, state.statistics)
+    _, test_acc_last = evaluate(model, loader, run.device, args.amp, bar, state.preprocessing.statistics)
     if is_main():
         model.load_state_dict(checkpoint.read_checkpoint(folder / 'best.pt')['state_dict'])
     share_weights(model)
-    test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, state.statistics)
+    test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, state.preprocessing.statistics)
     bar.close()
     results = {key: getattr(args, key) for key in ('dataset', 'fold', 'seed', 'model')} | dict(
         test_acc=test_acc,
@@ -325,7 +324,6 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
 
 def train(args: argparse.Namespace) -> tuple[Path, dict]:
     """Train and test as the options say; returns the run folder and what its results.json holds."""
-    options.fit_to_model(args)
     options.check(args)
     splits = load_splits(args.dataset, args.data_dir, args.fold)
     _, world = process_rank()
@@ -336,8 +334,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         args.num_workers = 4 if device.type == 'cuda' else 1
 
     folder = Path(args.run_dir) / runs.run_name(args.dataset, args.fold, args.model, args.seed)
-    preprocessing = preprocessing_of(args.model, args.img_size, args.pretrained)
-    run = Run(args, splits, device, folder, describe_run(args, splits, device), preprocessing)
+    run = Run(args, splits, device, folder, describe_run(args, splits, device))
     results, last, notes = share_object(lambda: checkpoint.open_run(folder, run.config, args.force))
     for note in notes:
         say(note)
@@ -352,9 +349,9 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     progress = last['run'] if last else start | dict(pretrained=state.model.pretrained, loaded=state.model.loaded)
     say_opening(run, progress)
     if last and is_main() and progress['best_epoch'] == len(progress['history']):
-        save_best(run, progress, last['state_dict'])  # of a run killed between last.pt and best.pt
+        save_best(run, state, progress)  # of a run killed between last.pt and best.pt
 
-    loaders = make_loaders(args, splits, device, preprocessing.crop_ratio)
+    loaders = make_loaders(args, splits, device, state.preprocessing.crop_ratio)
     done, (train_batches, val_batches, test_batches) = len(progress['history']), (len(loader) for loader in loaders)
     an_epoch = train_batches + val_batches
     total, initial = args.epochs * an_epoch + 2 * test_batches, done * an_epoch

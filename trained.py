@@ -15,9 +15,10 @@ from common import options, runs
 from common.checkpoint import read_checkpoint
 from common.errors import ModelError, RunError
 from common.splits import split_digest
+from common.timm_models import import_file, problem_of
 from datasets import load_splits
 from models import blocks_of
-from transforms import eval_transform, normalize
+from transforms import Preprocessing, eval_transform, normalize, read_settings
 
 # Where images are not known to be held out, figures and reports say so: in the title, and in a sentence.
 OTHER = 'images that may have trained the model'
@@ -33,12 +34,17 @@ class Subject(NamedTuple):
     """A trained model and the facts in its checkpoint."""
 
     path: Path
-    name: str  # of registry.MODELS
+    name: str  # as for models.build_model
     model: nn.Module  # in evaluation mode, on the CPU
     classes: list[str]
     epoch: int
     val_acc: float  # percent
-    img_size: int  # pixels, side of the square input
+    preprocessing: Preprocessing  # what its input is
+
+    @property
+    def img_size(self) -> int:
+        """Side of the square input, pixels."""
+        return self.preprocessing.img_size
 
     @property
     def directional(self) -> bool:
@@ -47,15 +53,19 @@ class Subject(NamedTuple):
 
     def view(self, image: Image.Image) -> torch.Tensor:
         """A PIL image as the model sees it: (3, img_size, img_size) uint8."""
-        return eval_transform(self.img_size)(image, 0)
+        return eval_transform(self.img_size, self.preprocessing.crop_ratio)(image, 0)
 
     def batch(self, images: Iterable[Image.Image]) -> torch.Tensor:
         """PIL images as the model takes them: (B, 3, img_size, img_size), normalised."""
-        return normalize(torch.stack([self.view(image) for image in images]))
+        return normalize(torch.stack([self.view(image) for image in images]), *self.preprocessing.statistics)
 
 
-def load(path: str | Path) -> Subject:
+def load(path: str | Path, imports: str | Path | None = None) -> Subject:
     """The model in the best.pt of a run.
+
+    Args:
+        path: of the checkpoint.
+        imports: the file that registers the model with timm, if the run was made with --import.
 
     Raises:
         ModelError: there is no such file, or it is no best.pt of train.py.
@@ -71,13 +81,16 @@ def load(path: str | Path) -> Subject:
     if not isinstance(checkpoint, dict) or not wanted <= checkpoint.keys():
         raise ModelError(f'{path}: is no best.pt of train.py')
     name, classes = checkpoint['model'], checkpoint['classes']
-    img_size = checkpoint['transform']['img_size']
-    model = models.build_model(name, len(classes), img_size=img_size)
+    preprocessing = read_settings(checkpoint['transform'])
+    import_file(imports)
+    if problem := problem_of(name):
+        raise ModelError(f'{path}: {problem}')
+    model = models.build_model(name, len(classes), img_size=preprocessing.img_size)
     try:
         model.load_state_dict(checkpoint['state_dict'])
     except RuntimeError as error:
         raise ModelError(f'{path}: its tensors are not those of {name}') from error
-    return Subject(path, name, model.eval(), classes, checkpoint['epoch'], checkpoint['val_acc'], img_size)
+    return Subject(path, name, model.eval(), classes, checkpoint['epoch'], checkpoint['val_acc'], preprocessing)
 
 
 def data_of(args: argparse.Namespace, subject: Subject) -> dict:

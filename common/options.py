@@ -219,6 +219,7 @@ def add_inside_args(parser: argparse.ArgumentParser) -> None:
     """What to look into, and at what: of the scripts that draw or measure a trained TwistNet."""
     group = parser.add_argument_group('inside a model')
     group.add_argument('--checkpoint', type=Path, help='the best.pt of a run')
+    add_import_arg(group)
     group.add_argument('--image', type=Path, help='a picture to look at')
     add_data_of_run_args(parser)
     group.add_argument('--subset', choices=('train', 'val', 'test'), help='of the data set; test if not given')
@@ -470,16 +471,16 @@ def fit_to_model(args: argparse.Namespace) -> None:
     if not is_own(args.model) and 'img_size' not in args.given and args.img_size == DEFAULT['img_size']:
         from common.timm_models import own_settings
 
-        args.img_size = own_settings(args.model, args.pretrained)['img_size']
+        args.img_size = own_settings(args.model, getattr(args, 'pretrained', False))['img_size']
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse values that no run can have, whatever its data set.
+    """Refuse values that no run can have, whatever its data set, after fit_to_model.
 
     Raises:
-        RunError: with the option and its bounds.
+        RunError: with the option and its bounds. ModelError: as fit_to_model.
     """
-    check_model(args.model)
+    fit_to_model(args)
     check_bounds(args)
     low, high = args.crop_scale
     if not 0 < low <= high <= 1:

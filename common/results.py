@@ -126,10 +126,9 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
         RunError: there is no such run, a name is not known, or two runs of one data set saw different trees of images,
             or two of one fold different images.
     """
-    options.check_names('models', args.models or (), MODELS)
-    options.check_names('baseline', [args.baseline] if args.baseline else [], MODELS)
     found: dict[tuple, tuple[dict, dict | None]] = {}
     seen: dict[tuple, tuple[str, Path]] = {}
+    there = set()  # the models of all runs
     for path in (path for run_dir in args.run_dir for path in run_dir.glob('*/results.json')):
         if not path.with_name('config.json').exists():
             print(f'left out: {path.parent}: has no config.json', file=sys.stderr)
@@ -139,6 +138,7 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
         except RunError as error:
             print(f'left out: {error}', file=sys.stderr)
             continue
+        there.add(config['defines']['model'])
         if args.models and config['defines']['model'] not in args.models:
             continue
         if results is None:
@@ -149,6 +149,9 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
             print(f'made twice, taken once: {folder}', file=sys.stderr)
         if key not in found or found[key][1] is None:
             found[key] = config, results
+    for option, names in (('models', args.models or ()), ('baseline', filter(None, [args.baseline]))):
+        if unknown := [name for name in names if name not in MODELS and name not in there]:
+            raise RunError(f"--{option}: no run of '{unknown[0]}'; there are runs of: {', '.join(sorted(there))}")
     if not any(results or what == 'run' for _, results in found.values()):
         of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
         raise RunError(f'{", ".join(map(str, args.run_dir))}: no {what}{of}')
@@ -170,7 +173,7 @@ def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dic
 def recipe_of(config: dict) -> dict:
     """What all runs of a table share: the options that define a run, without those that its runs differ in."""
     defines = config['defines']
-    own = (*CELL, 'split', 'pretrained')
+    own = (*CELL, 'split', 'pretrained', 'preprocessing', 'imported')
     return {k: v for k, v in defines.items() if k not in own} | dict(pretrained=bool(defines.get('pretrained')))
 
 

@@ -364,7 +364,7 @@ def test_nothing_is_dropped_in_silence(tmp_path, capsys):
     assert 'dtd_fold3_resnet18_seed42: has no config.json' in err
     assert "config.json: unknown data set 'other'" in err
     assert 'DTD: the models have different folds or seeds' in err, 'a CSV has no place for notes'
-    assert "--baseline: unknown 'resnt18'" in fails(tmp_path, '--baseline', 'resnt18')
+    assert "--baseline: no run of 'resnt18'; there are runs of: " in fails(tmp_path, '--baseline', 'resnt18')
 
 
 def test_a_reader_that_leaves_and_a_terminal_without_signs(tmp_path):
@@ -387,7 +387,7 @@ def test_what_cannot_be_summarised_is_named(tmp_path):
     assert 'no complete run that can be read' in fails(tmp_path)
     make_run(tmp_path, fold=2)
     assert 'no complete run of swin_tiny' in fails(tmp_path, '--models', 'swin_tiny')
-    assert "--models: unknown 'twist'; there are: resnet18" in fails(tmp_path, '--models', 'twist')
+    assert "--models: no run of 'twist'; there are runs of: " in fails(tmp_path, '--models', 'twist')
     assert "--labels: unknown 'dt'; there are: dtd" in fails(tmp_path, '--labels', 'dt=x')
 
 
