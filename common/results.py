@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import options, runs
 from common.errors import RunError
-from common.registry import DATASETS, MODELS, dataset_label, model_label
+from common.registry import DATASETS, MODELS, dataset_label, entry_of, model_label
 from common.runs import counted
 from common.statistics import correct, corrected_t_test
 
@@ -209,7 +209,7 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
         if results is not None:
             rows.setdefault((dataset, model), Row(dataset, model)).results[tuple(cell)] = results
     order = list(args.models or MODELS)
-    models = sorted(weights, key=lambda model: (order.index(model) if model in order else len(order), model))
+    models = sorted(weights, key=lambda model: _place(model, order))
     baseline = args.baseline or next((name for name in options.BASELINES if name in models), options.BASELINES[0])
     datasets = [name for name in DATASETS if name in cells]
     table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, labels=args.labels)
@@ -217,6 +217,13 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
         _note_missing(table, dataset, cells[dataset])
         _compare(table, dataset, asked=args.baseline is not None)
     return table
+
+
+def _place(model: str, order: list[str]) -> tuple:
+    """Where a model stands in a table: as in `order`, then by name, an stci_ one behind its plain one."""
+    base = entry_of(model).get('base', model)
+    by_name = base, model != base, model
+    return next((order.index(name) for name in (model, base) if name in order), len(order)), *by_name
 
 
 def _note_missing(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:

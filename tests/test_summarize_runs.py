@@ -525,3 +525,15 @@ def test_the_seed_s_command_works_on_a_fresh_clone(tmp_path):
     command = f'{sys.executable} {ROOT}/summarize_runs.py --run_dir runs/main --latex > tables/main_results.tex'
     subprocess.run(command, shell=True, cwd=tmp_path, check=True)
     assert (tmp_path / 'tables' / 'main_results.tex').read_text().rstrip().endswith(r'\end{table*}')
+
+
+def test_models_outside_the_registry_have_rows(tmp_path, capsys):
+    for model, accuracy in (('resnet18', 50.0), ('stci_resnet18', 51.0), ('tf_a', 52.0), ('stci_tf_a', 53.0)):
+        for fold in (1, 2):
+            make_run(tmp_path, model=model, fold=fold, test_acc=accuracy + fold)
+    lines = show(tmp_path, capsys).splitlines()
+    names = [line[:13].strip() for line in lines[2:6]]
+    assert names == ['ResNet-18', 'ResNet-18 + S', 'tf_a', 'tf_a + STCI'], 'each behind its plain model'
+    chosen = show(tmp_path, capsys, '--models', 'tf_a,resnet18', '--latex')
+    assert r'tf\_a' in chosen
+    assert 'STCI' not in chosen
