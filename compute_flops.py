@@ -1,7 +1,7 @@
 """Parameters and multiply-accumulates of the models.
 
     python compute_flops.py                      # all models, as text
-    python compute_flops.py --model twistnet18   # one model
+    python compute_flops.py --model twistnet18   # one model; any of timm, and stci_NAME, too
     python compute_flops.py --latex > table.tex  # a table for a paper; also --csv
 
 What is counted are multiply-accumulates (MACs), by fvcore: convolutions, matrix products and attention, and of the
@@ -18,14 +18,15 @@ from torch import nn
 
 from common import options, tables
 from common.errors import ModelError, user_errors
-from common.registry import MODELS, size_problem
+from common.registry import MODELS, entry_of, size_problem
+from common.timm_models import SIZE, import_file, own_settings
 from models import build_model, count_params
 
 BASELINE = 'resnet18'
 # Operators that the count leaves out, as met in timm's models: element-wise, reductions, and moves of values.
 ELEMENTWISE = {
     'add', 'add_', 'addcmul', 'amax', 'avg_pool2d', 'ceil', 'clamp_min', 'cos', 'cumsum', 'div', 'div_', 'exp',
-    'expand_as', 'gelu', 'hardsigmoid', 'hardswish', 'hardswish_', 'hardtanh', 'index_select',
+    'expand_as', 'gelu', 'hardsigmoid', 'hardswish', 'hardswish_', 'hardtanh', 'hardtanh_', 'index_select',
     'linalg_vector_norm', 'max_pool2d', 'mean', 'mul', 'mul_', 'neg', 'pad', 'pow', 'repeat', 'repeat_interleave',
     'reshape_as', 'rsqrt', 'rsub', 'sigmoid', 'silu', 'silu_', 'sin', 'softmax', 'square', 'sub', 'sum', 'tanh',
     'unflatten',
@@ -39,20 +40,28 @@ def attention_macs(inputs: list, outputs: list) -> int:
     return math.prod(batch) * queries * keys * (width + out_width)
 
 
-def count_macs(model: nn.Module, img_size: int = 224) -> int | None:
-    """Multiply-accumulates of one (3, img_size, img_size) image in evaluation mode; None if fvcore is missing.
-
-    Raises:
-        ModelError: an operator is neither counted nor known as element-wise.
-    """
+def fvcore_counter() -> type | None:
+    """fvcore's FlopCountAnalysis; None where it is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', FutureWarning)  # fvcore scripts a function when it is imported
             from fvcore.nn import FlopCountAnalysis
     except ImportError:
         return None
+    return FlopCountAnalysis
+
+
+def count_macs(model: nn.Module, img_size: int = 224) -> int | None:
+    """Multiply-accumulates of one (3, img_size, img_size) image in evaluation mode; None if fvcore is missing.
+
+    Raises:
+        ModelError: an operator is neither counted nor known as element-wise.
+    """
+    counter = fvcore_counter()
+    if counter is None:
+        return None
     device = next(model.parameters()).device
-    analysis = FlopCountAnalysis(model.eval(), torch.zeros(1, 3, img_size, img_size, device=device))
+    analysis = counter(model.eval(), torch.zeros(1, 3, img_size, img_size, device=device))
     analysis.set_op_handle('aten::scaled_dot_product_attention', attention_macs)
     with torch.no_grad():  # else older torch shows the operators of checkpointing
         macs = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()
@@ -65,16 +74,21 @@ def count_macs(model: nn.Module, img_size: int = 224) -> int | None:
 
 
 def measure(name: str, num_classes: int, img_size: int) -> dict:
-    """A row of the table: name, label, venue, parameters in M and MACs in G (None if fvcore is missing).
+    """A row of the table: name, label, venue, parameters in M and MACs in G.
+
+    The latter are None without fvcore, and for a model outside the registry that it cannot count, which is said.
 
     Raises:
-        ModelError: as build_model and count_macs.
+        ModelError: as build_model and, for a model of the registry, count_macs.
     """
-    model, entry = build_model(name, num_classes, img_size=img_size), MODELS[name]
+    model, entry = build_model(name, num_classes, img_size=img_size), entry_of(name)
     try:
         macs = count_macs(model, img_size)
     except ModelError as error:
-        raise ModelError(f'{name}: {error}') from error
+        if name in MODELS:
+            raise ModelError(f'{name}: {error}') from error
+        print(f'note: {name}: {error}', file=sys.stderr)  # no reason not to train it
+        macs = None
     sizes = dict(params_M=count_params(model) / 1e6, macs_G=None if macs is None else macs / 1e9)
     return dict(model=name, label=entry['label'], venue=entry.get('venue') or '', **sizes)
 
@@ -97,17 +111,28 @@ def print_text(rows: list[dict], base: dict) -> None:
 
 def print_latex(rows: list[dict], base: dict) -> None:
     head = [r'Model & Venue & Params (M) & FLOPs (G) & $\Delta$ Params & $\Delta$ FLOPs \\']
-    cells = [[row['label'], row['venue'] or '--', *cells_of(row, base, '--')] for row in rows]
-    tables.print_latex('llrrrr', head, [[cell.replace(' %', r'\,\%') or '--' for cell in row] for row in cells])
+    cells = [[cell.replace(' %', r'\,\%') or '--' for cell in cells_of(row, base, '--')] for row in rows]
+    names = [[tables.escape(row['label']), row['venue'] or '--'] for row in rows]
+    tables.print_latex('llrrrr', head, [name + row for name, row in zip(names, cells)])
 
 
-def choose(names: list[str] | None, img_size: int) -> list[str]:
+def choose(names: list[str] | None, img_size: int | None, imports: str | None = None) -> list[str]:
     """The models to measure: those asked for, or all that can have this image size; the others are named on stderr.
 
+    Args:
+        names: None for all of the registry.
+        img_size: None for each model's own.
+        imports: a file that registers models with timm.
+
     Raises:
-        ModelError: one that is asked for cannot have it.
+        ModelError: one that is asked for cannot have it, or the file cannot be used. RunError: there is no such model.
     """
-    problems = {name: size_problem(name, img_size) for name in names or MODELS if name in MODELS}
+    import_file(imports)
+    for name in names or ():
+        options.check_model(name)
+    if img_size is None:
+        return names or list(MODELS)
+    problems = {name: size_problem(name, img_size) for name in names or MODELS}
     for problem in filter(None, problems.values()):
         if names:
             raise ModelError(problem)
@@ -115,10 +140,17 @@ def choose(names: list[str] | None, img_size: int) -> list[str]:
     return [name for name in names or MODELS if not problems.get(name)]
 
 
-def add_size_args(parser: argparse.ArgumentParser) -> None:
-    """What a model is measured at, and how the table is printed; of benchmark.py too."""
+def own_size(name: str) -> int:
+    """Side of the square input that a model states, pixels."""
+    return own_settings(name).get('img_size', SIZE)
+
+
+def add_size_args(parser: argparse.ArgumentParser, img_size: int | None) -> None:
+    """What a model is measured at (by default, at img_size), and how the table is printed; of benchmark.py too."""
+    options.add_import_arg(parser)
     parser.add_argument('--num_classes', type=int, default=47)
-    parser.add_argument('--img_size', type=int, default=224, help='side of the square input, pixels')
+    own = "; if not given, each model's own, 224 for the registry's" if img_size is None else ''
+    parser.add_argument('--img_size', type=int, default=img_size, help=f'side of the square input, pixels{own}')
     style = parser.add_mutually_exclusive_group()
     style.add_argument('--latex', action='store_true', help='a booktabs table, nothing else on stdout')
     style.add_argument('--csv', action='store_true')
@@ -130,16 +162,19 @@ def get_args_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('--model', type=options.parse_names, help='one, or several with commas; all if not given')
-    add_size_args(parser)
+    add_size_args(parser, None)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     options.check_bounds(args)
-    rows = [measure(name, args.num_classes, args.img_size) for name in choose(args.model, args.img_size)]
+    sizes = {name: args.img_size or own_size(name) for name in choose(args.model, args.img_size, args.imports)}
+    rows = [measure(name, args.num_classes, size) for name, size in sizes.items()]
+    if other := [f'{name} {size}' for name, size in sizes.items() if size != (args.img_size or SIZE)]:
+        print(f'note: at their own size in pixels, not {SIZE}: {", ".join(other)}', file=sys.stderr)
     base = next((row for row in rows if row['model'] == BASELINE), None)
-    base = base or measure(BASELINE, args.num_classes, args.img_size)
-    if base['macs_G'] is None:
+    base = base or measure(BASELINE, args.num_classes, args.img_size or SIZE)
+    if fvcore_counter() is None:
         print(NO_FVCORE, file=sys.stderr)
     if args.csv:
         tables.print_csv(rows)

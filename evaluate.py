@@ -91,7 +91,7 @@ def run_models(args: argparse.Namespace) -> list[Judged]:
 
     judged, subset = [], args.subset or 'test'
     for path in dict.fromkeys(args.checkpoint):
-        subject = trained.load(path)
+        subject = trained.load(path, args.imports)
         data = trained.data_of(args, subject)
         splits, caution = data['splits'], data['caution'] or ''
         if subset in ('train', 'all') and not caution:

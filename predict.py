@@ -107,13 +107,13 @@ def find_images(given: list[str]) -> list[str]:
     return list(found.values())
 
 
-def load_models(paths: list[Path]) -> list[Subject]:
+def load_models(paths: list[Path], imports: str | None) -> list[Subject]:
     """The models of the checkpoints.
 
     Raises:
         RunError: their classes differ. ModelError: a checkpoint cannot be used.
     """
-    subjects = [trained.load(path) for path in paths]
+    subjects = [trained.load(path, imports) for path in paths]
     first = subjects[0]
     for other in subjects[1:]:
         if other.classes != first.classes:
@@ -234,7 +234,7 @@ def map_scans(
 
 def main(args: argparse.Namespace) -> None:
     paths = find_images(args.images)
-    subjects = load_models(args.checkpoint)
+    subjects = load_models(args.checkpoint, args.imports)
     device = distributed.setup(args.device, 0)
     bits, notes = (args.bits, []) if args.bits else image_bits(paths)
     for note in notes:

@@ -89,10 +89,10 @@ def make_grid(args: argparse.Namespace, passed: list[str]) -> list[Run]:
         for fold in dict.fromkeys(args.folds):
             for model in dict.fromkeys(args.models):
                 cell = dict(model=model, fold=fold, seed=seed)
-                options.check(argparse.Namespace(**parsed | cell))
+                options.check(chosen := argparse.Namespace(**parsed | cell))
                 folder = args.run_dir / runs.run_name(parsed['name'] or args.dataset, fold, model, seed)
                 words = [word for key, value in cell.items() for word in (f'--{key}', str(value))]
-                grid.append(Run(folder, [sys.executable, str(TRAIN), *common, *words], parsed | cell))
+                grid.append(Run(folder, [sys.executable, str(TRAIN), *common, *words], vars(chosen)))
     return grid
 
 

@@ -21,10 +21,11 @@ from common.own_data import SPLIT_FILE, root_of
 from common.own_options import SplitOptions, split_options
 from common.registry import DATASETS, dataset_label
 from common.splits import split_digest
+from common.timm_models import import_file, problem_of
 from datasets import load_splits
 from loader import EvalBatches, loader_processes, make_loader, workers_of
 from models import blocks_of
-from transforms import eval_transform, normalize
+from transforms import Preprocessing, eval_transform, normalize, read_settings
 
 # Where images are not known to be held out, figures and reports say so: in the title, and in a sentence.
 OTHER = 'images that may have trained the model'
@@ -40,12 +41,17 @@ class Subject(NamedTuple):
     """A trained model and the facts in its checkpoint."""
 
     path: Path
-    name: str  # of registry.MODELS
+    name: str  # as for models.build_model
     model: nn.Module  # in evaluation mode, on the CPU
     classes: list[str]
     epoch: int
     val_acc: float  # percent
-    img_size: int  # pixels, side of the square input
+    preprocessing: Preprocessing  # what its input is
+
+    @property
+    def img_size(self) -> int:
+        """Side of the square input, pixels."""
+        return self.preprocessing.img_size
 
     @property
     def directional(self) -> bool:
@@ -54,22 +60,26 @@ class Subject(NamedTuple):
 
     def view(self, image: Image.Image) -> torch.Tensor:
         """A PIL image as the model sees it: (3, img_size, img_size) uint8."""
-        return eval_transform(self.img_size)(image, 0)
+        return eval_transform(self.img_size, self.preprocessing.crop_ratio)(image, 0)
 
     def batch(self, images: Iterable[Image.Image]) -> torch.Tensor:
         """PIL images as the model takes them: (B, 3, img_size, img_size), normalised."""
-        return normalize(torch.stack([self.view(image) for image in images]))
+        return normalize(torch.stack([self.view(image) for image in images]), *self.preprocessing.statistics)
 
     def probabilities(self, images: torch.Tensor, device: torch.device, amp: str) -> torch.Tensor:
         """Of each class, as train.evaluate computes them: (B, 3, img_size, img_size) uint8 -> (B, K) float32."""
-        images = normalize(images.to(device, non_blocking=True))
+        images = normalize(images.to(device, non_blocking=True), *self.preprocessing.statistics)
         with autocast(device, amp):
             logits = self.model(images)
         return logits.float().softmax(1)
 
 
-def load(path: str | Path) -> Subject:
+def load(path: str | Path, imports: str | Path | None = None) -> Subject:
     """The model in the best.pt of a run.
+
+    Args:
+        path: of the checkpoint.
+        imports: the file that registers the model with timm, if the run was made with --import.
 
     Raises:
         ModelError: there is no such file, or it is no best.pt of train.py.
@@ -85,13 +95,16 @@ def load(path: str | Path) -> Subject:
     if not isinstance(checkpoint, dict) or not wanted <= checkpoint.keys():
         raise ModelError(f'{path}: is no best.pt of train.py')
     name, classes = checkpoint['model'], checkpoint['classes']
-    img_size = checkpoint['transform']['img_size']
-    model = models.build_model(name, len(classes), img_size=img_size)
+    preprocessing = read_settings(checkpoint['transform'])
+    import_file(imports)
+    if problem := problem_of(name):
+        raise ModelError(f'{path}: {problem}')
+    model = models.build_model(name, len(classes), img_size=preprocessing.img_size)
     try:
         model.load_state_dict(checkpoint['state_dict'])
     except RuntimeError as error:
         raise ModelError(f'{path}: its tensors are not those of {name}') from error
-    return Subject(path, name, model.eval(), classes, checkpoint['epoch'], checkpoint['val_acc'], img_size)
+    return Subject(path, name, model.eval(), classes, checkpoint['epoch'], checkpoint['val_acc'], preprocessing)
 
 
 def data_of(args: argparse.Namespace, subject: Subject) -> dict:
@@ -251,7 +264,7 @@ def predict(
     Raises:
         RunError: a model gives something that is not a number.
     """
-    views = Views(items, read, [eval_transform(subject.img_size) for subject in subjects])
+    views = Views(items, read, [eval_transform(s.img_size, s.preprocessing.crop_ratio) for s in subjects])
     batches = EvalBatches(len(views), batch_size=args.batch_size)
     size = batches.largest * sum(3 * subject.img_size**2 for subject in subjects)  # bytes
     asked = min(workers_of(args.num_workers, device), len(batches))

@@ -34,10 +34,11 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator as MaxNLocator
 
 from common.errors import RunError
-from common.registry import MODELS, model_label
+from common.registry import MODELS, entry_of, model_label
 from common.runs import write_atomic
 
 PAGE = (7.0, 9.0)  # inches: both columns of a page, and what its height leaves for a figure
+OUTSIDE: dict[str, int] = {}  # models outside the registry, numbered as figures meet them
 UNKNOWN: set[str] = set()  # letters that no font has and that were reported
 FONT = 'DejaVu Sans'  # comes with matplotlib: the figures are the same everywhere
 STYLE = {
@@ -84,13 +85,13 @@ def line_style(model: str) -> dict:
     if model == FULL:
         return dict(color=COLORS[0], linestyle='-', marker='o', linewidth=2.0)
     others = [name for name in MODELS if name != FULL]
-    index = others.index(model) if model in others else len(others)
+    index = others.index(model) if model in others else len(others) + OUTSIDE.setdefault(model, len(OUTSIDE))
     return dict(color=COLORS[1 + index % 6], linestyle=DASHES[index % 5], marker=MARKERS[index % 7])
 
 
 def fill_color(model: str) -> str:
-    """Dark for TwistNet-18, middle for its variants, light for the others."""
-    return '#0072B2' if model == FULL else '#80BFE8' if model.startswith(FULL) else '#D0D0D0'
+    """Dark for TwistNet-18, middle for the others with STCI and for its trunk, light for those without."""
+    return '#0072B2' if model == FULL else '#80BFE8' if {'twist', 'stci'} & entry_of(model).keys() else '#D0D0D0'
 
 
 def frame(figure: Figure, title: str, notes: Iterable[str] = (), handles: Iterable[Line2D] = ()) -> None:

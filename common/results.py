@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import options, runs
 from common.errors import RunError
-from common.registry import DATASETS, MODELS, dataset_label, model_label, nameable
+from common.registry import DATASETS, MODELS, dataset_label, entry_of, model_label, nameable
 from common.runs import counted
 from common.statistics import correct, corrected_t_test
 
@@ -135,10 +135,9 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
         RunError: there is no such run, a name is not known, or two runs of one data set saw different trees of images,
             or two of one fold different images.
     """
-    options.check_names('models', args.models or (), MODELS)
-    options.check_names('baseline', [args.baseline] if args.baseline else [], MODELS)
     found: dict[tuple, tuple[dict, dict | None]] = {}
     seen: dict[tuple, tuple[str, Path]] = {}
+    there = set()  # the models of all runs
     for path in (path for run_dir in args.run_dir for path in run_dir.glob('*/results.json')):
         if not path.with_name('config.json').exists():
             print(f'left out: {path.parent}: has no config.json', file=sys.stderr)
@@ -148,6 +147,7 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
         except RunError as error:
             print(f'left out: {error}', file=sys.stderr)
             continue
+        there.add(config['defines']['model'])
         if args.models and config['defines']['model'] not in args.models:
             continue
         if results is None:
@@ -160,6 +160,9 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
             found[key] = config, results
     names = dict.fromkeys(config['defines']['dataset'] for config, _ in found.values())
     options.check_names('labels', args.labels, DATASETS | names)
+    for option, names in (('models', args.models or ()), ('baseline', filter(None, [args.baseline]))):
+        if unknown := [name for name in names if name not in MODELS and name not in there]:
+            raise RunError(f"--{option}: no run of '{unknown[0]}'; there are runs of: {', '.join(sorted(there))}")
     if not any(results or what == 'run' for _, results in found.values()):
         of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
         raise RunError(f'{", ".join(map(str, args.run_dir))}: no {what}{of}')
@@ -186,7 +189,7 @@ def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dic
 def recipe_of(config: dict) -> dict:
     """What all runs of a table share: the options that define a run, without those that its runs differ in."""
     defines = config['defines']
-    own = (*CELL, 'split', 'pretrained', 'name', 'groups', 'folds_total')
+    own = (*CELL, 'split', 'pretrained', 'preprocessing', 'imported', 'name', 'groups', 'folds_total')
     return {k: v for k, v in defines.items() if k not in own} | dict(pretrained=bool(defines.get('pretrained')))
 
 
@@ -222,7 +225,7 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
         if results is not None:
             rows.setdefault((dataset, model), Row(dataset, model)).results[tuple(cell)] = results
     order = list(args.models or MODELS)
-    models = sorted(weights, key=lambda model: (order.index(model) if model in order else len(order), model))
+    models = sorted(weights, key=lambda model: _place(model, order))
     baseline = args.baseline or next((name for name in options.BASELINES if name in models), options.BASELINES[0])
     datasets = [name for name in [*DATASETS, *sorted(cells.keys() - DATASETS.keys())] if name in cells]
     table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, labels=args.labels)
@@ -230,6 +233,13 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
         _note_missing(table, dataset, cells[dataset])
         _compare(table, dataset, asked=args.baseline is not None)
     return table
+
+
+def _place(model: str, order: list[str]) -> tuple:
+    """Where a model stands in a table: as in `order`, then by name, an stci_ one behind its plain one."""
+    base = entry_of(model).get('base', model)
+    by_name = base, model != base, model
+    return next((order.index(name) for name in (model, base) if name in order), len(order)), *by_name
 
 
 def _note_missing(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:

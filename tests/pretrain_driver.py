@@ -45,7 +45,7 @@ def recorded(*args, **kwargs):
 
 
 models.build_model = build_double
-train.normalize = lambda images: normalize(images).double()
+train.normalize = lambda images, *statistics: normalize(images, *statistics).double()
 state.blank_batch = lambda *args: blank_batch(*args).double()
 if 'DRIVER_LOSSES' in os.environ:
     pretrain_imagenet.train_steps = recorded

@@ -603,7 +603,7 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path):
     folder = make(tmp_path / 'runs', done=False)
     assert error('--run_dir', tmp_path / 'runs', '--plot', 'bar') == 'bar: no run is complete'
     assert 'gate: no gates' in error('--run_dir', tmp_path / 'runs', '--plot', 'gate')
-    assert "unknown 'twist'" in error('--run_dir', tmp_path / 'runs', '--models', 'twist')
+    assert "no run of 'twist'" in error('--run_dir', tmp_path / 'runs', '--models', 'twist')
     assert 'no run of twistnet18' in error('--run_dir', tmp_path / 'runs', '--models', 'twistnet18')
     assert 'no such log' in error('--log_file', tmp_path / 'log.jsonl')
     assert 'needs --run_dir' in error('--log_file', folder / 'log.jsonl', '--plot', 'bar')

@@ -364,7 +364,7 @@ def test_nothing_is_dropped_in_silence(tmp_path, capsys):
     assert 'dtd_fold3_resnet18_seed42: has no config.json' in err
     assert "config.json: unknown data set 'other'" in err
     assert 'DTD: the models have different folds or seeds' in err, 'a CSV has no place for notes'
-    assert "--baseline: unknown 'resnt18'" in fails(tmp_path, '--baseline', 'resnt18')
+    assert "--baseline: no run of 'resnt18'; there are runs of: " in fails(tmp_path, '--baseline', 'resnt18')
 
 
 def test_a_reader_that_leaves_and_a_terminal_without_signs(tmp_path):
@@ -387,7 +387,7 @@ def test_what_cannot_be_summarised_is_named(tmp_path):
     assert 'no complete run that can be read' in fails(tmp_path)
     make_run(tmp_path, fold=2)
     assert 'no complete run of swin_tiny' in fails(tmp_path, '--models', 'swin_tiny')
-    assert "--models: unknown 'twist'; there are: resnet18" in fails(tmp_path, '--models', 'twist')
+    assert "--models: no run of 'twist'; there are runs of: " in fails(tmp_path, '--models', 'twist')
     assert "--labels: unknown 'dt'; there are: dtd" in fails(tmp_path, '--labels', 'dt=x')
 
 
@@ -525,3 +525,15 @@ def test_the_seed_s_command_works_on_a_fresh_clone(tmp_path):
     command = f'{sys.executable} {ROOT}/summarize_runs.py --run_dir runs/main --latex > tables/main_results.tex'
     subprocess.run(command, shell=True, cwd=tmp_path, check=True)
     assert (tmp_path / 'tables' / 'main_results.tex').read_text().rstrip().endswith(r'\end{table*}')
+
+
+def test_models_outside_the_registry_have_rows(tmp_path, capsys):
+    for model, accuracy in (('resnet18', 50.0), ('stci_resnet18', 51.0), ('tf_a', 52.0), ('stci_tf_a', 53.0)):
+        for fold in (1, 2):
+            make_run(tmp_path, model=model, fold=fold, test_acc=accuracy + fold)
+    lines = show(tmp_path, capsys).splitlines()
+    names = [line[:13].strip() for line in lines[2:6]]
+    assert names == ['ResNet-18', 'ResNet-18 + S', 'tf_a', 'tf_a + STCI'], 'each behind its plain model'
+    chosen = show(tmp_path, capsys, '--models', 'tf_a,resnet18', '--latex')
+    assert r'tf\_a' in chosen
+    assert 'STCI' not in chosen
