@@ -225,7 +225,9 @@ def print_latex(table: Table, title: str, published: bool) -> None:
         if name:
             lines += [r'\midrule', rf'\multicolumn{{{len(align)}}}{{@{{}}l}}{{\emph{{{escape(name)}}}}} \\']
         lines += section
-    font = r'\scriptsize' if many else r'\small'
+    font = (
+        r'\tiny' if len(align) > 3 + 9 else r'\scriptsize' if many else r'\small'
+    )  # --val of more than four data sets
     print('% By summarize_runs.py. Needs \\usepackage{booktabs}.')
     print(rf'\begin{{table*}}[t]{font}\centering\setlength{{\tabcolsep}}{{2pt}}')
     print(rf'\caption{{Test accuracy ({escape(title)}).}}')
