@@ -225,9 +225,7 @@ def print_latex(table: Table, title: str, published: bool) -> None:
         if name:
             lines += [r'\midrule', rf'\multicolumn{{{len(align)}}}{{@{{}}l}}{{\emph{{{escape(name)}}}}} \\']
         lines += section
-    font = (
-        r'\tiny' if len(align) > 3 + 9 else r'\scriptsize' if many else r'\small'
-    )  # --val of more than four data sets
+    font = r'\tiny' if len(align) > 10 else r'\scriptsize' if many else r'\small'  # tiny: more than WIDE with --val
     print('% By summarize_runs.py. Needs \\usepackage{booktabs}.')
     print(rf'\begin{{table*}}[t]{font}\centering\setlength{{\tabcolsep}}{{2pt}}')
     print(rf'\caption{{Test accuracy ({escape(title)}).}}')
