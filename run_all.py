@@ -29,7 +29,7 @@ TRAIN = Path(__file__).resolve().parent / 'train.py'
 # ---------------------------------------------------------------------------------------------- plan
 
 
-def available_folds(dataset: str, folds: list[int]) -> list[int]:
+def available_folds(dataset: str, folds: list[int], option: str = '--folds') -> list[int]:
     """The folds that exist; those that are often asked for and do not (registry: no_fold) are left out.
 
     Raises:
@@ -42,9 +42,9 @@ def available_folds(dataset: str, folds: list[int]) -> list[int]:
     folds = [fold for fold in folds if fold not in missing]
     wrong = [fold for fold in folds if not 1 <= fold <= (number or fold)]
     if wrong and not entry.get('lists'):  # another tree in a layout with lists may have more; train.py counts them
-        raise RunError(f'--folds: {dataset} has folds 1 to {number}, not {wrong[0]}')
+        raise RunError(f'{option}: {dataset} has folds 1 to {number}, not {wrong[0]}')
     if not folds:
-        raise RunError('--folds: no fold is left')
+        raise RunError(f'{option}: no fold is left')
     return folds
 
 
@@ -105,7 +105,7 @@ def tune(args: argparse.Namespace, passed: list[str], parsed: argparse.Namespace
     search = tuning.plan_search(args.run_dir, args.tune, args.tune_fold, args.tune_seed, args.folds[0])
     if given := search.values.keys() & {*parsed.given}:
         raise RunError(f'--{min(given)} is given, and --tune searches it too; leave one of the two out')
-    available_folds(args.dataset, [search.fold])
+    available_folds(args.dataset, [search.fold], '--tune_fold')
     if search.seed in args.seeds:
         say(f'note: seed {search.seed} is of the grid and of the trials, so that counted runs are among those compared')
     again = args.models if args.force else []
@@ -120,7 +120,9 @@ def tune(args: argparse.Namespace, passed: list[str], parsed: argparse.Namespace
         for run in make_grid(left, passed + tuning.words_of(setting)):
             trials[run.options['model']].append((setting, run._replace(trial=True)))
     if trials:
-        left.run_dir = args.run_dir / tuning.FOLDER
+        left.run_dir, left.folds = args.run_dir / tuning.FOLDER, [search.fold, *args.folds]  # all are checked first
+        if args.force and not args.dry_run:
+            discard(make_grid(args, passed))  # now, so that an interrupted search resumes without --force
         if not args.dry_run:
             tuning.add_models(args.run_dir, search, parsed, {}, again)
         work_on(left, [run for made in zip(*trials.values()) for _, run in made], 'trial')

@@ -186,7 +186,8 @@ class Grid:
             finished = self.progress()
             speed = (finished - self.initial) / (time.monotonic() - self.started)
             left = tqdm.format_interval((self.total - finished) / speed) if speed > 0 else '?'
-            say(f'{self.complete}/{self.total} runs complete, {left} left: {run.folder.name}')
+            what = 'trials' if run.trial else 'runs'
+            say(f'{self.complete}/{self.total} {what} complete, {left} left: {run.folder.name}')
 
     def progress(self) -> float:
         """Number of runs that have ended, and the finished fractions of the others."""

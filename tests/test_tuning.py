@@ -5,9 +5,10 @@ import os
 import signal
 
 import pytest
-from conftest import finish, make_run
+from conftest import finish, make_run, start
 from test_run_all import grid, lines_of, wait_for
 
+import run_all
 from common import options, runs, tuning
 from common.errors import RunError
 
@@ -86,7 +87,7 @@ def test_a_wrong_search_ends_in_one_line_before_anything_starts(tmp_path, tune, 
     ('more', 'words'),
     [
         (['--tune', 'lr=0.1', '--lr', '0.2'], '--lr is given, and --tune searches it too'),
-        (['--tune', 'lr=0.1', '--tune_fold', '9'], 'synthetic has folds 1 to 5, not 9'),
+        (['--tune', 'lr=0.1', '--tune_fold', '9'], '--tune_fold: synthetic has folds 1 to 5, not 9'),
         (['--tune_fold', '2'], '--tune_fold and --tune_seed are of --tune, which is not given'),
     ],
 )
@@ -275,6 +276,56 @@ def test_two_grids_with_other_models_write_one_file(tmp_path):
     several = [grid(tmp_path, '--tune', 'lr=0.1,0.01', '--models', model) for model in BEST]
     assert [finish(process)[0] for process in several] == [0, 0]
     assert {model: entry(tmp_path, model)['chosen']['lr'] for model in BEST} == BEST
+
+
+@pytest.mark.slow
+def test_force_discards_the_grid_too_so_that_an_interrupted_search_resumes(tmp_path):
+    one = ('--models', 'resnet18', '--folds', '1')
+    assert finish(grid(tmp_path, *TUNE, *one))[0] == 0
+    process = grid(tmp_path, '--tune', 'lr=0.01,0.02', *one, '--epochs', '60', '--force')
+    wait_for(lambda: 'lr=0.02/synthetic_fold1_resnet18_seed0' in trials(tmp_path))
+    os.kill(process.pid, signal.SIGTERM)
+    assert 'the same command without --force resumes' in finish(process)[2]
+    code, _, err = finish(grid(tmp_path, '--tune', 'lr=0.01,0.02', *one, '--epochs', '60'))
+    assert code == 0, err
+    assert '1 complete, 1 ' in err
+
+
+def test_slurm_gets_the_trials_and_then_the_grid(tmp_path, monkeypatch, capsys):
+    submitted = []
+    monkeypatch.setattr(run_all, 'submit', lambda args, todo, noun: submitted.append((noun, args.run_dir, todo)))
+    argv = ['--dataset', 'synthetic', '--models', 'resnet18,twistnet18', '--launcher', 'slurm', '--run_dir']
+    argv += [str(tmp_path), '--tune', 'lr=0.1,0.2', '--folds', '1-2']
+    run_all.cli(argv)
+    ((noun, run_dir, todo),) = submitted
+    assert (noun, run_dir, len(todo)) == ('trial', tmp_path / 'tune', 4)
+    assert capsys.readouterr().err.endswith(f'4 runs in {tmp_path}: 4 not tuned\n')
+    for run in todo:
+        if run.options['model'] == 'resnet18':  # whose trials end first
+            run.folder.mkdir(parents=True)
+            runs.write_json(run.folder / 'config.json', dict(options=run.options, fingerprint='x'))
+            runs.write_json(run.folder / 'results.json', dict(fingerprint='x', best_val_acc=100 * run.options['lr']))
+    run_all.cli(argv)
+    assert [(noun, len(todo)) for noun, _, todo in submitted[1:]] == [('trial', 2), ('run', 2)]
+    assert {(run.options['model'], run.options['lr']) for run in submitted[-1][2]} == {('resnet18', 0.2)}
+    assert f'4 runs in {tmp_path}: 2 new, 2 not tuned' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_search_of_real_runs_ends_in_one_table(tree, tmp_path):
+    size = ('--img_size', '32', '--batch_size', '8', '--epochs', '4', '--warmup_epochs', '0', '--num_workers', '0')
+    data = ('--dataset', 'dtd', '--data_dir', str(tree), '--run_dir', str(tmp_path / 'runs'), '--models', 'resnet18')
+    code, _, err = finish(
+        start('run_all.py', *data, *size, '--clip_grad', '0', '--weight_decay', '10', '--tune', 'lr=1000,0.01')
+    )
+    assert code == 0, err
+    made = runs.read_json(tmp_path / 'runs' / tuning.FILE)['datasets']['dtd']['models']['resnet18']
+    assert made['chosen'] == dict(lr=0.01)
+    assert made['trials'][0]['val_acc'] is None, "train.py's words for a loss that is not finite are known"
+    code, out, err = finish(start('summarize_runs.py', '--run_dir', str(tmp_path / 'runs'), '--val'))
+    assert code == 0
+    assert out.startswith('4 epochs, 32 px, from scratch, lr tuned\n')
+    assert '2 settings (lr 1000.0, 0.01): ResNet-18 lr 0.01 (1 of 2 diverged).' in out
 
 
 # ---------------------------------------------------------------------------------------------- which runs were tuned
