@@ -59,7 +59,7 @@ def parse_tune(words: list[str]) -> dict[str, list]:
         if not equals or not texts:
             raise RunError(f"--tune: '{word}' is not NAME=VALUE,..")
         if name not in known:
-            tunable = ', '.join(sorted(known.keys() - fixed))
+            tunable = ', '.join(sorted(key for key in known.keys() - fixed if not isinstance(known[key], list)))
             raise RunError(f"--tune: train.py has no option '{name}'; what can be searched: {tunable}")
         if name in fixed:
             raise RunError(f'--tune: {name} is the same for all models of a comparison, so it is not searched')
