@@ -43,7 +43,6 @@ from state import State, build_state
 from transforms import eval_settings, mix, normalize, seed_of
 
 CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
-NOT_FINITE = 'the checkpoints of the epochs before are kept; try a lower --lr or --amp off'
 
 
 # ---------------------------------------------------------------------------------------------- the run folder
@@ -200,7 +199,7 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
         if done % CHECK_EVERY == 0 or done == steps:
             mean = total.item() / done
             if not math.isfinite(mean):
-                raise RunError(f'the training loss is {mean} within {done} steps of this epoch; {NOT_FINITE}')
+                raise RunError(f'the training loss is {mean} within {done} steps of this epoch; {runs.NOT_FINITE}')
             bar.set_postfix_str(f'loss {mean:.3f}', refresh=False)
         bar.update()
     return reduce_sum(total).item() / steps / distributed.world_size()
@@ -265,7 +264,7 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
     with models.watch_selection(model) as selection:
         val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar, state.preprocessing.statistics)
     if not math.isfinite(val_loss):
-        raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {NOT_FINITE}')
+        raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {runs.NOT_FINITE}')
     return dict(
         epoch=epoch,
         lr=state.optimizer.param_groups[0]['lr'],

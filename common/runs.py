@@ -32,6 +32,7 @@ from common.registry import nameable
 LOG = 'train.log'
 HEADER = '--- '  # begins the line before each start in LOG
 NAME_THEM = '--name NAME gives these images a name of their own'
+NOT_FINITE = 'the checkpoints of the epochs before are kept; try a lower --lr or --amp off'  # ends train.py's last line
 RUN_FILES = ('config.json', 'split.csv', 'log.jsonl', 'last.pt', 'best.pt', 'test_predictions.csv', 'results.json')
 
 
@@ -217,6 +218,11 @@ def log_tail(folder: Path, lines: int = 3) -> list[str]:
         return [f'{folder / LOG}: cannot be read ({error.strerror})']
     start = max((i for i, line in enumerate(log) if line.startswith(HEADER)), default=-1)
     return [line for line in log[start + 1 :] if line.strip()][-lines:]
+
+
+def has_diverged(folder: Path) -> bool:
+    """True where the last start in a folder's LOG ended because a loss was not finite."""
+    return (folder / LOG).exists() and any(NOT_FINITE in line for line in log_tail(folder, lines=10))
 
 
 def terminal() -> dict[str, int]:
