@@ -5,11 +5,14 @@ from typing import NamedTuple
 
 import torch
 from timm.layers import convert_sync_batchnorm
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 
 import models
 from common import distributed
+from common.errors import RunError
+from common.splits import Splits
 from transforms import blank_batch
 
 
@@ -21,7 +24,12 @@ class State(NamedTuple):
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     device: torch.device
-    average: ModelEmaV3 | None = None  # of the weights, with --ema of pretraining
+    average: ModelEmaV3 | None = None  # of the weights, with --ema
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The module whose weights are validated, chosen, saved and tested."""
+        return self.average.module if self.average else self.model
 
 
 def build_state(
@@ -36,19 +44,21 @@ def build_state(
     """Model, optimiser, scaler and average, new or as they are in a checkpoint.
 
     Args:
-        args: the options of train.py or pretrain_imagenet.py; sync_bn, ema and ema_decay of the latter alone.
+        args: the options of train.py or pretrain_imagenet.py; sync_bn is the latter's alone.
         last: the checkpoint; None to start.
         batch_size: images of a batch in this process.
         pretrained: as for models.build_model.
         fused: use the fused optimiser, which can skip a step on the device (see train_steps). Its momentum buffers
             start as zeros: the first step is the same, and a skipped one would leave them uninitialised.
+
+    Raises:
+        RunError: an option of the optimiser does not fit the model, or the optimiser refuses it.
     """
     model = models.build_model(args.model, num_classes, False if last else pretrained, args.img_size)
     if getattr(args, 'sync_bn', False):
         model = convert_sync_batchnorm(model)  # timm's: to torch's SyncBatchNorm, timm's own BatchNorm layers too
     model.to(device, memory_format=torch.channels_last)
-    recipe = dict(momentum=args.momentum, nesterov=args.momentum > 0, weight_decay=args.weight_decay)
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, **recipe, fused=fused or None)
+    optimizer = build_optimizer(args, model, fused)
     for parameter in model.parameters() if fused and args.momentum else ():
         optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
@@ -56,10 +66,66 @@ def build_state(
         model.load_state_dict(last['state_dict'])
         optimizer.load_state_dict(last['optimizer'])
         scaler.load_state_dict(last['scaler'])
-    average = ModelEmaV3(model, args.ema_decay) if getattr(args, 'ema', False) else None
+    average = ModelEmaV3(model, args.ema_decay, use_warmup=True) if args.ema else None  # warm where steps are counted
     if last and average:
         average.module.load_state_dict(last['average'])
     if args.compile:
         model.compile()  # in place: names in the state dict stay as they are
     parallel = distributed.parallelise(model, args.amp, blank_batch(batch_size, args.img_size, device))
     return State(model, parallel, optimizer, scaler, device, average)
+
+
+def build_optimizer(args: argparse.Namespace, model: nn.Module, fused: bool = False) -> torch.optim.Optimizer:
+    """timm's optimiser of the name --opt; fused is for sgd alone.
+
+    Raises:
+        RunError: as build_state.
+    """
+    more = dict(nesterov=args.momentum > 0, fused=fused or None) if args.opt == 'sgd' else {}
+    more |= dict(lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum)
+    try:
+        return create_optimizer_v2(parameter_groups(args, model), args.opt, **more)
+    except ValueError as error:  # Nesterov's momentum of zero, say
+        raise RunError(f'--opt {args.opt}: {error}') from error
+
+
+def parameter_groups(args: argparse.Namespace, model: nn.Module) -> list[dict]:
+    """The parameters in groups for an optimiser; `lr_scale` of a group is a factor of its learning rate, default 1.
+
+    Raises:
+        RunError: --layer_decay of a model without layers to tell apart, --gate_lr of one without gates.
+    """
+    kept = getattr(model, 'no_weight_decay', set)()
+    decay = dict(weight_decay=args.weight_decay, no_weight_decay_list=kept)
+    if args.opt == 'sgd':
+        decay = dict(weight_decay=args.weight_decay, weight_decay_exclude_1d=False)  # on all parameters
+    if args.layer_decay is not None:
+        groups = param_groups_layer_decay(model, layer_decay=args.layer_decay, **decay)
+        if args.layer_decay != 1 and len({group['lr_scale'] for group in groups}) == 1:
+            raise RunError(f'--layer_decay {args.layer_decay}: timm knows no order of the layers of {args.model}')
+    elif args.opt == 'sgd':
+        groups = [dict(params=list(model.parameters()))]
+    else:
+        groups = param_groups_weight_decay(model, **decay)
+    if args.gate_lr == 1:
+        return groups
+    gates = {parameter for name, parameter in model.named_parameters() if name.rpartition('.')[2] == 'gate'}
+    if not gates:
+        raise RunError(f'--gate_lr {args.gate_lr}: {args.model} has no gates')
+    rest = [group | dict(params=[p for p in group['params'] if p not in gates]) for group in groups]
+    scaled = [group | dict(params=[p for p in group['params'] if p in gates]) for group in groups]
+    scaled = [group | dict(lr_scale=args.gate_lr * group.get('lr_scale', 1.0)) for group in scaled]
+    return [group for group in rest + scaled if group['params']]
+
+
+def balanced_weights(splits: Splits, device: torch.device) -> torch.Tensor:
+    """Weights n / (K n_c) of the K classes, n_c of the n training images being of class c: (K,).
+
+    Raises:
+        RunError: a class has no training image.
+    """
+    counts = torch.bincount(torch.tensor([label for _, label in splits.train]), minlength=len(splits.classes))
+    if not counts.all():
+        missing = splits.classes[int(counts.argmin())]
+        raise RunError(f"--class_weights balanced: class '{missing}' has no training image")
+    return (counts.sum() / (len(counts) * counts)).to(device)

@@ -37,7 +37,7 @@ from common.splits import Splits, split_digest
 from compute_flops import NO_FVCORE, measure
 from datasets import load_splits, passed_over, tree_digest
 from loader import make_loaders
-from state import State, build_state
+from state import State, balanced_weights, build_state
 from transforms import eval_settings, mix, normalize, seed_of
 
 CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
@@ -55,6 +55,7 @@ class Run(NamedTuple):
     device: torch.device
     folder: Path
     config: dict  # what config.json holds
+    class_weights: torch.Tensor | None = None  # (classes,), of the training loss; None for equal ones
 
 
 def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device) -> dict:
@@ -67,7 +68,7 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device)
     """
     values = {k: v for k, v in vars(args).items() if k != 'force'}
     weights = checkpoint.weights_identity(args.model, args.pretrained)
-    defines = {k: v for k, v in values.items() if k not in options.SYSTEM_OPTIONS}
+    defines = options.defining(values)
     defines |= dict(processes=process_rank()[1], split=split_digest(splits), pretrained=weights)
     return dict(
         options=values,
@@ -116,12 +117,24 @@ def lr_at(step: int, args: argparse.Namespace, steps: int) -> float:
 
 
 def mixed_loss(
-    args: argparse.Namespace, state: State, images: torch.Tensor, labels: torch.Tensor, classes: int, key: tuple
+    args: argparse.Namespace,
+    state: State,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    key: tuple,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy of normalised images after Mixup or CutMix, whose randomness is drawn from `key`."""
+    """Cross-entropy of normalised images after Mixup or CutMix, whose randomness is drawn from `key`.
+
+    `weights` (of the classes) apply to probabilities, mixed or not: so the loss is always a mean over images, while
+    torch divides that of class indices by the sum of the batch's weights.
+    """
     images, targets = mix(images, labels, classes, args.mixup, args.cutmix, key)
+    if weights is not None and targets.ndim == 1:
+        targets = F.one_hot(targets, classes).float()
     with autocast(state.device, args.amp):
-        return F.cross_entropy(state.parallel(images), targets, label_smoothing=args.label_smoothing)
+        return F.cross_entropy(state.parallel(images), targets, weight=weights, label_smoothing=args.label_smoothing)
 
 
 def train_steps(
@@ -154,7 +167,7 @@ def train_steps(
         step, part = first_step + index // accumulate, index % accumulate
         if part == 0:
             for group in optimizer.param_groups:
-                group['lr'] = schedule(step)
+                group['lr'] = schedule(step) * group.get('lr_scale', 1.0)
             optimizer.zero_grad(set_to_none=True)
             total = torch.zeros((), device=device)
         images, labels = normalize(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
@@ -183,13 +196,15 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
     loader.batch_sampler.epoch = epoch
 
     def batch_loss(images: torch.Tensor, labels: torch.Tensor, step: int, _: int) -> torch.Tensor:
-        return mixed_loss(args, state, images, labels, classes, ('mix', args.seed, step, rank))
+        return mixed_loss(args, state, images, labels, classes, ('mix', args.seed, step, rank), run.class_weights)
 
     total = torch.zeros((), dtype=torch.float64, device=run.device)
     first_step, schedule = (epoch - 1) * steps, partial(lr_at, args=args, steps=steps)
     made = train_steps(state, loader, first_step, schedule, batch_loss, args.clip_grad)
-    for done, (_, loss, _) in enumerate(made, start=1):
+    for done, (step, loss, _) in enumerate(made, start=1):
         total += loss
+        if state.average:
+            state.average.update(state.model, step + 1)
         if done % CHECK_EVERY == 0 or done == steps:
             mean = total.item() / done
             if not math.isfinite(mean):
@@ -237,18 +252,19 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
     Raises:
         RunError: a loss is not finite.
     """
-    args, model, (train_loader, val_loader, _), start = run.args, state.model, loaders, time.perf_counter()
+    args, model, (train_loader, val_loader, _), start = run.args, state.evaluated, loaders, time.perf_counter()
     bar.set_description(f'{run.folder.name} epoch {epoch}/{args.epochs}', refresh=False)
     train_loss = train_images(run, state, train_loader, epoch, bar)
     train_seconds = time.perf_counter() - start
-    share_weights(model)
+    for module in dict.fromkeys((state.model, model)):
+        share_weights(module)
     with models.watch_selection(model) as selection:
         val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar)
     if not math.isfinite(val_loss):
         raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {NOT_FINITE}')
     return dict(
         epoch=epoch,
-        lr=state.optimizer.param_groups[0]['lr'],
+        lr=lr_at(epoch * len(train_loader) - 1, args, len(train_loader)),  # of its last step
         train_loss=train_loss,
         val_loss=val_loss,
         val_acc=val_acc,
@@ -269,9 +285,11 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
     if is_main():
         states = {key: getattr(state, key).state_dict() for key in ('optimizer', 'scaler')}
         last = dict(fingerprint=run.config['fingerprint'], state_dict=state.model.state_dict(), **states, run=progress)
+        if state.average:
+            last['average'] = state.average.module.state_dict()
         checkpoint.save_checkpoint(run.folder / 'last.pt', last)  # before best.pt, see holds_best
         if improved:
-            save_best(run, progress, state.model.state_dict())
+            save_best(run, progress, state.evaluated.state_dict())
         runs.write_log(run.folder / 'log.jsonl', history)
     if is_quiet():
         left = (run.args.epochs - epoch) * sum(line['seconds'] for line in history) / epoch
@@ -283,7 +301,7 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
 
 def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoader, bar: tqdm) -> dict:
     """Read the test set once, with the last weights for the record and the chosen ones for the result."""
-    args, splits, model, folder = run.args, run.splits, state.model, run.folder
+    args, splits, model, folder = run.args, run.splits, state.evaluated, run.folder
     bar.set_description(f'{folder.name} test', refresh=False)
     _, test_acc_last = evaluate(model, loader, run.device, args.amp, bar)
     if is_main():
@@ -324,7 +342,8 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         args.num_workers = 4 if device.type == 'cuda' else 1
 
     folder = Path(args.run_dir) / runs.run_name(args.dataset, args.fold, args.model, args.seed)
-    run = Run(args, splits, device, folder, describe_run(args, splits, device))
+    weights = balanced_weights(splits, device) if args.class_weights == 'balanced' else None
+    run = Run(args, splits, device, folder, describe_run(args, splits, device), weights)
     results, last, notes = share_object(lambda: checkpoint.open_run(folder, run.config, args.force))
     for note in notes:
         say(note)
@@ -339,7 +358,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     progress = last['run'] if last else start | dict(pretrained=state.model.pretrained, loaded=state.model.loaded)
     say_opening(run, progress)
     if last and is_main() and progress['best_epoch'] == len(progress['history']):
-        save_best(run, progress, last['state_dict'])  # of a run killed between last.pt and best.pt
+        save_best(run, progress, last.get('average', last['state_dict']))  # of a run killed between last.pt and best.pt
 
     loaders = make_loaders(args, splits, device)
     done, (train_batches, val_batches, test_batches) = len(progress['history']), (len(loader) for loader in loaders)
