@@ -12,7 +12,7 @@ part of every study, is trained once for all of them.
 import argparse
 
 import run_all
-from common import options
+from common import parsers
 from common.errors import RunError, user_errors
 
 STUDIES: dict[str, tuple[str, ...]] = {
@@ -55,8 +55,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--study',
-        **options.LIST,
-        type=options.parse_names,
+        **parsers.LIST,
+        type=parsers.parse_names,
         default='components',
         help=f'with commas or spaces between: {", ".join(STUDIES)}; or all',
     )

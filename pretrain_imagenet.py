@@ -308,7 +308,7 @@ def validate(run: Run, loader: DataLoader, times: dict) -> dict:
     """
     args, state, progress = run.args, run.state, run.progress
     share_weights(state.model)
-    model = state.average.module if state.average else state.model
+    model = state.evaluated
     share_weights(model)
     val_loss, val_acc = evaluate(model, loader, state.device, args.amp, statistics=state.preprocessing.statistics)
     epoch = progress['epoch'] + 1

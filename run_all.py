@@ -17,7 +17,7 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from common import options, own_options, runs, tuning
+from common import options, own_options, parsers, runs, tuning
 from common.errors import RunError, user_errors
 from common.grid import DONE, OTHER_CONFIG, Grid, Run, say, state_of
 from common.registry import DATASETS
@@ -158,17 +158,17 @@ def check_folders(grids: list[list[Run]]) -> None:
 def add_grid_args(parser: argparse.ArgumentParser) -> None:
     """The options of a grid but for its models: shared with ablation.py."""
     options.add_dataset_args(parser)
-    parser.add_argument('--folds', **options.LIST, type=options.parse_numbers, default='1', help='such as 1-10 or 1,3')
-    parser.add_argument('--seeds', **options.LIST, type=options.parse_numbers, default='42', help='such as 42,43,44')
+    parser.add_argument('--folds', **parsers.LIST, type=parsers.parse_numbers, default='1', help='such as 1-10 or 1,3')
+    parser.add_argument('--seeds', **parsers.LIST, type=parsers.parse_numbers, default='42', help='such as 42,43,44')
     parser.add_argument('--run_dir', type=Path, default=Path('runs'), help='where run folders are made')
     parser.add_argument('--dry_run', action='store_true', help='print the plan and stop')
     parser.add_argument('--jobs', type=int, help='runs at once; by default one, or one for each of --gpus')
-    parser.add_argument('--gpus', **options.LIST, type=options.parse_gpus, help='as CUDA_VISIBLE_DEVICES: 0,1')
+    parser.add_argument('--gpus', **parsers.LIST, type=parsers.parse_gpus, help='as CUDA_VISIBLE_DEVICES: 0,1')
     parser.add_argument('--launcher', choices=('local', 'slurm'), default='local', help='slurm: --jobs tasks at once')
     parser.add_argument(
         '--slurm',
-        **options.LIST,
-        type=options.parse_sbatch,
+        **parsers.LIST,
+        type=parsers.parse_sbatch,
         default={},
         metavar='NAME=VALUE,..',
         help='long options of sbatch, such as partition=gpu,gres=gpu:1,cpus-per-task=4,time=600 (in minutes)',
@@ -191,7 +191,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument('--models', **options.LIST, type=options.parse_names, required=True, help='such as a,b')
+    parser.add_argument('--models', **parsers.LIST, type=parsers.parse_names, required=True, help='such as a,b')
     add_grid_args(parser)
     return parser
 

@@ -1,17 +1,23 @@
-"""What training changes: the model, its optimiser, the scaler of its gradients and the average of its weights."""
+"""What training changes: the model, its optimiser, and what goes with them; the schedule and the loss."""
 
 import argparse
+import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from timm.layers import convert_sync_batchnorm
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 
 import models
 from common import distributed
+from common.distributed import autocast
+from common.errors import RunError
+from common.splits import Splits
 from insertion import attach
-from transforms import Preprocessing, blank_batch, preprocessing_of
+from transforms import Preprocessing, blank_batch, mix, preprocessing_of
 
 
 class State(NamedTuple):
@@ -23,7 +29,12 @@ class State(NamedTuple):
     scaler: torch.amp.GradScaler
     device: torch.device
     preprocessing: Preprocessing  # of the model's input
-    average: ModelEmaV3 | None = None  # of the weights, with --ema of pretraining
+    average: ModelEmaV3 | None = None  # of the weights, with --ema
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The module whose weights are validated, chosen, saved and tested."""
+        return self.average.module if self.average else self.model
 
 
 def build_state(
@@ -38,12 +49,15 @@ def build_state(
     """Model, optimiser, scaler and average, new or as they are in a checkpoint.
 
     Args:
-        args: the options of train.py or pretrain_imagenet.py; sync_bn, ema and ema_decay of the latter alone.
+        args: the options of train.py or pretrain_imagenet.py; sync_bn is the latter's alone.
         last: the checkpoint; None to start.
         batch_size: images of a batch in this process.
         pretrained: as for models.build_model.
         fused: use the fused optimiser, which can skip a step on the device (see train_steps). Its momentum buffers
             start as zeros: the first step is the same, and a skipped one would leave them uninitialised.
+
+    Raises:
+        RunError: an option of the optimiser does not fit the model, or the optimiser refuses it.
     """
     model = models.build_model(args.model, num_classes, False if last else pretrained, args.img_size)
     if getattr(args, 'sync_bn', False):
@@ -51,8 +65,7 @@ def build_state(
         if hasattr(model, 'stci'):
             attach(model)  # the BatchNorm at the end of a stage was replaced, and its hook with it
     model.to(device, memory_format=torch.channels_last)
-    recipe = dict(momentum=args.momentum, nesterov=args.momentum > 0, weight_decay=args.weight_decay)
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, **recipe, fused=fused or None)
+    optimizer = build_optimizer(args, model, fused)
     for parameter in model.parameters() if fused and args.momentum else ():
         optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
@@ -60,7 +73,7 @@ def build_state(
         model.load_state_dict(last['state_dict'])
         optimizer.load_state_dict(last['optimizer'])
         scaler.load_state_dict(last['scaler'])
-    average = ModelEmaV3(model, args.ema_decay) if getattr(args, 'ema', False) else None
+    average = ModelEmaV3(model, args.ema_decay, use_warmup=True) if args.ema else None  # warm where steps are counted
     if last and average:
         average.module.load_state_dict(last['average'])
     if args.compile:
@@ -68,3 +81,92 @@ def build_state(
     parallel = distributed.parallelise(model, args.amp, blank_batch(batch_size, args.img_size, device))
     preprocessing = preprocessing_of(args.model, args.img_size, pretrained)
     return State(model, parallel, optimizer, scaler, device, preprocessing, average)
+
+
+def build_optimizer(args: argparse.Namespace, model: nn.Module, fused: bool = False) -> torch.optim.Optimizer:
+    """timm's optimiser of the name --opt; fused is for sgd alone.
+
+    Raises:
+        RunError: as build_state.
+    """
+    more = dict(nesterov=args.momentum > 0, fused=fused or None) if args.opt == 'sgd' else {}
+    more |= dict(lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum)
+    try:
+        return create_optimizer_v2(parameter_groups(args, model), args.opt, **more)
+    except ValueError as error:  # Nesterov's momentum of zero, say
+        raise RunError(f'--opt {args.opt}: {error}') from error
+
+
+def parameter_groups(args: argparse.Namespace, model: nn.Module) -> list[dict]:
+    """The parameters in groups for an optimiser; `lr_scale` of a group is a factor of its learning rate, default 1.
+
+    Raises:
+        RunError: --layer_decay of a model without layers to tell apart, --gate_lr of one without gates.
+    """
+    kept = getattr(model, 'no_weight_decay', set)()
+    decay = dict(weight_decay=args.weight_decay, no_weight_decay_list=kept)
+    if args.opt == 'sgd':
+        decay = dict(weight_decay=args.weight_decay, weight_decay_exclude_1d=False)  # on all parameters
+    if args.layer_decay is not None:
+        groups = param_groups_layer_decay(model, layer_decay=args.layer_decay, **decay)
+        if args.layer_decay != 1 and len({group['lr_scale'] for group in groups}) == 1:
+            raise RunError(f'--layer_decay {args.layer_decay}: timm knows no order of the layers of {args.model}')
+    elif args.opt == 'sgd':
+        groups = [dict(params=list(model.parameters()))]
+    else:
+        groups = param_groups_weight_decay(model, **decay)
+    if args.gate_lr == 1:
+        return groups
+    gates = {parameter for name, parameter in model.named_parameters() if name.rpartition('.')[2] == 'gate'}
+    if not gates:
+        raise RunError(f'--gate_lr {args.gate_lr}: {args.model} has no gates')
+    rest = [group | dict(params=[p for p in group['params'] if p not in gates]) for group in groups]
+    scaled = [group | dict(params=[p for p in group['params'] if p in gates]) for group in groups]
+    scaled = [group | dict(lr_scale=args.gate_lr * group.get('lr_scale', 1.0)) for group in scaled]
+    return [group for group in rest + scaled if group['params']]
+
+
+def balanced_weights(splits: Splits, device: torch.device) -> torch.Tensor:
+    """Weights n / (K n_c) of the K classes, n_c of the n training images being of class c: (K,).
+
+    Raises:
+        RunError: a class has no training image.
+    """
+    counts = torch.bincount(torch.tensor([label for _, label in splits.train]), minlength=len(splits.classes))
+    if not counts.all():
+        missing = splits.classes[int(counts.argmin())]
+        raise RunError(f"--class_weights balanced: class '{missing}' has no training image")
+    return (counts.sum() / (len(counts) * counts)).to(device)
+
+
+# ---------------------------------------------------------------------------------------------- schedule and loss
+
+
+def lr_at(step: int, args: argparse.Namespace, steps: int) -> float:
+    """Learning rate of a step (from 0), of which an epoch has `steps`: linear warm-up, then a cosine to --min_lr."""
+    warmup, total = args.warmup_epochs * steps, args.epochs * steps
+    if step < warmup:
+        return args.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - 1 - warmup)
+    return args.min_lr + (args.lr - args.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def mixed_loss(
+    args: argparse.Namespace,
+    state: State,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    key: tuple,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of normalised images after Mixup or CutMix, whose randomness is drawn from `key`.
+
+    `weights` (of the classes) apply to probabilities, mixed or not: so the loss is always a mean over images, while
+    torch divides that of class indices by the sum of the batch's weights.
+    """
+    images, targets = mix(images, labels, classes, args.mixup, args.cutmix, key)
+    if weights is not None and targets.ndim == 1:
+        targets = F.one_hot(targets, classes).float()
+    with autocast(state.device, args.amp):
+        return F.cross_entropy(state.parallel(images), targets, weight=weights, label_smoothing=args.label_smoothing)

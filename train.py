@@ -39,8 +39,8 @@ from common.timm_models import model_defines
 from compute_flops import NO_FVCORE, fvcore_counter, measure
 from datasets import load_splits, passed_over, tree_digest
 from loader import make_loaders, workers_of
-from state import State, build_state
-from transforms import eval_settings, mix, normalize, seed_of
+from state import State, balanced_weights, build_state, lr_at, mixed_loss
+from transforms import eval_settings, normalize, seed_of
 
 CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 
@@ -56,6 +56,7 @@ class Run(NamedTuple):
     device: torch.device
     folder: Path
     config: dict  # what config.json holds
+    class_weights: torch.Tensor | None = None  # (classes,), of the training loss; None for equal ones
 
 
 def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device) -> dict:
@@ -68,8 +69,7 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device)
     """
     values = {k: v for k, v in vars(args).items() if k != 'force'}
     weights = checkpoint.weights_identity(args.model, args.pretrained)
-    left_out = options.LEFT_OUT.items()
-    defines = {k: v for k, v in values.items() if k not in options.SYSTEM_OPTIONS and (k, v) not in left_out}
+    defines = options.defining(values)
     defines |= dict(processes=process_rank()[1], split=split_digest(splits), pretrained=weights)
     defines |= model_defines(args)
     return dict(
@@ -84,7 +84,7 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device)
 def save_best(run: Run, state: State, progress: dict) -> None:
     """Write best.pt: the weights after the last epoch."""
     epoch, val_acc = progress['best_epoch'], progress['best_val_acc']
-    weights, transform = state.model.state_dict(), eval_settings(*state.preprocessing)
+    weights, transform = state.evaluated.state_dict(), eval_settings(*state.preprocessing)
     best = checkpoint.weights_file(run.args.model, run.splits.classes, epoch, val_acc, weights, transform=transform)
     checkpoint.save_checkpoint(run.folder / 'best.pt', best)
 
@@ -109,24 +109,6 @@ def say_opening(run: Run, progress: dict) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- loop
-
-
-def lr_at(step: int, args: argparse.Namespace, steps: int) -> float:
-    """Learning rate of a step (from 0), of which an epoch has `steps`: linear warm-up, then a cosine to --min_lr."""
-    warmup, total = args.warmup_epochs * steps, args.epochs * steps
-    if step < warmup:
-        return args.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - 1 - warmup)
-    return args.min_lr + (args.lr - args.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def mixed_loss(
-    args: argparse.Namespace, state: State, images: torch.Tensor, labels: torch.Tensor, classes: int, key: tuple
-) -> torch.Tensor:
-    """Cross-entropy of normalised images after Mixup or CutMix, whose randomness is drawn from `key`."""
-    images, targets = mix(images, labels, classes, args.mixup, args.cutmix, key)
-    with autocast(state.device, args.amp):
-        return F.cross_entropy(state.parallel(images), targets, label_smoothing=args.label_smoothing)
 
 
 def train_steps(
@@ -159,7 +141,7 @@ def train_steps(
         step, part = first_step + index // accumulate, index % accumulate
         if part == 0:
             for group in optimizer.param_groups:
-                group['lr'] = schedule(step)
+                group['lr'] = schedule(step) * group.get('lr_scale', 1.0)
             optimizer.zero_grad(set_to_none=True)
             total = torch.zeros((), device=device)
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -189,13 +171,15 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
     loader.batch_sampler.epoch = epoch
 
     def batch_loss(images: torch.Tensor, labels: torch.Tensor, step: int, _: int) -> torch.Tensor:
-        return mixed_loss(args, state, images, labels, classes, ('mix', args.seed, step, rank))
+        return mixed_loss(args, state, images, labels, classes, ('mix', args.seed, step, rank), run.class_weights)
 
     total = torch.zeros((), dtype=torch.float64, device=run.device)
     first_step, schedule = (epoch - 1) * steps, partial(lr_at, args=args, steps=steps)
     made = train_steps(state, loader, first_step, schedule, batch_loss, args.clip_grad)
-    for done, (_, loss, _) in enumerate(made, start=1):
+    for done, (step, loss, _) in enumerate(made, start=1):
         total += loss
+        if state.average:
+            state.average.update(state.model, step + 1)
         if done % CHECK_EVERY == 0 or done == steps:
             mean = total.item() / done
             if not math.isfinite(mean):
@@ -256,18 +240,19 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
     Raises:
         RunError: a loss is not finite.
     """
-    args, model, (train_loader, val_loader, _), start = run.args, state.model, loaders, time.perf_counter()
+    args, model, (train_loader, val_loader, _), start = run.args, state.evaluated, loaders, time.perf_counter()
     bar.set_description(f'{run.folder.name} epoch {epoch}/{args.epochs}', refresh=False)
     train_loss = train_images(run, state, train_loader, epoch, bar)
     train_seconds = time.perf_counter() - start
-    share_weights(model)
+    for module in dict.fromkeys((state.model, model)):
+        share_weights(module)
     with models.watch_selection(model) as selection:
         val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar, state.preprocessing.statistics)
     if not math.isfinite(val_loss):
         raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {runs.NOT_FINITE}')
     return dict(
         epoch=epoch,
-        lr=state.optimizer.param_groups[0]['lr'],
+        lr=lr_at(epoch * len(train_loader) - 1, args, len(train_loader)),  # of its last step
         train_loss=train_loss,
         val_loss=val_loss,
         val_acc=val_acc,
@@ -288,6 +273,8 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
     if is_main():
         states = {key: getattr(state, key).state_dict() for key in ('optimizer', 'scaler')}
         last = dict(fingerprint=run.config['fingerprint'], state_dict=state.model.state_dict(), **states, run=progress)
+        if state.average:
+            last['average'] = state.average.module.state_dict()
         checkpoint.save_checkpoint(run.folder / 'last.pt', last)  # before best.pt, see holds_best
         if improved:
             save_best(run, state, progress)
@@ -302,7 +289,7 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
 
 def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoader, bar: tqdm) -> dict:
     """Read the test set once, with the last weights for the record and the chosen ones for the result."""
-    args, splits, model, folder = run.args, run.splits, state.model, run.folder
+    args, splits, model, folder = run.args, run.splits, state.evaluated, run.folder
     bar.set_description(f'{folder.name} test', refresh=False)
     _, test_acc_last = evaluate(model, loader, run.device, args.amp, bar, state.preprocessing.statistics)
     if is_main():
@@ -350,7 +337,8 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     args.num_workers = workers_of(args.num_workers, device)
 
     folder = Path(args.run_dir) / runs.run_name(args.name or args.dataset, args.fold, args.model, args.seed)
-    run = Run(args, splits, device, folder, describe_run(args, splits, device))
+    weights = balanced_weights(splits, device) if args.class_weights == 'balanced' else None
+    run = Run(args, splits, device, folder, describe_run(args, splits, device), weights)
     results, last, notes = share_object(lambda: checkpoint.open_run(folder, run.config, args.force))
     for note in notes:
         say(note)

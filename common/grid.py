@@ -65,7 +65,7 @@ def difference_to(wanted: dict, config: dict, results: dict | None) -> str:
 
     What train.py resolves from the machine or from a file's content is compared by train.py.
     """
-    had, unknown = config.get('options', {}), set(options.SYSTEM_OPTIONS)
+    had, unknown = options.NEUTRAL | config.get('options', {}), set(options.SYSTEM_OPTIONS)
     if wanted['amp'] == 'auto':
         unknown.add('amp')
     if isinstance(wanted['pretrained'], str) and isinstance(had.get('pretrained'), str):

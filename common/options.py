@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
+from common import parsers
 from common.errors import RunError
+from common.optimizers import has_momentum
 from common.own_options import AS_IT_IS, SplitOptions, add_split_args, check_name, check_split_options, split_options
 from common.registry import DATASETS, MODELS, WEIGHTS_DIR, is_own, size_problem
 
@@ -61,11 +63,15 @@ SYSTEM_OPTIONS = (
     'given',
     'imports',
 )
-# Options that are not part of it at these values, so that runs from before they existed keep their fingerprints.
-LEFT_OUT = dict(name=None, groups=None, folds_total=None)
 # The same of pretraining, whose fingerprint has the global batch in place of batch_size and accumulate.
 PRETRAINING_SYSTEM_OPTIONS = {*SYSTEM_OPTIONS, 'checkpoint_dir', 'weights_dir', 'resume', 'save_minutes', 'overwrite'}
 PRETRAINING_SYSTEM_OPTIONS |= {'max_bad_images', 'max_skipped', 'batch_size', 'accumulate'}
+
+# Options of train.py at the values that change nothing. They came after its first runs, whose fingerprints they leave
+# as they are; pretraining has those of FIXED fixed.
+FIXED = dict(opt='sgd', layer_decay=None, gate_lr=1.0, class_weights=None)
+NEUTRAL = FIXED | dict(ema=False, ema_decay=0.9999, name=None, groups=None, folds_total=None)
+PRETRAINING_SYSTEM_OPTIONS |= FIXED.keys()
 
 BASELINES = ('resnet18', 'twistnet18')  # of tables without --baseline: the first that has runs
 AMP = ('auto', 'bf16', 'fp16', 'off')
@@ -91,63 +97,12 @@ BOUNDS = dict(
     rounds=(1, 1000),
     accumulate=(1, 100_000),
     ema_decay=(0, 1),
+    layer_decay=(1e-3, 1),
+    gate_lr=(0, 1e6),
     save_minutes=(0, 1e6),
     max_bad_images=(0, 10**9),
     max_skipped=(1, 10**9),
 )
-
-
-class Listed(argparse.Action):
-    """Joins values separated by commas, spaces or both: '--seeds 42 43' is '--seeds 42,43'."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        parts = iter(values)  # a list or a dictionary each, as `type` returns it
-        joined = next(parts)
-        for part in parts:
-            joined = joined | part if isinstance(part, dict) else joined + part
-        setattr(namespace, self.dest, joined)
-
-
-LIST = dict(nargs='+', action=Listed)  # arguments of add_argument for an option that takes a list
-
-
-def parse_numbers(text: str) -> list[int]:
-    """'1-3,7' is [1, 2, 3, 7], in this order, each once; a comma at an end is ignored.
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
-    """
-    numbers: list[int] = []
-    for part in text.strip(' ,').split(','):
-        first, dash, last = part.strip().partition('-')
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers such as 1-10 or 42,43,44")
-        first, last = int(first), int(last or first)
-        if last < first or last - first > 10_000:
-            raise argparse.ArgumentTypeError(f"'{part}' is no range of numbers such as 1-10")
-        numbers += range(first, last + 1)
-    return list(dict.fromkeys(numbers))
-
-
-def parse_names(text: str) -> list[str]:
-    """'a,b' is ['a', 'b'], each once."""
-    names = [name.strip() for name in text.split(',') if name.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError('names nothing')
-    return list(dict.fromkeys(names))
-
-
-def parse_gpus(text: str) -> list[str]:
-    """'0,0,1' is ['0', '0', '1']: two runs share the first device."""
-    return [name.strip() for name in text.split(',') if name.strip()]
-
-
-def parse_sbatch(text: str) -> dict[str, str | bool]:
-    """'partition=gpu,exclusive' is {'partition': 'gpu', 'exclusive': True}."""
-    pairs = [pair.strip().removeprefix('--').partition('=') for pair in text.strip(' ,').split(',')]
-    if not all(name for name, _, _ in pairs):
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of NAME=VALUE or NAME")
-    return {name: value if equals else True for name, equals, value in pairs}
 
 
 def add_data_args(parser: argparse.ArgumentParser) -> None:
@@ -227,7 +182,7 @@ def add_labels_arg(parser: argparse.ArgumentParser) -> None:
 def add_run_args(parser: argparse.ArgumentParser) -> None:
     """Which runs: of summarize_runs.py and plot_results.py."""
     parser.add_argument('--run_dir', type=Path, nargs='+', default=[Path('runs')], help='one folder or several')
-    parser.add_argument('--models', type=parse_names, help='only these, in this order: a,b')
+    parser.add_argument('--models', type=parsers.parse_names, help='only these, in this order: a,b')
     add_labels_arg(parser)
     parser.add_argument(
         '--baseline', help=f'the model that the others are compared with (default: {", else ".join(BASELINES)})'
@@ -295,16 +250,52 @@ def add_model_args(parser: argparse.ArgumentParser) -> None:
 
 
 def add_optimisation_args(parser: argparse.ArgumentParser, batch_of: str = 'of all processes together') -> None:
-    group = parser.add_argument_group('optimisation (SGD with Nesterov momentum, cosine schedule)')
+    group = parser.add_argument_group('optimisation (SGD with Nesterov momentum by default, cosine schedule)')
     group.add_argument('--epochs', type=int)
     group.add_argument('--batch_size', type=int, help=batch_of)
     group.add_argument('--lr', type=float, help='learning rate after the warm-up')
     group.add_argument('--min_lr', type=float, help='learning rate of the last step')
     group.add_argument('--warmup_epochs', type=int, help='epochs of linear warm-up')
-    group.add_argument('--momentum', type=float)
+    group.add_argument('--momentum', type=float, help='of SGD')
     group.add_argument('--weight_decay', type=float)
     group.add_argument('--clip_grad', type=float, help='largest norm of the gradients; 0: no clipping')
     group.add_argument('--label_smoothing', type=float, help='of mixed targets too')
+
+
+def add_optimizer_args(parser: argparse.ArgumentParser) -> None:
+    """What of the optimisation train.py lets a run choose, beyond the recipe; see NEUTRAL."""
+    group = parser.add_argument_group('optimiser')
+    group.add_argument(
+        '--opt',
+        type=str.lower,
+        metavar='NAME',
+        help="sgd, or a name of timm.optim's: adamw, lion, lamb, .. Weight decay is of all parameters for sgd; for the "
+        'others, as in timm, of those with two dimensions or more: not of biases, norms and gates',
+    )
+    group.add_argument(
+        '--layer_decay',
+        type=float,
+        metavar='FACTOR',
+        help='of the learning rate from a block to the one before it, 0.75 say; the classifier learns at --lr',
+    )
+    group.add_argument(
+        '--gate_lr', type=float, metavar='FACTOR', help='of the learning rate of the gates of STCI branches'
+    )
+    group.add_argument(
+        '--ema',
+        action=argparse.BooleanOptionalAction,
+        help='average the weights over the steps; the averaged ones are validated, chosen, saved and tested',
+    )
+    group.add_argument(
+        '--ema_decay', type=float, help='of the average, a step; at step t at most 1 - t ** (-2 / 3), for short runs'
+    )
+    group.add_argument(
+        '--class_weights',
+        choices=('balanced',),
+        help='balanced: in the training loss, class c of K with n_c of the n training images weighs n / (K n_c), of '
+        'mixed and smoothed targets too; the validation and test losses are not weighted',
+    )
+    parser.set_defaults(**NEUTRAL)
 
 
 def add_augmentation_args(parser: argparse.ArgumentParser) -> None:
@@ -340,8 +331,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         choices=tuple(RECIPES),
         help="default values of the options below; if not given, 'demo' for synthetic and 'default' for the rest",
     )
-    for add in (add_data_args, add_model_args, add_optimisation_args, add_augmentation_args, add_system_args):
+    for add in (add_data_args, add_model_args, add_optimisation_args, add_optimizer_args, add_augmentation_args):
         add(parser)
+    add_system_args(parser)
     parser.add_argument(
         '--cache',
         choices=CACHES,
@@ -376,7 +368,7 @@ def get_pretraining_parser() -> argparse.ArgumentParser:
     group.add_argument('--scale_lr', action=switch, default=True, help=text)
     group.add_argument('--sync_bn', action=switch, default=False, help='BatchNorm over the images of all GPUs')
     group.add_argument('--ema', action=switch, default=False, help='average the weights')
-    group.add_argument('--ema_decay', type=float, default=0.9999, help='of the average, a step')
+    group.add_argument('--ema_decay', type=float, default=NEUTRAL['ema_decay'], help='of the average, a step')
     group.add_argument('--checkpoint_dir', default='checkpoints', help='latest.pt, previous.pt and log.jsonl')
     group.add_argument('--resume', metavar='PATH', help='a checkpoint, or auto for the newest')
     group.add_argument('--save_minutes', type=float, default=15, help='between two checkpoints')
@@ -384,7 +376,7 @@ def get_pretraining_parser() -> argparse.ArgumentParser:
     group.add_argument('--overwrite', action='store_true', help='replace weights that are there')
     group.add_argument('--max_bad_images', type=int, default=100, help='images that may be unreadable')
     group.add_argument('--max_skipped', type=int, default=5, help='steps in a row that may be skipped as not finite')
-    parser.set_defaults(**IMAGENET)
+    parser.set_defaults(**IMAGENET, **FIXED)
     return parser
 
 
@@ -459,18 +451,27 @@ def check_batch(args: argparse.Namespace, n_train: int, n_images: int, world: in
         raise RunError(f'--batch_size {args.batch_size} must be a multiple of the {world} processes')
 
 
+def defining(values: dict) -> dict:
+    """Of train.py's options by name, those that can change a bit of the result: the part of them in a fingerprint."""
+    neutral = {k for k, v in NEUTRAL.items() if values.get(k, v) == v}
+    return {k: v for k, v in values.items() if k not in SYSTEM_OPTIONS and k not in neutral}
+
+
 def shrunk(args: argparse.Namespace, recipe: dict) -> list[str]:
-    """One line for each default that was lowered, with what it had to fit."""
+    """One line for each default that was lowered, with what it had to fit, or that is another optimiser's."""
     bounds = dict(
         warmup_epochs=f'--epochs {args.epochs}',
         min_lr=f'--lr {args.lr:g}',
         batch_size='the training set and the number of processes',
     )
-    return [
+    notes = [
         f'note: --{name} is {getattr(args, name):g}, not its default {recipe[name]:g}, to fit {bound}'
         for name, bound in bounds.items()
         if name not in args.given and getattr(args, name) != recipe[name]
     ]
+    if args.opt != 'sgd' and 'lr' not in args.given:
+        notes.append(f"note: --lr {args.lr:g} is the recipe's for sgd; --opt {args.opt} may need another one")
+    return notes
 
 
 def check_bounds(args: argparse.Namespace, **bounds: tuple[float, float]) -> None:
@@ -528,5 +529,9 @@ def check(args: argparse.Namespace) -> None:
         raise RunError(f'--epochs {args.epochs} must be greater than --warmup_epochs {args.warmup_epochs}')
     if args.min_lr > args.lr:
         raise RunError(f'--min_lr {args.min_lr} must not exceed --lr {args.lr}')
+    if not args.ema and 'ema_decay' in args.given:
+        raise RunError(f'--ema_decay {args.ema_decay} is of --ema, which is not given')
+    if not has_momentum(args.opt) and 'momentum' in args.given:
+        raise RunError(f'--momentum {args.momentum}: {args.opt} has no such option; leave one of the two out')
     if problem := size_problem(args.model, args.img_size):
         raise RunError(problem)

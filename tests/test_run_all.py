@@ -14,7 +14,7 @@ from conftest import HOLD, ROOT, finish, start
 
 import ablation
 import run_all
-from common import options, runs
+from common import options, parsers, runs
 from common.errors import RunError
 from common.registry import MODELS
 
@@ -66,11 +66,11 @@ def test_the_plan_of_a_large_grid_takes_half_a_second():
 
 
 def test_numbers():
-    assert options.parse_numbers('1-3,7,2') == [1, 2, 3, 7]
-    assert options.parse_numbers('42, 43') == [42, 43]
+    assert parsers.parse_numbers('1-3,7,2') == [1, 2, 3, 7]
+    assert parsers.parse_numbers('42, 43') == [42, 43]
     for wrong in ('', '3-1', 'a', '1-', '1..3', '-1', '1-99999999'):
         with pytest.raises(argparse.ArgumentTypeError):
-            options.parse_numbers(wrong)
+            parsers.parse_numbers(wrong)
 
 
 @pytest.mark.parametrize('words', ['42,43', '42 43', '42, 43', '42,43 42'])
@@ -367,12 +367,12 @@ def test_jobs_share_the_cores_and_the_devices(tmp_path):
 
 
 def test_devices_and_options_of_sbatch():
-    assert options.parse_gpus('0,0, 1') == ['0', '0', '1'], 'two runs on the first device'
-    assert options.parse_sbatch('partition=gpu,--exclusive,gres=gpu:1') == dict(
+    assert parsers.parse_gpus('0,0, 1') == ['0', '0', '1'], 'two runs on the first device'
+    assert parsers.parse_sbatch('partition=gpu,--exclusive,gres=gpu:1') == dict(
         partition='gpu', exclusive=True, gres='gpu:1'
     )
     with pytest.raises(argparse.ArgumentTypeError):
-        options.parse_sbatch('=3')
+        parsers.parse_sbatch('=3')
 
 
 def test_relative_paths_mean_the_folder_of_the_caller(tmp_path):

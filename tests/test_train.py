@@ -832,6 +832,16 @@ BAD_OPTIONS = [
     ('--device foo', "--device 'foo' must be auto, cpu, cuda or cuda:N"),
     ('--device cuda:7', '--device cuda:7: there are'),
     ('--pretrained nowhere.pt', 'cannot read the weights'),
+    ('--opt admw', 'has no such optimiser; it has adamw, '),
+    ('--opt xyzzy', 'has no such optimiser; it has sgd, adamw, lion, lamb, ..'),
+    ('--opt kron', '--opt kron: it does not resume bit-identically'),
+    ('--opt fusedadam', '--opt fusedadam: it needs apex'),
+    ('--opt adamw --momentum 0.9', '--momentum 0.9: adamw has no such option'),
+    ('--opt lion --momentum 0.9', '--momentum 0.9: lion has no such option'),
+    ('--layer_decay 0', '--layer_decay 0.0 must be from 0.001 to 1'),
+    ('--gate_lr -1', '--gate_lr -1.0 must be from 0 to'),
+    ('--ema_decay 0.9', '--ema_decay 0.9 is of --ema, which is not given'),
+    ('--ema --ema_decay 2', '--ema_decay 2.0 must be from 0 to 1'),
 ]
 
 
