@@ -256,7 +256,7 @@ def add_optimisation_args(parser: argparse.ArgumentParser, batch_of: str = 'of a
     group.add_argument('--lr', type=float, help='learning rate after the warm-up')
     group.add_argument('--min_lr', type=float, help='learning rate of the last step')
     group.add_argument('--warmup_epochs', type=int, help='epochs of linear warm-up')
-    group.add_argument('--momentum', type=float, help='of SGD')
+    group.add_argument('--momentum', type=float, help='of sgd and its kin; adamw has none')
     group.add_argument('--weight_decay', type=float)
     group.add_argument('--clip_grad', type=float, help='largest norm of the gradients; 0: no clipping')
     group.add_argument('--label_smoothing', type=float, help='of mixed targets too')
