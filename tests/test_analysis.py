@@ -22,6 +22,7 @@ from datasets import load_splits
 from interpret import findings, information, questions, trace
 from interpret.questions import HeldOut
 from models import DIRECTIONS, TwistNet, blocks_of
+from trained import CAUTIONS, OTHER, UNCHECKED, Subject
 from transforms import Preprocessing
 
 FIGURES = [f'{key}.{suffix}' for key in analysis.QUESTIONS for suffix in ('pdf', 'png')]
@@ -289,7 +290,7 @@ def images_of(model, count=12):
 
 
 def subject_of(model):
-    return trained.Subject('best.pt', 'small', model, ['a', 'b', 'c'], 1, 50.0, Preprocessing(64))
+    return Subject('best.pt', 'small', model, ['a', 'b', 'c'], 1, 50.0, Preprocessing(64))
 
 
 def test_rotation_with_the_twists_is_compared_with_rotation_without_them():
@@ -508,10 +509,10 @@ def test_other_images_than_those_of_the_split_are_refused_or_said_in_report_and_
     assert 'images that may have trained the model' in analysis.title_of_report(
         report
     )  # of the report and of every figure
-    assert trained.CAUTIONS[trained.OTHER] in analysis.report_text(report)
+    assert CAUTIONS[OTHER] in analysis.report_text(report)
     (trained.parent / 'config.json').unlink()
     report = answered(trained, tmp_path / 'out', *options, '--dataset', 'dtd', '--data_dir', tree, '--fold', 1)
-    assert trained.CAUTIONS[trained.UNCHECKED] in analysis.report_text(report)
+    assert CAUTIONS[UNCHECKED] in analysis.report_text(report)
 
 
 @pytest.mark.slow
