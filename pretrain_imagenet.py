@@ -310,7 +310,7 @@ def validate(run: Run, loader: DataLoader, times: dict) -> dict:
     share_weights(state.model)
     model = state.evaluated
     share_weights(model)
-    val_loss, val_acc = evaluate(model, loader, state.device, args.amp, statistics=state.preprocessing.statistics)
+    val_loss, val_acc = evaluate(model, loader, state.device, args.amp, None, state.preprocessing.statistics)
     epoch = progress['epoch'] + 1
     if not math.isfinite(val_loss):
         raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {what_is_left(run.folder)}')
