@@ -30,7 +30,7 @@ from common.cache import open_cache
 from common.errors import RunError, user_errors
 from common.images import open_image, read_pixels
 from common.runs import counted
-from compute_flops import BASELINE, NO_FVCORE, add_size_args, choose, measure
+from compute_flops import BASELINE, NO_FVCORE, add_size_args, choose, fvcore_counter, measure
 from datasets import load_splits
 from loader import ImageList, eval_images
 from models import build_model
@@ -350,7 +350,7 @@ def benchmark_models(args: argparse.Namespace) -> None:
     names = choose(args.models, args.img_size)
     with distributed.machine_errors():
         rows, conditions = measure_models(names, args)
-    if rows[0]['macs_G'] is None:
+    if fvcore_counter() is None:
         distributed.say(NO_FVCORE)
     if args.csv:
         tables.print_csv([row | conditions for row in rows])

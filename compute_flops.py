@@ -18,14 +18,14 @@ from torch import nn
 
 from common import options, tables
 from common.errors import ModelError, user_errors
-from common.registry import MODELS, size_problem
+from common.registry import MODELS, entry_of, size_problem
 from models import build_model, count_params
 
 BASELINE = 'resnet18'
 # Operators that the count leaves out, as met in timm's models: element-wise, reductions, and moves of values.
 ELEMENTWISE = {
     'add', 'add_', 'addcmul', 'amax', 'avg_pool2d', 'ceil', 'clamp_min', 'cos', 'cumsum', 'div', 'div_', 'exp',
-    'expand_as', 'gelu', 'hardsigmoid', 'hardswish', 'hardswish_', 'hardtanh', 'index_select',
+    'expand_as', 'gelu', 'hardsigmoid', 'hardswish', 'hardswish_', 'hardtanh', 'hardtanh_', 'index_select',
     'linalg_vector_norm', 'max_pool2d', 'mean', 'mul', 'mul_', 'neg', 'pad', 'pow', 'repeat', 'repeat_interleave',
     'reshape_as', 'rsqrt', 'rsub', 'sigmoid', 'silu', 'silu_', 'sin', 'softmax', 'square', 'sub', 'sum', 'tanh',
     'unflatten',
@@ -39,20 +39,28 @@ def attention_macs(inputs: list, outputs: list) -> int:
     return math.prod(batch) * queries * keys * (width + out_width)
 
 
-def count_macs(model: nn.Module, img_size: int = 224) -> int | None:
-    """Multiply-accumulates of one (3, img_size, img_size) image in evaluation mode; None if fvcore is missing.
-
-    Raises:
-        ModelError: an operator is neither counted nor known as element-wise.
-    """
+def fvcore_counter() -> type | None:
+    """fvcore's FlopCountAnalysis; None where it is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', FutureWarning)  # fvcore scripts a function when it is imported
             from fvcore.nn import FlopCountAnalysis
     except ImportError:
         return None
+    return FlopCountAnalysis
+
+
+def count_macs(model: nn.Module, img_size: int = 224) -> int | None:
+    """Multiply-accumulates of one (3, img_size, img_size) image in evaluation mode; None if fvcore is missing.
+
+    Raises:
+        ModelError: an operator is neither counted nor known as element-wise.
+    """
+    counter = fvcore_counter()
+    if counter is None:
+        return None
     device = next(model.parameters()).device
-    analysis = FlopCountAnalysis(model.eval(), torch.zeros(1, 3, img_size, img_size, device=device))
+    analysis = counter(model.eval(), torch.zeros(1, 3, img_size, img_size, device=device))
     analysis.set_op_handle('aten::scaled_dot_product_attention', attention_macs)
     with torch.no_grad():  # else older torch shows the operators of checkpointing
         macs = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()
@@ -65,16 +73,21 @@ def count_macs(model: nn.Module, img_size: int = 224) -> int | None:
 
 
 def measure(name: str, num_classes: int, img_size: int) -> dict:
-    """A row of the table: name, label, venue, parameters in M and MACs in G (None if fvcore is missing).
+    """A row of the table: name, label, venue, parameters in M and MACs in G.
+
+    The latter are None without fvcore, and for a model outside the registry that it cannot count, which is said.
 
     Raises:
-        ModelError: as build_model and count_macs.
+        ModelError: as build_model and, for a model of the registry, count_macs.
     """
-    model, entry = build_model(name, num_classes, img_size=img_size), MODELS[name]
+    model, entry = build_model(name, num_classes, img_size=img_size), entry_of(name)
     try:
         macs = count_macs(model, img_size)
     except ModelError as error:
-        raise ModelError(f'{name}: {error}') from error
+        if name in MODELS:
+            raise ModelError(f'{name}: {error}') from error
+        print(f'note: {name}: {error}', file=sys.stderr)  # no reason not to train it
+        macs = None
     sizes = dict(params_M=count_params(model) / 1e6, macs_G=None if macs is None else macs / 1e9)
     return dict(model=name, label=entry['label'], venue=entry.get('venue') or '', **sizes)
 
@@ -107,7 +120,7 @@ def choose(names: list[str] | None, img_size: int) -> list[str]:
     Raises:
         ModelError: one that is asked for cannot have it.
     """
-    problems = {name: size_problem(name, img_size) for name in names or MODELS if name in MODELS}
+    problems = {name: size_problem(name, img_size) for name in names or MODELS}
     for problem in filter(None, problems.values()):
         if names:
             raise ModelError(problem)
@@ -139,7 +152,7 @@ def main(args: argparse.Namespace) -> None:
     rows = [measure(name, args.num_classes, args.img_size) for name in choose(args.model, args.img_size)]
     base = next((row for row in rows if row['model'] == BASELINE), None)
     base = base or measure(BASELINE, args.num_classes, args.img_size)
-    if base['macs_G'] is None:
+    if fvcore_counter() is None:
         print(NO_FVCORE, file=sys.stderr)
     if args.csv:
         tables.print_csv(rows)

@@ -20,7 +20,7 @@ from common.distributed import number_in, process_rank, say
 from common.errors import DataError
 from common.images import open_image, read_pixels
 from common.splits import Splits, bits_of
-from transforms import eval_view, eval_view_text, seed_of, to_tensor, train_transform
+from transforms import CROP_RATIO, eval_view, eval_view_text, seed_of, to_tensor, train_transform
 
 EVAL_BATCH = 64  # images; a constant, so that the figures of an evaluation depend on nothing else
 PREFETCH, IN_USE = 2, 2  # batches that each loader process prepares ahead, and that the loop holds
@@ -67,9 +67,15 @@ class ForgivingImages(ImageList):
         raise error
 
 
-def eval_images(items: list[tuple[str, int]], img_size: int, cache: Cache | None, bits: int | None = None) -> ImageList:
+def eval_images(
+    items: list[tuple[str, int]],
+    img_size: int,
+    cache: Cache | None,
+    bits: int | None = None,
+    crop_ratio: float = CROP_RATIO,
+) -> ImageList:
     """Images as an evaluation sees them; with a cache, each is prepared only once."""
-    what, view = eval_view_text(img_size), eval_view(img_size)
+    what, view = eval_view_text(img_size, crop_ratio), eval_view(img_size, crop_ratio)
     read = partial(read_pixels, cache=cache, what=what, prepare=view, bits=bits)
     return ImageList(items, to_tensor, read)
 
@@ -146,7 +152,9 @@ class EvalBatches(Batches):
             yield list(range(slot * self.batch_size, min((slot + 1) * self.batch_size, self.length)))
 
 
-def make_loaders(args: argparse.Namespace, splits: Splits, device: torch.device) -> list[DataLoader]:
+def make_loaders(
+    args: argparse.Namespace, splits: Splits, device: torch.device, crop_ratio: float = CROP_RATIO
+) -> list[DataLoader]:
     """The loaders of train.py: of the training, validation and test images of a fold."""
     rank, world = process_rank()
     cache, (bits, notes) = open_cache(args.cache), bits_of(splits)
@@ -156,7 +164,8 @@ def make_loaders(args: argparse.Namespace, splits: Splits, device: torch.device)
     train = ImageList(splits.train, augmentation, partial(read_pixels, cache=cache, bits=bits))
     pairs = [(train, TrainBatches(len(train), args.batch_size, args.seed, rank, world))]
     for items in (splits.val, splits.test):
-        pairs.append((eval_images(items, args.img_size, cache, bits), EvalBatches(len(items), rank, world)))
+        images = eval_images(items, args.img_size, cache, bits, crop_ratio)
+        pairs.append((images, EvalBatches(len(items), rank, world)))
     return start_loaders(pairs, args, device)
 
 

@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -37,7 +36,9 @@ from torch.utils.checkpoint import checkpoint
 from common import tables
 from common.checkpoint import accept_published_names, build_for_timm, load_pretrained
 from common.errors import ModelError, user_errors
-from common.registry import MODELS, size_problem
+from common.registry import GATE_INIT, MODELS, entry_of, size_problem
+from common.timm_models import problem_of
+from insertion import Gated, create, insert
 
 DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1))  # (dy, dx) of 0, 45, 90 and 135 degrees; dy points down
 
@@ -248,7 +249,7 @@ class TwistBlock(BasicBlock):
         stci: keyword arguments of STCI.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, gate_init: float = -2.0, **stci):
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, gate_init: float = GATE_INIT, **stci):
         super().__init__(in_channels, channels, stride)
         self.stci = STCI(channels, **stci)
         self.gate = nn.Parameter(torch.tensor(float(gate_init)))
@@ -292,7 +293,7 @@ class TwistNet(nn.Module):
         c_red: int = 8,
         use_ais: bool = True,
         use_spiral: bool = True,
-        gate_init: float = -2.0,
+        gate_init: float = GATE_INIT,
         use_products: bool = True,
         directional: bool = True,
         in_chans: int = 3,
@@ -343,8 +344,7 @@ class TwistNet(nn.Module):
         return [getattr(self, info['module']) for info in self.feature_info[1:]]
 
     def gates(self) -> dict[str, float]:
-        """sigmoid(gate) of every TwistBlock by name, e.g. {'layer3.0': 0.119, ..}; synchronises the device."""
-        return {name: torch.sigmoid(block.gate).item() for name, block in blocks_of(self).items()}
+        return gates_of(self)
 
     def _run_stage(self, stage: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
         return checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
@@ -426,14 +426,19 @@ class TwistNet(nn.Module):
         return dict(stem=r'^stem', blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)')
 
 
-def blocks_of(model: nn.Module) -> dict[str, TwistBlock]:
-    """Name and module of every TwistBlock, from the input on."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, TwistBlock)}
+def blocks_of(model: nn.Module) -> dict[str, TwistBlock | Gated]:
+    """Name and module of every block with a gated STCI branch (`stci`, `gate`), from the input on."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, TwistBlock | Gated)}
+
+
+def gates_of(model: nn.Module) -> dict[str, float]:
+    """sigmoid(gate) of every block by name, e.g. {'layer3.0': 0.119, ..}; synchronises the device. {} without STCI."""
+    return {name: torch.sigmoid(block.gate).item() for name, block in blocks_of(model).items()}
 
 
 @contextmanager
 def watch_selection(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Sums of AIS's weights in every TwistBlock over the images that pass through the model in the body.
+    """Sums of AIS's weights in every block over the images that pass through the model in the body.
 
     Yields:
         {'layer3.0': (sum, number of weights) as a float64 tensor, ..}; empty for a model without AIS.
@@ -457,42 +462,36 @@ def watch_selection(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
 def build_model(
     name: str, num_classes: int = 47, pretrained: bool | str | Path = False, img_size: int | None = None, **kwargs
 ) -> nn.Module:
-    """Build a model of the registry, in training mode.
+    """Build a model, in training mode.
 
     Args:
-        name: a key of registry.MODELS.
+        name: a key of registry.MODELS; any model of timm; or stci_NAME, such a CNN with STCI (see insertion.insert).
         num_classes: outputs of the classifier.
         pretrained: True for ImageNet weights: timm's for a baseline; for a TwistNet weights/twistnet18_imagenet.pt
             (in the working directory, then beside this file), otherwise timm's ResNet-18 for the stem and stages 1
             and 2. A path loads that file. What was loaded is printed on stderr and stored in `model.pretrained`, the
             share of the parameters (0 to 1) in `model.loaded`; both are None if nothing was asked for.
-        img_size: side of the square input in pixels, for baselines whose parameters depend on it (default 224).
-        **kwargs: passed to the constructor: TwistNet's, or timm's of the baseline.
+        img_size: side of the square input in pixels, for models whose parameters depend on it (default 224).
+        **kwargs: passed to the constructor: TwistNet's, or timm's.
 
     Raises:
         ModelError: unknown name or keyword; an img_size that the model cannot have; weights that are missing, unsafe,
             of another architecture or cannot be fetched.
     """
-    if name not in MODELS:
-        raise ModelError(f"unknown model '{name}'; the models are: {', '.join(MODELS)}")
-    entry = MODELS[name]
-    if problem := size_problem(name, img_size):
+    if problem := problem_of(name) or size_problem(name, img_size):
         raise ModelError(problem)
+    entry = entry_of(name)
     try:
         if 'twist' in entry:
             model = TwistNet(num_classes=num_classes, **{**entry['twist'], **kwargs})
-            model.pretrained_cfg = model.default_cfg = {
-                **DEFAULT_CFG,
-                'architecture': name,
-            }  # timm saves it with the model
+            cfg = {**DEFAULT_CFG, 'architecture': name}
+            model.pretrained_cfg = model.default_cfg = cfg  # timm saves it with the model
         else:
-            if ':' not in entry['timm'] and not timm.is_model(entry['timm']):  # 'hf-hub:..', 'local-dir:..'
-                raise ModelError(f"{name}: timm {timm.__version__} has no model '{entry['timm']}'")
-            size = dict(img_size=img_size or 224) if entry.get('resolution') else {}
-            kwargs = {**entry.get('args', {}), **size, **kwargs}
-            model = timm.create_model(entry['timm'], num_classes=num_classes, **kwargs)
+            model = create(name, num_classes, img_size, **kwargs)
     except TypeError as error:  # unknown keyword of a constructor
         raise ModelError(f'{name}: {error}') from error
+    if 'stci' in entry:
+        insert(model, name, STCI, img_size, **entry['stci'])
     load_pretrained(model, name, pretrained, img_size)
     return model
 

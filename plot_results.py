@@ -42,10 +42,8 @@ from common.drawing import (
     save,
 )
 from common.errors import RunError, user_errors
-from common.registry import MODELS, model_label
+from common.registry import GATE_INIT, MODELS, entry_of, model_label
 from common.results import CELL, Row, Table, loaded_note, make_tables, read_runs, recipe_of, title_of
-
-GATE_INIT = -2.0  # of a TwistBlock, before its sigmoid, where the registry says nothing else
 
 
 def chunks(items: list, size: int) -> list[list]:
@@ -456,10 +454,11 @@ def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> li
 
 def initial_gate(model: str, recipe: dict) -> float | None:
     """sigmoid(gate) before training; None where it is not known: weights that were loaded bring gates of their own."""
-    entry = MODELS.get(model, {})
-    if 'twist' not in entry or (recipe.get('pretrained', True) and entry.get('keep_init') != '.gate'):
+    entry = entry_of(model)
+    branch = entry.get('stci', entry.get('twist'))
+    if branch is None or (recipe.get('pretrained', True) and entry.get('keep_init') != '.gate'):
         return None
-    return 1 / (1 + math.exp(-entry['twist'].get('gate_init', GATE_INIT)))
+    return 1 / (1 + math.exp(-branch.get('gate_init', GATE_INIT)))
 
 
 def plot_gate(table: Table, logs: Logs, title: str) -> list[Figure]:

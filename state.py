@@ -10,7 +10,8 @@ from torch import nn
 
 import models
 from common import distributed
-from transforms import blank_batch
+from insertion import attach
+from transforms import blank_batch, preprocessing_of
 
 
 class State(NamedTuple):
@@ -22,6 +23,7 @@ class State(NamedTuple):
     scaler: torch.amp.GradScaler
     device: torch.device
     average: ModelEmaV3 | None = None  # of the weights, with --ema of pretraining
+    statistics: tuple = ()  # mean and std of the model's input, as normalize takes them; (): ImageNet's
 
 
 def build_state(
@@ -46,6 +48,8 @@ def build_state(
     model = models.build_model(args.model, num_classes, False if last else pretrained, args.img_size)
     if getattr(args, 'sync_bn', False):
         model = convert_sync_batchnorm(model)  # timm's: to torch's SyncBatchNorm, timm's own BatchNorm layers too
+        if hasattr(model, 'stci'):
+            attach(model)  # the BatchNorm at the end of a stage was replaced, and its hook with it
     model.to(device, memory_format=torch.channels_last)
     recipe = dict(momentum=args.momentum, nesterov=args.momentum > 0, weight_decay=args.weight_decay)
     optimizer = torch.optim.SGD(model.parameters(), args.lr, **recipe, fused=fused or None)
@@ -62,4 +66,5 @@ def build_state(
     if args.compile:
         model.compile()  # in place: names in the state dict stay as they are
     parallel = distributed.parallelise(model, args.amp, blank_batch(batch_size, args.img_size, device))
-    return State(model, parallel, optimizer, scaler, device, average)
+    statistics = preprocessing_of(args.model, args.img_size, pretrained).statistics
+    return State(model, parallel, optimizer, scaler, device, average, statistics)

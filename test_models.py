@@ -98,7 +98,7 @@ def test_the_list_of_models_ends_quietly_where_nobody_reads_it():
 
 
 def test_unknown_names_and_keywords_are_refused():
-    with pytest.raises(ModelError, match=r"unknown model 'resnet19'.*twistnet18"):
+    with pytest.raises(ModelError, match=r"^unknown model 'resnet19'; near to it: .*resnet18.*--import FILE"):
         build_model('resnet19')
     with pytest.raises(ModelError, match='heads'):
         build_model('twistnet18', heads=2)

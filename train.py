@@ -34,11 +34,12 @@ import models
 from common import checkpoint, distributed, predictions
 from common.distributed import autocast, is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights
 from common.splits import Splits, split_digest
-from compute_flops import NO_FVCORE, measure
+from common.timm_models import model_defines
+from compute_flops import NO_FVCORE, fvcore_counter, measure
 from datasets import load_splits, passed_over, tree_digest
 from loader import make_loaders
 from state import State, build_state
-from transforms import eval_settings, mix, normalize, seed_of
+from transforms import Preprocessing, eval_settings, mix, normalize, preprocessing_of, seed_of
 
 CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 NOT_FINITE = 'the checkpoints of the epochs before are kept; try a lower --lr or --amp off'
@@ -55,6 +56,7 @@ class Run(NamedTuple):
     device: torch.device
     folder: Path
     config: dict  # what config.json holds
+    preprocessing: Preprocessing  # what the model takes
 
 
 def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device) -> dict:
@@ -69,6 +71,7 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device)
     weights = checkpoint.weights_identity(args.model, args.pretrained)
     defines = {k: v for k, v in values.items() if k not in options.SYSTEM_OPTIONS}
     defines |= dict(processes=process_rank()[1], split=split_digest(splits), pretrained=weights)
+    defines |= model_defines(args)
     return dict(
         options=values,
         defines=defines,
@@ -81,7 +84,7 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device)
 def save_best(run: Run, progress: dict, state_dict: dict) -> None:
     """Write best.pt: the weights after the last epoch."""
     epoch, val_acc = progress['best_epoch'], progress['best_val_acc']
-    transform = eval_settings(run.args.img_size)
+    transform = eval_settings(*run.preprocessing)
     best = checkpoint.weights_file(run.args.model, run.splits.classes, epoch, val_acc, state_dict, transform=transform)
     checkpoint.save_checkpoint(run.folder / 'best.pt', best)
 
@@ -147,7 +150,7 @@ def train_steps(
     Yields:
         the number of the step, its mean loss in this process, and the norm of the gradients (both on the device).
     """
-    model, _, optimizer, scaler, device, _ = state
+    model, optimizer, scaler, device = state.model, state.optimizer, state.scaler, state.device
     model.train()
     parameters = list(model.parameters())
     for index, (images, labels) in enumerate(batches):
@@ -157,7 +160,8 @@ def train_steps(
                 group['lr'] = schedule(step)
             optimizer.zero_grad(set_to_none=True)
             total = torch.zeros((), device=device)
-        images, labels = normalize(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        images = normalize(images, *state.statistics)
         loss = batch_loss(images, labels, step, part) / accumulate
         scaler.scale(loss).backward()
         total += loss.detach()
@@ -206,6 +210,7 @@ def evaluate(
     device: torch.device,
     amp: str,
     bar: tqdm | None = None,
+    statistics: tuple = (),
     probabilities: torch.Tensor | None = None,
 ) -> tuple[float, float]:
     """Cross-entropy and top-1 accuracy; each image counts once, whatever the number of processes.
@@ -213,6 +218,7 @@ def evaluate(
     Args:
         model: the plain module, with the same weights and buffers in every process.
         loader: over an ImageList by EvalBatches.
+        statistics: mean and std of the model's input; (): ImageNet's.
         probabilities: (images, classes) float32 zeros on the device; those of the model are put there.
 
     Returns:
@@ -223,7 +229,8 @@ def evaluate(
     # A slot for each batch, filled by one process: summed in the same order whatever the number of processes.
     sums = torch.zeros(2, math.ceil(batches.length / batches.batch_size), dtype=torch.float64, device=device)
     for slot, (images, labels) in zip(batches.slots, loader):
-        images, labels = normalize(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        images = normalize(images, *statistics)
         with autocast(device, amp):
             logits = model(images)
         sums[0, slot] = F.cross_entropy(logits.float(), labels, reduction='sum')
@@ -253,7 +260,7 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
     train_seconds = time.perf_counter() - start
     share_weights(model)
     with models.watch_selection(model) as selection:
-        val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar)
+        val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar, state.statistics)
     if not math.isfinite(val_loss):
         raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {NOT_FINITE}')
     return dict(
@@ -264,7 +271,7 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
         val_acc=val_acc,
         seconds=round(time.perf_counter() - start, 3),
         images_per_second=round(len(train_loader) * args.batch_size / train_seconds, 1),
-        gates=model.gates() if isinstance(model, models.TwistNet) else {},
+        gates=models.gates_of(model),
         selection={name: distributed.mean_of(reduce_sum(total)) for name, total in selection.items()},
     )
 
@@ -295,12 +302,12 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
     """Read the test set once, with the last weights for the record and the chosen ones for the result."""
     args, splits, model, folder = run.args, run.splits, state.model, run.folder
     bar.set_description(f'{folder.name} test', refresh=False)
-    _, test_acc_last = evaluate(model, loader, run.device, args.amp, bar)
+    _, test_acc_last = evaluate(model, loader, run.device, args.amp, bar, state.statistics)
     if is_main():
         model.load_state_dict(checkpoint.read_checkpoint(folder / 'best.pt')['state_dict'])
     share_weights(model)
     probabilities = torch.zeros(len(splits.test), len(splits.classes), device=run.device)
-    test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, probabilities)
+    test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, state.statistics, probabilities)
     bar.close()
     results = {key: getattr(args, key) for key in ('dataset', 'fold', 'seed', 'model')} | dict(
         test_acc=test_acc,
@@ -328,6 +335,7 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
 
 def train(args: argparse.Namespace) -> tuple[Path, dict]:
     """Train and test as the options say; returns the run folder and what its results.json holds."""
+    options.fit_to_model(args)
     options.check(args)
     splits = load_splits(args.dataset, args.data_dir, args.fold)
     _, world = process_rank()
@@ -338,7 +346,8 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
         args.num_workers = 4 if device.type == 'cuda' else 1
 
     folder = Path(args.run_dir) / runs.run_name(args.dataset, args.fold, args.model, args.seed)
-    run = Run(args, splits, device, folder, describe_run(args, splits, device))
+    preprocessing = preprocessing_of(args.model, args.img_size, args.pretrained)
+    run = Run(args, splits, device, folder, describe_run(args, splits, device), preprocessing)
     results, last, notes = share_object(lambda: checkpoint.open_run(folder, run.config, args.force))
     for note in notes:
         say(note)
@@ -347,7 +356,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
 
     state = build_state(args, len(splits.classes), device, last, args.batch_size // world, args.pretrained)
     size = measure(args.model, len(splits.classes), args.img_size)  # now: it must not fail after the training
-    if size['macs_G'] is None:
+    if fvcore_counter() is None:
         say(NO_FVCORE)
     start = dict(history=[], best_val_acc=-1.0, best_epoch=0)
     progress = last['run'] if last else start | dict(pretrained=state.model.pretrained, loaded=state.model.loaded)
@@ -355,7 +364,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     if last and is_main() and progress['best_epoch'] == len(progress['history']):
         save_best(run, progress, last['state_dict'])  # of a run killed between last.pt and best.pt
 
-    loaders = make_loaders(args, splits, device)
+    loaders = make_loaders(args, splits, device, preprocessing.crop_ratio)
     done, (train_batches, val_batches, test_batches) = len(progress['history']), (len(loader) for loader in loaders)
     an_epoch = train_batches + val_batches
     total, initial = args.epochs * an_epoch + 2 * test_batches, done * an_epoch

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +17,24 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms import InterpolationMode, v2
 
+from common.timm_models import own_settings
+
 CROP_RATIO = 0.875  # side of the evaluated crop over the short side of the resized image
 THIN = 8  # ratio of the sides above which only the middle of an image is resized
+
+
+class Preprocessing(NamedTuple):
+    """What a model takes: square images of img_size pixels, and the statistics that normalise them (of values 0-1)."""
+
+    img_size: int
+    crop_ratio: float = CROP_RATIO
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """mean and std, as normalize takes them."""
+        return self.mean, self.std
 
 
 @contextmanager
@@ -109,22 +126,22 @@ def _smooth(image: Image.Image) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def eval_transform(img_size: int):
-    """Bicubic resize of the short side to img_size / CROP_RATIO and the centre crop.
+def eval_transform(img_size: int, crop_ratio: float = CROP_RATIO):
+    """Bicubic resize of the short side to img_size / crop_ratio and the centre crop.
 
     Returns:
         transform(image, key): PIL RGB image -> (3, img_size, img_size) uint8; key is ignored.
     """
-    return partial(_view_tensor, eval_view(img_size))
+    return partial(_view_tensor, eval_view(img_size, crop_ratio))
 
 
 def _view_tensor(view: Callable, image: Image.Image, _key: object = None) -> torch.Tensor:
     return to_tensor(view(image))
 
 
-def eval_view(img_size: int) -> Callable[[Image.Image], Image.Image]:
+def eval_view(img_size: int, crop_ratio: float = CROP_RATIO) -> Callable[[Image.Image], Image.Image]:
     """eval_transform from PIL image to PIL image."""
-    short = round(img_size / CROP_RATIO)
+    short = round(img_size / crop_ratio)
     plain = v2.Compose([v2.Resize(short, interpolation=InterpolationMode.BICUBIC), v2.CenterCrop(img_size)])
     return partial(_view, plain, short, img_size)
 
@@ -142,31 +159,43 @@ def _view(plain: v2.Compose, short: int, img_size: int, image: Image.Image) -> I
     return image.resize((img_size, img_size), Image.Resampling.BICUBIC, (left, top, right, bottom))
 
 
-def eval_view_text(img_size: int) -> str:
+def eval_view_text(img_size: int, crop_ratio: float = CROP_RATIO) -> str:
     """What eval_view does, as part of a key in the cache: changes whenever its pixels would."""
-    return f'bicubic to {round(img_size / CROP_RATIO)}, centre crop {img_size}, middle of thin {THIN}'
+    return f'bicubic to {round(img_size / crop_ratio)}, centre crop {img_size}, middle of thin {THIN}'
 
 
-def eval_settings(img_size: int) -> dict:
-    """The parameters of eval_transform and normalize, as plain values for a checkpoint."""
-    return dict(
-        img_size=img_size,
-        crop_ratio=CROP_RATIO,
-        interpolation='bicubic',
-        mean=list(IMAGENET_DEFAULT_MEAN),
-        std=list(IMAGENET_DEFAULT_STD),
-    )
+def preprocessing_of(model: str, img_size: int, pretrained: bool | str = False) -> Preprocessing:
+    """What a model of this name takes at img_size: its own crop and statistics (see timm_models.own_settings)."""
+    return Preprocessing(**{**own_settings(model, pretrained), 'img_size': img_size})
+
+
+def eval_settings(
+    img_size: int,
+    crop_ratio: float = CROP_RATIO,
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
+) -> dict:
+    """A Preprocessing, as plain values for a checkpoint."""
+    return dict(img_size=img_size, crop_ratio=crop_ratio, interpolation='bicubic', mean=list(mean), std=list(std))
+
+
+def read_settings(settings: dict) -> Preprocessing:
+    """The Preprocessing that a checkpoint's `transform` records."""
+    found = {key: settings[key] for key in Preprocessing._fields if key in settings}
+    return Preprocessing(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
 
 
 @lru_cache  # a copy to the device synchronises
-def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    values = torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD], device=device) * 255
-    return values[0].view(3, 1, 1), values[1].view(3, 1, 1)
+def _statistics(device: torch.device, mean: tuple, std: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+    values = torch.tensor([mean, std], device=device) * 255
+    return values[0].view(-1, 1, 1), values[1].view(-1, 1, 1)
 
 
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) uint8 -> float32 in channels_last, standardised by ImageNet's mean and deviation."""
-    mean, std = _statistics(images.device)
+def normalize(
+    images: torch.Tensor, mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN, std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+) -> torch.Tensor:
+    """(B, 3, H, W) uint8 -> float32 in channels_last, standardised by a mean and a deviation of values 0 to 1."""
+    mean, std = _statistics(images.device, mean, std)
     return images.to(memory_format=torch.channels_last).float().sub_(mean).div_(std)
 
 

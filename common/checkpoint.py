@@ -12,11 +12,11 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
-from timm.models import adapt_input_conv, build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import adapt_input_conv, build_model_with_cfg, get_pretrained_cfg, resolve_pretrained_cfg
 from torch import nn
 
 from common.errors import ModelError, RunError, UnsafeCheckpoint
-from common.registry import MODELS, WEIGHTS_DIR
+from common.registry import BRANCH, MODELS, WEIGHTS_DIR, entry_of, is_own
 
 # ---------------------------------------------------------------------------------------------- files
 
@@ -173,24 +173,35 @@ def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | Non
     """Where `pretrained` takes the weights of a model from: a file, the tag of a timm model, or None for nowhere.
 
     For a TwistNet and True: weights/<name>_imagenet.pt, then the full model's, each in the working directory and then
-    beside models.py; otherwise timm's ResNet-18.
+    beside models.py; otherwise timm's ResNet-18. For a model outside the registry and True: timm's default tag.
 
     Raises:
-        ModelError: the registry names no weights for this model.
+        ModelError: neither the registry nor timm names weights for this model.
     """
     if pretrained is False or pretrained is None:
         return None
     if pretrained is not True:
         return Path(pretrained)
-    if 'twist' not in MODELS[name]:
-        if not MODELS[name].get('weights'):
-            raise ModelError(f'{name}: the registry names no ImageNet weights; give a file (--pretrained PATH) or none')
-        return MODELS[name]['weights']
+    entry = entry_of(name)
+    if 'twist' not in entry:
+        source = entry.get('weights') if is_own(name) else default_tag(entry['timm'])
+        if not source:
+            whose = 'the registry' if is_own(name) else 'timm'
+            raise ModelError(f'{name}: {whose} names no ImageNet weights; give a file (--pretrained PATH) or none')
+        return source
     for stem in dict.fromkeys((name, 'twistnet18')):
         for root in (Path(), Path(__file__).parent.parent):
             if (path := root / WEIGHTS_DIR / f'{stem}_imagenet.pt').is_file():
                 return path
     return MODELS['resnet18']['weights']
+
+
+def default_tag(name: str) -> str | None:
+    """The model of timm with the tag of its default weights, as 'resnet50.a1_in1k'; None where timm has no weights."""
+    cfg = get_pretrained_cfg(name)
+    if cfg is None or not cfg.has_weights:
+        return None
+    return f'{cfg.architecture}.{cfg.tag}' if cfg.tag else cfg.architecture
 
 
 def weights_identity(name: str, pretrained: bool | str | Path) -> str | None:
@@ -219,8 +230,17 @@ def load_pretrained(model: nn.Module, name: str, pretrained: bool | str | Path, 
         load_weights(model, name, read_weights(source), str(source), origin if origin in MODELS else None)
     elif source is not None:
         # timm resizes parameters that depend on the image size as it loads them.
-        size = dict(img_size=img_size or 224) if MODELS[name].get('resolution') else {}
-        load_weights(model, name, fetch_from_timm(source, **size), f'timm {source}')
+        load_weights(model, name, fetch_from_timm(source, **size_arguments(name, img_size)), f'timm {source}')
+
+
+def size_arguments(name: str, img_size: int | None) -> dict:
+    """Arguments of the constructor of timm for square images of this side, where parameters depend on it."""
+    entry = entry_of(name)
+    if is_own(name):
+        return dict(img_size=img_size or 224) if entry.get('resolution') else {}
+    cfg = get_pretrained_cfg(entry['timm'])
+    fixed = cfg is not None and cfg.fixed_input_size and img_size not in (None, cfg.input_size[-1])
+    return dict(img_size=img_size) if fixed else {}
 
 
 def build_for_timm(make: Callable[..., nn.Module], name: str, pretrained: bool, **kwargs) -> nn.Module:
@@ -320,13 +340,17 @@ def adapt(
     Returns:
         the weights, whether some tensors may differ in shape, and a note for the report.
     """
-    if name == 'seresnet18' and 'layer0.conv1.weight' in state:  # timm's legacy_seresnet18
+    entry = entry_of(name)
+    if entry.get('base', name) == 'seresnet18' and 'layer0.conv1.weight' in state:  # timm's legacy_seresnet18
         names = {
             k: k.removeprefix('layer0.').replace('.se_module.', '.se.').replace('last_linear.', 'fc.') for k in state
         }
         # Stage 1 of the older definition squeezes to 4 channels instead of 8: its SE layers are left out.
         return {n: state[k] for k, n in names.items() if not re.match(r'layer1\.\d\.se\.', n)}, False, ''
-    if 'twist' not in MODELS[name]:
+    if 'stci' in entry:
+        state, note = adapt_branch(model, name, state, origin)
+        return state, False, note
+    if 'twist' not in entry:
         return state, False, ''
     note = ''
     if 'conv1.weight' in state:  # a ResNet-18's
@@ -341,7 +365,7 @@ def adapt(
         note += f' (input channels 3 -> {channels})'
     if origin == name:
         return state, False, note
-    kept = {MODELS.get(n, {}).get('keep_init') for n in (name, origin)} - {None}
+    kept = kept_by(name, origin)
     dropped = {part for part in kept if any(part in f'.{k}' for k in state)}
     state = {k: v for k, v in state.items() if not any(part in f'.{k}' for part in dropped)}
     if origin == 'twistnet18' or (origin is None and dropped):
@@ -349,6 +373,26 @@ def adapt(
         note += f' ({whose} in an ablation variant)'
     note += ''.join(f', without its {part.strip(".")}' for part in sorted(dropped))
     return state, name != 'twistnet18', note
+
+
+def kept_by(name: str, origin: str | None) -> set[str]:
+    """Parts of the names of parameters that weights of the model `origin` (None: unknown) leave alone in `name`."""
+    return {entry_of(n).get('keep_init') for n in (name, origin) if n is not None} - {None}
+
+
+def adapt_branch(
+    model: nn.Module, name: str, state: dict[str, torch.Tensor], origin: str | None
+) -> tuple[dict[str, torch.Tensor], str]:
+    """`adapt` for a CNN with STCI put in: the plain CNN's weights fit as they are; of a variant's, what fits."""
+    branch = [k for k in state if k.startswith(BRANCH)]
+    if origin == name or not branch:
+        return state, ''
+    own = model.state_dict()
+    dropped = {part for part in kept_by(name, origin) if any(part in k for k in branch)}
+    left = {k for k in branch if any(part in k for part in dropped) or (k in own and own[k].shape != state[k].shape)}
+    note = f' (weights of {origin or "an unknown model"})'
+    note += ''.join(f', without its {part.strip(".")}' for part in sorted(dropped))
+    return {k: v for k, v in state.items() if k not in left}, note
 
 
 def load_tensors(
@@ -361,9 +405,8 @@ def load_tensors(
         the share, 0 to 1.
     """
     own = model.state_dict()
-    head = model.get_classifier()
-    heads = head if isinstance(head, tuple) else (head,)
-    classifier = tuple(f'{n}.' for n, m in model.named_modules() if any(m is head for head in heads))
+    heads = classifiers_of(model)
+    classifier = tuple(f'{n}.' for n in heads)
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     odd = [k for k in state if k in own and k not in fits and not k.startswith(classifier)]
     if odd and not partial:
@@ -375,9 +418,36 @@ def load_tensors(
         raise ModelError(f'{what}: none of its {len(state)} tensors fits {name}, or hardly any')
     model.load_state_dict(fits, strict=False)
     report = f'loaded {len(fits)} of {len(own)} tensors ({share:.0%} of the parameters) from {what}'
-    fresh, unused = layers_of(own.keys() - fits.keys()), layers_of(k for k in state if k not in own)
+    zeroed = [] if is_own(name) else [n for n in heads if not any(k.startswith(f'{n}.') for k in fits)]
+    for head in zeroed:
+        start_at_zero(heads[head])
+    fresh = layers_of(k for k in own.keys() - fits.keys() if not k.startswith(tuple(f'{n}.' for n in zeroed)))
+    unused = layers_of(k for k in state if k not in own)
     report += (f'; left as initialised: {fresh}' if fresh else '') + (f'; not used: {unused}' if unused else '')
+    report += f'; at zero: {", ".join(zeroed)}' if zeroed else ''
     return report, share
+
+
+def classifiers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The classifier of a model of timm by name, two where it has two; {} for a model that does not tell."""
+    if not hasattr(model, 'get_classifier'):
+        return {}
+    head = model.get_classifier()
+    heads = head if isinstance(head, tuple) else (head,)
+    return {n: m for n, m in model.named_modules() if any(m is head for head in heads)}
+
+
+def start_at_zero(classifier: nn.Module) -> None:
+    """Set weights and biases of a new classifier on a loaded trunk to zero: every class starts equally probable.
+
+    timm draws some classifiers so large (tf_efficientnet_lite0 with ten classes: uniform in +-0.32) that the first
+    loss is several times log(classes); with gradients clipped to norm 1 the few epochs of a fine-tuning do not recover
+    (FMD, 4 epochs: 12 %, from zeros 71 %). From zeros the classifier's own gradient is not zero, and after its first
+    step the trunk's is not either. The registry's models, and models from scratch, keep timm's start.
+    """
+    with torch.no_grad():
+        for parameter in classifier.parameters():
+            parameter.zero_()
 
 
 def layers_of(keys: Iterable[str]) -> str:

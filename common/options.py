@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import RunError
-from common.registry import DATASETS, MODELS, WEIGHTS_DIR, size_problem
+from common.registry import DATASETS, MODELS, WEIGHTS_DIR, is_own, size_problem
 
 DEFAULT = dict(
     img_size=224,
@@ -47,7 +47,8 @@ RECIPES = {
 BASE_BATCH = 1024
 IMAGENET = DEFAULT | dict(epochs=600, batch_size=256, lr=0.1, mixup=0.0, cutmix=0.0, randaug_n=0, clip_grad=0.0)
 # Options that determine where and how a run is computed, but not its result: not part of the fingerprint.
-SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache', 'given')
+# The file of --import counts by its content, see train.describe_run.
+SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache', 'given', 'imports')
 # The same of pretraining, whose fingerprint has the global batch in place of batch_size and accumulate.
 PRETRAINING_SYSTEM_OPTIONS = {*SYSTEM_OPTIONS, 'checkpoint_dir', 'weights_dir', 'resume', 'save_minutes', 'overwrite'}
 PRETRAINING_SYSTEM_OPTIONS |= {'max_bad_images', 'max_skipped', 'batch_size', 'accumulate'}
@@ -237,16 +238,27 @@ def add_data_of_run_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_import_arg(group) -> None:
+    group.add_argument(
+        '--import', dest='imports', metavar='FILE.py', help='a file of your own that registers models with timm'
+    )
+
+
+MODEL_HELP = 'a name that `python models.py` lists, any model of timm, or stci_NAME: such a CNN with STCI put in'
+
+
 def add_model_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('model')
-    group.add_argument('--model', default='twistnet18', help='a name that `python models.py` lists')
+    group.add_argument('--model', default='twistnet18', help=MODEL_HELP)
+    add_import_arg(group)
     group.add_argument(
         '--pretrained',
         nargs='?',
         const=True,
         default=False,
         metavar='PATH',
-        help='start from ImageNet weights: alone, the registered ones (see weights/README.md); with PATH, that file',
+        help='start from ImageNet weights: alone, the registered ones (see weights/README.md), or those of '
+        'timm; with PATH, that file (.pt, .pth, .safetensors)',
     )
 
 
@@ -320,7 +332,8 @@ def get_pretraining_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group('data and model')
     group.add_argument('--data_dir', required=True, help='holds train/ and val/, each with a folder for each class')
     group.add_argument('--img_size', type=int, help='side of the square input, pixels')
-    group.add_argument('--model', default='twistnet18', help='a name that `python models.py` lists')
+    group.add_argument('--model', default='twistnet18', help=MODEL_HELP)
+    add_import_arg(group)
     add_optimisation_args(parser, batch_of='of each process')
     add_augmentation_args(parser)
     add_system_args(parser)
@@ -432,14 +445,41 @@ def check_bounds(args: argparse.Namespace, **bounds: tuple[float, float]) -> Non
             raise RunError(f'--{name} {value} must be from {low} to {high}')
 
 
+def check_model(name: str) -> None:
+    """Raise RunError for a name that neither the registry nor timm knows; only for timm's names is it imported."""
+    if name not in MODELS:
+        from common.timm_models import problem_of
+
+        if problem := problem_of(name):
+            raise RunError(problem)
+
+
+def fit_to_model(args: argparse.Namespace) -> None:
+    """Import the file of --import, refuse an unknown model, and set an --img_size that is not given to its model's own.
+
+    The registry's models keep the recipe's size, and a recipe that is small on purpose (demo) keeps its own.
+
+    Raises:
+        RunError: there is no such model. ModelError: the file to import, or that of the weights, cannot be used.
+    """
+    if args.imports is not None:
+        from common.timm_models import import_file
+
+        import_file(args.imports)
+    check_model(args.model)
+    if not is_own(args.model) and 'img_size' not in args.given and args.img_size == DEFAULT['img_size']:
+        from common.timm_models import own_settings
+
+        args.img_size = own_settings(args.model, args.pretrained)['img_size']
+
+
 def check(args: argparse.Namespace) -> None:
     """Refuse values that no run can have, whatever its data set.
 
     Raises:
         RunError: with the option and its bounds.
     """
-    if args.model not in MODELS:
-        raise RunError(f"unknown model '{args.model}'; the models are: {', '.join(MODELS)}")
+    check_model(args.model)
     check_bounds(args)
     low, high = args.crop_scale
     if not 0 < low <= high <= 1:

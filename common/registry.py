@@ -1,6 +1,7 @@
 """The models and the data sets: plain values by name, without a single import, so that `--help` takes 0.2 s."""
 
 WEIGHTS_DIR = 'weights'  # where pretrained TwistNets are looked for
+GATE_INIT = -2.0  # of a gated branch, before its sigmoid
 
 # One entry a baseline: `timm` is the model that is built, with `args` of its constructor; `weights` is the tag that
 # pretrained=True loads from the hub, `venue` where it was published; an entry may lack these three. `resolution` marks
@@ -164,9 +165,41 @@ DATASETS: dict[str, dict] = {
 }
 
 
+BRANCH = 'stci.'  # begins the names of the parameters that are put into a CNN
+STCI = 'stci_'  # begins the name of a CNN with STCI behind its last two stages
+# The variants of TwistNet-18 by the words that name one, as in stci_no_spiral_NAME; without a stage there is no STCI.
+STCI_VARIANTS = {
+    name.removeprefix('twistnet18').lstrip('_'): entry
+    for name, entry in MODELS.items()
+    if 'twist' in entry and entry['twist'].get('twist_stages', True)
+}
+
+
+def entry_of(name: str) -> dict:
+    """The entry of a model: one of MODELS, or for any other name that of the model of timm, or of its stci_NAME.
+
+    The latter is the entry of the plain model, with `base`, its name, and `stci`, keyword arguments of the branch.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    if not name.startswith(STCI):
+        return dict(label=name, timm=name)
+    rest = name.removeprefix(STCI)
+    words = next((words for words in STCI_VARIANTS if words and rest.startswith(f'{words}_')), '')
+    base, variant = rest.removeprefix(f'{words}_') if words else rest, STCI_VARIANTS[words]
+    kept = {key: value for key, value in variant.items() if key == 'keep_init'}
+    label = f'{entry_of(base)["label"]} + STCI' + f' ({variant["label"]})' * bool(words)
+    return entry_of(base) | kept | dict(label=label, base=base, stci=variant['twist'])
+
+
+def is_own(name: str) -> bool:
+    """Whether a model is one of MODELS or such a one with STCI: its input is 224 pixels and ImageNet's statistics."""
+    return entry_of(name).get('base', name) in MODELS
+
+
 def size_problem(model: str, img_size: int | None) -> str | None:
-    """Why a model cannot take square images of this side in pixels; None where it can."""
-    if MODELS[model].get('resolution') and (img_size or 0) % 32:
+    """Why a model cannot take square images of this side in pixels; None where it can, or this is not known."""
+    if entry_of(model).get('resolution') and (img_size or 0) % 32:
         return f'--img_size {img_size} must be a multiple of 32 for {model}'
     return None
 
@@ -177,4 +210,5 @@ def dataset_label(dataset: str, labels: dict[str, str]) -> str:
 
 
 def model_label(model: str) -> str:
-    return MODELS[model]['label'] if model in MODELS else model
+    """The name of a model in tables and figures."""
+    return entry_of(model)['label']

@@ -19,6 +19,7 @@ SOURCES = {
 LEVELS = ('common', 'transforms', 'library', 'interpret', 'script')
 LIBRARY = (
     'datasets',
+    'insertion',
     'models',
     'loader',
     'compute_flops',
