@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import options, runs
 from common.errors import RunError
-from common.registry import DATASETS, MODELS, dataset_label, model_label
+from common.registry import DATASETS, MODELS, dataset_label, model_label, plain_model
 from common.runs import counted
 from common.statistics import correct, corrected_t_test
 
@@ -126,8 +126,8 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
         RunError: there is no such run, a name is not known, or two runs of one data set saw different trees of images,
             or two of one fold different images.
     """
-    options.check_names('models', args.models or (), MODELS)
-    options.check_names('baseline', [args.baseline] if args.baseline else [], MODELS)
+    options.check_names('models', map(plain_model, args.models or ()), MODELS)
+    options.check_names('baseline', [plain_model(args.baseline)] if args.baseline else [], MODELS)
     found: dict[tuple, tuple[dict, dict | None]] = {}
     seen: dict[tuple, tuple[str, Path]] = {}
     for path in (path for run_dir in args.run_dir for path in run_dir.glob('*/results.json')):
@@ -170,7 +170,7 @@ def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dic
 def recipe_of(config: dict) -> dict:
     """What all runs of a table share: the options that define a run, without those that its runs differ in."""
     defines = config['defines']
-    own = (*CELL, 'split', 'pretrained')
+    own = (*CELL, 'split', 'pretrained', 'weights', 'preprocessing', 'imports')  # the last three follow from the model
     return {k: v for k, v in defines.items() if k not in own} | dict(pretrained=bool(defines.get('pretrained')))
 
 
@@ -206,8 +206,10 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
         if results is not None:
             rows.setdefault((dataset, model), Row(dataset, model)).results[tuple(cell)] = results
     order = list(args.models or MODELS)
-    models = sorted(weights, key=lambda model: (order.index(model) if model in order else len(order), model))
-    baseline = args.baseline or next((name for name in options.BASELINES if name in models), options.BASELINES[0])
+    places = {model: model if args.models else plain_model(model) for model in weights}
+    models = sorted(weights, key=lambda m: (order.index(places[m]) if places[m] in order else len(order), m))
+    baselines = [*options.BASELINES, *(models if 'probe' in recipe_of(group[0][0]) else ())]
+    baseline = args.baseline or next((name for name in baselines if name in models), baselines[0])
     datasets = [name for name in DATASETS if name in cells]
     table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, labels=args.labels)
     for dataset in datasets:
@@ -262,12 +264,25 @@ def _compare(table: Table, dataset: str, asked: bool) -> None:
 def title_of(table: Table, among: list[dict]) -> str:
     """The title of a table: how long, how large, from which start, and what else tells it from all recipes `among`."""
     recipe, shares = table.recipe, loaded_percent(table, 'dataset').values()
+    # Between training and probing everything differs.
+    among = [other for other in among if other.get('probe') == recipe.get('probe')]
     differing = {k for other in among for k in recipe if other.get(k) != recipe.get(k)}
+    if 'probe' in recipe:
+        return title_of_probe(recipe, differing - {'train_on', 'shots', 'img_size', 'probe', 'pretrained'})
     words = [counted(recipe.get('epochs'), 'epoch'), f'{recipe.get("img_size")} px']
     words += ['from ImageNet weights' if recipe['pretrained'] else 'from scratch']
     if any(len(known) > 1 for known in shares):
         words += [f'{percent_range(set().union(*shares))} of the parameters loaded']
     return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing - {'epochs', 'img_size', 'pretrained'})])
+
+
+def title_of_probe(recipe: dict, differing: set[str]) -> str:
+    """The title of a table of probe.py: which features, what fits the classifiers, how large."""
+    images = 'train and val' if recipe['train_on'] == 'trainval' else recipe['train_on']
+    if recipe['shots']:
+        images = f'{counted(recipe["shots"], "image")} a class of {images}'
+    words = [f'frozen features of the {recipe["probe"]}', f'classifiers on {images}', f'{recipe["img_size"]} px']
+    return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing)])
 
 
 def loaded_percent(table: Table, by: str) -> dict[str, set[int]]:
@@ -281,7 +296,12 @@ def loaded_percent(table: Table, by: str) -> dict[str, set[int]]:
 def loaded_note(table: Table) -> str:
     """How much of each model of a table from ImageNet weights was loaded; '' for one of runs from scratch."""
     shares = loaded_percent(table, 'model')
-    words = {model: percent_range(shares[model]) for model in table.models if model in shares}
+    words = {}
+    for model in (model for model in table.models if model in shares):
+        words[model] = percent_range(shares[model])
+        if 'probe' in table.recipe and not shares[model]:
+            row = next(row for row in table.rows.values() if row.model == model)
+            words[model] = f'none (weights of {row.last("pretrained")})'
     listed = ', '.join(f'{model_label(model)} {share}' for model, share in words.items())
     if len(set(words.values())) == 1:
         listed = words.popitem()[1]
