@@ -55,12 +55,11 @@ class Frozen(NamedTuple):
         return f'a run on {made}' if self.subject else self.weights
 
 
-def frozen_models(args: argparse.Namespace, num_classes: int) -> list[Frozen]:
+def frozen_models(args: argparse.Namespace) -> list[Frozen]:
     """The models of --checkpoint and --models; a checkpoint stands for the model of its name.
 
     Args:
         args: imports, checkpoint, models, img_size.
-        num_classes: as for with_weights.
 
     Raises:
         ModelError: a model or its weights cannot be used. RunError: there is no such model, or img_size is not that of
@@ -74,17 +73,16 @@ def frozen_models(args: argparse.Namespace, num_classes: int) -> list[Frozen]:
     for name, _, path in (text.partition('=') for text in args.models):
         options.check_model(name)
         if path or name not in [frozen.name for frozen in found]:
-            found.append(with_weights(name, path or None, num_classes, args.img_size))
+            found.append(with_weights(name, path or None, args.img_size))
     return found
 
 
-def with_weights(name: str, path: str | None, num_classes: int, img_size: int | None) -> Frozen:
+def with_weights(name: str, path: str | None, img_size: int | None) -> Frozen:
     """A model with its ImageNet weights, or with those of a file.
 
     Args:
         name: as for models.build_model.
         path: of the file; None for the registered weights.
-        num_classes: outputs of a classifier that features do not pass.
         img_size: side of the input in pixels; None for the model's own.
 
     Raises:
@@ -92,7 +90,7 @@ def with_weights(name: str, path: str | None, num_classes: int, img_size: int | 
     """
     source = path or True
     img_size = img_size or own_settings(name, source).get('img_size', options.DEFAULT['img_size'])
-    model = models.build_model(name, num_classes, source, img_size)
+    model = models.build_model(name, 2, source, img_size)  # features do not pass its classifier, so a small one
     if model.loaded < 0.5:
         say(f'note: {name}: {model.loaded:.0%} of the parameters are loaded, so its features are mostly random ones')
     return Frozen(name, model.eval(), preprocessing_of(name, img_size, source), weights_identity(name, source))

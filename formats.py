@@ -87,7 +87,8 @@ def make_onnx(export: Export) -> bytes:
     batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
-            dim.dim_param = 'batch' if dim.dim_param == batch else dim.dim_param
+            if dim.dim_param == batch:
+                dim.dim_param = 'batch'
     return proto.SerializeToString()
 
 
@@ -98,11 +99,11 @@ def load_onnx(path: Path, _export: Export) -> tuple[Run, dict]:
     if importlib.util.find_spec('onnxruntime'):
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+        session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     else:
         import onnx.reference
 
-        session = onnx.reference.ReferenceEvaluator(path)
+        session = onnx.reference.ReferenceEvaluator(str(path))
     return lambda images: torch.from_numpy(session.run(None, dict(images=images.numpy()))[0]), props
 
 

@@ -222,7 +222,7 @@ def main(args: argparse.Namespace) -> None:
     first = splits[args.folds[0]]
     tree, classes = tree_digest(args.dataset, args.data_dir, first), len(first.classes)
     device = distributed.setup(args.device, 0)
-    frozen = features.frozen_models(args, classes)
+    frozen = features.frozen_models(args)
     images = sorted({item for fold in splits.values() for subset in fold[:3] for item in subset})
     known = {}
     for probe in list_probes(args, frozen, splits, tree):

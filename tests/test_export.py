@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -198,13 +199,7 @@ def test_each_file_loads_without_this_repository(best, kind, tmp_path):
 import sys, torch
 assert not any(path.startswith({str(ROOT)!r}) for path in sys.path), sys.path
 images = torch.load('images.pt')
-with torch.no_grad():{
-        ''.join(
-            f'''
-    {line}'''
-            for line in ALONE[kind].splitlines()
-        )
-    }
+with torch.no_grad():{textwrap.indent(ALONE[kind], '    ')}
 torch.save(logits, 'logits.pt')
 """
     made = subprocess.run([sys.executable, '-c', program], cwd=best.parent, capture_output=True, text=True)
