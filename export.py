@@ -4,7 +4,7 @@
     python export.py --checkpoint runs/main/dtd_fold1_resnet18_seed42/best.pt --format hub --out resnet18-dtd
 
 onnx          best.onnx, for onnxruntime; `metadata_props` holds model, classes and preprocessing. It takes
-              `pip install onnx onnxscript`, and onnxruntime or else onnx's own reference checks the file
+              torch 2.6 and `pip install onnx onnxscript`; onnxruntime, or else onnx's own reference, checks the file
 pt2           best.pt2, for torch.export.load without this repository; extra file `metadata.json`
 safetensors   best.safetensors, the tensors by name; in its metadata the same
 hub           a folder as timm writes it, with a model card made from the run's config.json and results.json, for
@@ -15,12 +15,14 @@ is loaded again and its logits are compared with the model's for several batch s
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 
 from common import options
 from common.errors import RunError, user_errors
 
+ONNX_TORCH = (2, 6)  # whose exporter takes any number of images
 SUFFIXES = dict(onnx='.onnx', pt2='.pt2', safetensors='.safetensors', hub='')
 
 
@@ -36,14 +38,22 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_onnx() -> None:
+    """Raise RunError where a package is missing or too old. Without torch, which knows its version too."""
+    if missing := [name for name in ('onnx', 'onnxscript') if importlib.util.find_spec(name) is None]:
+        raise RunError(f'--format onnx: {" and ".join(missing)} missing; pip install onnx onnxscript onnxruntime')
+    version = importlib.metadata.version('torch')
+    if tuple(map(int, version.split('.')[:2])) < ONNX_TORCH:
+        raise RunError(f'--format onnx: torch {version} is too old, it takes {".".join(map(str, ONNX_TORCH))}')
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The options, checked. Raises RunError."""
     args = get_args_parser().parse_args(argv)
     if args.repo and (args.format != 'hub' or args.out):
         raise RunError('--repo pushes what --format hub makes, and leaves no folder; leave --out out')
-    packages = ('onnx', 'onnxscript') if args.format == 'onnx' else ()
-    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise RunError(f'--format onnx: {" and ".join(missing)} missing; pip install onnx onnxscript onnxruntime')
+    if args.format == 'onnx':
+        check_onnx()
     if args.out is None:
         args.out = args.checkpoint.with_suffix(SUFFIXES[args.format])
         args.out = args.out.with_name('hub') if args.format == 'hub' else args.out

@@ -315,6 +315,18 @@ def check_shots(args: argparse.Namespace, splits: Splits, fold: int) -> None:
         )
 
 
+def check_folds(args: argparse.Namespace, splits: dict[int, Splits]) -> None:
+    """Raise RunError for two folds that fit and test the same images, and would count as two results of a table."""
+    seen = {}
+    for fold, images in splits.items():
+        key = frozenset(training_images(args, images)), frozenset(images.test)
+        if (other := seen.setdefault(key, fold)) != fold:
+            raise RunError(
+                f'--train_on {args.train_on}: folds {other} and {fold} of {args.dataset} have the same images in train '
+                'and val together and test the same, so they are one result; give --folds 1, or --train_on train'
+            )
+
+
 def draw(items: list[tuple[str, int]], shots: int | None, seed: int, fold: int) -> list[tuple[str, int]]:
     """`shots` images a class, at random by seed and fold; more shots add images to those of fewer."""
     if shots is None:

@@ -133,6 +133,8 @@ def list_probes(
     probes, names = [], {}
     for model in frozen:
         folds, caution = features.folds_of(model, args, splits, tree)
+        if model.subject is None and args.shots is None:
+            features.check_folds(args, splits)
         seeds = args.seeds or [model.config.get('options', {}).get('seed', 42)]
         for fold in folds:
             features.check_shots(args, splits[fold], fold)

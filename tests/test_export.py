@@ -1,5 +1,6 @@
 """The promises of export.py: a file of any format says what the model says, also without this repository."""
 
+import importlib.metadata
 import importlib.util
 import json
 import shutil
@@ -26,8 +27,12 @@ from transforms import Preprocessing, eval_settings
 
 CLASSES = ['bark', 'moss', 'rock, wet']
 SMALL = 'test_resnet'  # timm's own, of a few thousand parameters
-WITHOUT_ONNX = importlib.util.find_spec('onnx') is None or importlib.util.find_spec('onnxscript') is None
-needs_onnx = pytest.mark.skipif(WITHOUT_ONNX, reason='pip install onnx onnxscript')
+try:
+    export.check_onnx()
+    WITHOUT_ONNX = ''
+except RunError as missing:
+    WITHOUT_ONNX = str(missing)
+needs_onnx = pytest.mark.skipif(bool(WITHOUT_ONNX), reason=WITHOUT_ONNX)
 FORMATS = (
     pytest.param('pt2', marks=pytest.mark.slow),
     'safetensors',
@@ -119,7 +124,7 @@ def test_a_hub_folder_has_classes_preprocessing_and_a_card(best):
     assert (config['architecture'], config['label_names']) == (SMALL, CLASSES)
     model = timm.create_model(f'local-dir:{best.parent / "hub"}', pretrained=True)
     data = timm.data.resolve_model_data_config(model)
-    assert (data['input_size'], data['crop_pct'], data['interpolation']) == ((3, 32, 32), 0.95, 'bicubic')
+    assert (list(data['input_size']), data['crop_pct'], data['interpolation']) == ([3, 32, 32], 0.95, 'bicubic')
     assert (list(data['mean']), list(data['std'])) == ([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
     card = (best.parent / 'hub' / 'README.md').read_text()
     for words in (
@@ -348,6 +353,10 @@ def test_onnx_is_named_where_it_is_missing(best, monkeypatch):
     with pytest.raises(RunError) as caught:
         do(best, 'onnx')
     assert str(caught.value) == '--format onnx: onnx and onnxscript missing; pip install onnx onnxscript onnxruntime'
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: True)
+    monkeypatch.setattr(importlib.metadata, 'version', lambda name: '2.4.0+cpu')
+    with pytest.raises(RunError, match=r'^--format onnx: torch 2\.4\.0\+cpu is too old, it takes 2\.6$'):
+        do(best, 'onnx')
 
 
 @needs_onnx

@@ -1,6 +1,7 @@
 """The promises of probe.py and features.py: what a feature is, one pass an image, folds, run folders."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def results_in(run_dir: Path) -> dict[str, dict]:
 
 def model_of(weights: Path) -> torch.nn.Module:
     model = models.build_model('tiny', 3)
-    model.load_state_dict(torch.load(weights))
+    model.load_state_dict(torch.load(weights, weights_only=True))
     return model.eval()
 
 
@@ -182,7 +183,7 @@ def test_features_are_computed_once_and_again_where_something_changed(tree, weig
     assert passes[1:] == [['class1_0003.jpg']]
     do(*command, '--force', '--layer', 'layer3')
     do(*[word.replace('32', '64') if word == '32' else word for word in command], '--force')
-    state = torch.load(weights)
+    state = torch.load(weights, weights_only=True)
     state['stem.0.weight'] *= 2
     torch.save(state, weights)
     do(*command, '--force')
@@ -249,7 +250,7 @@ def test_a_layer_that_does_not_exist_or_is_not_called_is_one_line(weights):
 
 
 def test_features_that_are_not_finite_are_refused(tree, weights):
-    state = torch.load(weights)
+    state = torch.load(weights, weights_only=True)
     state['stem.0.weight'][0] = float('nan')
     torch.save(state, weights)
     with pytest.raises(RunError, match=r'tiny: the features of .*class0_0000\.jpg are not finite'):
@@ -287,6 +288,21 @@ def test_each_number_of_shots_is_a_table(tree, weights, capsys):
 
 
 # ---------------------------------------------------------------------------------------------- what may be probed
+
+
+def test_folds_that_differ_in_validation_alone_are_one_result(tree, weights):
+    for subset in ('train', 'val', 'test'):
+        shutil.copy(tree / 'labels' / f'{subset}1.txt', tree / 'labels' / f'{subset}2.txt')
+    lists = [tree / 'labels' / f'{subset}2.txt' for subset in ('train', 'val')]
+    first, second = (path.read_text().splitlines() for path in lists)
+    for path, names in zip(lists, (second[:1] + first[1:], first[:1] + second[1:])):
+        path.write_text('\n'.join(names))
+    with pytest.raises(
+        RunError, match='--train_on trainval: folds 1 and 2 of dtd have the same images in train and val'
+    ):
+        do(*argv_of(tree, weights, '--folds', '1-2', '--classifiers', 'knn'))
+    do(*argv_of(tree, weights, '--folds', '1-2', '--classifiers', 'knn', '--train_on', 'train'))
+    do(*argv_of(tree, weights, '--folds', '1-2', '--classifiers', 'knn', '--shots', '2'))  # other draws
 
 
 @pytest.fixture
@@ -330,7 +346,10 @@ def test_a_checkpoint_stands_for_the_model_of_its_name(best, tree, weights, tmp_
 
 
 def test_mostly_random_features_are_said_to_be(monkeypatch, tree, weights, capsys):
-    torch.save({k: v for k, v in torch.load(weights).items() if k.startswith(('stem', 'layer1', 'layer2'))}, weights)
+    torch.save(
+        {k: v for k, v in torch.load(weights, weights_only=True).items() if k.startswith(('stem', 'layer1', 'layer2'))},
+        weights,
+    )
     do(*argv_of(tree, weights, '--classifiers', 'knn'))
     assert '% of the parameters are loaded, so its features are mostly random ones' in capsys.readouterr().err
 
