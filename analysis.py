@@ -1,4 +1,4 @@
-"""Statistical tests of what a trained TwistNet does with channels and directions.
+"""Statistical tests of what a trained model with STCI does with channels and directions.
 
     python analysis.py --checkpoint runs/dtd_fold1_twistnet18_seed42/best.pt --save_dir analysis
     python analysis.py --checkpoint best.pt --data_dir data/dtd --dataset dtd --fold 1 --question spiral
@@ -34,7 +34,6 @@ from common import distributed, options, runs
 from common.drawing import Figure, save
 from common.errors import RunError, UserError, user_errors
 from common.images import open_image
-from common.registry import dataset_label
 from common.runs import counted
 from common.splits import bits_of
 from interpret import findings, questions, trace
@@ -42,7 +41,6 @@ from interpret.questions import HeldOut
 from loader import ImageList
 from plot_results import initial_gate
 from trained import Subject
-from transforms import eval_transform
 
 
 class Question(NamedTuple):
@@ -89,9 +87,10 @@ def read_images(subject: Subject, settings: dict, with_val: bool) -> HeldOut:
             'add images, or ask --question spiral or gates'
         )
     bits, _ = bits_of(splits)
-    data = ImageList(kept, eval_transform(subject.img_size), partial(open_image, bits=bits))
+    data = ImageList(kept, lambda image, _: subject.view(image), partial(open_image, bits=bits))
     images = torch.stack([data[i][0] for i in range(len(data))])
-    return HeldOut(images, labels, len(set(kept) & set(splits.test)), len(items) - len(kept))
+    n_test, statistics = len(set(kept) & set(splits.test)), subject.preprocessing.statistics
+    return HeldOut(images, labels, n_test, len(items) - len(kept), statistics)
 
 
 def without_copies(items: list[tuple[Path, int]], pattern: str | None) -> list[tuple[Path, int]]:
@@ -142,8 +141,9 @@ def report_text(report: dict) -> str:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='Statistical tests of what a trained TwistNet does.')
-    parser.add_argument('--checkpoint', type=Path, required=True, help='best.pt of a TwistNet')
+    parser = argparse.ArgumentParser(description='Statistical tests of what a trained model with STCI does.')
+    parser.add_argument('--checkpoint', type=Path, required=True, help='best.pt of a model with STCI')
+    options.add_import_arg(parser)
     options.add_data_of_run_args(parser)
     parser.add_argument('--save_dir', type=Path, default=Path('analysis'), help='created if missing')
     options.add_labels_arg(parser)
@@ -173,7 +173,7 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, HeldOut, dict]:
         re.compile(args.copies or '')
     except re.error as error:
         raise RunError(f'--copies {args.copies}: {error}') from error
-    subject = trained.load(args.checkpoint)
+    subject = trained.load(args.checkpoint, args.imports)
     trace.need_stci(subject)
     settings = trained.data_of(args, subject) | dict(seed=args.seed, copies=args.copies)
     defines = settings['defines']
@@ -202,7 +202,7 @@ def answer(args: argparse.Namespace, subject: Subject, held_out: HeldOut, settin
         checkpoint=str(args.checkpoint),
         model=subject.name,
         dataset=settings['dataset'],
-        label=dataset_label(settings['dataset'], args.labels),
+        label=settings['label'],
         fold=settings['fold'],
         seed=args.seed,
         caution=settings['caution'],

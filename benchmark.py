@@ -29,13 +29,15 @@ from common import distributed, options, tables
 from common.cache import open_cache
 from common.errors import RunError, user_errors
 from common.images import open_image, read_pixels
+from common.own_options import split_options
 from common.runs import counted
+from common.timm_models import SIZE
 from compute_flops import BASELINE, NO_FVCORE, add_size_args, choose, fvcore_counter, measure
 from datasets import load_splits
 from loader import ImageList, eval_images
 from models import build_model
 from state import State
-from transforms import eval_view, normalize, train_transform
+from transforms import Preprocessing, eval_view, normalize, train_transform
 
 MIN_SECONDS = 0.05  # of one measurement: shorter work is repeated within it
 LARGEST_MATRIX = 8192  # rows, even if its product is faster than MIN_SECONDS
@@ -167,7 +169,7 @@ def model_tasks(
     lr, momentum, decay = (recipe[key] for key in ('lr', 'momentum', 'weight_decay'))
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == 'fp16')
-    state = State(model, model, optimizer, scaler, device)
+    state = State(model, model, optimizer, scaler, device, Preprocessing(img_size))
     shape = (batch_size, 3, img_size, img_size)
     images = torch.randint(256, shape, dtype=torch.uint8, pin_memory=device.type == 'cuda')
     labels = torch.randint(num_classes, (batch_size,))
@@ -229,7 +231,7 @@ def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dic
     """Rows of the table, including the baseline's, and the conditions of the measurement.
 
     Args:
-        names: of registry.MODELS.
+        names: as for models.build_model.
         args: num_classes, img_size, batch_size, rounds, device, amp, compile.
 
     Raises:
@@ -347,7 +349,7 @@ def benchmark_models(args: argparse.Namespace) -> None:
         RunError, ModelError: as measure_models.
     """
     options.check_bounds(args, batch_size=(2, 65_536))
-    names = choose(args.models, args.img_size)
+    names = choose(args.models, args.img_size, args.imports)
     with distributed.machine_errors():
         rows, conditions = measure_models(names, args)
     if fvcore_counter() is None:
@@ -403,9 +405,10 @@ def benchmark_loader(args: argparse.Namespace) -> None:
         DataError: there is no such fold or image. RunError: a value out of its bounds.
     """
     options.check_bounds(args, images=(1, 1_000_000))
-    dataset = options.choose_dataset(args.dataset, args.data_dir)
+    own = split_options(vars(args))
+    dataset = options.choose_dataset(args.dataset, args.data_dir, own)
     torch.set_num_threads(1)
-    items = load_splits(dataset, args.data_dir, args.fold).train
+    items = load_splits(dataset, args.data_dir, args.fold, own).train
     count = min(args.images, len(items))
     items = [items[i * len(items) // count] for i in range(count)]
     width, height = (statistics.median(side) for side in zip(*(open_image(path).size for path, _ in items)))
@@ -435,7 +438,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     shown = dict(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     models = commands.add_parser('models', help='images a second in training and inference, and memory', **shown)
     models.add_argument('--models', type=options.parse_names, help='with commas; all if not given')
-    add_size_args(models)
+    add_size_args(models, SIZE)
     models.add_argument('--batch_size', type=int, default=32, help='images of a training step and an inference pass')
     models.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
     models.add_argument('--amp', choices=options.AMP, default='auto', help='auto: bf16 where it is native')

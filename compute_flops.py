@@ -1,7 +1,7 @@
 """Parameters and multiply-accumulates of the models.
 
     python compute_flops.py                      # all models, as text
-    python compute_flops.py --model twistnet18   # one model
+    python compute_flops.py --model twistnet18   # one model; any of timm, and stci_NAME, too
     python compute_flops.py --latex > table.tex  # a table for a paper; also --csv
 
 What is counted are multiply-accumulates (MACs), by fvcore: convolutions, matrix products and attention, and of the
@@ -19,6 +19,7 @@ from torch import nn
 from common import options, tables
 from common.errors import ModelError, user_errors
 from common.registry import MODELS, entry_of, size_problem
+from common.timm_models import SIZE, import_file, own_settings
 from models import build_model, count_params
 
 BASELINE = 'resnet18'
@@ -110,16 +111,27 @@ def print_text(rows: list[dict], base: dict) -> None:
 
 def print_latex(rows: list[dict], base: dict) -> None:
     head = [r'Model & Venue & Params (M) & FLOPs (G) & $\Delta$ Params & $\Delta$ FLOPs \\']
-    cells = [[row['label'], row['venue'] or '--', *cells_of(row, base, '--')] for row in rows]
-    tables.print_latex('llrrrr', head, [[cell.replace(' %', r'\,\%') or '--' for cell in row] for row in cells])
+    cells = [[cell.replace(' %', r'\,\%') or '--' for cell in cells_of(row, base, '--')] for row in rows]
+    names = [[tables.escape(row['label']), row['venue'] or '--'] for row in rows]
+    tables.print_latex('llrrrr', head, [name + row for name, row in zip(names, cells)])
 
 
-def choose(names: list[str] | None, img_size: int) -> list[str]:
+def choose(names: list[str] | None, img_size: int | None, imports: str | None = None) -> list[str]:
     """The models to measure: those asked for, or all that can have this image size; the others are named on stderr.
 
+    Args:
+        names: None for all of the registry.
+        img_size: None for each model's own.
+        imports: a file that registers models with timm.
+
     Raises:
-        ModelError: one that is asked for cannot have it.
+        ModelError: one that is asked for cannot have it, or the file cannot be used. RunError: there is no such model.
     """
+    import_file(imports)
+    for name in names or ():
+        options.check_model(name)
+    if img_size is None:
+        return names or list(MODELS)
     problems = {name: size_problem(name, img_size) for name in names or MODELS}
     for problem in filter(None, problems.values()):
         if names:
@@ -128,10 +140,17 @@ def choose(names: list[str] | None, img_size: int) -> list[str]:
     return [name for name in names or MODELS if not problems.get(name)]
 
 
-def add_size_args(parser: argparse.ArgumentParser) -> None:
-    """What a model is measured at, and how the table is printed; of benchmark.py too."""
+def own_size(name: str) -> int:
+    """Side of the square input that a model states, pixels."""
+    return own_settings(name).get('img_size', SIZE)
+
+
+def add_size_args(parser: argparse.ArgumentParser, img_size: int | None) -> None:
+    """What a model is measured at (by default, at img_size), and how the table is printed; of benchmark.py too."""
+    options.add_import_arg(parser)
     parser.add_argument('--num_classes', type=int, default=47)
-    parser.add_argument('--img_size', type=int, default=224, help='side of the square input, pixels')
+    own = "; if not given, each model's own, 224 for the registry's" if img_size is None else ''
+    parser.add_argument('--img_size', type=int, default=img_size, help=f'side of the square input, pixels{own}')
     style = parser.add_mutually_exclusive_group()
     style.add_argument('--latex', action='store_true', help='a booktabs table, nothing else on stdout')
     style.add_argument('--csv', action='store_true')
@@ -143,15 +162,18 @@ def get_args_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('--model', type=options.parse_names, help='one, or several with commas; all if not given')
-    add_size_args(parser)
+    add_size_args(parser, None)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     options.check_bounds(args)
-    rows = [measure(name, args.num_classes, args.img_size) for name in choose(args.model, args.img_size)]
+    sizes = {name: args.img_size or own_size(name) for name in choose(args.model, args.img_size, args.imports)}
+    rows = [measure(name, args.num_classes, size) for name, size in sizes.items()]
+    if other := [f'{name} {size}' for name, size in sizes.items() if size != (args.img_size or SIZE)]:
+        print(f'note: at their own size in pixels, not {SIZE}: {", ".join(other)}', file=sys.stderr)
     base = next((row for row in rows if row['model'] == BASELINE), None)
-    base = base or measure(BASELINE, args.num_classes, args.img_size)
+    base = base or measure(BASELINE, args.num_classes, args.img_size or SIZE)
     if fvcore_counter() is None:
         print(NO_FVCORE, file=sys.stderr)
     if args.csv:

@@ -7,7 +7,8 @@
     python datasets.py show --out figures/synthetic.png        # the procedural classes, eight images each
 
 A split is a function of (data set, fold) alone: never of the training seed, of the order in which the file system
-lists files, or of the machine. A new data set is an entry of registry.DATASETS and a function in SPLITS.
+lists files, or of the machine. A new data set is an entry of registry.DATASETS and a function in SPLITS. The user's own
+images, `folder` and `lists`, have options of their own: see common/own_data.py.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from common.archives import prepare_tree
 from common.errors import DataError, user_errors
 from common.images import SYNTHETIC, image_bits
 from common.options import choose_dataset
+from common.own_data import count_folds, division_notes, folder_splits, list_notes, list_splits, own_subsets, root_of
+from common.own_options import AS_IT_IS, SplitOptions, add_split_args, check_split_options, split_options, split_words
 from common.registry import DATASETS
 from common.splits import (
     SUBSETS,
@@ -38,6 +41,7 @@ from common.splits import (
     partition,
     size_of,
     sorted_splits,
+    top_of,
 )
 from common.trees import (
     BadTreeError,
@@ -53,33 +57,35 @@ from common.trees import (
     unused_files,
 )
 
-SUBSET_NAMES = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
 
-
-def load_splits(dataset: str, data_dir: str | Path | None, fold: int) -> Splits:
+def load_splits(dataset: str, data_dir: str | Path | None, fold: int, own: SplitOptions = AS_IT_IS) -> Splits:
     """The images of one fold.
 
     Args:
         dataset: a key of DATASETS.
-        data_dir: root of the data set; unused by 'synthetic'.
+        data_dir: root of the data set; unused by 'synthetic', and of 'lists' what its paths are relative to.
         fold: 1-based.
+        own: how the images of 'folder' and 'lists' are divided.
 
     Raises:
         DataError: unknown data set, fold out of range, missing folder or image, a class without training images.
+            RunError: `own` does not fit the data set.
     """
     entry = _entry(dataset)
+    check_split_options(dataset, own)
     if 'folds' in entry and not entry.get('lists'):
         check_fold(fold, entry['folds'], dataset)
-    root = _root(dataset, data_dir)
+    root = _root(dataset, data_dir, own)
     try:
-        splits = SPLITS[dataset](root, fold)
+        splits = SPLITS[dataset](root, fold, *([own] if entry.get('own') else []))
         check_splits(splits, root)
         if not entry.get('lists') or _is_dtd(root):
             check_sizes(splits, root, dataset)
     except BadTreeError as error:
         advice = _advice(dataset, root)
         if len(error.problems) > 1:
-            advice += f'; `python datasets.py check {dataset} --data_dir {shlex.quote(str(root))}` lists all'
+            words = [dataset, *(['--data_dir', str(root)] if data_dir else []), *split_words(own)]
+            advice += f'; `python datasets.py check {shlex.join(words)}` lists all'
         raise DataError(f'{error}{advice}') from error
     except OSError as error:
         raise DataError(f'{error.filename}: cannot be read ({error.strerror})') from error
@@ -92,10 +98,12 @@ def _entry(dataset: str) -> dict:
     return DATASETS[dataset]
 
 
-def _root(dataset: str, data_dir: str | Path | None) -> Path:
+def _root(dataset: str, data_dir: str | Path | None, own: SplitOptions) -> Path:
     """The folder of a data set, checked to exist."""
     if dataset == 'synthetic':
         return Path('synthetic')
+    if dataset == 'lists' and (data_dir is None or Path(data_dir).is_dir()):
+        return root_of(data_dir, own.lists)
     if data_dir is None:
         raise DataError(f'{dataset} needs --data_dir, the folder that holds it')
     if not (root := Path(data_dir)).is_dir():
@@ -154,57 +162,7 @@ def _dtd_folds(root: Path) -> int:
     return folds
 
 
-# ---------------------------------------------------------------------------------------------- folder and fmd
-
-
-def folder_splits(root: Path, fold: int) -> Splits:
-    """A folder of class folders, split by `partition`; or train/, val/, test/ of such, taken as they are.
-
-    Without val/ of its own, a tenth of each class of train/ validates.
-    """
-    own = own_subsets(root)
-    if not own:
-        return partition(list_images(root), fold, str(root))
-    if fold != 1:
-        raise DataError(f'fold {fold} of {root} does not exist; it has train/ and test/ of its own, which is fold 1')
-    if 'test' not in own:
-        raise DataError(
-            f'{root / "test"}: no such folder, beside train/; add it, or --data_dir {own["train"]} divides train/ alone'
-        )
-    files = {subset: list_images(folder) for subset, folder in own.items()}
-    if 'val' not in own:
-        if few := [cls for cls, paths in files['train'].items() if len(paths) < 2]:
-            raise BadTreeError(
-                *(f"{own['train']}: class '{cls}' has one image, of which none can be drawn to validate" for cls in few)
-            )
-        drawn = {cls: draw_val(paths, f'{cls}/') for cls, paths in files['train'].items()}
-        for i, subset in enumerate(('train', 'val')):
-            files[subset] = {cls: sorted(parts[i]) for cls, parts in drawn.items()}
-    classes = sorted(set().union(*files.values()))
-    items = {
-        subset: [(path, label) for label, name in enumerate(classes) for path in files[subset].get(name, [])]
-        for subset in SUBSETS
-    }
-    return Splits(*(items[subset] for subset in SUBSETS), classes)
-
-
-def own_subsets(root: Path) -> dict[str, Path]:
-    """The folders of the subsets in a tree that is split by itself, by subset; empty for a folder of class folders.
-
-    Names may be in capitals, and val/ be called valid/ or validation/. A class may be called train, too: its folder
-    holds no folders.
-
-    Raises:
-        DataError: two folders for one subset.
-    """
-    own: dict[str, Path] = {}
-    for name in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
-        if subset := SUBSET_NAMES.get(name.lower()):
-            if subset in own:
-                raise DataError(f'{root}: has both {own[subset].name}/ and {name}/; remove one of them')
-            own[subset] = root / name
-    split = 'train' in own and any(entry.is_dir() and entry.name[0] != '.' for entry in os.scandir(own['train']))
-    return own if split else {}
+# ---------------------------------------------------------------------------------------------- fmd
 
 
 def fmd_splits(root: Path, fold: int) -> Splits:
@@ -330,6 +288,7 @@ SPLITS = {
     'cub200': cub_splits,
     'flowers102': flowers_splits,
     'folder': folder_splits,
+    'lists': list_splits,
     'synthetic': synthetic_splits,
 }
 
@@ -338,7 +297,7 @@ SPLITS = {
 
 
 def tree_digest(dataset: str, data_dir: str | Path | None, splits: Splits) -> str:
-    """A digest of a tree, the same for all its folds: classes, names and sizes of the images, lists of the folds.
+    """A digest of a tree, the same for all its folds: classes, names and sizes of the images, what divides them.
 
     Args:
         dataset, data_dir: as for load_splits.
@@ -348,18 +307,19 @@ def tree_digest(dataset: str, data_dir: str | Path | None, splits: Splits) -> st
         DataError: an image cannot be read.
     """
     images, lists = _all_images(dataset, data_dir, splits)
-    top = _top(images)
+    top = top_of(images)
     lines = sorted(f'{cls} {path[len(top) :]} {size_of(path)}' for path, cls in images.items())
-    return digest_lines(lines + lists)
+    divided = sorted(f'{place} {group} {path[len(top) :]}' for path, (place, group) in (splits.division or {}).items())
+    return digest_lines(lines + lists + divided)
 
 
-def passed_over(dataset: str, data_dir: str | Path | None, splits: Splits) -> list[str]:
+def passed_over(dataset: str, data_dir: str | Path | None, splits: Splits, own: SplitOptions = AS_IT_IS) -> list[str]:
     """A line for each kind of file that stands among the images of a tree and is in none of its folds.
 
-    Hidden files and folders do not count. A validation set that is drawn is reported, too.
+    Hidden files and folders do not count. A validation set that is drawn is reported, too, and what `own` did.
 
     Args:
-        dataset, data_dir: as for load_splits.
+        dataset, data_dir, own: as for load_splits.
         splits: any fold of the tree.
 
     Raises:
@@ -367,8 +327,11 @@ def passed_over(dataset: str, data_dir: str | Path | None, splits: Splits) -> li
     """
     if dataset == 'synthetic':
         return []
+    notes = division_notes(splits, own) if splits.division else []
+    if dataset == 'lists':
+        return notes + list_notes(splits, root_of(data_dir, own.lists), own)
     images, _ = _all_images(dataset, data_dir, splits)
-    lines = unused_files(set(images), _top(images))
+    lines = notes + unused_files(set(images), top_of(images))
     if dataset == 'folder' and (own := own_subsets(Path(data_dir))) and 'val' not in own:
         lines.append(f'{data_dir} has no val/: a tenth of each class of {own["train"]} validates')
     return lines
@@ -387,12 +350,6 @@ def _all_images(dataset: str, data_dir: str | Path | None, splits: Splits) -> tu
                         images[os.path.join(root, 'images', name)] = name.split('/')[0]
                         lists.append(f'{subset}{fold} {name}')
     return images, lists
-
-
-def _top(images: dict[str, str]) -> str:
-    """The innermost folder that holds all the images, with a slash; '' for images that are drawn."""
-    first = next(iter(images))
-    return '' if first.startswith(SYNTHETIC) else os.path.join(os.path.commonpath(images), '')
 
 
 # ---------------------------------------------------------------------------------------------- prepare and check
@@ -421,22 +378,24 @@ class Findings(NamedTuple):
     notes: list[str]  # files that are not used, and how deep images are scaled
 
 
-def check_tree(dataset: str, data_dir: Path | None) -> Findings:
+def check_tree(dataset: str, data_dir: Path | None, own: SplitOptions = AS_IT_IS) -> Findings:
     """Verify a tree in one pass: counts, that every image decodes, and that the subsets of a fold share no image.
 
     Raises:
         DataError: there is no such data set or folder.
     """
     entry = _entry(dataset)
-    _root(dataset, data_dir)
-    folds, tree = _load_folds(dataset, data_dir)
+    _root(dataset, data_dir, own)
+    folds, tree = _load_folds(dataset, data_dir, own)
     images = {path: splits.classes[label] for splits in folds.values() for s in splits[:3] for path, label in s}
     if 1 in folds:
         other = ' (another tree in its layout can train, but is not verified)' if entry.get('lists') else ''
         for what, count in (('classes', len(folds[1].classes)), ('images', len(images))):
             if count != entry.get(what, count):
                 tree.append(f'{data_dir}: has {count} {what}, {dataset} has {entry[what]}{other}')
-        notes = passed_over(dataset, data_dir, folds[1])
+        notes = passed_over(dataset, data_dir, folds[1], own)
+    elif dataset == 'lists':
+        images, notes = {}, []
     else:  # no fold to go by: every image in the tree
         skip = entry.get('skip', ())
         paths = images_below(str(data_dir))
@@ -448,12 +407,12 @@ def check_tree(dataset: str, data_dir: Path | None) -> Findings:
     return Findings(tree, unreadable, twice, leaks, notes + of_bits)
 
 
-def _load_folds(dataset: str, data_dir: Path | None) -> tuple[dict[int, Splits], list[str]]:
+def _load_folds(dataset: str, data_dir: Path | None, own: SplitOptions) -> tuple[dict[int, Splits], list[str]]:
     """The folds of a tree that can be loaded, and the problems of the others, each image's once."""
     folds, problems = {}, {}
-    for fold in range(1, _count_folds(dataset, data_dir) + 1):
+    for fold in range(1, _count_folds(dataset, data_dir, own) + 1):
         try:
-            folds[fold] = load_splits(dataset, data_dir, fold)
+            folds[fold] = load_splits(dataset, data_dir, fold, own)
         except DataError as error:
             bad_tree = isinstance(error.__cause__, BadTreeError)
             for problem in error.__cause__.problems if bad_tree else [str(error)]:
@@ -461,18 +420,18 @@ def _load_folds(dataset: str, data_dir: Path | None) -> tuple[dict[int, Splits],
     return folds, list(problems.values())
 
 
-def _count_folds(dataset: str, data_dir: Path | None) -> int:
+def _count_folds(dataset: str, data_dir: Path | None, own: SplitOptions) -> int:
     """The folds of a tree, or those of its data set where the tree does not tell."""
     entry = DATASETS[dataset]
-    with contextlib.suppress(BadTreeError, OSError):
-        if dataset == 'folder' and own_subsets(Path(data_dir)):
-            return 1
+    with contextlib.suppress(DataError, OSError):
+        if entry.get('own'):
+            return count_folds(dataset, data_dir, own)
         if entry.get('lists') and not _is_dtd(Path(data_dir)):
             return _dtd_folds(_dtd_root(Path(data_dir)))
-    return entry.get('folds', 5)
+    return entry.get('folds', 1)
 
 
-def print_findings(dataset: str, root: Path | None, found: Findings) -> None:
+def print_findings(dataset: str, root: str | Path | None, found: Findings) -> None:
     """Print what `check_tree` found, by kind.
 
     Raises:
@@ -486,7 +445,9 @@ def print_findings(dataset: str, root: Path | None, found: Findings) -> None:
         'of the tree': len(found.tree),
         'of images that cannot be read': len(found.unreadable),
         # Those of a benchmark are part of its protocol.
-        'of images that stand in two subsets of a fold: leave one of each': 0 if benchmark else found.leaks,
+        'of images that stand in two subsets of a fold: leave one of each, or keep groups together (--groups)': (
+            0 if benchmark else found.leaks
+        ),
     }
     if total := sum(kinds.values()):
         sys.stdout.flush()  # the last line is the error
@@ -511,6 +472,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     for command in (prepare, check, split):
         command.add_argument('dataset', metavar='KEY', help=f'one of {", ".join(DATASETS)}')
         command.add_argument('--data_dir', type=Path)
+        if command is not prepare:
+            add_split_args(command)
     prepare.set_defaults(data_dir=Path('data'))
     split.add_argument('--fold', type=int, default=1)
     show = commands.add_parser('show', help='draw a contact sheet of the synthetic classes')
@@ -530,15 +493,16 @@ def main(args: argparse.Namespace) -> None:
         return
     if args.command == 'prepare':
         args.data_dir = prepare(args.dataset, args.data_dir)
-    else:
-        choose_dataset(args.dataset, args.data_dir)  # raises for `synthetic` with a folder, which it would not read
+    own = split_options(vars(args))
+    if args.command != 'prepare':
+        choose_dataset(args.dataset, args.data_dir, own)  # raises for `synthetic` with a folder, say
     if args.command == 'split':
-        splits = load_splits(args.dataset, args.data_dir, args.fold)
+        splits = load_splits(args.dataset, args.data_dir, args.fold, own)
         for subset in SUBSETS:
             for path, label in getattr(splits, subset):
                 print(subset, splits.classes[label], path, sep='\t')
     else:
-        print_findings(args.dataset, args.data_dir, check_tree(args.dataset, args.data_dir))
+        print_findings(args.dataset, args.data_dir or own.lists, check_tree(args.dataset, args.data_dir, own))
 
 
 if __name__ == '__main__':

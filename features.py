@@ -23,14 +23,14 @@ from tqdm import tqdm
 import models
 import trained
 from common import cache, options, runs
-from common.checkpoint import read_checkpoint, weights_identity
+from common.checkpoint import weights_identity
 from common.distributed import is_quiet, say
 from common.errors import DataError, RunError
 from common.images import image_bits, stamp
 from common.splits import Splits, split_digest
 from common.timm_models import import_file, own_settings
 from loader import EvalBatches, eval_images, make_loader
-from transforms import Preprocessing, eval_settings, eval_view_text, normalize, preprocessing_of, read_settings, seed_of
+from transforms import Preprocessing, eval_settings, eval_view_text, normalize, preprocessing_of, seed_of
 
 
 class Frozen(NamedTuple):
@@ -51,7 +51,8 @@ class Frozen(NamedTuple):
     @property
     def pretrained(self) -> str:
         """The weights in a word; the same for the checkpoints of all folds of a data set, which one table pools."""
-        made = self.config.get('defines', {}).get('dataset', 'images that are not recorded')
+        defines = self.config.get('defines', {})
+        made = defines.get('name') or defines.get('dataset', 'images that are not recorded')
         return f'a run on {made}' if self.subject else self.weights
 
 
@@ -103,9 +104,8 @@ def of_checkpoint(path: Path) -> Frozen:
         ModelError: it cannot be used. RunError: config.json beside it is damaged.
     """
     subject = trained.load(path)
-    preprocessing = read_settings(read_checkpoint(path)['transform'])
     config = runs.read_json(path.with_name('config.json')) or {}
-    return Frozen(subject.name, subject.model, preprocessing, runs.digest(path.read_bytes()), subject, config)
+    return Frozen(subject.name, subject.model, subject.preprocessing, runs.digest(path.read_bytes()), subject, config)
 
 
 def folds_of(
@@ -128,7 +128,8 @@ def folds_of(
     if not made:
         say(f'note: {path}: {trained.CAUTIONS[trained.UNCHECKED]}')
         return args.folds, trained.UNCHECKED
-    if made['dataset'] != args.dataset and frozen.config.get('tree') != tree:
+    names = {made.get('name') or made['dataset'], args.name or args.dataset}
+    if len(names) > 1 and frozen.config.get('tree') != tree:
         return args.folds, None
     own = made['fold']
     if args.other_images:

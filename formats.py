@@ -16,10 +16,10 @@ from safetensors import safe_open
 import models
 import trained
 from common import runs
-from common.checkpoint import read_checkpoint, size_arguments
+from common.checkpoint import size_arguments
 from common.errors import ModelError
 from common.registry import entry_of
-from transforms import eval_settings, read_settings
+from transforms import eval_settings
 
 BATCHES = (1, 2, 5)  # images, of the comparison
 TOLERANCE = 1e-4  # of a logit, over the largest logit or 1
@@ -57,7 +57,7 @@ def read(path: Path) -> Export:
     """
     subject = trained.load(path)
     subject.model.requires_grad_(False)
-    preprocessing = eval_settings(*read_settings(read_checkpoint(path)['transform']))
+    preprocessing = eval_settings(*subject.preprocessing)
     return Export(
         subject,
         preprocessing,

@@ -185,6 +185,11 @@ def start_loaders(
     return [make_loader(images, batches, processes, device, ignore_signals) for images, batches in pairs]
 
 
+def workers_of(num_workers: int | None, device: torch.device) -> int:
+    """--num_workers, or its default."""
+    return num_workers if num_workers is not None else 4 if device.type == 'cuda' else 1
+
+
 def loader_processes(asked: int, batches: list[tuple[int, int]]) -> int:
     """The number of loader processes that shared memory has room for, at most `asked`; a note says if it is less.
 

@@ -502,7 +502,7 @@ def count_params(model: nn.Module) -> int:
 
 
 def list_models(num_classes: int = 47) -> None:
-    """Print every model of the registry with its parameters, venue and the source of its ImageNet weights."""
+    """Print every model of the registry (not those of timm) with its parameters, venue and source of weights."""
     rows = []
     for name, entry in MODELS.items():
         with torch.device('meta'):  # sizes without memory or initialisation

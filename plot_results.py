@@ -7,7 +7,8 @@
         --image data/dtd/images/banded/banded_0001.jpg --save_dir figures --plot interaction
 
 bar, radar, scatter and ablation are of complete runs; curves and gate are of all, interrupted ones too. Runs of
-different recipes are never pooled: each recipe has figures of its own, bar_1, bar_2 and so on. What does not fit one
+different recipes are never pooled: each recipe has figures of its own, bar_1, bar_2 and so on; those whose models were
+tuned by run_all.py --tune are of one recipe. What does not fit one
 page continues in curves_page2 and so on. What is missing is named in the figure. interaction and tsne are of one model,
 from its checkpoint; visualize.py draws them, and more of that kind.
 """
@@ -43,7 +44,18 @@ from common.drawing import (
 )
 from common.errors import RunError, user_errors
 from common.registry import GATE_INIT, MODELS, entry_of, model_label
-from common.results import CELL, Row, Table, loaded_note, make_tables, read_runs, recipe_of, title_of
+from common.results import (
+    CELL,
+    Row,
+    Table,
+    by_name,
+    loaded_note,
+    make_tables,
+    read_runs,
+    recipe_of,
+    title_of,
+    tuned_note,
+)
 
 
 def chunks(items: list, size: int) -> list[list]:
@@ -114,7 +126,7 @@ def read_one(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
     log = read_log(path)
     if not log:
         raise RunError(f'{path}: holds no complete epoch')
-    config = runs.read_json(path.with_name('config.json')) or {}
+    config = by_name(runs.read_json(path.with_name('config.json')) or {})
     defaults = dict(dataset='', model=path.parent.name, fold=1, seed=0)
     dataset, model, *cell = ((defaults | config.get('defines', {}))[key] for key in CELL)
     recipe = recipe_of(config) if config.get('defines') else {}
@@ -155,6 +167,7 @@ def missing_notes(table: Table) -> list[str]:
     return [
         list_pairs(table, 'Fewer runs than others', few),
         list_pairs(table, 'No complete run', none),
+        tuned_note(table),
         loaded_note(table),
     ]
 
@@ -226,7 +239,7 @@ def plot_bar(table: Table, logs: Logs, title: str) -> list[Figure]:
     notes = ['Bars and numbers: mean over folds, seeds averaged inside a fold. Points: folds.' + sd_note(table)]
     if any(row.missing for row in table.rows.values()):
         notes.append('Hatched, with the number of runs in brackets: incomplete, fewer runs than the panel says.')
-    frame(figure, title, [*notes, loaded_note(table)])
+    frame(figure, title, [*notes, tuned_note(table), loaded_note(table)])
     return [figure]
 
 
@@ -273,6 +286,7 @@ def plot_ablation(table: Table, logs: Logs, title: str) -> list[Figure]:
         f'Dashed: {model_label(FULL)}. Numbers: its mean; differences to it in points over the runs that both have.',
         'Open diamonds, with the number of runs in brackets: incomplete, fewer runs than the panel says.'
         * any(row.missing for row in table.rows.values()),
+        tuned_note(replace(table, models=models)),
         loaded,
     ]
     frame(figure, title, notes)
@@ -448,6 +462,7 @@ def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> li
         list_pairs(table, 'Runs that have not come to their last epoch', short),
         list_pairs(table, 'No epoch yet', idle),
         list_pairs(table, 'No run', lacking(table, logs)),
+        tuned_note(table),
         loaded_note(table),
     ]
 
@@ -487,7 +502,7 @@ def draw_by_block(table: Table, logs: Logs, title: str, entry: str, label: str) 
         if any(found):
             gated[key] = [log for log in found if log]
     if not gated:
-        raise RunError(f'no {entry} in the log: only TwistNet runs with at least one epoch have them')
+        raise RunError(f'no {entry} in the log: only runs of models with STCI, with at least one epoch, have them')
     return draw_pages(
         [*gated.items()], 15, title, lambda page, title: _block_page(table, logs, dict(page), title, label)
     )

@@ -37,9 +37,10 @@ from common.checkpoint import read_checkpoint, save_checkpoint, weights_file
 from common.distributed import is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights, world_size
 from common.images import image_bits, open_image
 from common.runs import counted
+from common.timm_models import model_defines
 from common.trees import Index, read_index
 from loader import EvalBatches, ForgivingImages, ImageList, TrainBatches, end_loaders, start_loaders, watch
-from models import TwistNet
+from models import gates_of
 from state import State, build_state
 from train import CHECK_EVERY, evaluate, lr_at, mixed_loss, train_steps
 from transforms import eval_settings, eval_transform, seed_of, train_transform
@@ -218,25 +219,23 @@ def describe_run(args: argparse.Namespace, train: Index, val: Index, device: tor
     """The configuration that a checkpoint holds; the fingerprint covers what can change a bit of the result."""
     defines = {k: v for k, v in vars(args).items() if k not in options.PRETRAINING_SYSTEM_OPTIONS}
     images = runs.digest(repr(train.classes).encode() + train.digest() + val.digest())
-    defines |= dict(global_batch=global_batch, images=images)
+    defines |= dict(global_batch=global_batch, images=images) | model_defines(args)
     environment = distributed.environment_of(device) | dict(processes=world_size(), accumulate=args.accumulate)
-    return dict(
-        defines=defines, environment=environment, fingerprint=runs.fingerprint(defines), classes=len(train.classes)
-    )
+    fingerprint, classes = runs.fingerprint(defines), len(train.classes)
+    return dict(defines=defines, environment=environment, fingerprint=fingerprint, classes=classes)
 
 
-def make_loaders(
-    args: argparse.Namespace, train: Index, val: Index, device: torch.device, bits: int | None
-) -> list[DataLoader]:
+def make_loaders(args: argparse.Namespace, train: Index, val: Index, state: State, bits: int | None) -> list:
     """The loaders of the training and the validation images; `bits` is that of open_image."""
     rank, world = process_rank()
     augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
     global_batch = args.batch_size * args.accumulate * world
     batches = TrainBatches(len(train), global_batch, args.seed, rank, world, args.accumulate)
     read = partial(open_image, bits=bits)
-    images, val_images = ForgivingImages(train, augmentation, read), ImageList(val, eval_transform(args.img_size), read)
-    pairs = [(images, batches), (val_images, EvalBatches(len(val), rank, world))]
-    return start_loaders(pairs, args, device, ignore_signals=True)
+    view = eval_transform(args.img_size, state.preprocessing.crop_ratio)
+    pairs = [(ForgivingImages(train, augmentation, read), batches)]
+    pairs += [(ImageList(val, view, read), EvalBatches(len(val), rank, world))]
+    return start_loaders(pairs, args, state.device, ignore_signals=True)
 
 
 def save_state(run: Run) -> None:
@@ -281,7 +280,7 @@ def pretrain(args: argparse.Namespace) -> Path:
     if last:
         folder, epoch = args.checkpoint_dir, progress['epoch'] + 1
         say(f'{folder}: resuming in epoch {epoch}, after {progress["step"]} steps of it')
-    loader, val_loader = make_loaders(args, images, val_images, device, bits)
+    loader, val_loader = make_loaders(args, images, val_images, state, bits)
     steps = loader.batch_sampler.steps
     total, done = args.epochs * steps, progress['epoch'] * steps + progress['step']
     bar = tqdm(total=total, initial=done, disable=is_quiet(), smoothing=0.05, **runs.terminal())
@@ -311,12 +310,12 @@ def validate(run: Run, loader: DataLoader, times: dict) -> dict:
     share_weights(state.model)
     model = state.average.module if state.average else state.model
     share_weights(model)
-    val_loss, val_acc = evaluate(model, loader, state.device, args.amp)
+    val_loss, val_acc = evaluate(model, loader, state.device, args.amp, statistics=state.preprocessing.statistics)
     epoch = progress['epoch'] + 1
     if not math.isfinite(val_loss):
         raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {what_is_left(run.folder)}')
     if val_acc >= progress['best']['val_acc']:  # the later one on ties
-        more = dict(epochs=args.epochs, averaged=bool(args.ema), transform=eval_settings(args.img_size))
+        more = dict(epochs=args.epochs, averaged=bool(args.ema), transform=eval_settings(*state.preprocessing))
         more |= dict(fingerprint=run.config['fingerprint'], commit=run.config['environment']['commit'])
         progress['best'] = weights_file(args.model, run.images.classes, epoch, val_acc, model.state_dict(), **more)
     return dict(
@@ -327,7 +326,7 @@ def validate(run: Run, loader: DataLoader, times: dict) -> dict:
         val_acc=val_acc,
         dropped_steps=progress['dropped'],
         bad_images=len(progress['bad']),
-        gates=model.gates() if isinstance(model, TwistNet) else {},
+        gates=gates_of(model),
         **times,
     )
 

@@ -5,12 +5,10 @@
 
 --models are models with their ImageNet weights, or those of NAME=PATH; a --checkpoint stands for the model in it. The
 features are the input of the classifier, or the output of --layer, averaged over positions. Classifiers and settings
-are those of RADAM (Scabini et al., 2023), on features as they are, without scaling: 1-NN, linear discriminant analysis
-with Ledoit and Wolf's shrinkage, and a linear SVM with C = 1. Each result is a run folder under --run_dir, for
-summarize_runs.py and plot_results.py; --shots draws so many training images a class by --seeds.
-
-A model is run once over each image: features are kept in --features_dir, by its weights, the preprocessing and the
-image file. A checkpoint that was trained on this data set is probed on its own fold, because it knows the others.
+are RADAM's (Scabini et al., 2023), on features as they are: 1-NN, linear discriminant analysis with Ledoit and Wolf's
+shrinkage, and a linear SVM with C = 1. Each result is a run folder for summarize_runs.py and plot_results.py. --shots
+draws that many training images a class, by --seeds. A model is run once over each image: features are kept by its
+weights, the preprocessing and the image file. A checkpoint that was trained on this data set is probed on its own fold.
 """
 
 import argparse
@@ -18,6 +16,7 @@ from pathlib import Path
 
 from common import options
 from common.errors import RunError, user_errors
+from common.own_options import check_name, split_options
 from common.registry import PROBES
 
 FEATURES = 'features'  # folder of the kept features, in run_dir
@@ -39,6 +38,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     group.add_argument('--features_dir', type=Path, help=f'where features are kept (default: RUN_DIR/{FEATURES})')
     group = parser.add_argument_group('data')
     options.add_dataset_args(group)
+    options.add_name_arg(group)
     group.add_argument(
         '--folds', type=options.parse_numbers, default=[1], help='such as 1-5 (default: 1)', **options.LIST
     )
@@ -64,7 +64,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The options, checked. Raises RunError."""
     args = get_args_parser().parse_args(argv)
-    args.dataset = options.choose_dataset(args.dataset, args.data_dir)
+    args.dataset = options.choose_dataset(args.dataset, args.data_dir, split_options(vars(args)))
+    check_name(args.name, args.dataset)
     options.check_names('classifiers', args.classifiers, PROBES)
     options.check_bounds(args)
     if not args.models and not args.checkpoint:
@@ -91,8 +92,9 @@ import sklearn
 import torch
 
 import features
-from common import distributed, predictions, runs
+from common import distributed, own_data, predictions, runs
 from common.distributed import say
+from common.results import CELL
 from common.splits import Splits, split_digest
 from common.timm_models import import_digest
 from compute_flops import measure
@@ -116,10 +118,7 @@ class Probe(NamedTuple):
         return f'{self.frozen.name}+{self.classifier}' + f'_{self.shots}shot' * bool(self.shots)
 
     def folder_in(self, args: argparse.Namespace) -> Path:
-        return args.run_dir / runs.run_name(args.dataset, self.fold, self.model, self.seed)
-
-
-# ---------------------------------------------------------------------------------------------- what to do
+        return args.run_dir / runs.run_name(args.name or args.dataset, self.fold, self.model, self.seed)
 
 
 def list_probes(
@@ -171,8 +170,9 @@ def describe(probe: Probe, args: argparse.Namespace, splits: Splits, tree: str, 
         weights=frozen.weights,
         preprocessing=eval_settings(*frozen.preprocessing),
     )
+    defines |= {key: getattr(args, key) for key in options.LEFT_OUT if getattr(args, key) is not None}
     if args.imports:
-        defines['imports'] = import_digest(args.imports)
+        defines['imported'] = import_digest(args.imports)
     values = vars(args) | dict(checkpoint=frozen.origin if frozen.subject else None, fold=probe.fold, seed=probe.seed)
     values = {key: str(value) if isinstance(value, Path) else value for key, value in values.items() if key != 'force'}
     return dict(
@@ -186,7 +186,7 @@ def describe(probe: Probe, args: argparse.Namespace, splits: Splits, tree: str, 
 
 def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: dict, known: dict, size: dict) -> dict:
     """Fit the classifier and test it once; returns what results.json holds."""
-    start, classes = time.perf_counter(), len(splits.classes)
+    start = time.perf_counter()
     fitted = features.draw(features.training_images(args, splits), probe.shots, probe.seed, probe.fold)
 
     def arrays(items: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -194,16 +194,15 @@ def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: di
         return rows, np.array([label for _, label in items])
 
     classifier = features.CLASSIFIERS[probe.classifier]().fit(*arrays(fitted))
-    (test, labels), (val, val_labels) = arrays(splits.test), arrays(splits.val)
-    chances = features.probabilities_of(classifier, test, classes)
-    val_chances = features.probabilities_of(classifier, val, classes)
-    results = {key: config['defines'][key] for key in ('dataset', 'fold', 'seed', 'model')} | dict(
-        test_acc=100 * float((chances.argmax(1) == labels).mean()),
-        test_loss=None,
-        best_val_acc=None if args.train_on == 'trainval' else 100 * float((val_chances.argmax(1) == val_labels).mean()),
-        features=test.shape[1],
-        params_M=size['params_M'],
-        macs_G=size['macs_G'],
+    rows, labels = zip(arrays(splits.test), arrays(splits.val))
+    chances = [features.probabilities_of(classifier, each, len(splits.classes)) for each in rows]
+    test_acc, val_acc = (100 * float((c.argmax(1) == each).mean()) for c, each in zip(chances, labels))
+    cell = {key: value for key, value in config['defines'].items() if key in (*CELL, 'name')}
+    results = cell | dict(
+        test_acc=test_acc,
+        best_val_acc=None if args.train_on == 'trainval' else val_acc,
+        features=rows[0].shape[1],
+        **size,
         seconds=round(time.perf_counter() - start, 1),  # without those of the features
         n_train=len(fitted),
         n_val=len(splits.val),
@@ -214,15 +213,15 @@ def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: di
         fingerprint=config['fingerprint'],
     )
     folder = probe.folder_in(args)
-    predictions.write_predictions(folder / predictions.FILE, splits.test, splits.classes, chances, args.data_dir)
+    root = own_data.root_of(args.data_dir, args.lists) if args.lists else args.data_dir
+    predictions.write_predictions(folder / predictions.FILE, splits.test, splits.classes, chances[0], root)
     runs.write_json(folder / 'results.json', results)
     return results
 
 
 def main(args: argparse.Namespace) -> None:
-    splits = {fold: load_splits(args.dataset, args.data_dir, fold) for fold in args.folds}
-    first = splits[args.folds[0]]
-    tree, classes = tree_digest(args.dataset, args.data_dir, first), len(first.classes)
+    splits = {fold: load_splits(args.dataset, args.data_dir, fold, split_options(vars(args))) for fold in args.folds}
+    tree = tree_digest(args.dataset, args.data_dir, splits[args.folds[0]])
     device = distributed.setup(args.device, 0)
     frozen = features.frozen_models(args)
     images = sorted({item for fold in splits.values() for subset in fold[:3] for item in subset})
@@ -234,9 +233,10 @@ def main(args: argparse.Namespace) -> None:
         results, _ = runs.open_run(folder, config, args.force)
         if results is None:
             if (key := probe.frozen.origin) not in known:
-                size = measure(probe.frozen.name, classes, probe.frozen.preprocessing.img_size)
+                size = measure(probe.frozen.name, 2, probe.frozen.preprocessing.img_size)  # with a small classifier
                 place = args.features_dir, device, args.num_workers
-                known[key] = features.features_of(probe.frozen, args.layer, images, *place), size
+                rows = features.features_of(probe.frozen, args.layer, images, *place)
+                known[key] = rows, {name: size[name] for name in ('params_M', 'macs_G')}
             results = run_probe(probe, args, fold, config, *known[key])
         else:
             say(f'{folder} is complete; --force would make it again')

@@ -4,6 +4,7 @@
         --epochs 100 --run_dir runs/main                       # other options go to train.py
     python run_all.py .. --dry_run                             # print the plan, in 0.3 s
     python run_all.py .. --jobs 4 --gpus 0,1                   # four at once, two on each GPU
+    python run_all.py .. --tune "lr=0.003,0.01,0.03"           # each model with the lr that validates best
     python run_all.py .. --launcher slurm --slurm partition=gpu,time=600,gres=gpu:1 --jobs 20
 
 Complete runs are skipped and interrupted ones resumed, so the same command finishes a grid however it was stopped.
@@ -11,43 +12,24 @@ Several run_all.py, here or on other machines that share the file system, may wo
 """
 
 import argparse
-import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
-from collections import Counter, deque
+from collections import Counter, defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
-from tqdm import tqdm
-
-from common import options, runs
-from common.errors import BUSY, RunError, user_errors
+from common import options, own_options, runs, tuning
+from common.errors import RunError, user_errors
+from common.grid import DONE, OTHER_CONFIG, Grid, Run, say, state_of
 from common.registry import DATASETS
 from common.runs import counted
 
 TRAIN = Path(__file__).resolve().parent / 'train.py'
-OTHER_CONFIG = 'another configuration'
-POLL = 0.2  # seconds between two checks of the children
-SHOW = 1.0  # seconds between two checks of their logs
-BUSY_POLL = 5.0  # seconds between two checks of runs that other processes make
-STOP_AFTER = 60.0  # seconds that a run gets to stop before it is killed
-
-
-class Run(NamedTuple):
-    """One run of the grid: its folder and the command that makes it."""
-
-    folder: Path
-    command: list[str]
-    options: dict  # of train.py, by name
 
 
 # ---------------------------------------------------------------------------------------------- plan
 
 
-def available_folds(dataset: str, folds: list[int]) -> list[int]:
+def available_folds(dataset: str, folds: list[int], option: str = '--folds') -> list[int]:
     """The folds that exist; those that are often asked for and do not (registry: no_fold) are left out.
 
     Raises:
@@ -60,226 +42,114 @@ def available_folds(dataset: str, folds: list[int]) -> list[int]:
     folds = [fold for fold in folds if fold not in missing]
     wrong = [fold for fold in folds if not 1 <= fold <= (number or fold)]
     if wrong and not entry.get('lists'):  # another tree in a layout with lists may have more; train.py counts them
-        raise RunError(f'--folds: {dataset} has folds 1 to {number}, not {wrong[0]}')
+        raise RunError(f'{option}: {dataset} has folds 1 to {number}, not {wrong[0]}')
     if not folds:
-        raise RunError('--folds: no fold is left')
+        raise RunError(f'{option}: no fold is left')
     return folds
 
 
-def make_grid(args: argparse.Namespace, passed: list[str]) -> list[Run]:
-    """The runs, fold by fold, so that an unfinished grid can be compared on the folds that it has.
+def base_of(args: argparse.Namespace, passed: list[str]) -> list[str]:
+    """The arguments of train.py that all runs of a grid share.
 
     Args:
         args: run_all's own options.
         passed: the options of train.py.
 
     Raises:
-        RunError: a value that no run can have.
+        RunError: an option of a single run.
     """
     for single in ('--model', '--fold', '--seed'):
         if any(word == single or word.startswith(f'{single}=') for word in passed):
             raise RunError(f"{single} is train.py's; here it is {single}s")
-    common = ['--dataset', args.dataset, *(['--data_dir', args.data_dir] if args.data_dir else [])]
-    common += ['--run_dir', str(args.run_dir), *passed]
-    parsed = vars(options.parse_args(common))  # raises for a wrong option, before anything starts
-    for line in options.shrunk(argparse.Namespace(**parsed), options.RECIPES[parsed['recipe']]):
-        say(line)
-    grid = []
+    base = ['--dataset', args.dataset, *(['--data_dir', args.data_dir] if args.data_dir else [])]
+    base += own_options.split_words(own_options.split_options(vars(args)))
+    return [*base, '--run_dir', str(args.run_dir), *passed]
+
+
+def make_grid(args: argparse.Namespace, passed: list[str], own: dict[str, list[str]] | None = None) -> list[Run]:
+    """The runs, fold by fold, so that an unfinished grid can be compared on the folds that it has.
+
+    Args:
+        args, passed: as base_of.
+        own: more options of train.py, by model.
+
+    Raises:
+        RunError: a value that no run can have.
+    """
+    base, grid = base_of(args, passed), []
+    words = {model: base + (own or {}).get(model, []) for model in dict.fromkeys(args.models)}
+    parsed = {model: vars(options.parse_args(words[model])) for model in words}  # raises, before anything starts
     for seed in dict.fromkeys(args.seeds):
         for fold in dict.fromkeys(args.folds):
-            for model in dict.fromkeys(args.models):
+            for model in words:
                 cell = dict(model=model, fold=fold, seed=seed)
-                options.check(argparse.Namespace(**parsed | cell))
-                folder = args.run_dir / runs.run_name(args.dataset, fold, model, seed)
-                words = [word for key, value in cell.items() for word in (f'--{key}', str(value))]
-                grid.append(Run(folder, [sys.executable, str(TRAIN), *common, *words], parsed | cell))
+                options.check(chosen := argparse.Namespace(**parsed[model] | cell))
+                folder = args.run_dir / runs.run_name(chosen.name or args.dataset, fold, model, seed)
+                more = [word for key, value in cell.items() for word in (f'--{key}', str(value))]
+                grid.append(Run(folder, [sys.executable, str(TRAIN), *words[model], *more], vars(chosen)))
     return grid
 
 
-def state_of(run: Run) -> str:
-    """'complete', 'running' (by anyone), 'interrupted', 'new', or OTHER_CONFIG and what differs."""
-    try:
-        config, results = runs.read_json(run.folder / 'config.json'), runs.read_json(run.folder / 'results.json')
-    except RunError:
-        return 'new'  # train.py will report what is damaged
-    if results is None and not (run.folder / 'last.pt').exists():
-        return 'running' if runs.is_claimed(run.folder) else 'new'
-    difference = difference_to(run.options, config or {}, results)
-    if results is not None and results.get('fingerprint') != (config or {}).get('fingerprint'):
-        difference += ', ' * bool(difference) + 'results.json is of another one'
-    if difference:
-        return f'{OTHER_CONFIG}: {difference}'
-    if results is not None:
-        return 'complete'
-    return 'running' if runs.is_claimed(run.folder) else 'interrupted'
+# ---------------------------------------------------------------------------------------------- tuning
 
 
-def difference_to(wanted: dict, config: dict, results: dict | None) -> str:
-    """How the options of a run differ from those of the run in its folder; '' if they do not.
+def tune(args: argparse.Namespace, passed: list[str], parsed: argparse.Namespace) -> dict[str, dict]:
+    """The options that --tune chose for each model, after the trials of those for which tuned.json has none yet.
 
-    What train.py resolves from the machine or from a file's content is compared by train.py.
+    Args:
+        args, passed: as base_of.
+        parsed: train.py's options, without the searched ones.
+
+    Returns:
+        the options by model, without the models whose trials are not complete yet (--dry_run, SLURM).
     """
-    had, unknown = config.get('options', {}), set(options.SYSTEM_OPTIONS)
-    if wanted['amp'] == 'auto':
-        unknown.add('amp')
-    if isinstance(wanted['pretrained'], str) and isinstance(had.get('pretrained'), str):
-        unknown.add('pretrained')
-    if 'batch_size' not in wanted['given']:  # train.py brings it down to the training set and the processes
-        if results is None:
-            unknown.add('batch_size')
-        else:
-            processes = config.get('defines', {}).get('processes', 1)
-            counts = [results.get(f'n_{subset}', 10**9) for subset in ('train', 'val', 'test')]
-            batch_size = options.largest_batch(wanted['batch_size'], counts[0], sum(counts), processes)
-            wanted = wanted | dict(batch_size=batch_size)
-    known = wanted.keys() - unknown
-    return runs.changes({key: had.get(key) for key in known}, {key: wanted[key] for key in known})
+    search = tuning.plan_search(args.run_dir, args.tune, args.tune_fold, args.tune_seed, args.folds[0])
+    if given := search.values.keys() & {*parsed.given}:
+        raise RunError(f'--{min(given)} is given, and --tune searches it too; leave one of the two out')
+    available_folds(args.dataset, [search.fold], '--tune_fold')
+    if search.seed in args.seeds:
+        say(f'note: seed {search.seed} is of the grid and of the trials, so that counted runs are among those compared')
+    again = args.models if args.force else []
+    tuned = tuning.tuned_models(args.run_dir, search, parsed, again)
+    left = argparse.Namespace(**vars(args) | dict(models=[model for model in args.models if model not in tuned]))
+    trials = defaultdict(list)  # by model: (setting, run)
+    if not args.force:
+        check_folders([make_grid(left, passed + tuning.words_of(setting)) for setting in search.settings])
+    left.folds, left.seeds = [search.fold], [search.seed]
+    for setting in search.settings:
+        left.run_dir = tuning.folder_of(args.run_dir, setting)
+        for run in make_grid(left, passed + tuning.words_of(setting)):
+            trials[run.options['model']].append((setting, run._replace(trial=True)))
+    if trials:
+        left.run_dir, left.folds = args.run_dir / tuning.FOLDER, [search.fold, *args.folds]  # all are checked first
+        if args.force and not args.dry_run:
+            discard(make_grid(args, passed))  # now, so that an interrupted search resumes without --force
+        if not args.dry_run:
+            tuning.add_models(args.run_dir, search, parsed, {}, again)
+        work_on(left, [run for made in zip(*trials.values()) for _, run in made], 'trial')
+    chosen = {}
+    for model, made in trials.items():
+        if all(state_of(run) in DONE for _, run in made) and not (args.force and args.dry_run):
+            accuracies = [(setting, tuning.accuracy_of(run.folder)) for setting, run in made]
+            chosen[model] = tuning.choose(model, accuracies)
+            what = f'{model} on {args.dataset}: {tuning.text_of(chosen[model]["chosen"])}'
+            say(f'{what}, validation accuracy {chosen[model]["val_acc"]:.2f} %, the best of {len(made)} settings')
+            for note in tuning.edge_notes(chosen[model]['chosen'], search.values):
+                say(f'note: {model} on {args.dataset}: {note}')
+    if chosen and not args.dry_run:
+        tuning.add_models(args.run_dir, search, parsed, chosen, [])
+    return {model: entry['chosen'] for model, entry in (tuned | chosen).items()}
 
 
-def epochs_done(run: Run) -> int:
-    try:
-        with open(run.folder / 'log.jsonl', 'rb') as file:
-            return sum(1 for _ in file)
-    except OSError:
-        return 0
-
-
-# ---------------------------------------------------------------------------------------------- runs on this machine
-
-
-class Grid:
-    """The runs by state: waiting, being made here (children) or elsewhere, complete, failed."""
-
-    def __init__(self, todo: list[Run], complete: int, args: argparse.Namespace):
-        self.waiting, self.elsewhere = deque(todo), deque()
-        self.failed: list[Run] = []
-        self.complete, self.total = complete, complete + len(todo)
-        # Where the bar starts: epochs of an earlier start must not count for the speed of this one.
-        self.initial = complete + sum(epochs_done(run) / run.options['epochs'] for run in todo)
-        self.children: dict[int, tuple[Run, subprocess.Popen]] = {}  # by slot
-        self.signals: list[int] = []
-        self.args = args
-        self.bar = tqdm(
-            total=self.total,
-            initial=self.initial,
-            smoothing=0,  # mean speed, because runs differ
-            disable=None,  # off where stderr is no terminal
-            **runs.terminal(),
-            bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}',
-        )
-        self.started, self.shown, self.told = time.monotonic(), 0.0, False
-
-    def run(self) -> None:
-        """Make all runs, or as many as a signal allows; no child outlives it."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP
-                signal.signal(number, lambda number, _: self.signals.append(number))
-        looked = 0.0
-        try:
-            while (self.waiting or self.elsewhere or self.children) and not self.signals:
-                if self.elsewhere and time.monotonic() - looked > BUSY_POLL:
-                    self.waiting += self.elsewhere
-                    self.elsewhere.clear()
-                    looked = time.monotonic()
-                self.fill_slots()
-                self.collect()
-                self.show()
-                time.sleep(POLL)
-        finally:
-            self.stop()
-            self.bar.close()
-
-    def fill_slots(self) -> None:
-        for slot in range(self.args.jobs):
-            while slot not in self.children and self.waiting:
-                run = self.waiting.popleft()
-                if state_of(run) == 'complete':
-                    self.done(run)  # made elsewhere in the meantime
-                elif runs.is_claimed(run.folder):
-                    self.elsewhere.append(run)
-                else:
-                    self.start(run, slot)
-
-    def start(self, run: Run, slot: int) -> None:
-        """Start train.py in its own session, so that Ctrl-C reaches run_all.py alone."""
-        try:
-            child = runs.start(run.folder, run.command, self.environment(slot), start_new_session=True)
-        except RunError as error:
-            self.failed.append(run)
-            say(f'failed: {run.folder.name} ({error})')
-        else:
-            self.children[slot] = run, child
-
-    def environment(self, slot: int) -> dict[str, str]:
-        """The environment of a child: its share of the cores, unless the user has set it, and its GPU."""
-        environment = dict(os.environ)
-        if self.args.jobs > 1:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-            environment.setdefault('OMP_NUM_THREADS', str(max(1, cores // self.args.jobs)))
-        if self.args.gpus:
-            environment['CUDA_VISIBLE_DEVICES'] = self.args.gpus[slot % len(self.args.gpus)]
-        return environment
-
-    def collect(self) -> None:
-        for slot, (run, child) in list(self.children.items()):
-            if (code := child.poll()) is None:
-                continue
-            del self.children[slot]
-            if code == 0:
-                self.done(run)
-            elif code == BUSY:
-                self.elsewhere.append(run)
-            else:
-                self.failed.append(run)
-                cause = f'exit code {code}' if code >= 0 else f'killed by {signal.Signals(-code).name}'
-                say(f'failed: {run.folder.name} ({cause}), see {run.folder / runs.LOG}')
-
-    def done(self, run: Run) -> None:
-        self.complete += 1
-        if self.bar.disable:
-            finished = self.progress()
-            speed = (finished - self.initial) / (time.monotonic() - self.started)
-            left = tqdm.format_interval((self.total - finished) / speed) if speed > 0 else '?'
-            say(f'{self.complete}/{self.total} runs complete, {left} left: {run.folder.name}')
-
-    def progress(self) -> float:
-        """Number of runs that have ended, and the finished fractions of the others."""
-        others = (*(run for run, _ in self.children.values()), *self.waiting, *self.elsewhere)
-        partly = sum(min(1.0, epochs_done(run) / run.options['epochs']) for run in others)
-        return min(self.total, self.complete + len(self.failed) + partly)
-
-    def show(self) -> None:
-        if time.monotonic() - self.shown < SHOW:
-            return
-        self.shown = time.monotonic()
-        if self.elsewhere and not self.children and not self.waiting and not self.told:
-            self.told = True
-            others = counted(len(self.elsewhere), 'run')
-            say(f'waiting for {others} that other processes make, the first: {self.elsewhere[0].folder}')
-        self.bar.n = self.progress()
-        text = f'{self.complete}/{self.total} runs, {len(self.children)} at work'
-        text += f', {len(self.elsewhere)} elsewhere' if self.elsewhere else ''
-        text += f', {len(self.failed)} failed' if self.failed else ''
-        self.bar.set_description_str(text, refresh=False)
-        self.bar.refresh()
-
-    def stop(self) -> None:
-        """Ask the children to stop; kill those that do not within a minute, or at once when asked again."""
-        if self.children and self.signals:
-            say(f'stopping {counted(len(self.children), "run")}; a second signal kills them')
-        for _, child in self.children.values():
-            child.terminate()
-        asked, give_up = len(self.signals), time.monotonic() + STOP_AFTER
-        while alive := [child for _, child in self.children.values() if child.poll() is None]:
-            if time.monotonic() > give_up or len(self.signals) > asked:
-                for child in alive:
-                    os.killpg(child.pid, signal.SIGKILL)
-            time.sleep(POLL)
-
-
-def say(message: str) -> None:
-    """Progress: a line on stderr, above the progress bar."""
-    tqdm.write(message, file=sys.stderr)
+def check_folders(grids: list[list[Run]]) -> None:
+    """Raise RunError, before trials are made, for a run folder that fits the grid of no setting."""
+    for alike in zip(*grids):
+        states = [state_of(run) for run in alike]
+        if all(state.startswith(OTHER_CONFIG) for state in states):
+            raise RunError(
+                f'{alike[0].folder} holds {states[0]}, and fits no setting of --tune; take another --run_dir, or '
+                '--force to discard it'
+            )
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -304,6 +174,15 @@ def add_grid_args(parser: argparse.ArgumentParser) -> None:
         help='long options of sbatch, such as partition=gpu,gres=gpu:1,cpus-per-task=4,time=600 (in minutes)',
     )
     parser.add_argument('--force', action='store_true', help='discard the runs of this grid and start again')
+    parser.add_argument(
+        '--tune',
+        nargs='+',
+        metavar='NAME=VALUE,..',
+        help='first try all combinations of these for each model, as in "lr=0.003,0.01,0.03 weight_decay=1e-4,1e-3"; '
+        'the choice by validation accuracy goes into RUN_DIR/tuned.json, and the grid runs each model with its own',
+    )
+    parser.add_argument('--tune_fold', type=int, help='the fold of the trials; by default the first of --folds')
+    parser.add_argument('--tune_seed', type=int, help=f'the seed of the trials; by default {tuning.SEED}')
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -321,20 +200,46 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     args.jobs = len(args.gpus or '1') if args.jobs is None else args.jobs
     if args.jobs < 1:
         raise RunError(f'--jobs {args.jobs} must be at least 1')
-    named, args.dataset = args.dataset, options.choose_dataset(args.dataset, args.data_dir)
+    named, own = args.dataset or args.lists, own_options.split_options(vars(args))
+    args.dataset = options.choose_dataset(args.dataset, args.data_dir, own)
     if named is None:
         where = '' if args.data_dir is None else f': the layout of {args.data_dir}'
         say(f'note: --dataset is {args.dataset}{where}; --dataset can name another')
     args.folds = available_folds(args.dataset, args.folds)
-    grid = make_grid(args, passed)
+    parsed = options.parse_args(base_of(args, passed))
+    for line in options.shrunk(parsed, options.RECIPES[parsed.recipe]):
+        say(line)
+    if not args.tune:
+        if args.tune_fold is not None or args.tune_seed is not None:
+            raise RunError('--tune_fold and --tune_seed are of --tune, which is not given')
+        return work_on(args, make_grid(args, passed))
+    chosen = tune(args, passed, parsed)
+    tuned = argparse.Namespace(**vars(args) | dict(models=[model for model in args.models if model in chosen]))
+    untuned = argparse.Namespace(**vars(args) | dict(models=[model for model in args.models if model not in chosen]))
+    own = {model: tuning.words_of(setting) for model, setting in chosen.items()}
+    work_on(tuned, make_grid(tuned, passed, own), later=make_grid(untuned, passed))
+
+
+def work_on(args: argparse.Namespace, grid: list[Run], noun: str = 'run', later: list[Run] = ()) -> None:
+    """Report the states of runs and make those that are left, or with --dry_run print them.
+
+    Args:
+        args: run_all's options.
+        grid: the runs.
+        noun: what to call one.
+        later: those whose options --tune has still to choose: reported, not made.
+
+    Raises:
+        RunError: a folder holds another run, or a run fails.
+    """
     if args.force and not args.dry_run:
         discard(grid)
-    states = {run.folder: state_of(run) for run in grid}
+    states = {run.folder: state_of(run) for run in grid} | {run.folder: 'not tuned' for run in later}
     if args.dry_run:
-        for run in grid:
+        for run in (*grid, *later):
             print(f'{states[run.folder]:12} {shlex.join(run.command)}')
-    counts = Counter(state.partition(':')[0] for state in states.values())
-    say(f'{counted(len(grid), "run")} in {args.run_dir}: {", ".join(f"{n} {state}" for state, n in counts.items())}')
+    counts = ', '.join(f'{n} {state}' for state, n in Counter(s.partition(':')[0] for s in states.values()).items())
+    say(f'{counted(len(states), noun)} in {args.run_dir}: {counts}')
     if args.force and args.dry_run:
         return
     if others := [folder for folder, state in states.items() if state.startswith(OTHER_CONFIG)]:
@@ -342,20 +247,21 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
         raise RunError(
             f'{others[0]} holds {states[others[0]]}{more}; take another --run_dir, or --force to discard them'
         )
-    todo = [run for run in grid if states[run.folder] != 'complete']
+    todo = [run for run in grid if states[run.folder] not in DONE]
     if todo and not args.dry_run:
-        make_runs(args, todo, len(grid))
+        make_runs(args, todo, len(grid), noun)
 
 
-def make_runs(args: argparse.Namespace, todo: list[Run], total: int) -> None:
+def make_runs(args: argparse.Namespace, todo: list[Run], total: int, noun: str) -> None:
     """Make the runs that are left of a grid of `total`, here or through SLURM, and report on them."""
     from common.cache import open_cache  # here, because numpy and the data sets slow --dry_run down
-    from datasets import load_splits
+    from datasets import load_splits, tree_digest
 
     for fold in args.folds:  # raises once here, and not in every run
-        load_splits(args.dataset, args.data_dir, fold)
+        splits = load_splits(args.dataset, args.data_dir, fold, own_options.split_options(vars(args)))
+    runs.check_neighbours(todo[0].folder, todo[0].options, tree_digest(args.dataset, args.data_dir, splits))
     if args.launcher == 'slurm':
-        return submit(args, todo)
+        return submit(args, todo, noun)
     open_cache(todo[0].options['cache'])  # so that runs find the images that others have decoded
     work = Grid(todo, total - len(todo), args)
     work.run()
@@ -363,11 +269,12 @@ def make_runs(args: argparse.Namespace, todo: list[Run], total: int) -> None:
         print(f'\nfailed: {run.folder / runs.LOG}', *runs.log_tail(run.folder), sep='\n    ', file=sys.stderr)
     if work.signals:
         again = 'the same command without --force' if args.force else 'the same command'
-        say(f'stopped with {work.complete} of {work.total} runs complete; {again} resumes')
+        say(f'stopped with {work.complete} of {work.total} {noun}s complete; {again} resumes')
         sys.exit(128 + work.signals[0])
     if work.failed:
-        raise RunError(f'{len(work.failed)} of {work.total} runs failed; the same command tries them again')
-    say(f'{work.total} runs complete; `python summarize_runs.py --run_dir {args.run_dir}` makes a table of them')
+        raise RunError(f'{len(work.failed)} of {work.total} {noun}s failed; the same command tries them again')
+    table = f'; `python summarize_runs.py --run_dir {args.run_dir}` makes a table of them' if noun == 'run' else ''
+    say(f'{work.total} {noun}s complete{table}')
 
 
 def discard(grid: list[Run]) -> None:
@@ -379,7 +286,7 @@ def discard(grid: list[Run]) -> None:
             runs.release(run.folder)
 
 
-def submit(args: argparse.Namespace, todo: list[Run]) -> None:
+def submit(args: argparse.Namespace, todo: list[Run], noun: str) -> None:
     """Submit the runs to SLURM and return."""
     try:
         from common import slurm  # needs submitit, which nothing else does
@@ -387,7 +294,8 @@ def submit(args: argparse.Namespace, todo: list[Run]) -> None:
         raise RunError(f'--launcher slurm needs {error.name}: pip install {error.name}') from error
     jobs = slurm.submit([(run.folder, run.command) for run in todo], args.run_dir / 'slurm', args.jobs, args.slurm)
     print(*jobs, sep='\n')
-    say(f'{counted(len(jobs), "run")} submitted; the same command with --dry_run shows their states')
+    then = ', and without it goes on when they are complete' if noun == 'trial' else ''
+    say(f'{counted(len(jobs), noun)} submitted; the same command with --dry_run shows their states{then}')
 
 
 def cli(argv: list[str] | None = None) -> None:

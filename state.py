@@ -11,7 +11,7 @@ from torch import nn
 import models
 from common import distributed
 from insertion import attach
-from transforms import blank_batch, preprocessing_of
+from transforms import Preprocessing, blank_batch, preprocessing_of
 
 
 class State(NamedTuple):
@@ -22,8 +22,8 @@ class State(NamedTuple):
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     device: torch.device
+    preprocessing: Preprocessing  # of the model's input
     average: ModelEmaV3 | None = None  # of the weights, with --ema of pretraining
-    statistics: tuple = ()  # mean and std of the model's input, as normalize takes them; (): ImageNet's
 
 
 def build_state(
@@ -66,5 +66,5 @@ def build_state(
     if args.compile:
         model.compile()  # in place: names in the state dict stay as they are
     parallel = distributed.parallelise(model, args.amp, blank_batch(batch_size, args.img_size, device))
-    statistics = preprocessing_of(args.model, args.img_size, pretrained).statistics
-    return State(model, parallel, optimizer, scaler, device, average, statistics)
+    preprocessing = preprocessing_of(args.model, args.img_size, pretrained)
+    return State(model, parallel, optimizer, scaler, device, preprocessing, average)

@@ -3,24 +3,26 @@
     python summarize_runs.py --run_dir runs/main                                        # text
     python summarize_runs.py --run_dir runs/main --latex > tables/main_results.tex      # also --markdown, --csv
     python summarize_runs.py --run_dir runs/main runs/more --models resnet18,twistnet18 --published
+    python summarize_runs.py --run_dir runs/main --val                                  # validation accuracy too
 
 Seeds are averaged inside a fold first; the mean and the sample standard deviation are over folds. Models are compared
 with the baseline fold by fold, by the corrected resampled t-test of Nadeau and Bengio (2003) with Holm's correction
 over the models of a data set, and only where all of them have the same folds and seeds. Runs of different recipes are
-never pooled: each recipe has a table of its own.
+never pooled: each recipe has a table of its own. Options that run_all.py --tune chose for each model are the exception:
+they make one table, whose notes say what was tried and what was chosen.
 """
 
 import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from common import options, tables
+from common import options, tables, tuning
 from common.errors import user_errors
 from common.registry import DATASETS, model_label
-from common.results import Row, Table, loaded_note, make_tables, read_runs, title_of
+from common.results import Row, Table, loaded_note, make_tables, read_runs, title_of, tuned_note
 from common.statistics import LEVEL, p_text
 from common.tables import escape
 
@@ -62,9 +64,11 @@ def notes_of(table: Table, published: bool, stars: bool = False) -> list[str]:
                 ' a data set'
             )
         notes.append(f'{note}.')
-    if shared := [table.label(name) for name in table.datasets if DATASETS[name].get('shared_test')]:
+    if shared := [table.label(name) for name in table.datasets if DATASETS.get(name, {}).get('shared_test')]:
         notes.append(f'All folds of {", ".join(shared)} share one test set: spread and p say nothing of other images.')
-    notes += filter(None, [loaded_note(table)])
+    if 'val' in table.asked:
+        notes.append('val.: validation accuracy in %, which chose the epoch, averaged alike.')
+    notes += filter(None, [tuned_note(table), loaded_note(table)])
     notes += [f'{note}.' for note in table.notes]
     if any(row.missing for row in rows):
         notes.append('† some of its runs are missing.')
@@ -107,10 +111,11 @@ class Column:
 
     name: str  # its header in the CSV
     value: Callable[[Row], Any]  # what it shows of a row, with every digit; None where that is not known
-    title: str | None = None  # its header in text, Markdown and LaTeX; None leaves it to the CSV
+    title: str | None = None  # its header in text, Markdown and LaTeX, {} the data set; None leaves it to the CSV
     text: str | Callable[[Row, dict], str] = '{}'  # what these write: a format of the value, or a function of the style
     align: str = 'r'  # or 'l'
     each: bool = False  # a column for each data set, after the others; else the first data set whose value is known
+    asked: str | None = None  # the option that shows it; None for always
 
 
 # To add a column, add an entry. The first with a title is the model's name.
@@ -119,8 +124,9 @@ COLUMNS = (
     Column('model', lambda row: row.model, 'Model', align='l'),
     Column('folds', lambda row: len(row.folds)),
     Column('runs', lambda row: len(row.results)),
-    Column('mean', lambda row: row.mean, '', accuracy_text, each=True),
+    Column('mean', lambda row: row.mean, '{}', accuracy_text, each=True),
     Column('sd', lambda row: row.sd),
+    Column('val_acc', lambda row: row.val_acc, 'val.', '{:.1f}', each=True, asked='val'),
     Column('params_M', lambda row: row.last('params_M'), 'Params', '{:.2f}M'),
     Column('macs_G', lambda row: row.last('macs_G'), 'FLOPs', '{:.2f}G'),
     Column('missing', lambda row: ' '.join(f'fold{fold}_seed{seed}' for fold, seed in row.missing)),
@@ -131,18 +137,26 @@ COLUMNS = (
     Column('p', lambda row: row.difference.get('p')),
     Column('p_holm', lambda row: row.difference.get('p_holm')),
     Column('loaded', lambda row: ' '.join(map(str, sorted(set(row.recorded('loaded')))))),
+    Column('tuned', lambda row: row.tuned and tuning.text_of(row.tuned['options'])),
+    Column('tuned_settings', lambda row: row.tuned and row.tuned['tried']),
+    Column('tuned_among', lambda row: row.tuned and row.tuned['tune']),
+    Column('tuned_on', lambda row: row.tuned and 'validation fold{fold}_seed{seed}'.format(**row.tuned)),
 )
+
+
+def columns_of(table: Table) -> list[Column]:
+    return [column for column in COLUMNS if column.asked is None or column.asked in table.asked]
 
 
 def slots_of(table: Table) -> list[tuple[Column, str | None]]:
     """The columns of a table that is not a CSV, with the data set of those that have one."""
-    shown = [column for column in COLUMNS if column.title is not None]
+    shown = [column for column in columns_of(table) if column.title is not None]
     slots = [(column, None) for column in shown if not column.each]
-    return slots + [(column, dataset) for column in shown if column.each for dataset in table.datasets]
+    return slots + [(column, dataset) for dataset in table.datasets for column in shown if column.each]
 
 
 def header_of(table: Table) -> list[str]:
-    return [f'{table.label(name)} {column.title}'.strip() if name else column.title for column, name in slots_of(table)]
+    return [column.title.format(dataset and table.label(dataset)) for column, dataset in slots_of(table)]
 
 
 def sections_of(table: Table, style: dict, published: bool) -> list[tuple[str, list[list[str]]]]:
@@ -211,7 +225,7 @@ def print_latex(table: Table, title: str, published: bool) -> None:
         if name:
             lines += [r'\midrule', rf'\multicolumn{{{len(align)}}}{{@{{}}l}}{{\emph{{{escape(name)}}}}} \\']
         lines += section
-    font = r'\scriptsize' if many else r'\small'
+    font = r'\tiny' if len(align) > 10 else r'\scriptsize' if many else r'\small'  # tiny: more than WIDE with --val
     print('% By summarize_runs.py. Needs \\usepackage{booktabs}.')
     print(rf'\begin{{table*}}[t]{font}\centering\setlength{{\tabcolsep}}{{2pt}}')
     print(rf'\caption{{Test accuracy ({escape(title)}).}}')
@@ -227,7 +241,7 @@ def print_csv(titled: list[tuple[Table, str]], published: bool) -> None:
         for note in table.notes:
             print(note, file=sys.stderr)
         for row in table.rows.values():
-            lines.append(dict(source='measured', recipe=title) | {c.name: c.value(row) for c in COLUMNS})
+            lines.append(dict(source='measured', recipe=title) | {c.name: c.value(row) for c in columns_of(table)})
     for model, figures in PUBLISHED.items() if published else ():
         for dataset, (mean, sd) in figures.items():
             if any(dataset in table.datasets for table, _ in titled):
@@ -246,14 +260,15 @@ def get_args_parser() -> argparse.ArgumentParser:
     style.add_argument('--latex', action='store_true', help='tables for booktabs, nothing else on stdout')
     style.add_argument('--markdown', action='store_true')
     style.add_argument('--csv', action='store_true', help='every digit, with intervals and both p values')
+    parser.add_argument('--val', action='store_true', help='validation accuracy too, beside that of the test')
     parser.add_argument('--published', action='store_true', help="the paper's figures too, marked as such")
     return parser
 
 
 def read_tables(args: argparse.Namespace) -> list[Table]:
     """The tables that the options ask for."""
-    found = read_runs(args, 'complete run')
-    return [table for table in make_tables(found, args) if table.rows]
+    found, asked = read_runs(args, 'complete run'), tuple(name for name in ('val',) if getattr(args, name))
+    return [replace(table, asked=asked) for table in make_tables(found, args) if table.rows]
 
 
 def main(args: argparse.Namespace) -> None:

@@ -31,18 +31,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
-from common import checkpoint, distributed, predictions
+from common import checkpoint, distributed, own_data, predictions
 from common.distributed import autocast, is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights
+from common.own_options import split_options
 from common.splits import Splits, split_digest
 from common.timm_models import model_defines
 from compute_flops import NO_FVCORE, fvcore_counter, measure
 from datasets import load_splits, passed_over, tree_digest
-from loader import make_loaders
+from loader import make_loaders, workers_of
 from state import State, build_state
-from transforms import Preprocessing, eval_settings, mix, normalize, preprocessing_of, seed_of
+from transforms import eval_settings, mix, normalize, seed_of
 
 CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
-NOT_FINITE = 'the checkpoints of the epochs before are kept; try a lower --lr or --amp off'
 
 
 # ---------------------------------------------------------------------------------------------- the run folder
@@ -56,7 +56,6 @@ class Run(NamedTuple):
     device: torch.device
     folder: Path
     config: dict  # what config.json holds
-    preprocessing: Preprocessing  # what the model takes
 
 
 def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device) -> dict:
@@ -69,7 +68,8 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device)
     """
     values = {k: v for k, v in vars(args).items() if k != 'force'}
     weights = checkpoint.weights_identity(args.model, args.pretrained)
-    defines = {k: v for k, v in values.items() if k not in options.SYSTEM_OPTIONS}
+    left_out = options.LEFT_OUT.items()
+    defines = {k: v for k, v in values.items() if k not in options.SYSTEM_OPTIONS and (k, v) not in left_out}
     defines |= dict(processes=process_rank()[1], split=split_digest(splits), pretrained=weights)
     defines |= model_defines(args)
     return dict(
@@ -81,26 +81,28 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device)
     )
 
 
-def save_best(run: Run, progress: dict, state_dict: dict) -> None:
+def save_best(run: Run, state: State, progress: dict) -> None:
     """Write best.pt: the weights after the last epoch."""
     epoch, val_acc = progress['best_epoch'], progress['best_val_acc']
-    transform = eval_settings(*run.preprocessing)
-    best = checkpoint.weights_file(run.args.model, run.splits.classes, epoch, val_acc, state_dict, transform=transform)
+    weights, transform = state.model.state_dict(), eval_settings(*state.preprocessing)
+    best = checkpoint.weights_file(run.args.model, run.splits.classes, epoch, val_acc, weights, transform=transform)
     checkpoint.save_checkpoint(run.folder / 'best.pt', best)
 
 
 def say_opening(run: Run, progress: dict) -> None:
     """Report what is trained on what, reduced defaults, what the data set leaves out, and where the run resumes."""
     args, splits = run.args, run.splits
-    data = args.dataset if args.data_dir is None else f'{args.dataset} in {args.data_dir}'
-    if args.data_dir is not None and 'dataset' not in args.given:
+    where = args.lists or args.data_dir
+    data = args.dataset if where is None else f'{args.dataset} in {where}'
+    data = data if args.name is None else f'{args.name}: {data}'
+    if where is args.data_dir is not None and 'dataset' not in args.given:
         data += ' (by its layout; --dataset can name another)'
     images = dict(train=len(splits.train), validate=len(splits.val), test=len(splits.test))
     weights, environment, world = progress['pretrained'], run.config['environment'], process_rank()[1]
     say(runs.opening(args, f'{data}, fold {args.fold}', images, len(splits.classes), weights, environment, world))
     for line in options.shrunk(args, options.RECIPES[args.recipe]):
         say(line)
-    for line in share_object(lambda: passed_over(args.dataset, args.data_dir, splits)):
+    for line in share_object(lambda: passed_over(args.dataset, args.data_dir, splits, split_options(vars(args)))):
         say(f'note: {line}')
     if progress['history']:
         say(f'{run.folder}: resuming after epoch {len(progress["history"])}')
@@ -161,7 +163,7 @@ def train_steps(
             optimizer.zero_grad(set_to_none=True)
             total = torch.zeros((), device=device)
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        images = normalize(images, *state.statistics)
+        images = normalize(images, *state.preprocessing.statistics)
         loss = batch_loss(images, labels, step, part) / accumulate
         scaler.scale(loss).backward()
         total += loss.detach()
@@ -197,7 +199,7 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
         if done % CHECK_EVERY == 0 or done == steps:
             mean = total.item() / done
             if not math.isfinite(mean):
-                raise RunError(f'the training loss is {mean} within {done} steps of this epoch; {NOT_FINITE}')
+                raise RunError(f'the training loss is {mean} within {done} steps of this epoch; {runs.NOT_FINITE}')
             bar.set_postfix_str(f'loss {mean:.3f}', refresh=False)
         bar.update()
     return reduce_sum(total).item() / steps / distributed.world_size()
@@ -260,9 +262,9 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
     train_seconds = time.perf_counter() - start
     share_weights(model)
     with models.watch_selection(model) as selection:
-        val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar, state.statistics)
+        val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar, state.preprocessing.statistics)
     if not math.isfinite(val_loss):
-        raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {NOT_FINITE}')
+        raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {runs.NOT_FINITE}')
     return dict(
         epoch=epoch,
         lr=state.optimizer.param_groups[0]['lr'],
@@ -288,7 +290,7 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
         last = dict(fingerprint=run.config['fingerprint'], state_dict=state.model.state_dict(), **states, run=progress)
         checkpoint.save_checkpoint(run.folder / 'last.pt', last)  # before best.pt, see holds_best
         if improved:
-            save_best(run, progress, state.model.state_dict())
+            save_best(run, state, progress)
         runs.write_log(run.folder / 'log.jsonl', history)
     if is_quiet():
         left = (run.args.epochs - epoch) * sum(line['seconds'] for line in history) / epoch
@@ -302,13 +304,15 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
     """Read the test set once, with the last weights for the record and the chosen ones for the result."""
     args, splits, model, folder = run.args, run.splits, state.model, run.folder
     bar.set_description(f'{folder.name} test', refresh=False)
-    _, test_acc_last = evaluate(model, loader, run.device, args.amp, bar, state.statistics)
+    _, test_acc_last = evaluate(model, loader, run.device, args.amp, bar, state.preprocessing.statistics)
     if is_main():
         model.load_state_dict(checkpoint.read_checkpoint(folder / 'best.pt')['state_dict'])
     share_weights(model)
     probabilities = torch.zeros(len(splits.test), len(splits.classes), device=run.device)
-    test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, state.statistics, probabilities)
+    statistics = state.preprocessing.statistics
+    test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, statistics, probabilities)
     bar.close()
+    named = {} if args.name is None else dict(name=args.name)
     results = {key: getattr(args, key) for key in ('dataset', 'fold', 'seed', 'model')} | dict(
         test_acc=test_acc,
         test_loss=test_loss,
@@ -322,11 +326,13 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
         pretrained=progress['pretrained'],
         loaded=progress.get('loaded'),  # a checkpoint of older code does not say
         fingerprint=run.config['fingerprint'],
+        **named,
     )
     if is_main():
         runs.write_log(folder / 'log.jsonl', progress['history'])  # may be an epoch behind last.pt after a kill
+        root = own_data.root_of(args.data_dir, args.lists) if args.lists else args.data_dir
         predictions.write_predictions(
-            folder / predictions.FILE, splits.test, splits.classes, probabilities.cpu().numpy(), args.data_dir
+            folder / predictions.FILE, splits.test, splits.classes, probabilities.cpu().numpy(), root
         )
         runs.write_json(folder / 'results.json', results)
         (folder / 'last.pt').unlink(missing_ok=True)
@@ -335,24 +341,23 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
 
 def train(args: argparse.Namespace) -> tuple[Path, dict]:
     """Train and test as the options say; returns the run folder and what its results.json holds."""
-    options.fit_to_model(args)
     options.check(args)
-    splits = load_splits(args.dataset, args.data_dir, args.fold)
+    splits = load_splits(args.dataset, args.data_dir, args.fold, split_options(vars(args)))
     _, world = process_rank()
     options.check_batch(args, len(splits.train), sum(map(len, splits[:3])), world)
     device = distributed.setup(args.device, args.seed)
     args.device, args.amp = device.type, distributed.resolve_amp(args.amp, device)
-    if args.num_workers is None:
-        args.num_workers = 4 if device.type == 'cuda' else 1
+    args.num_workers = workers_of(args.num_workers, device)
 
-    folder = Path(args.run_dir) / runs.run_name(args.dataset, args.fold, args.model, args.seed)
-    preprocessing = preprocessing_of(args.model, args.img_size, args.pretrained)
-    run = Run(args, splits, device, folder, describe_run(args, splits, device), preprocessing)
+    folder = Path(args.run_dir) / runs.run_name(args.name or args.dataset, args.fold, args.model, args.seed)
+    run = Run(args, splits, device, folder, describe_run(args, splits, device))
     results, last, notes = share_object(lambda: checkpoint.open_run(folder, run.config, args.force))
     for note in notes:
         say(note)
     if results is not None:
         return folder, results
+    if splits.division and is_main():
+        own_data.write_split(folder / own_data.SPLIT_FILE, splits, own_data.root_of(args.data_dir, args.lists))
 
     state = build_state(args, len(splits.classes), device, last, args.batch_size // world, args.pretrained)
     size = measure(args.model, len(splits.classes), args.img_size)  # now: it must not fail after the training
@@ -362,9 +367,9 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     progress = last['run'] if last else start | dict(pretrained=state.model.pretrained, loaded=state.model.loaded)
     say_opening(run, progress)
     if last and is_main() and progress['best_epoch'] == len(progress['history']):
-        save_best(run, progress, last['state_dict'])  # of a run killed between last.pt and best.pt
+        save_best(run, state, progress)  # of a run killed between last.pt and best.pt
 
-    loaders = make_loaders(args, splits, device, preprocessing.crop_ratio)
+    loaders = make_loaders(args, splits, device, state.preprocessing.crop_ratio)
     done, (train_batches, val_batches, test_batches) = len(progress['history']), (len(loader) for loader in loaders)
     an_epoch = train_batches + val_batches
     total, initial = args.epochs * an_epoch + 2 * test_batches, done * an_epoch

@@ -6,23 +6,27 @@ notebook exports its own, which fails where it is not installed) or on the user'
 
 import contextlib
 import functools
+import io
 import math
 import os
 import sys
 import textwrap
 import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 os.environ['MPLBACKEND'] = 'agg'
 import matplotlib
 import numpy as np
+from PIL import Image
 
 matplotlib.use('agg')
 import matplotlib.pyplot as plt
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch as FancyBboxPatch  # `as`: for import from here
@@ -30,9 +34,11 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator as MaxNLocator
 
 from common.errors import RunError
-from common.registry import MODELS, model_label
+from common.registry import MODELS, entry_of, model_label, plain_model
+from common.runs import write_atomic
 
 PAGE = (7.0, 9.0)  # inches: both columns of a page, and what its height leaves for a figure
+OUTSIDE: dict[str, int] = {}  # models outside the registry, numbered as figures meet them
 UNKNOWN: set[str] = set()  # letters that no font has and that were reported
 FONT = 'DejaVu Sans'  # comes with matplotlib: the figures are the same everywhere
 STYLE = {
@@ -65,8 +71,13 @@ plt.rcParams.update(STYLE)
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#000000', '#56B4E9')
 DASHES = ((0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), '-', (0, (9, 2)))
 MARKERS = ('s', '^', 'D', 'v', 'X', 'P', '<')
+# Of the labels of a map: the palette without black, tints that none of it resembles, and grey for all others.
+MAP_COLORS = [np.array(to_rgb(color)) for color in COLORS if color != '#000000']
+MAP_COLORS += [0.5 + 0.5 * color for color in MAP_COLORS[1:5]]
+MAP_COLORS.append(np.full(3, 0.6))
 FULL = 'twistnet18'
 CMAP = 'cividis'  # its lightness rises evenly: it reads in grey as well
+SHARES = 'Blues'  # of a table that is mostly empty: nothing is white
 
 
 def line_style(model: str) -> dict:
@@ -74,13 +85,19 @@ def line_style(model: str) -> dict:
     if model == FULL:
         return dict(color=COLORS[0], linestyle='-', marker='o', linewidth=2.0)
     others = [name for name in MODELS if name != FULL]
-    index = others.index(model) if model in others else len(others)
+    index = others.index(model) if model in others else len(others) + OUTSIDE.setdefault(model, len(OUTSIDE))
     return dict(color=COLORS[1 + index % 6], linestyle=DASHES[index % 5], marker=MARKERS[index % 7])
 
 
 def fill_color(model: str) -> str:
-    """Dark for TwistNet-18, middle for its variants, light for the others."""
-    return '#0072B2' if model == FULL else '#80BFE8' if model.startswith(FULL) else '#D0D0D0'
+    """Dark for TwistNet-18, middle for the others with STCI and for its trunk, light for those without."""
+    return (
+        '#0072B2'
+        if model == FULL
+        else '#80BFE8'
+        if {'twist', 'stci'} & entry_of(plain_model(model)).keys()
+        else '#D0D0D0'
+    )
 
 
 def frame(figure: Figure, title: str, notes: Iterable[str] = (), handles: Iterable[Line2D] = ()) -> None:
@@ -167,13 +184,22 @@ def heat_map(axes: Axes, values: np.ndarray, **style) -> None:
     seaborn.heatmap(values, ax=axes, xticklabels=False, yticklabels=False, rasterized=True, **dict(cmap=CMAP) | style)
 
 
-def save(figure: Figure, save_dir: Path, name: str) -> list[Path]:
-    """Write a figure as PDF and PNG and return their paths. The same figure gives the same bytes of PDF."""
-    paths = [save_dir / f'{name}.{suffix}' for suffix in ('pdf', 'png')]
+def save(figure: Figure, save_dir: Path, name: str, suffixes: Sequence[str] = ('pdf', 'png')) -> list[Path]:
+    """Write a figure as PDF and PNG, or as `suffixes` say, each file whole or not at all; returns their paths.
+
+    The same figure gives the same bytes of PDF.
+
+    Raises:
+        RunError: the folder or a file cannot be written.
+    """
+    paths = [save_dir / f'{name}.{suffix}' for suffix in suffixes]
     try:
         save_dir.mkdir(parents=True, exist_ok=True)
         for path in paths:
-            figure.savefig(path, metadata={'CreationDate': None} if path.suffix == '.pdf' else None)
+            buffer = io.BytesIO()
+            metadata = {'CreationDate': None} if path.suffix == '.pdf' else None
+            figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
+            write_atomic(path, buffer.getvalue())
     except OSError as error:
         raise RunError(f'{save_dir}: cannot be written ({error.strerror})') from error
     finally:
@@ -230,3 +256,161 @@ def _overlaps(boxes: np.ndarray, taken: np.ndarray) -> np.ndarray:
         return np.zeros(len(boxes), int)
     low, high = np.maximum(boxes[:, None, :2], taken[:, :2]), np.minimum(boxes[:, None, 2:], taken[:, 2:])
     return (low <= high).all(-1).sum(1)
+
+
+# ---------------------------------------------------------------------------------------------- of classifications
+
+
+def shorten(text: str, most: int) -> str:
+    """A text of at most `most` letters: the middle of a longer one is left out."""
+    text = readable(text)
+    half = (most - 1) // 2
+    return text if len(text) <= most else f'{text[: most - 1 - half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}'
+
+
+def plot_thumbnails(
+    title: str, panels: Sequence[tuple[np.ndarray, list[str]]], columns: int = 6, notes: Iterable[str] = ()
+) -> Figure:
+    """Pictures in rows, each with lines of text below in black and, in grey, the name of its file.
+
+    Args:
+        title: of the figure.
+        panels: (H, W, 3) uint8, and the lines, of which the last is the name and takes two lines if it is long.
+        columns: pictures in a row.
+        notes: below.
+    """
+    width = PAGE[0] / columns
+    letters = int(15.5 * width)
+    names = [shorten(words[-1], 2 * letters) for _, words in panels]
+    lines = len(panels[0][1]) + any(len(name) > letters for name in names)
+    side, row = 0.93 * width, 0.95 * width + 0.125 * lines + 0.07  # inches, as the axes count
+    rows = math.ceil(len(panels) / columns)
+    figure = plt.figure(figsize=(PAGE[0], rows * row), layout='constrained')
+    axes = figure.add_subplot(xlim=(0, PAGE[0]), ylim=(rows * row, 0), aspect='equal')
+    axes.axis('off')
+    for index, (picture, words) in enumerate(panels):
+        left, top = index % columns * width + 0.035 * width, index // columns * row
+        high, wide = (side * n / max(picture.shape[:2]) for n in picture.shape[:2])
+        x, y = left + (side - wide) / 2, top + (side - high) / 2
+        axes.imshow(picture, extent=(x, x + wide, y + high, y), interpolation='antialiased')
+        black = [shorten(text, letters) for text in words[:-1]]
+        grey = [names[index][:letters], names[index][letters:]]
+        for line, text in enumerate([*black, *grey]):
+            color = 'black' if line < len(black) else '0.4'
+            axes.text(left, top + side + 0.03 + 0.125 * line, text, va='top', fontsize=7, color=color)
+    axes.set(xlim=(0, PAGE[0]), ylim=(rows * row, 0))
+    frame(figure, title, notes)
+    return figure
+
+
+def thumbnail(image: Image.Image, side: int = 320) -> np.ndarray:
+    """A PIL image as (H, W, 3) uint8 of at most `side` pixels."""
+    image = image.copy()
+    image.thumbnail((side, side))
+    return np.asarray(image)
+
+
+def plot_confusion(counts: np.ndarray, classes: list[str], title: str, notes: Iterable[str] = ()) -> Figure:
+    """A confusion matrix whose page grows with its classes; colours are shares of a row, numbers are images.
+
+    Args:
+        counts: (K, K) images by true class and prediction.
+        classes: their names.
+        title: of the figure.
+        notes: below.
+    """
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = min(0.42, max(0.12, 4.6 / len(classes)), 30 / len(classes))  # inches of a cell
+    font = min(7, 60 * size)
+    names = [shorten(name, 28) for name in classes]
+    margin = 0.065 * font / 7 * (max(map(len, names)) + 6)
+    many = len(classes) > 30  # the way to a name is long: names above too, and a line every ten classes
+    body = size * len(classes)
+    page = max(3.5, body + margin + 1.0), max(1.2, body) + margin * (1 + many)
+    figure = plt.figure(figsize=page, layout='constrained')
+    axes = figure.add_subplot(aspect='equal')
+    scale = PowerNorm(0.5, 0, 100)  # a single confusion of many images can be seen
+    lines = dict(edgecolors='0.88', linewidth=min(0.4, 2 * size), rasterized=len(classes) > 150)
+    drawn = axes.pcolormesh(shares, cmap=SHARES, norm=scale, **lines)
+    middles = np.arange(len(classes)) + 0.5
+    axes.set_xticks(middles, names, rotation=90, fontsize=font)
+    axes.set_yticks(middles, [f'{name} ({n})' for name, n in zip(names, counts.sum(1))], fontsize=font)
+    axes.tick_params(length=0, pad=2, labeltop=many)
+    for place in range(10, len(classes) * many, 10):
+        axes.axhline(place, color='0.6', linewidth=0.4)
+        axes.axvline(place, color='0.6', linewidth=0.4)
+    axes.spines[:].set_visible(False)
+    axes.invert_yaxis()
+    axes.set(xlabel='predicted class', ylabel='true class (images)')
+    if 0.055 * len(str(counts.max())) + 0.04 <= size:
+        for i, j in np.argwhere(counts):
+            color = 'white' if scale(shares[i, j]) > 0.55 else 'black'
+            axes.text(j + 0.5, i + 0.5, counts[i, j], ha='center', va='center', fontsize=6.5, color=color)
+    ticks = [0, 1, 5, 10, 25, 50, 100]
+    bar = figure.colorbar(
+        drawn, label='% of the true class', fraction=0.05, aspect=25, shrink=min(0.9, 4 / body), pad=0.01, ticks=ticks
+    )
+    bar.outline.set_visible(False)
+    frame(figure, title, notes)
+    return figure
+
+
+def share_text(share: float) -> str:
+    return f'{100 * share:.0f} %' if share >= 0.01 else '<1 %'
+
+
+def plot_label_map(
+    scan: np.ndarray,
+    labels: np.ndarray,
+    certain: np.ndarray,
+    edges: tuple,
+    classes: list[str],
+    title: str,
+    notes: Iterable[str] = (),
+) -> Figure:
+    """A scan, and beside it or below the same with every cell in the colour of its label, with a legend.
+
+    Args:
+        scan: (h, w, 3) uint8, reduced.
+        labels: (rows, columns) class indices.
+        certain: (rows, columns) probability of the label: the colour is the stronger, the higher it is.
+        edges: of the cells, top to bottom and left to right, in pixels of the scan that was reduced.
+        classes: their names.
+        title: of the figure.
+        notes: below.
+    """
+    counts, named = Counter(labels.ravel().tolist()).most_common(), len(MAP_COLORS) - 1
+    color_of = {label: MAP_COLORS[min(rank, named)] for rank, (label, _) in enumerate(counts)}
+    rows, columns = (
+        np.searchsorted(cuts[1:-1], (np.arange(n) + 0.5) * cuts[-1] / n, side='right')
+        for cuts, n in zip(edges, scan.shape)
+    )
+    colors = np.array([[color_of[label] for label in line] for line in labels.tolist()])[rows[:, None], columns]
+    strength = 0.25 + 0.5 * certain[rows[:, None], columns][..., None]
+    grey = 0.35 + 0.65 * scan.mean(2, keepdims=True) / 255  # dark parts would hide their colour
+    height, width = scan.shape[:2]
+    beside = height > 0.8 * width
+    wide = PAGE[0] / (1 + beside)
+    tall = min(wide * height / width, PAGE[1] / (2 - beside) - 0.5)
+    figure, both = plt.subplots(
+        *((1, 2) if beside else (2, 1)), figsize=(PAGE[0], tall * (2 - beside)), layout='constrained'
+    )
+    extent = (0, edges[1][-1], edges[0][-1], 0)
+    both[0].imshow(scan, extent=extent)
+    both[1].imshow((1 - strength) * grey + strength * colors, extent=extent)
+    for axes in both:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    numbers = {label: str(rank + 1) for rank, (label, _) in enumerate(counts[:named])}
+    cell = min(np.diff(edges[0]).min() * tall / edges[0][-1], np.diff(edges[1]).min() * wide / edges[1][-1])
+    if cell > 0.13:  # inches
+        for (i, j), label in np.ndenumerate(labels):
+            x, y = (edges[1][j] + edges[1][j + 1]) / 2, (edges[0][i] + edges[0][i + 1]) / 2
+            both[1].text(x, y, numbers.get(label, ''), ha='center', va='center', fontsize=6)
+    legend = [(f'{numbers[label]} {shorten(classes[label], 28)}', color_of[label], n) for label, n in counts[:named]]
+    if others := counts[named:]:
+        legend.append((f'others ({len(others)})', MAP_COLORS[-1], sum(n for _, n in others)))
+    square = dict(linestyle='', marker='s', markersize=7)
+    handles = [Line2D([], [], **square, color=c, label=f'{t}, {share_text(n / labels.size)}') for t, c, n in legend]
+    frame(figure, title, notes, handles)
+    return figure

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import RunError
+from common.own_options import AS_IT_IS, SplitOptions, add_split_args, check_name, check_split_options, split_options
 from common.registry import DATASETS, MODELS, WEIGHTS_DIR, is_own, size_problem
 
 DEFAULT = dict(
@@ -48,7 +49,20 @@ BASE_BATCH = 1024
 IMAGENET = DEFAULT | dict(epochs=600, batch_size=256, lr=0.1, mixup=0.0, cutmix=0.0, randaug_n=0, clip_grad=0.0)
 # Options that determine where and how a run is computed, but not its result: not part of the fingerprint.
 # The file of --import counts by its content, see train.describe_run.
-SYSTEM_OPTIONS = ('data_dir', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache', 'given', 'imports')
+SYSTEM_OPTIONS = (
+    'data_dir',
+    'lists',
+    'run_dir',
+    'num_workers',
+    'device',
+    'force',
+    'recipe',
+    'cache',
+    'given',
+    'imports',
+)
+# Options that are not part of it at these values, so that runs from before they existed keep their fingerprints.
+LEFT_OUT = dict(name=None, groups=None, folds_total=None)
 # The same of pretraining, whose fingerprint has the global batch in place of batch_size and accumulate.
 PRETRAINING_SYSTEM_OPTIONS = {*SYSTEM_OPTIONS, 'checkpoint_dir', 'weights_dir', 'resume', 'save_minutes', 'overwrite'}
 PRETRAINING_SYSTEM_OPTIONS |= {'max_bad_images', 'max_skipped', 'batch_size', 'accumulate'}
@@ -141,27 +155,42 @@ def add_data_args(parser: argparse.ArgumentParser) -> None:
     add_dataset_args(group)
     group.add_argument('--fold', type=int, default=1, help='from 1')
     group.add_argument('--img_size', type=int, help='side of the square input, pixels')
+    add_name_arg(group)
+
+
+def add_name_arg(group) -> None:
+    group.add_argument(
+        '--name', help='what run folders, tables and figures call data of your own; if not given, the --dataset'
+    )
 
 
 def add_dataset_args(group) -> None:
-    """The data set and its folder; see choose_dataset."""
+    """The data set, its folder and how it is divided; see choose_dataset."""
     group.add_argument(
         '--dataset',
         help=f'one of {", ".join(DATASETS)}; if not given, by the layout of --data_dir, or synthetic without it',
     )
     group.add_argument('--data_dir', help='root of the data set; synthetic has none')
+    add_split_args(group)
 
 
-def choose_dataset(dataset: str | None, data_dir: str | Path | None) -> str:
-    """The data set that is named, or else the one whose layout data_dir has.
+def choose_dataset(dataset: str | None, data_dir: str | Path | None, own: SplitOptions = AS_IT_IS) -> str:
+    """The data set that is named, or else `lists` for a list, or else the one whose layout data_dir has.
 
     Args:
         dataset: a key of DATASETS, or None.
         data_dir: its root, or None, as for 'synthetic'.
+        own: how it is divided.
 
     Raises:
-        RunError: no such data set, or `synthetic` with a folder, which it would not read.
+        RunError: no such data set, `synthetic` with a folder, which it would not read, or options that do not fit.
     """
+    dataset = _chosen(dataset or ('lists' if own.lists is not None else None), data_dir)
+    check_split_options(dataset, own)
+    return dataset
+
+
+def _chosen(dataset: str | None, data_dir: str | Path | None) -> str:
     if dataset is not None and dataset not in DATASETS:
         raise RunError(f"unknown data set '{dataset}'; the data sets are: {', '.join(DATASETS)}")
     if dataset == 'synthetic' and data_dir is not None:
@@ -185,14 +214,8 @@ def check_names(option: str, names: Iterable[str], known: dict) -> None:
 
 
 def labels(text: str) -> dict[str, str]:
-    """The value of --labels: 'dtd=Materials,..'.
-
-    Raises:
-        RunError: one of the data sets is not known.
-    """
-    names = dict(pair.split('=', 1) for pair in text.split(','))
-    check_names('labels', names, DATASETS)
-    return names
+    """The value of --labels: 'dtd=Materials,..'."""
+    return dict(pair.split('=', 1) for pair in text.split(','))
 
 
 def add_labels_arg(parser: argparse.ArgumentParser) -> None:
@@ -219,6 +242,7 @@ def add_inside_args(parser: argparse.ArgumentParser) -> None:
     """What to look into, and at what: of the scripts that draw or measure a trained TwistNet."""
     group = parser.add_argument_group('inside a model')
     group.add_argument('--checkpoint', type=Path, help='the best.pt of a run')
+    add_import_arg(group)
     group.add_argument('--image', type=Path, help='a picture to look at')
     add_data_of_run_args(parser)
     group.add_argument('--subset', choices=('train', 'val', 'test'), help='of the data set; test if not given')
@@ -230,12 +254,24 @@ def add_data_of_run_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--dataset', help="a data set to run over; if not given, the run's own")
     group.add_argument('--data_dir', help="its root; if not given, the run's own")
     group.add_argument('--fold', type=int, help="from 1; if not given, the run's own")
+    group.add_argument('--lists', metavar='CSV', help="the list of --dataset lists; if not given, the run's own")
     group.add_argument(
         '--other_images',
         action='store_true',
         default=None,  # as of the other options that only a checkpoint takes
         help='take images of another split than the one the run recorded, which may have trained the model',
     )
+
+
+def add_inference_args(parser: argparse.ArgumentParser) -> None:
+    """How trained models are run over images."""
+    group = parser.add_argument_group('system')
+    add_import_arg(group)
+    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
+    text = 'auto: that of the run, where config.json beside the checkpoint has it for this kind of device'
+    group.add_argument('--amp', choices=AMP, default='auto', help=text)
+    group.add_argument('--batch_size', type=int, default=64, help='images at a time; of a run, its test set has 64')
+    group.add_argument('--num_workers', type=int, help='loader processes; the result does not depend on it')
 
 
 def add_import_arg(group) -> None:
@@ -380,10 +416,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of train.py from the command line, those not given from the recipe.
 
     Raises:
-        RunError: the data set is unknown or not read, see choose_dataset.
+        RunError: the data set is unknown or not read, see choose_dataset, or its name is none.
     """
     args = read(get_args_parser(), argv)
-    args.dataset = choose_dataset(args.dataset, args.data_dir)
+    args.dataset = choose_dataset(args.dataset, args.data_dir, split_options(vars(args)))
+    check_name(args.name, args.dataset)
     args.recipe = args.recipe or ('demo' if args.dataset == 'synthetic' else 'default')
     return fill(args, RECIPES[args.recipe])
 
@@ -393,13 +430,20 @@ def parse_pretraining_args(argv: list[str] | None = None) -> argparse.Namespace:
     return fill(read(get_pretraining_parser(), argv), IMAGENET)
 
 
-def largest_batch(batch_size: int, n_train: int, n_images: int, processes: int) -> int:
+def largest_batch(values: dict, n_train: int, n_images: int, processes: int) -> int:
     """The default batch size, lowered to what the training images fill and the processes can share equally.
 
     Every fold of a stratified partition trains with at least two fifths of its images, but not with the same number;
-    the batch is the same in all of them.
+    the batch is the same in all of them. It is a fifth where options divide the images: into three folds, say.
+
+    Args:
+        values: options by name.
+        n_train: images that train in this fold.
+        n_images: images of all subsets.
+        processes: how many share a batch.
     """
-    return min(batch_size, n_train, 2 * n_images // 5) // processes * processes
+    fifths = 1 if any(split_options(values)) else 2
+    return min(values['batch_size'], n_train, fifths * n_images // 5) // processes * processes
 
 
 def check_batch(args: argparse.Namespace, n_train: int, n_images: int, world: int) -> None:
@@ -409,7 +453,7 @@ def check_batch(args: argparse.Namespace, n_train: int, n_images: int, world: in
         RunError: with the option and its bounds.
     """
     if 'batch_size' not in args.given:
-        args.batch_size = largest_batch(args.batch_size, n_train, n_images, world)
+        args.batch_size = largest_batch(vars(args), n_train, n_images, world)
     if not 2 * world <= args.batch_size <= n_train:
         raise RunError(
             f'--batch_size {args.batch_size} must be from {2 * world} (two images a process, for BatchNorm) to the '
@@ -470,16 +514,16 @@ def fit_to_model(args: argparse.Namespace) -> None:
     if not is_own(args.model) and 'img_size' not in args.given and args.img_size == DEFAULT['img_size']:
         from common.timm_models import own_settings
 
-        args.img_size = own_settings(args.model, args.pretrained)['img_size']
+        args.img_size = own_settings(args.model, getattr(args, 'pretrained', False))['img_size']
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse values that no run can have, whatever its data set.
+    """Refuse values that no run can have, whatever its data set, after fit_to_model.
 
     Raises:
-        RunError: with the option and its bounds.
+        RunError: with the option and its bounds. ModelError: as fit_to_model.
     """
-    check_model(args.model)
+    fit_to_model(args)
     check_bounds(args)
     low, high = args.crop_scale
     if not 0 < low <= high <= 1:

@@ -73,8 +73,8 @@ _VGG = 'https://www.robots.ox.ac.uk/~vgg/data'
 # One entry a data set. `archives` are (url, md5) pairs; the tree is in the folder `top` of them or in their root, and
 # `layout` are patterns, all of which match in it and tell it from a folder of class folders; `skip` are folders of it
 # without images of the set. `images`, `classes`, `folds` and `sizes` (train, val, test) are verified; `lists` marks a
-# tree with lists of its folds, so that another tree in its layout may have any size; `shared_test` marks sets whose
-# folds all test the same images.
+# tree with lists of its folds, so that another tree in its layout may have any size; `own` marks the user's own images,
+# which options divide; `shared_test` marks sets whose folds all test the same images.
 DATASETS: dict[str, dict] = {
     'dtd': dict(
         label='DTD',
@@ -153,7 +153,14 @@ DATASETS: dict[str, dict] = {
     ),
     'folder': dict(
         label='Folder',
+        own=True,
         protocol='any folder of class folders: 5 folds, a stratified partition; or its own train/, val/, test/',
+        source='yours',
+    ),
+    'lists': dict(
+        label='Lists',
+        own=True,
+        protocol='any images in a CSV: its own subset or fold; or 5 folds, a stratified partition',
         source='yours',
     ),
     'synthetic': dict(
@@ -204,6 +211,12 @@ def size_problem(model: str, img_size: int | None) -> str | None:
     if entry_of(model).get('resolution') and (img_size or 0) % 32:
         return f'--img_size {img_size} must be a multiple of 32 for {model}'
     return None
+
+
+def nameable(dataset: str) -> bool:
+    """True where --name may name the images: several sets of them have the same key."""
+    entry = DATASETS.get(dataset, {})
+    return bool(entry.get('own') or entry.get('lists'))
 
 
 def dataset_label(dataset: str, labels: dict[str, str]) -> str:

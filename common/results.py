@@ -10,9 +10,9 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import options, runs
+from common import options, runs, tuning
 from common.errors import RunError
-from common.registry import DATASETS, MODELS, dataset_label, model_label, plain_model
+from common.registry import DATASETS, MODELS, dataset_label, entry_of, model_label, nameable, plain_model
 from common.runs import counted
 from common.statistics import correct, corrected_t_test
 
@@ -34,6 +34,7 @@ class Row:
     best: int = 0  # 1 for the highest mean of its data set, 2 for the second; 0 elsewhere and where cells differ
     baseline: str | None = None  # the model it is compared with
     difference: dict = field(default_factory=dict)  # to it: value and, where there is a test, low, high, p, p_holm
+    tuned: dict | None = None  # by run_all.py --tune: see tuning.setting_of
 
     @property
     def accuracies(self) -> dict[tuple[int, int], float]:
@@ -43,10 +44,7 @@ class Row:
     @property
     def folds(self) -> dict[int, float]:
         """Mean over seeds by fold."""
-        by_fold = defaultdict(list)
-        for (fold, _), accuracy in sorted(self.accuracies.items()):
-            by_fold[fold].append(accuracy)
-        return {fold: statistics.fmean(values) for fold, values in by_fold.items()}
+        return means_by_fold(self.accuracies)
 
     @property
     def mean(self) -> float:
@@ -56,6 +54,14 @@ class Row:
     def sd(self) -> float | None:
         """Sample standard deviation over folds; None for one fold."""
         return statistics.stdev(self.folds.values()) if len(self.folds) > 1 else None
+
+    @property
+    def val_acc(self) -> float | None:
+        """Mean validation accuracy over folds, of the epochs that it chose; None where a run did not record it."""
+        found = {cell: results.get('best_val_acc') for cell, results in self.results.items()}
+        if not all(isinstance(value, int | float) for value in found.values()):
+            return None
+        return statistics.fmean(means_by_fold(found).values())
 
     @property
     def size(self) -> str:
@@ -73,6 +79,14 @@ class Row:
         return (self.recorded(key) or [None])[-1]
 
 
+def means_by_fold(values: dict[tuple[int, int], float]) -> dict[int, float]:
+    """The mean over seeds by fold, of values by (fold, seed)."""
+    by_fold = defaultdict(list)
+    for (fold, _), value in sorted(values.items()):
+        by_fold[fold].append(value)
+    return {fold: statistics.fmean(each) for fold, each in by_fold.items()}
+
+
 @dataclass
 class Table:
     """All rows of one recipe; `rows` has a key (data set, model) where at least one run is complete."""
@@ -84,6 +98,8 @@ class Table:
     baseline: str | None = None  # the model that the others are compared with
     notes: list[str] = field(default_factory=list)  # what is missing or cannot be compared, by data set
     labels: dict[str, str] = field(default_factory=dict)  # of data sets, where they differ from the registry's
+    tuned: dict[tuple[str, str], dict] = field(default_factory=dict)  # of rows, and of runs that are not complete yet
+    asked: tuple[str, ...] = ()  # optional columns to show
 
     def label(self, dataset: str) -> str:
         return dataset_label(dataset, self.labels)
@@ -92,8 +108,16 @@ class Table:
         self.notes.append(f'{self.label(dataset)}: {text}')
 
 
+def by_name(config: dict) -> dict:
+    """config.json with the --name of its data set, where it has one, in place of the key in `defines`."""
+    defines = config.get('defines')
+    if not isinstance(defines, dict) or not defines.get('name'):
+        return config
+    return config | dict(defines=defines | dict(dataset=defines['name']))
+
+
 def read_run(folder: Path) -> tuple[dict, dict | None]:
-    """config.json and results.json of a run; None for the latter where the run is not complete.
+    """config.json and results.json of a run, see by_name; None for the latter where the run is not complete.
 
     Raises:
         RunError: a file is damaged, or is not one of train.py's.
@@ -104,6 +128,7 @@ def read_run(folder: Path) -> tuple[dict, dict | None]:
         raise RunError(f'{path}: has no defines or no fingerprint')
     if defines['dataset'] not in DATASETS:
         raise RunError(f"{path}: unknown data set '{defines['dataset']}'")
+    config = by_name(config)
     for key in NUMBERS if results is not None else ():
         if not isinstance(results.get(key), int | float):
             raise RunError(f'{folder / "results.json"}: {key} is {results.get(key)!r}')
@@ -112,7 +137,9 @@ def read_run(folder: Path) -> tuple[dict, dict | None]:
     return config, results
 
 
-Found = list[tuple[dict, dict | None]]  # (config, results) of runs, with results None where a run is not complete
+# (config, results) of runs: what its files hold, with results None where a run is not complete. `tuned` of a config is
+# not in the file, but what the tuned.json beside the run says of it; None where nothing.
+Found = list[tuple[dict, dict | None]]
 
 
 def read_runs(args: argparse.Namespace, what: str) -> Found:
@@ -123,22 +150,24 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
         what: 'run' for any, 'complete run' where one at least must be.
 
     Raises:
-        RunError: there is no such run, a name is not known, or two runs of one data set saw different trees of images,
-            or two of one fold different images.
+        RunError: there is no such run, a name is not known, a tuned.json is damaged, or two runs of one data set saw
+            different trees of images, or two of one fold different images.
     """
-    options.check_names('models', map(plain_model, args.models or ()), MODELS)
-    options.check_names('baseline', [plain_model(args.baseline)] if args.baseline else [], MODELS)
     found: dict[tuple, tuple[dict, dict | None]] = {}
     seen: dict[tuple, tuple[str, Path]] = {}
+    there = set()  # the models of all runs
     for path in (path for run_dir in args.run_dir for path in run_dir.glob('*/results.json')):
         if not path.with_name('config.json').exists():
             print(f'left out: {path.parent}: has no config.json', file=sys.stderr)
-    for folder in (folder for run_dir in args.run_dir for folder in runs.find_runs(run_dir)):
+    records = {run_dir: tuning.read_record(run_dir) for run_dir in args.run_dir}
+    for folder, record in ((folder, records[top]) for top in args.run_dir for folder in runs.find_runs(top)):
         try:
             config, results = read_run(folder)
         except RunError as error:
             print(f'left out: {error}', file=sys.stderr)
             continue
+        there.add(config['defines']['model'])
+        config['tuned'] = tuning.setting_of(record, config)
         if args.models and config['defines']['model'] not in args.models:
             continue
         if results is None:
@@ -149,6 +178,11 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
             print(f'made twice, taken once: {folder}', file=sys.stderr)
         if key not in found or found[key][1] is None:
             found[key] = config, results
+    names = dict.fromkeys(config['defines']['dataset'] for config, _ in found.values())
+    options.check_names('labels', args.labels, DATASETS | names)
+    for option, names in (('models', args.models or ()), ('baseline', filter(None, [args.baseline]))):
+        if unknown := [name for name in names if name not in MODELS and name not in there]:
+            raise RunError(f"--{option}: no run of '{unknown[0]}'; there are runs of: {', '.join(sorted(there))}")
     if not any(results or what == 'run' for _, results in found.values()):
         of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
         raise RunError(f'{", ".join(map(str, args.run_dir))}: no {what}{of}')
@@ -164,14 +198,24 @@ def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dic
             raise RunError(
                 f'{other[1]} and {folder} are of different {"images" if key[1:] else "trees of images"}, which no '
                 'table pools; move the runs of each into a folder of their own and give one of these to --run_dir'
+                + (
+                    ', or train one of them with another --name'
+                    if nameable(config.get('options', {}).get('dataset', ''))
+                    else ''
+                )
             )
 
 
 def recipe_of(config: dict) -> dict:
-    """What all runs of a table share: the options that define a run, without those that its runs differ in."""
-    defines = config['defines']
-    own = (*CELL, 'split', 'pretrained', 'weights', 'preprocessing', 'imports')  # the last three follow from the model
-    return {k: v for k, v in defines.items() if k not in own} | dict(pretrained=bool(defines.get('pretrained')))
+    """What all runs of a table share: the options that define a run, without those that its runs differ in.
+
+    In place of options that were tuned for each model it has the search, `tuned`.
+    """
+    defines, tuned = config['defines'], config.get('tuned')
+    own = {*CELL, 'split', 'pretrained', 'weights', 'preprocessing', 'imported', 'name', 'groups', 'folds_total'}
+    own |= set(tuned['options'] if tuned else ())
+    recipe = {k: v for k, v in defines.items() if k not in own} | dict(pretrained=bool(defines.get('pretrained')))
+    return recipe | (dict(tuned=f'{tuned["tune"]} on fold {tuned["fold"]}, seed {tuned["seed"]}') if tuned else {})
 
 
 def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
@@ -181,7 +225,7 @@ def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
     options.BASELINES that a table has.
 
     Raises:
-        RunError: runs of one model that started from different weights.
+        RunError: runs of one model that started from different weights, or were tuned to different options.
     """
     by_recipe = defaultdict(list)
     for config, results in found:
@@ -193,7 +237,7 @@ def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
 def _make_table(group: Found, args: argparse.Namespace) -> Table:
     rows: dict[tuple[str, str], Row] = {}
     cells = defaultdict(set)  # (fold, seed) of every run of a data set, complete or not
-    weights = {}  # by model, complete or not
+    weights, tuned = {}, {}  # by model, and by data set and model; of every run, complete or not
     for config, results in group:
         dataset, model, *cell = (config['defines'][key] for key in CELL)
         cells[dataset].add(tuple(cell))
@@ -203,19 +247,33 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
                 f'runs of {model} start from different weights ({weights[model]} and {pretrained}); put them into '
                 'folders of their own'
             )
+        setting = config.get('tuned')
+        if setting and tuned.setdefault((dataset, model), setting) != setting:
+            texts = ' and '.join(tuning.text_of(each['options']) for each in (tuned[dataset, model], setting))
+            raise RunError(
+                f'runs of {model} on {dataset} are by two tuned.json, of other trials ({texts}); give one --run_dir'
+            )
         if results is not None:
-            rows.setdefault((dataset, model), Row(dataset, model)).results[tuple(cell)] = results
+            row = rows.setdefault((dataset, model), Row(dataset, model, tuned=setting))
+            row.results[tuple(cell)] = results
     order = list(args.models or MODELS)
-    places = {model: model if args.models else plain_model(model) for model in weights}
-    models = sorted(weights, key=lambda m: (order.index(places[m]) if places[m] in order else len(order), m))
+    models = sorted(weights, key=lambda model: _place(model, order))
     baselines = [*options.BASELINES, *(models if 'probe' in recipe_of(group[0][0]) else ())]
     baseline = args.baseline or next((name for name in baselines if name in models), baselines[0])
-    datasets = [name for name in DATASETS if name in cells]
-    table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, labels=args.labels)
+    datasets = [name for name in [*DATASETS, *sorted(cells.keys() - DATASETS.keys())] if name in cells]
+    table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, labels=args.labels, tuned=tuned)
     for dataset in datasets:
         _note_missing(table, dataset, cells[dataset])
         _compare(table, dataset, asked=args.baseline is not None)
     return table
+
+
+def _place(model: str, order: list[str]) -> tuple:
+    """Where a model stands in a table: as in `order`, then by name, an stci_ one behind its plain one."""
+    plain = plain_model(model)
+    base = entry_of(plain).get('base', plain)
+    by_name = base, plain != base, model
+    return next((order.index(name) for name in (model, plain, base) if name in order), len(order)), *by_name
 
 
 def _note_missing(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:
@@ -273,6 +331,8 @@ def title_of(table: Table, among: list[dict]) -> str:
     words += ['from ImageNet weights' if recipe['pretrained'] else 'from scratch']
     if any(len(known) > 1 for known in shares):
         words += [f'{percent_range(set().union(*shares))} of the parameters loaded']
+    if table.tuned and 'tuned' not in differing:
+        words += [f'{" and ".join(next(iter(table.tuned.values()))["options"])} tuned']
     return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing - {'epochs', 'img_size', 'pretrained'})])
 
 
@@ -306,6 +366,27 @@ def loaded_note(table: Table) -> str:
     if len(set(words.values())) == 1:
         listed = words.popitem()[1]
     return f'Parameters loaded from ImageNet weights: {listed}.' * bool(shares)
+
+
+def tuned_note(table: Table) -> str:
+    """What was tuned for each model, over how many settings, by what, and what was chosen; '' where nothing was."""
+    if not table.tuned:
+        return ''
+    search, listed = next(iter(table.tuned.values())), []
+    for model in table.models:
+        settings = {dataset: each for (dataset, name), each in table.tuned.items() if name == model}
+        by_text = defaultdict(list)
+        for dataset, setting in settings.items():
+            lost = f' ({setting["diverged"]} of {setting["tried"]} diverged)' if setting['diverged'] else ''
+            by_text[tuning.text_of(setting['options']) + lost].append(table.label(dataset))
+        several = len(by_text) > 1
+        texts = [text + f' on {", ".join(names)}' * several for text, names in by_text.items()]
+        listed += [f'{model_label(model)} {" and ".join(texts)}'] if settings else []
+    values = '; '.join(search['tune'].split()).replace('=', ' ').replace(',', ', ')
+    return (
+        f'Tuned for each model and data set by validation accuracy on fold {search["fold"]} with seed '
+        f'{search["seed"]}, {counted(search["tried"], "setting")} ({values}): {"; ".join(listed)}.'
+    )
 
 
 def percent_range(values: set[int]) -> str:

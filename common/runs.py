@@ -1,7 +1,8 @@
 """Run folders: their name, their files and how these are written. No torch, so that scripts that read runs start fast.
 
-RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
+RUN_DIR/{dataset or --name}_fold{fold}_{model}_seed{seed}/
     config.json    options, environment and fingerprint
+    split.csv      its images as a list, where --lists, --groups or --folds_total divide them
     log.jsonl      an object an epoch
     last.pt        where an interrupted run resumes; deleted when the run is complete
     best.pt        the weights with the best validation accuracy
@@ -11,6 +12,7 @@ RUN_DIR/{dataset}_fold{fold}_{model}_seed{seed}/
     train.log      the output of train.py, if run_all.py started it
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -25,10 +27,13 @@ from pathlib import Path
 
 from common.errors import RunBusy, RunError
 from common.locks import fcntl
+from common.registry import nameable
 
 LOG = 'train.log'
 HEADER = '--- '  # begins the line before each start in LOG
-RUN_FILES = ('config.json', 'log.jsonl', 'last.pt', 'best.pt', 'test_predictions.csv', 'results.json')
+NAME_THEM = '--name NAME gives these images a name of their own'
+NOT_FINITE = 'the checkpoints of the epochs before are kept; try a lower --lr or --amp off'  # ends train.py's last line
+RUN_FILES = ('config.json', 'split.csv', 'log.jsonl', 'last.pt', 'best.pt', 'test_predictions.csv', 'results.json')
 
 
 def counted(number: int, noun: str) -> str:
@@ -56,8 +61,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise RunError(
-            f'{path}: cannot be written ({error.strerror}); what was saved before is intact, and the run can resume '
-            'from there'
+            f'{path}: cannot be written ({error.strerror}); what was saved before is intact, and the same '
+            'command can be repeated'
         ) from error
 
 
@@ -215,6 +220,11 @@ def log_tail(folder: Path, lines: int = 3) -> list[str]:
     return [line for line in log[start + 1 :] if line.strip()][-lines:]
 
 
+def has_diverged(folder: Path) -> bool:
+    """True where the last start in a folder's LOG ended because a loss was not finite."""
+    return (folder / LOG).exists() and any(NOT_FINITE in line for line in log_tail(folder, lines=10))
+
+
 def terminal() -> dict[str, int]:
     """The terminal's size as arguments of tqdm, which draws nothing if a terminal reports 0 columns."""
     size = shutil.get_terminal_size()  # 80 x 24 then
@@ -261,8 +271,11 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
         the results if the run is complete, and a note on what changed since it was begun ('' for nothing).
 
     Raises:
-        RunError: the folder holds a run of another configuration, or cannot be made.
+        RunError: the folder holds a run of another configuration, or beside it is one of other images of this name, or
+            it cannot be made.
     """
+    if force or not (folder / 'results.json').exists():
+        check_neighbours(folder, config['defines'], config.get('tree'))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if force:
@@ -274,6 +287,8 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
         write_json(folder / 'config.json', config)
         return None, ''
     old, way_out = old or {}, 'take another --run_dir, or --force to discard it'
+    if old.get('tree') != config.get('tree') and nameable(config['defines'].get('dataset')):
+        way_out = f'{NAME_THEM}, {way_out}'
     if old.get('fingerprint') != config['fingerprint']:
         raise other_configuration(folder, changes(old.get('defines', {}), config['defines']), way_out)
     if results is not None and results.get('fingerprint') != config['fingerprint']:
@@ -283,6 +298,34 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
     if results is not None or old.get('environment') == config['environment']:
         return results, ''
     return None, f'begun in another environment ({changes(old.get("environment", {}), config["environment"])})'
+
+
+def check_neighbours(folder: Path, defines: dict, tree: str | None) -> None:
+    """Refuse a run where complete runs beside it are of other images, or of other folds, of the same name.
+
+    Args:
+        folder: of the run.
+        defines: dataset and name; only images that --name can name are checked, see registry.nameable.
+        tree: a digest of all images and folds, as tree_digest gives it.
+
+    Raises:
+        RunError: names such a run.
+    """
+    dataset = defines.get('dataset')
+    if tree is None or not nameable(dataset):
+        return
+    name = defines.get('name') or dataset
+    for path in sorted(folder.parent.glob(f'{name}_fold[0-9]*/results.json')):
+        with contextlib.suppress(RunError):  # a damaged one is named by whoever reads it
+            other = (read_json(path.with_name('config.json')) or {}).get('tree')
+            if path.parent != folder and other not in (None, tree):
+                break
+    else:
+        return
+    raise RunError(
+        f"{path.parent} is of other images or other folds, and both are called '{name}'; {NAME_THEM}, or take another "
+        '--run_dir'
+    )
 
 
 def other_configuration(where: Path, difference: str, way_out: str) -> RunError:

@@ -3,12 +3,13 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import DataError
 from common.images import SYNTHETIC, image_bits
+from common.own_options import FEWEST, FOLDS
 from common.registry import DATASETS
 from common.runs import digest
 from common.trees import BadTreeError
@@ -17,12 +18,17 @@ SUBSETS = ('train', 'val', 'test')
 
 
 class Splits(NamedTuple):
-    """One fold of a data set: three disjoint lists of (path, class index), and the class names by index."""
+    """One fold of a data set: three disjoint lists of (path, class index), and the class names by index.
+
+    `division` says of every image, where options or a list divide the user's own, (the fold that tests it or the subset
+    that the list names, its group or ''); it is None elsewhere.
+    """
 
     train: list[tuple[str, int]]
     val: list[tuple[str, int]]
     test: list[tuple[str, int]]
     classes: list[str]
+    division: dict[str, tuple[str, str]] | None = None
 
 
 def check_fold(fold: int, folds: int, name: str | Path) -> None:
@@ -75,7 +81,50 @@ def sorted_splits(items: dict[str, list[tuple[str, int]]], classes: list[str]) -
     return Splits(*(sorted(items[subset]) for subset in SUBSETS), classes)
 
 
-def partition(files: dict[str, list[str]], fold: int, name: str, folds: int = 5) -> Splits:
+def check_counts(counts: dict[str, int], folds: int, name: str, noun: str = 'image', fewer: bool = False) -> None:
+    """Check that every class has an image, or another thing, for each fold.
+
+    Args:
+        counts: by class.
+        folds: how many there are.
+        name: of the data set.
+        noun: what is counted.
+        fewer: --folds_total can ask for fewer.
+
+    Raises:
+        BadTreeError: a line for each class that has not.
+    """
+    if few := {cls: count for cls, count in sorted(counts.items()) if count < folds}:
+        least = min(few.values())
+        way_out = f'give --folds_total {least}, ' * (fewer and least >= FEWEST)
+        way_out += 'make smaller groups, ' * (noun == 'group') + 'add images, or move the class away'
+        raise BadTreeError(
+            *(
+                f"{name}: class '{cls}' has {f'one {noun}' if count == 1 else f'{count} {noun}s'}; "
+                f'{folds} folds need at least {folds}: {way_out}'
+                for cls, count in few.items()
+            )
+        )
+
+
+def hash_blocks(files: dict[str, list[str]], folds: int, name: str, fewer: bool = False) -> dict[str, int]:
+    """{path: block from 1}: the images of a class in turn, in the order of a hash of class and file name."""
+    check_counts({cls: len(paths) for cls, paths in files.items()}, folds, name, fewer=fewer)
+    return {
+        path: rank % folds + 1 for cls, paths in files.items() for rank, path in enumerate(hash_order(paths, f'{cls}/'))
+    }
+
+
+def splits_of_blocks(files: dict[str, list[str]], blocks: dict[str, int], fold: int, folds: int) -> Splits:
+    """Of the `folds` blocks of {class: paths}, f tests, f + 1 (wrapping) validates and the rest trains."""
+    items = defaultdict(list)
+    for label, cls in enumerate(sorted(files)):
+        for path in files[cls]:
+            items[{fold: 'test', fold % folds + 1: 'val'}.get(blocks[path], 'train')].append((path, label))
+    return sorted_splits(items, sorted(files))
+
+
+def partition(files: dict[str, list[str]], fold: int, name: str, folds: int = FOLDS, fewer: bool = False) -> Splits:
     """Stratified split: of the `folds` blocks of a class, f tests, f + 1 (wrapping) validates and the rest trains.
 
     The order within a class is that of a hash of class and file name. Over the folds the test sets cover every image
@@ -84,20 +133,7 @@ def partition(files: dict[str, list[str]], fold: int, name: str, folds: int = 5)
     check_fold(fold, folds, name)
     if len(files) < 2:
         raise BadTreeError(f'{name}: needs at least two class folders with images; it has {len(files)}')
-    if few := {cls: len(paths) for cls, paths in sorted(files.items()) if len(paths) < folds}:
-        raise BadTreeError(
-            *(
-                f"{name}: class '{cls}' has {'one image' if count == 1 else f'{count} images'}; "
-                f'{folds} folds need at least {folds}: add images, or move the class away'
-                for cls, count in few.items()
-            )
-        )
-    items = defaultdict(list)
-    for label, (cls, paths) in enumerate(sorted(files.items())):
-        for rank, path in enumerate(hash_order(paths, f'{cls}/')):
-            subset = {fold: 'test', fold % folds + 1: 'val'}.get(rank % folds + 1, 'train')
-            items[subset].append((path, label))
-    return sorted_splits(items, sorted(files))
+    return splits_of_blocks(files, hash_blocks(files, folds, name, fewer), fold, folds)
 
 
 def compare_copies(groups: list[list[str]], images: dict[str, str], folds: dict[int, Splits]) -> tuple[list[str], int]:
@@ -135,18 +171,27 @@ def split_digest(splits: Splits) -> str:
     """A digest of one fold: the images' names, and the sizes of those that train and validate.
 
     Test images count by name alone: one that turns out to be damaged after the training can be replaced without
-    repeating it.
+    repeating it. A name is that of class and file; where options or a list divide the images, whose names may be the
+    same in several folders, it is the path.
 
     Raises:
         DataError: an image is missing.
     """
+    top = top_of(splits.division) if splits.division else None
     return digest_lines(
         [
-            f'{subset} {splits.classes[label]}/{os.path.basename(path)} {0 if subset == "test" else size_of(path)}'
+            f'{subset} {splits.classes[label]}/{os.path.basename(path) if top is None else path[len(top) :]} '
+            f'{0 if subset == "test" else size_of(path)}'
             for subset in SUBSETS
             for path, label in getattr(splits, subset)
         ]
     )
+
+
+def top_of(paths: Collection[str]) -> str:
+    """The innermost folder that holds all the images, with a slash; '' for images that are drawn."""
+    first = next(iter(paths))
+    return '' if first.startswith(SYNTHETIC) else os.path.join(os.path.commonpath(paths), '')
 
 
 def size_of(path: str) -> int:

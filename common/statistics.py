@@ -84,3 +84,20 @@ def p_text(p: float | None) -> str:
     if p is None:
         return '-'
     return '<0.001' if p < 0.001 else f'{p:.3f}'
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error in [0, 1]: how far the confidence of a prediction is from its accuracy, on average.
+
+    Images fall into bins of equal width by the probability of the predicted class; the differences of mean confidence
+    and accuracy are weighted by the images of a bin. Source: Guo, Pleiss, Sun and Weinberger, "On Calibration of
+    Modern Neural Networks", ICML 2017, equation 3 (M = 15 in its tables).
+
+    Args:
+        confidence: (N,) in (0, 1].
+        right: (N,) bool.
+        bins: how many; each includes its upper edge.
+    """
+    number = np.clip(np.ceil(confidence.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(number, right - confidence.astype(np.float64), minlength=bins)  # n times the gap of each bin
+    return float(np.abs(gaps).sum() / len(confidence))

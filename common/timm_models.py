@@ -136,4 +136,4 @@ def model_defines(args: argparse.Namespace) -> dict:
     pretrained = getattr(args, 'pretrained', False)
     settings = {k: v for k, v in own_settings(args.model, pretrained).items() if k != 'img_size'}  # an option
     defines = dict(preprocessing=settings) if settings else {}
-    return defines | (dict(imports=import_digest(args.imports)) if args.imports else {})
+    return defines | (dict(imported=import_digest(args.imports)) if args.imports else {})

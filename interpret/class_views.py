@@ -15,7 +15,7 @@ import trained
 from common.drawing import COLORS, MARKERS, PAGE, Axes, Figure, frame, heat_map, plt, readable
 from common.errors import DataError, ModelError
 from common.images import open_image
-from common.registry import dataset_label, model_label
+from common.registry import model_label
 from common.splits import bits_of
 from interpret import trace
 from interpret.image_views import ANGLES, DEGREE
@@ -76,7 +76,7 @@ def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
     right = torch.cat(logits).argmax(1).numpy() == labels
     caution = f', {data["caution"]}' if data['caution'] else ''
     return Survey(
-        of=f'{len(items)} {subset} images of {dataset_label(dataset, args.labels)}, fold {fold}{caution}',
+        of=f'{len(items)} {subset} images of {data["label"]}, fold {fold}{caution}',
         labels=labels,
         features=torch.cat(features).numpy(),
         accuracy=100 * right.mean(),

@@ -181,6 +181,8 @@ def wide_blocks(subject: Subject, blocks: dict[str, Block]) -> dict[str, Block]:
 
 def plot_features(subject: Subject, image: Image.Image, columns: int = 6) -> Figure:
     """The channels of the stem and of every stage that vary most over the image."""
+    if not hasattr(subject.model, 'forward_intermediates'):
+        raise ModelError(f"{subject.path}: {subject.name} has no forward_intermediates, as timm's models have")
     with torch.inference_mode():
         final, maps = subject.model.forward_intermediates(subject.batch([image]))
         logits = subject.model.forward_head(final)[0]

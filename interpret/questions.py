@@ -1,4 +1,4 @@
-"""The questions of analysis.py: what a trained TwistNet computes from images that did not train it, as numbers.
+"""The questions of analysis.py: what a trained model with STCI computes from images that did not train it, as numbers.
 
     held_out = HeldOut(images, labels, n_test=len(images))
     measure_spiral(subject, held_out, {})['changes']['images rotated by 90°']['accuracy_change']    # a test
@@ -29,7 +29,7 @@ from common.errors import RunError
 from common.statistics import LEVEL, correct, corrected_t_test, mcnemar, paired
 from interpret import information, trace
 from interpret.trace import Block
-from models import TwistNet, blocks_of
+from models import blocks_of, gates_of
 from trained import Subject
 from transforms import normalize
 
@@ -47,23 +47,24 @@ class HeldOut(NamedTuple):
     labels: np.ndarray  # (N,), class indices
     n_test: int
     n_copies: int = 0  # copies of an image that were left out
+    statistics: tuple = ()  # mean and std of the model's input; (): ImageNet's
 
     @property
     def test(self) -> 'HeldOut':
-        return HeldOut(self.images[: self.n_test], self.labels[: self.n_test], self.n_test, self.n_copies)
+        return self._replace(images=self.images[: self.n_test], labels=self.labels[: self.n_test])
 
 
-def batches(model: TwistNet, images: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The images in normalised batches on the device of the model."""
+def batches(model: nn.Module, images: torch.Tensor, statistics: tuple) -> Iterator[torch.Tensor]:
+    """The images in normalised batches on the device of the model; `statistics` are mean and std of its input."""
     device = next(model.parameters()).device
     for batch in images.split(loader.EVAL_BATCH):
-        yield normalize(batch.to(device))
+        yield normalize(batch.to(device), *statistics)
 
 
 def collect(subject: Subject, images: torch.Tensor, extract: Callable[[str, Block], dict]) -> dict[str, dict]:
-    """The tensors (B, ..) that extract(name, block) gives of every TwistBlock, over all images: arrays by block."""
+    """The tensors (B, ..) that extract(name, block) gives of every block, over all images: arrays by block."""
     by_block: dict[str, list[dict]] = {}
-    for batch in batches(subject.model, images):
+    for batch in batches(subject.model, images, subject.preprocessing.statistics):
         for name, block in trace.observe(subject.model, batch).blocks.items():
             values = {key: value.cpu().numpy() for key, value in extract(name, block).items()}
             by_block.setdefault(name, []).append(values)
@@ -201,13 +202,14 @@ REPLACED, ROTATED = 'twists replaced by identity', 'images rotated by 90°'
 
 
 @torch.inference_mode()
-def outcome(model: TwistNet, held_out: HeldOut, turns: int = 0) -> dict[str, np.ndarray]:
+def outcome(model: nn.Module, held_out: HeldOut, turns: int = 0) -> dict[str, np.ndarray]:
     """For each image, whether the model is right, the cross-entropy in nats and the predicted class.
 
     Args:
         turns: quarter turns of the images.
     """
-    logits = [model(batch.rot90(turns, (2, 3))).double().cpu() for batch in batches(model, held_out.images)]
+    views = batches(model, held_out.images, held_out.statistics)
+    logits = [model(batch.rot90(turns, (2, 3))).double().cpu() for batch in views]
     log_p = F.log_softmax(torch.cat(logits), 1).numpy()
     guess = log_p.argmax(1)
     return dict(right=guess == held_out.labels, loss=-log_p[np.arange(len(guess)), held_out.labels], guess=guess)
@@ -250,8 +252,8 @@ def least_change(tests: list[dict]) -> int:
     return next(n for n in range(1, 200) if factor * 2 * 0.5**n < LEVEL)
 
 
-def edited(model: TwistNet, edit: Callable[[nn.Module], None], only: str | None = None) -> TwistNet:
-    """A copy of a model with edit(block) done to every TwistBlock, or to one by name."""
+def edited(model: nn.Module, edit: Callable[[nn.Module], None], only: str | None = None) -> nn.Module:
+    """A copy of a model with edit(block) done to every block, or to one by name."""
     model = copy.deepcopy(model)
     with torch.no_grad():
         for name, block in blocks_of(model).items():
@@ -314,7 +316,7 @@ def measure_gates(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
     def extract(_: str, block: Block) -> dict:  # mean squares an image of what the block adds and of what it returns
         return dict(added=block.branch.square().mean((1, 2, 3)), out=block.out.square().mean((1, 2, 3)))
 
-    squares, gates = collect(subject, test.images, extract), subject.model.gates()
+    squares, gates = collect(subject, test.images, extract), gates_of(subject.model)
     blocks = {
         name: dict(gate=gates[name], share=math.sqrt(squares[name]['added'].mean() / squares[name]['out'].mean()))
         for name in names

@@ -4,8 +4,9 @@
     record = observe(subject.model, subject.batch(images))
     record.blocks['layer3.0'].products                          # (B, heads, c_red, c_red, H, W): z_i t_j
 
-The values are those of the pass itself: a hook takes h, the tensor between a TwistBlock's two convolutions, and the
-branch's own modules compute the rest from it. A model without STCI has no blocks, but has features and logits.
+The values are those of the pass itself: a hook takes h, the input of the branch (between a TwistBlock's two
+convolutions, or a stage's output where STCI is put into a CNN), and the branch's own modules compute the rest from it.
+A model without STCI has no blocks, but has features and logits.
 """
 
 from functools import partial
@@ -20,7 +21,7 @@ from trained import Subject
 
 
 class Block(NamedTuple):
-    """The branch of one TwistBlock over a batch; D = heads * n channels, n = c_red + c_red (c_red + 1) / 2."""
+    """The branch of one block over a batch; D = heads * n channels, n = c_red + c_red (c_red + 1) / 2."""
 
     h: torch.Tensor  # (B, C, H, W), input of the branch
     interactions: torch.Tensor  # (B, heads, n, H, W): z_1 .. z_c, then p_11, p_12, .., before selection
@@ -89,19 +90,24 @@ def need_stci(subject: Subject) -> None:
     """Raise ModelError for a model without STCI, which most views and all questions are about."""
     if not blocks_of(subject.model):
         raise ModelError(
-            f'{subject.path}: is of {subject.name}, which has no STCI branch; give one of a TwistNet, or use '
-            'visualize.py --view features or tsne, which work for any model'
+            f'{subject.path}: is of {subject.name}, which has no STCI branch; give one of a TwistNet or of '
+            'stci_NAME, or use visualize.py --view features or tsne, which work for any model'
         )
 
 
 @torch.inference_mode()
 def observe(model: nn.Module, images: torch.Tensor) -> Record:
-    """One forward pass of the model, in evaluation mode, with the tensors of its TwistBlocks.
+    """One forward pass of the model, in evaluation mode, with the tensors of its blocks with STCI.
 
     Args:
         model: of models.build_model.
         images: (B, 3, H, W), normalised.
+
+    Raises:
+        ModelError: it has no forward_features and forward_head, as timm's models have.
     """
+    if not hasattr(model, 'forward_features') or not hasattr(model, 'forward_head'):
+        raise ModelError("features need forward_features and forward_head, as timm's models have; this one has not")
     tensors: dict[str, dict[str, torch.Tensor]] = {name: {} for name in blocks_of(model)}
     handles = []
 

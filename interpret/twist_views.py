@@ -130,7 +130,8 @@ def direction_responses(
         steps = [(stride, index) for stride in sorted(set(strides.values())) for index in range(textures)]
         for stride, index in tqdm(steps, desc='rotated textures', disable=None):
             rotated = [rotated_streaks(index, angle, CELLS * stride) for angle in angles]
-            record = trace.observe(subject.model, normalize(torch.stack([pil_to_tensor(view) for view in rotated])))
+            batch = torch.stack([pil_to_tensor(view) for view in rotated])
+            record = trace.observe(subject.model, normalize(batch, *subject.preprocessing.statistics))
             for name in (name for name in strides if strides[name] == stride):
                 by_block.setdefault(name, []).append(record.blocks[name].mean_response)
     return {name: standardise(torch.cat(rows)).unflatten(0, (len(rows), -1)) for name, rows in by_block.items()}

@@ -15,7 +15,7 @@ from PIL import Image
 
 import models
 import train
-from common import options, registry, runs
+from common import options, registry, runs, tuning
 
 ROOT = Path(__file__).parent.parent
 # A program that holds the lock of a run folder until it is killed.
@@ -140,9 +140,20 @@ def make_run(
     runs.write_json(folder / 'config.json', config | (dict(tree=tree) if tree else {}))
     results = {key: defines[key] for key in cell} | dict(test_acc=50.0, n_train=60, n_val=20, n_test=40)
     results |= dict(params_M=11.2006, macs_G=1.8186, seconds=90.0, fingerprint=fingerprint)
-    results |= {k: v for k, v in changes.items() if k in results or k == 'loaded'}
+    results |= {k: v for k, v in changes.items() if k in results or k in ('loaded', 'best_val_acc')}
     if complete:
         runs.write_json(folder / 'results.json', results)
     if log is not None:
         runs.write_log(folder / 'log.jsonl', log)
     return folder
+
+
+def write_tuned(run_dir: Path, chosen: dict[tuple[str, str], dict], tune: str = 'lr=0.001,0.1', **options) -> None:
+    """A tuned.json with what was chosen by (data set, model), and the accuracies 40, 50 and a third that diverged."""
+    datasets = {}
+    for (dataset, model), setting in chosen.items():
+        entry = datasets.setdefault(dataset, dict(options=dict(epochs=100) | options, models={}))
+        trials = [dict(options={}, val_acc=value) for value in (40.0, 50.0, None)]
+        entry['models'][model] = dict(chosen=setting, val_acc=50.0, trials=trials)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    runs.write_json(run_dir / tuning.FILE, dict(tune=tune, fold=1, seed=0, datasets=datasets))

@@ -16,11 +16,12 @@ from torch import nn
 
 import models
 import pretrain_imagenet
+import state
 import train
 from common import distributed, registry
 
 registry.MODELS['tiny'] = dict(label='Tiny', twist=dict(base_width=8))
-build, normalize, blank_batch = models.build_model, train.normalize, train.blank_batch
+build, normalize, blank_batch = models.build_model, train.normalize, state.blank_batch
 
 
 def build_double(*args, **kwargs) -> nn.Module:
@@ -44,8 +45,8 @@ def recorded(*args, **kwargs):
 
 
 models.build_model = build_double
-train.normalize = lambda images: normalize(images).double()
-train.blank_batch = lambda *args: blank_batch(*args).double()
+train.normalize = lambda images, *statistics: normalize(images, *statistics).double()
+state.blank_batch = lambda *args: blank_batch(*args).double()
 if 'DRIVER_LOSSES' in os.environ:
     pretrain_imagenet.train_steps = recorded
 pretrain_imagenet.CHECK_EVERY = int(os.environ.get('DRIVER_LOOK', train.CHECK_EVERY))

@@ -23,6 +23,7 @@ from interpret import findings, information, questions, trace
 from interpret.questions import HeldOut
 from models import DIRECTIONS, TwistNet, blocks_of
 from trained import CAUTIONS, OTHER, UNCHECKED, Subject
+from transforms import Preprocessing
 
 FIGURES = [f'{key}.{suffix}' for key in analysis.QUESTIONS for suffix in ('pdf', 'png')]
 
@@ -289,7 +290,7 @@ def images_of(model, count=12):
 
 
 def subject_of(model):
-    return Subject('best.pt', 'small', model, ['a', 'b', 'c'], 1, 50.0, 64)
+    return Subject('best.pt', 'small', model, ['a', 'b', 'c'], 1, 50.0, Preprocessing(64))
 
 
 def test_rotation_with_the_twists_is_compared_with_rotation_without_them():

@@ -460,7 +460,7 @@ def test_check_lists_every_problem_and_counts_them(tmp_path, capsys):
         assert words in line
     assert last == (
         f'{tmp_path}/set: 3 problems, 2 of images that cannot be read, 1 of images that stand in two subsets of '
-        'a fold: leave one of each'
+        'a fold: leave one of each, or keep groups together (--groups)'
     )
     # A tree that gives no split is read all the same.
     for name in ('d', 'e'):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
-from conftest import ROOT, finish, start
+from conftest import ROOT, finish, start, write_tuned
 from matplotlib import font_manager
 from matplotlib.colors import same_color
 from matplotlib.container import ErrorbarContainer
@@ -603,7 +603,7 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path):
     folder = make(tmp_path / 'runs', done=False)
     assert error('--run_dir', tmp_path / 'runs', '--plot', 'bar') == 'bar: no run is complete'
     assert 'gate: no gates' in error('--run_dir', tmp_path / 'runs', '--plot', 'gate')
-    assert "unknown 'twist'" in error('--run_dir', tmp_path / 'runs', '--models', 'twist')
+    assert "no run of 'twist'" in error('--run_dir', tmp_path / 'runs', '--models', 'twist')
     assert 'no run of twistnet18' in error('--run_dir', tmp_path / 'runs', '--models', 'twistnet18')
     assert 'no such log' in error('--log_file', tmp_path / 'log.jsonl')
     assert 'needs --run_dir' in error('--log_file', folder / 'log.jsonl', '--plot', 'bar')
@@ -614,3 +614,28 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path):
     (tmp_path / 'file').touch()
     make(tmp_path / 'more')
     assert 'cannot be written' in error('--run_dir', tmp_path / 'more', '--save_dir', tmp_path / 'file' / 'x')
+
+
+# ---------------------------------------------------------------------------------------------- tuned options
+
+
+@pytest.mark.parametrize('plot', ['bar', 'scatter', 'curves', 'gate', 'ablation'])
+def test_models_tuned_by_run_all_are_in_one_figure_that_says_so(tmp_path, plot):
+    rates = dict(resnet18=0.1, twistnet18=0.01, twistnet18_no_ais=0.1)
+    for model, lr in rates.items():
+        make_folds(tmp_path, model=model, lr=lr)
+    assert len(plot_results.read_all(arguments('--run_dir', tmp_path))) == 2
+    write_tuned(tmp_path, {('dtd', model): dict(lr=lr) for model, lr in rates.items()}, tune='lr=0.01,0.1', epochs=2)
+    ((table, logs),) = plot_results.read_all(arguments('--run_dir', tmp_path))
+    title = plot_results.title_of(table, [table.recipe])
+    assert title == '2 epochs, 64 px, from scratch, lr tuned'
+    (figure,) = plot_results.PLOTS[plot](table, logs, title)
+    said = ' '.join(' '.join(texts(figure)).split())
+    words = (
+        'Tuned for each model and data set by validation accuracy on fold 1 with seed 0, 3 settings (lr 0.01, 0.1): '
+    )
+    assert words in said
+    assert 'TwistNet-18 lr 0.01 (1 of 3 diverged); w/o AIS lr 0.1 (' in said
+    assert ('ResNet-18 lr 0.1' in said) == (plot != 'ablation'), 'of the models drawn'
+    assert logs['dtd', 'resnet18'].keys() == {(fold, 42) for fold in FOLDS}
+    check_page(figure)

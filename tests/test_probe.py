@@ -179,7 +179,9 @@ def test_features_are_computed_once_and_again_where_something_changed(tree, weig
             k: v for k, v in before[name].items() if k != 'seconds'
         }
     write_image(tree / 'images' / 'class1' / 'class1_0003.jpg', 999, size=41)
-    do(*command, '--force')
+    kept_in = ('--features_dir', str(weights.parent / 'probes' / 'features'))
+    command += [*kept_in, '--run_dir', str(weights.parent / 'changed')]
+    do(*command)
     assert passes[1:] == [['class1_0003.jpg']]
     do(*command, '--force', '--layer', 'layer3')
     do(*[word.replace('32', '64') if word == '32' else word for word in command], '--force')
@@ -329,7 +331,7 @@ def test_a_checkpoint_is_probed_where_its_images_did_not_train_it(best, tree, tm
         do('--checkpoint', str(best), *data, *new)
     best.with_name('config.json').unlink()
     capsys.readouterr()
-    do('--checkpoint', str(best), *data, *new)
+    do('--checkpoint', str(best), *data, '--run_dir', str(tmp_path / 'unchecked'))
     assert f'note: {best}: No config.json beside the checkpoint' in capsys.readouterr().err
 
 

@@ -20,7 +20,8 @@ from common.registry import MODELS
 
 STAND_IN = Path(__file__).parent / 'stand_in.py'
 WITH_STAND_IN = (
-    f'import sys, pathlib, run_all; run_all.TRAIN = pathlib.Path({str(STAND_IN)!r}); run_all.BUSY_POLL = 0.2; '
+    'import sys, pathlib, run_all, common.grid; common.grid.BUSY_POLL = 0.2; '
+    f'run_all.TRAIN = pathlib.Path({str(STAND_IN)!r}); '
 )
 
 

@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, finish, make_run, start
+from conftest import ROOT, finish, make_run, start, write_tuned
 from scipy import stats
 
 import plot_results
@@ -364,7 +364,7 @@ def test_nothing_is_dropped_in_silence(tmp_path, capsys):
     assert 'dtd_fold3_resnet18_seed42: has no config.json' in err
     assert "config.json: unknown data set 'other'" in err
     assert 'DTD: the models have different folds or seeds' in err, 'a CSV has no place for notes'
-    assert "--baseline: unknown 'resnt18'" in fails(tmp_path, '--baseline', 'resnt18')
+    assert "--baseline: no run of 'resnt18'; there are runs of: " in fails(tmp_path, '--baseline', 'resnt18')
 
 
 def test_a_reader_that_leaves_and_a_terminal_without_signs(tmp_path):
@@ -387,7 +387,7 @@ def test_what_cannot_be_summarised_is_named(tmp_path):
     assert 'no complete run that can be read' in fails(tmp_path)
     make_run(tmp_path, fold=2)
     assert 'no complete run of swin_tiny' in fails(tmp_path, '--models', 'swin_tiny')
-    assert "--models: unknown 'twist'; there are: resnet18" in fails(tmp_path, '--models', 'twist')
+    assert "--models: no run of 'twist'; there are runs of: " in fails(tmp_path, '--models', 'twist')
     assert "--labels: unknown 'dt'; there are: dtd" in fails(tmp_path, '--labels', 'dt=x')
 
 
@@ -397,6 +397,101 @@ def test_a_tree_in_dtd_s_layout_has_a_name_of_its_own(tmp_path, capsys):
     assert 'My_Materials' in out
     assert 'DTD' not in out
     assert r'My\_Materials' in show(tmp_path, capsys, '--labels', 'dtd=My_Materials', '--latex')
+
+
+# ---------------------------------------------------------------------------------------------- tuned options
+
+CHOSEN = {('dtd', 'resnet18'): dict(lr=0.1), ('dtd', 'twistnet18'): dict(lr=0.001)}
+NOTE = (
+    'Tuned for each model and data set by validation accuracy on fold 1 with seed 0, 3 settings (lr 0.001, 0.1): '
+    'ResNet-18 lr 0.1 (1 of 3 diverged); TwistNet-18 lr 0.001 (1 of 3 diverged).'
+)
+
+
+def fill_tuned(run_dir, dataset='dtd', chosen=CHOSEN, **changes) -> None:
+    for (name, model), setting in chosen.items():
+        if name == dataset:
+            fill(run_dir, model, [50.0, 60.0], dataset=dataset, **setting, **changes)
+    write_tuned(run_dir, chosen)
+
+
+def test_tuned_models_make_one_table_that_says_what_was_tried(tmp_path, capsys):
+    fill_tuned(tmp_path)
+    fill(tmp_path / 'tune' / 'lr=0.1', 'resnet18', [1.0], lr=0.1, seed=0)  # a trial
+    only = table(tmp_path)
+    assert only.recipe['tuned'] == 'lr=0.001,0.1 on fold 1, seed 0'
+    assert 'lr' not in only.recipe
+    assert only.rows['dtd', 'twistnet18'].difference, 'they are compared'
+    assert only.rows['dtd', 'resnet18'].mean == 55.0, 'the trial is not counted'
+    out = show(tmp_path, capsys)
+    assert out.startswith('100 epochs, 224 px, from scratch, lr tuned\n')
+    assert f'\n{NOTE}\n' in out
+    assert f'\n{NOTE}  \n' in show(tmp_path, capsys, '--markdown')
+    assert f'\n{NOTE}}}\n' in show(tmp_path, capsys, '--latex')
+    lines = {line['model']: line for line in csv.DictReader(io.StringIO(show(tmp_path, capsys, '--csv')))}
+    assert {model: line['tuned'] for model, line in lines.items()} == dict(resnet18='lr 0.1', twistnet18='lr 0.001')
+    for line in lines.values():
+        assert (line['tuned_settings'], line['tuned_among']) == ('3', 'lr=0.001,0.1')
+        assert (line['tuned_on'], line['recipe']) == (
+            'validation fold1_seed0',
+            '100 epochs, 224 px, from scratch, lr tuned',
+        )
+
+
+def test_without_tuned_json_or_with_another_choice_each_recipe_has_its_table(tmp_path, capsys):
+    fill_tuned(tmp_path)
+    (tmp_path / 'tuned.json').rename(tmp_path / 'away.json')
+    assert len(tables(tmp_path)) == 2
+    assert 'Tuned' not in show(tmp_path, capsys)
+    write_tuned(tmp_path, CHOSEN | {('dtd', 'twistnet18'): dict(lr=0.5)})
+    assert [table.recipe.get('tuned') is None for table in tables(tmp_path)] == [False, True]
+    titles = [line for line in show(tmp_path, capsys).splitlines() if line.startswith('100 epochs')]
+    assert titles == [
+        '100 epochs, 224 px, from scratch, tuned lr=0.001,0.1 on fold 1, seed 0',
+        '100 epochs, 224 px, from scratch, lr 0.001',
+    ]
+    write_tuned(tmp_path, CHOSEN, epochs=7)  # trials of other options
+    assert len(tables(tmp_path)) == 2
+    (tmp_path / 'tuned.json').write_text('{"torn')
+    assert fails(tmp_path).startswith(f'{tmp_path}/tuned.json: damaged; delete it')
+
+
+def test_folders_of_one_search_are_pooled_and_of_two_are_not(tmp_path, capsys):
+    fill_tuned(tmp_path / 'a')
+    fill_tuned(tmp_path / 'b', 'fmd', {('fmd', 'resnet18'): dict(lr=0.001), ('fmd', 'twistnet18'): dict(lr=0.001)})
+    only = table(tmp_path / 'a', str(tmp_path / 'b'))
+    assert only.datasets == ['dtd', 'fmd']
+    words = 'ResNet-18 lr 0.1 (1 of 3 diverged) on DTD and lr 0.001 (1 of 3 diverged) on FMD; TwistNet-18 lr 0.001 ('
+    assert words in show(tmp_path / 'a', capsys, str(tmp_path / 'b'))
+    write_tuned(tmp_path / 'b', {('fmd', 'resnet18'): dict(lr=0.001)}, tune='lr=0.001,0.2')
+    assert len({table.recipe.get('tuned') for table in tables(tmp_path / 'a', str(tmp_path / 'b'))}) == 3
+    make_run(tmp_path / 'c', fold=3, lr=0.001)
+    write_tuned(tmp_path / 'c', {('dtd', 'resnet18'): dict(lr=0.001)})
+    message = fails(tmp_path / 'a', str(tmp_path / 'c'))
+    assert message == (
+        'runs of resnet18 on dtd are by two tuned.json, of other trials (lr 0.1 and lr 0.001); give one --run_dir'
+    )
+
+
+def test_validation_accuracy_is_a_column_on_request(tmp_path, capsys):
+    for fold, values in {1: [30.0, 40.0], 2: [61.0]}.items():
+        for seed, value in enumerate(values):
+            make_run(tmp_path, fold=fold, seed=seed, best_val_acc=value)
+    make_run(tmp_path, model='twistnet18', fold=1)  # by code that did not record it
+    assert table(tmp_path).rows['dtd', 'resnet18'].val_acc == 48.0, 'seeds inside a fold first'
+    assert 'val' not in show(tmp_path, capsys)
+    assert 'val_acc' not in show(tmp_path, capsys, '--csv')
+    text = show(tmp_path, capsys, '--val')
+    assert re.search(r'Model +Params +FLOPs +DTD +val\.$', text, re.M)
+    assert re.search(r'^ResNet-18 +11.20M +1.82G +50.0 ± 0.0 † +48.0$', text, re.M)
+    assert re.search(r'^TwistNet-18 .* -$', text, re.M)
+    assert 'val.: validation accuracy in %' in text
+    assert re.search(r'\| *48.0 \|$', show(tmp_path, capsys, '--val', '--markdown'), re.M)
+    latex = show(tmp_path, capsys, '--val', '--latex')
+    assert r'Model & Params & FLOPs & DTD & val. \\' in latex
+    assert r'$^\dagger$ & 48.0 \\' in latex
+    lines = list(csv.DictReader(io.StringIO(show(tmp_path, capsys, '--val', '--csv'))))
+    assert [line['val_acc'] for line in lines] == ['48.0', '']
 
 
 # ---------------------------------------------------------------------------------------------- formats
@@ -438,6 +533,19 @@ def test_names_are_escaped():
     )
 
 
+def compile_page(folder, width: str) -> None:
+    """Compile table.tex, which must fit a page with a text of this width."""
+    (folder / 'page.tex').write_text(
+        rf'\documentclass{{article}}\usepackage{{booktabs}}\textwidth={width}\textheight=230mm'
+        r'\begin{document}\input{table.tex}\end{document}'
+    )
+    command = ['pdflatex', '-interaction=nonstopmode', '-halt-on-error', 'page.tex']
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert (folder / 'page.pdf').stat().st_size > 1000
+    assert 'Overfull' not in result.stdout, result.stdout
+
+
 @pytest.mark.skipif(not shutil.which('pdflatex'), reason='needs pdflatex: .ci/run installs it')
 @pytest.mark.parametrize('datasets', [tuple(DATASETS), ('dtd', 'fmd', 'kth_tips2', 'cub200', 'flowers102'), ('dtd',)])
 def test_latex_compiles_and_fits(tmp_path, capsys, everything, datasets):
@@ -449,15 +557,29 @@ def test_latex_compiles_and_fits(tmp_path, capsys, everything, datasets):
         for folder in everything.glob(f'{dataset}_*'):
             (part / folder.name).symlink_to(folder)
     (tmp_path / 'table.tex').write_text(show(part, capsys, '--latex', '--published'))
-    (tmp_path / 'page.tex').write_text(
-        rf'\documentclass{{article}}\usepackage{{booktabs}}\textwidth={width}\textheight=230mm'
-        r'\begin{document}\input{table.tex}\end{document}'
-    )
-    command = ['pdflatex', '-interaction=nonstopmode', '-halt-on-error', 'page.tex']
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-2000:]
-    assert (tmp_path / 'page.pdf').stat().st_size > 1000
-    assert 'Overfull' not in result.stdout, result.stdout
+    compile_page(tmp_path, width)
+
+
+@pytest.mark.skipif(not shutil.which('pdflatex'), reason='needs pdflatex: .ci/run installs it')
+@pytest.mark.parametrize(
+    ('datasets', 'width'),
+    [(['dtd', 'fmd'], '122mm'), (['dtd', 'fmd', 'cub200', 'flowers102'], '122mm'), ([*DATASETS], '175mm')],
+)
+def test_latex_of_tuned_models_with_validation_compiles_and_fits(tmp_path, capsys, datasets, width):
+    part, models = tmp_path / 'runs', list(MODELS)[:9]
+    setting = dict(lr=0.001, weight_decay=0.0005)
+    for dataset in datasets:
+        for model in models:
+            for fold in (1, 2):
+                folder = make_run(part, dataset=dataset, model=model, fold=fold, lr=0.001, best_val_acc=40.0 + fold)
+                config = runs.read_json(folder / 'config.json')
+                config['options'] |= setting
+                runs.write_json(folder / 'config.json', config)
+    chosen = {(dataset, model): setting for dataset in datasets for model in models}
+    write_tuned(part, chosen, tune='lr=0.001,0.003,0.01,0.03,0.1 weight_decay=0.0001,0.0005,0.001,0.005,0.01')
+    (tmp_path / 'table.tex').write_text(show(part, capsys, '--latex', '--val'))
+    assert r'weight\_decay' in (tmp_path / 'table.tex').read_text()
+    compile_page(tmp_path, width)
 
 
 def test_csv_has_every_digit(tmp_path, capsys):
@@ -525,3 +647,15 @@ def test_the_seed_s_command_works_on_a_fresh_clone(tmp_path):
     command = f'{sys.executable} {ROOT}/summarize_runs.py --run_dir runs/main --latex > tables/main_results.tex'
     subprocess.run(command, shell=True, cwd=tmp_path, check=True)
     assert (tmp_path / 'tables' / 'main_results.tex').read_text().rstrip().endswith(r'\end{table*}')
+
+
+def test_models_outside_the_registry_have_rows(tmp_path, capsys):
+    for model, accuracy in (('resnet18', 50.0), ('stci_resnet18', 51.0), ('tf_a', 52.0), ('stci_tf_a', 53.0)):
+        for fold in (1, 2):
+            make_run(tmp_path, model=model, fold=fold, test_acc=accuracy + fold)
+    lines = show(tmp_path, capsys).splitlines()
+    names = [line[:13].strip() for line in lines[2:6]]
+    assert names == ['ResNet-18', 'ResNet-18 + S', 'tf_a', 'tf_a + STCI'], 'each behind its plain model'
+    chosen = show(tmp_path, capsys, '--models', 'tf_a,resnet18', '--latex')
+    assert r'tf\_a' in chosen
+    assert 'STCI' not in chosen

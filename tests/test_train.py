@@ -35,6 +35,9 @@ from models import build_model
 from train import lr_at
 from transforms import normalize
 
+# Of a complete run.
+FILES = ['.lock', 'best.pt', 'config.json', 'log.jsonl', 'results.json', 'test_predictions.csv']
+
 
 def outcome(folder: Path) -> tuple:
     """All that must be equal between two runs of one configuration: everything but the clock."""
@@ -45,7 +48,7 @@ def outcome(folder: Path) -> tuple:
     tensors = {name: tensor.numpy().tobytes() for name, tensor in best.pop('state_dict').items()}
     results = runs.read_json(folder / 'results.json')
     del results['seconds']
-    return log, best, tensors, results
+    return log, best, tensors, results, (folder / predictions.FILE).read_bytes()
 
 
 # ------------------------------------------------------------------------------------------ the run folder
@@ -54,14 +57,7 @@ def outcome(folder: Path) -> tuple:
 def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     folder, results = run(tree, tmp_path / 'runs', '--seed', '7')
     assert folder == tmp_path / 'runs' / 'dtd_fold1_tiny_seed7'
-    assert sorted(os.listdir(folder)) == [
-        '.lock',
-        'best.pt',
-        'config.json',
-        'log.jsonl',
-        'results.json',
-        'test_predictions.csv',
-    ]
+    assert sorted(os.listdir(folder)) == FILES
 
     config = runs.read_json(folder / 'config.json')
     parsed = vars(options.parse_args(argv_of(tree, tmp_path / 'runs', '--seed', '7')))
@@ -343,7 +339,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tree, tmp_pat
         assert not (folder / 'results.json').exists()
     code, _, err = finish(start('train.py', *arguments))
     assert code == 0, err
-    assert sorted(os.listdir(folder)) == ['.lock', 'best.pt', 'config.json', 'log.jsonl', 'results.json']
+    assert sorted(os.listdir(folder)) == FILES
 
     undisturbed = (*argv_of(tree, tmp_path / 'whole', model='twistnet18'), '--epochs', '5')
     assert finish(start('train.py', *undisturbed))[0] == 0
@@ -768,6 +764,7 @@ def test_auto_is_bf16_where_the_processor_has_it(monkeypatch, feature, expected)
 def test_a_compiled_run_gives_a_plain_checkpoint(tree, tmp_path, monkeypatch):
     small = dict(base_width=8, layers=(1, 1), twist_stages=(2,))  # the compiler takes a minute for each stage
     monkeypatch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=small))
+    monkeypatch.setattr(torch._inductor.config.cpp, 'enable_tiling_heuristics', False)  # minutes of symbolic algebra
     folder, results = run(tree, tmp_path, '--compile', '--epochs', '2')
     best = read_checkpoint(folder / 'best.pt')
     model = build_model('tiny', 3)

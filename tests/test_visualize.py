@@ -26,7 +26,7 @@ from common.splits import split_digest
 from datasets import load_splits
 from interpret import class_views, image_views, trace, twist_views
 from trained import Subject
-from transforms import eval_settings, normalize
+from transforms import Preprocessing, eval_settings, normalize
 
 ANGLES = (0, 45, 90, 135)  # of heads 1 to 4: the convention of synthetic.py's classes
 TINY = dict(base_width=8)
@@ -51,7 +51,7 @@ def tiny(seed: int = 0, classes: int = 3, **more) -> Subject:
     torch.manual_seed(seed)
     model = models.TwistNet(num_classes=classes, **TINY, **more).eval()
     names = [f'class{i}' for i in range(classes)]
-    return Subject(Path('best.pt'), 'tiny', model, names, 3, 50.0, 64)
+    return Subject(Path('best.pt'), 'tiny', model, names, 3, 50.0, Preprocessing(64))
 
 
 def write_checkpoint(path: Path, name: str = 'tiny', classes: int = 3) -> Path:

@@ -1,0 +1,249 @@
+"""What a trained model gets right and wrong: scores, scores of each class, confusions, and its worst mistakes.
+
+    python evaluate.py --run_dir runs/main/fmd_fold1_resnet18_seed42                # from its test_predictions.csv
+    python evaluate.py --run_dir runs/main --latex > tables/classes.tex             # every complete run; also --csv
+    python evaluate.py --checkpoint best.pt --dataset folder --data_dir new --subset all --other_images
+
+--run_dir takes runs, or folders of runs, and computes nothing anew; --checkpoint runs a model over a subset that did
+not train it. Runs of one model that differ by fold and seed are a group: its scores are means, seeds averaged inside a
+fold first, with the sample standard deviation over folds, and its confusions are added up. Two runs on the same images
+are compared by McNemar's exact test.
+
+All scores are percentages. Balanced accuracy is the mean recall, and macro F1 the mean F1, of the classes that have
+images. ECE is the expected calibration error over 15 bins (Guo et al., ICML 2017). Figures go to --save_dir; their
+paths, and all that was left out, to stderr.
+"""
+
+import argparse
+from pathlib import Path
+
+from common import options
+from common.errors import DataError, RunError, user_errors
+from common.runs import counted
+
+OF_CHECKPOINT = ('dataset', 'fold', 'other_images', 'subset')  # options that runs do not take
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description='What a trained model gets right and wrong.', allow_abbrev=False)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--run_dir', type=Path, nargs='+', metavar='RUN', help='run folders, or folders of runs')
+    what.add_argument('--checkpoint', type=Path, nargs='+', metavar='BEST.PT', help='models to run over a subset')
+    options.add_data_of_run_args(parser)
+    text = 'of the data set; test if not given. train and all need --other_images: the run trains on these'
+    parser.add_argument('--subset', choices=('test', 'val', 'train', 'all'), help=text)
+    parser.add_argument('--save_dir', type=Path, default=Path('evaluation'), help='of the figures; created if missing')
+    parser.add_argument('--figures', action=argparse.BooleanOptionalAction, default=True)
+    style = parser.add_mutually_exclusive_group()
+    style.add_argument('--latex', action='store_true', help='tables for booktabs, nothing else on stdout')
+    style.add_argument('--csv', action='store_true', help='every digit: a row a run, and a row a run and class')
+    options.add_inference_args(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options, checked. Raises RunError."""
+    args = get_args_parser().parse_args(argv)
+    options.check_bounds(args, batch_size=(1, 100_000))
+    if args.run_dir and (given := [name for name in OF_CHECKPOINT if getattr(args, name) is not None]):
+        raise RunError(f'--{given[0]} needs --checkpoint; --run_dir reads what the run said of its own test images')
+    if args.subset in ('train', 'all') and not args.other_images:
+        raise RunError(
+            f'--subset {args.subset}: holds images that train a model of this split; --other_images takes them'
+        )
+    return args
+
+
+if __name__ == '__main__':
+    with user_errors('evaluate.py'):
+        parse_args()  # --help and bad options are answered before the libraries are imported, which takes seconds
+
+import sys
+from collections import defaultdict
+from functools import partial
+
+import numpy as np
+
+from common import scores, tables
+from common.drawing import Figure, plot_confusion, plot_thumbnails, save, thumbnail
+from common.images import open_image
+from common.predictions import Predictions
+from common.registry import model_label
+from common.scores import OF_CLASS, OVERALL, Judged, Scores, data_label, over_folds, title_of
+from common.statistics import p_text
+
+MISTAKES = 12  # in the picture
+HEAD = ['Model', 'Data', 'Fold', 'Seed', 'n', *OVERALL.values()]
+
+
+# ---------------------------------------------------------------------------------------------- what is judged
+
+
+def run_models(args: argparse.Namespace) -> list[Judged]:
+    """The models of --checkpoint and what they say of a subset that did not train them.
+
+    Raises:
+        RunError, ModelError, DataError: as trained.load and trained.data_of, or an image cannot be read.
+    """
+    import trained  # and torch, which the predictions of runs do without
+    from common import distributed
+    from common.splits import SUBSETS, bits_of
+
+    judged, subset = [], args.subset or 'test'
+    for path in dict.fromkeys(args.checkpoint):
+        subject = trained.load(path, args.imports)
+        data = trained.data_of(args, subject)
+        splits, caution = data['splits'], data['caution'] or ''
+        if subset in ('train', 'all') and not caution:
+            caution = trained.OTHER
+            print(f'note: {path}: --subset {subset} holds images that trained it', file=sys.stderr)
+        elif subset == 'val':
+            print(f'note: {path}: images of validation chose its epoch', file=sys.stderr)
+        items = [item for name in (SUBSETS if subset == 'all' else [subset]) for item in getattr(splits, name)]
+        bits, notes = bits_of(splits)
+        print(*(f'note: {note}\n' for note in notes), sep='', end='', file=sys.stderr)
+        device = distributed.setup(args.device, 0)
+        read, paths = partial(open_image, bits=bits), [path for path, _ in items]
+        probabilities, errors = trained.predict([subject], paths, read, args, device, f'{subset} images')
+        if errors:
+            raise DataError(
+                f'{counted(len(errors), "image")} of {len(items)} cannot be read, so no score is of the set'
+            )
+        labels = np.array([label for _, label in items])
+        found = Predictions(splits.classes, paths, labels, probabilities.argmax(1), probabilities)
+        defines = data['defines']
+        # Not known to be of one data set and recipe, or not of the images held out by each: none is pooled.
+        key = scores.group_key(data, splits.classes) if defines and not caution else (path,)
+        cell = (subject.name, data['dataset'], subset, data['fold'], defines.get('seed'))
+        judged.append(Judged(str(path), *cell, key, found, None, caution))
+    return judged
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def texts(mean: np.ndarray, deviation: np.ndarray | None = None) -> list[str]:
+    """The cells of a row."""
+    spreads = [np.nan] * len(mean) if deviation is None else deviation
+    return [
+        '-' if np.isnan(value) else f'{value:.1f}' + ('' if np.isnan(spread) else f' \N{PLUS-MINUS SIGN} {spread:.1f}')
+        for value, spread in zip(mean, spreads)
+    ]
+
+
+def show(title: str, align: str, head: list[str], rows: list[list[str]], latex: bool) -> None:
+    """Print a table with its title; in LaTeX, one for each 45 rows."""
+    if not latex:
+        print(title)
+        tables.print_text(align, head, rows)
+        return
+    for start in range(0, len(rows), 45):
+        print(r'\begin{table}[t]\scriptsize\centering\setlength{\tabcolsep}{4pt}')
+        print(rf'\caption{{{tables.escape(title)}{" (continued)" * (start > 0)}.}}')
+        lines = [[tables.escape(cell) for cell in row] for row in rows[start : start + 45]]
+        tables.print_latex(f'@{{}}{align}@{{}}', [' & '.join(map(tables.escape, head)) + r' \\'], lines)
+        print(r'\end{table}')
+
+
+def print_tables(groups: list[list[Judged]], found: dict[str, Scores], latex: bool) -> None:
+    """Print the table of runs, McNemar's test of two, and a table of classes a group."""
+    rows = []
+    for group in groups:
+        for one in group:
+            cell = ['-' if value is None else str(value) for value in (one.fold, one.seed, len(one.found.labels))]
+            rows.append([model_label(one.model), data_label(one), *cell, *texts(found[one.name].overall)])
+        if len(group) > 1:
+            mean = texts(*over_folds(group, [found[one.name].overall for one in group]))
+            folds = counted(len({one.fold for one in group}), 'fold')
+            rows.append([*rows[-1][:2], folds, 'mean', '', *mean])
+    show('Scores in %', 'llrrr' + 'r' * len(OVERALL), HEAD, rows, latex)
+    judged = [one for group in groups for one in group]
+    if test := scores.compare(judged):
+        text = (
+            f'McNemar: {title_of(judged[1:])} against {title_of(judged[:1])}: {test["value"]:+.1f} points (95 % '
+            f'interval {test["low"]:+.1f} to {test["high"]:+.1f}), p {p_text(test["p"])}; images gained: '
+            f'{test["gained"]}, lost: {test["lost"]}.'
+        )
+        print(f'\n{tables.escape(text) if latex else text}')
+    for group in groups:
+        print()
+        mean, deviation = over_folds(group, [found[one.name].classes for one in group])
+        counts = sum(found[one.name].counts for one in group)
+        cells = [texts(*values) for values in (zip(mean) if deviation is None else zip(mean, deviation))]
+        lines = [[name, str(n), *cell] for name, n, cell in zip(group[0].found.classes, counts, cells)]
+        show(f'{title_of(group)}, in %', 'lrrrr', ['Class', 'n', *OF_CLASS.values()], lines, latex)
+
+
+def print_csv(judged: list[Judged], found: dict[str, Scores]) -> None:
+    """Print a row for each run, where `class` is empty, and rows of its classes; McNemar's test with the second run."""
+    cell = ('run', 'model', 'dataset', 'subset', 'fold', 'seed')
+    blank = dict.fromkeys([*cell, 'class', 'n', *OVERALL, *OF_CLASS, 'difference', 'low95', 'high95', 'p'])
+    rows, test = [], scores.compare(judged)
+    for one in judged:
+        known, (overall, classes, counts) = blank | dict(zip(cell, one)), found[one.name]
+        rows.append(known | dict(n=len(one.found.labels)) | dict(zip(OVERALL, overall.tolist())))
+        if test and one is judged[1]:
+            rows[-1] |= dict(difference=test['value'], low95=test['low'], high95=test['high'], p=test['p'])
+        for name, n, values in zip(one.found.classes, counts.tolist(), classes.tolist()):
+            numbers = {key: value for key, value in zip(OF_CLASS, values) if not np.isnan(value)}
+            rows.append(known | {'class': name, 'n': n} | numbers)
+    tables.print_csv(rows)
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+
+def draw_confusion(group: list[Judged]) -> Figure:
+    """The confusion matrix of a group, with its most frequent confusions below."""
+    counts, classes = scores.confusions(group), group[0].found.classes
+    wrong = np.where(np.eye(len(classes), dtype=bool), 0, counts)
+    most = [divmod(int(i), len(classes)) for i in np.argsort(-wrong.ravel(), kind='stable')[:5]]
+    words = [f'{classes[i]} as {classes[j]}, {wrong[i, j]} of {counts[i].sum()}' for i, j in most if wrong[i, j]]
+    return plot_confusion(
+        counts, classes, title_of(group), [f'Most frequent confusions: {"; ".join(words)}.'] if words else []
+    )
+
+
+def draw_mistakes(group: list[Judged]) -> Figure:
+    """The most confident mistakes of a group. Raises DataError: there is none, or an image cannot be read."""
+    found = scores.mistakes(group)
+    if not found:
+        raise DataError('there is no mistake')
+    panels = []
+    for path, truth, said, probability in found[:MISTAKES]:
+        words = [f'truth: {truth}', f'said: {said}', f'probability {100 * probability:.0f} %', Path(path).name]
+        panels.append((thumbnail(open_image(path)), words))
+    title = f'The {len(panels)} most confident of {counted(len(found), "mistake")}: {title_of(group)}'
+    return plot_thumbnails(title, panels, columns=4)
+
+
+def draw(groups: list[list[Judged]], save_dir: Path) -> None:
+    """Write the figures; one that cannot be drawn is named on stderr."""
+    for number, group in enumerate(groups, start=1):
+        name = f'_{number}_{group[0].model}' if len(groups) > 1 else ''
+        for kind, make in (('confusion', draw_confusion), ('mistakes', draw_mistakes)):
+            try:
+                figure = make(group)
+            except DataError as error:
+                print(f'not drawn: {kind}{name}: {error}', file=sys.stderr)
+                continue
+            print(*save(figure, save_dir, kind + name), sep='\n', file=sys.stderr)
+
+
+def main(args: argparse.Namespace) -> None:
+    judged = scores.read_all(args.run_dir, args.data_dir) if args.run_dir else run_models(args)
+    groups = defaultdict(list)
+    for one in judged:
+        groups[one.key].append(one)
+    found = {one.name: scores.scores_of(one.found) for one in judged}
+    if args.csv:
+        print_csv(judged, found)
+    else:
+        print_tables(list(groups.values()), found, args.latex)
+    if args.figures:
+        draw(list(groups.values()), args.save_dir)
+
+
+if __name__ == '__main__':
+    with user_errors('evaluate.py'):
+        main(parse_args())

@@ -1,0 +1,249 @@
+"""What trained models say of photographs: a table, contact sheets, or a map of labels over a large scan.
+
+    python predict.py --checkpoint runs/folder_fold1_resnet18_seed42/best.pt --images photographs 'more/*.jpg' --sheet
+    python predict.py --checkpoint run1/best.pt run2/best.pt --images scan.tif --tile 224 --stride 112
+
+An image goes through the preprocessing of the run's own evaluation: the test images of a run, in their order, get the
+probabilities of its test_predictions.csv bit for bit (in other batches the last digit may differ). Several checkpoints
+of the same classes average their probabilities, each at its own size.
+
+--out has a row an image: path, label, probability, and the next labels up to --top_k. With --tile it has a row a tile
+(path, x, y, label, probability; x and y of its upper left corner in pixels): each square of that side is an image by
+itself, of which the model sees the middle, as of any image. An image that cannot be read is named on stderr, and the
+exit code is 1. Prints the files it wrote.
+"""
+
+import argparse
+import csv
+import io
+from pathlib import Path
+
+from common import options
+from common.errors import DataError, RunError, user_errors
+from common.runs import counted, write_atomic
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description='What trained models say of photographs.', allow_abbrev=False)
+    parser.add_argument('--checkpoint', type=Path, nargs='+', required=True, metavar='BEST.PT', help='one or several')
+    parser.add_argument('--images', nargs='+', required=True, metavar='PATH', help='files, folders or quoted globs')
+    parser.add_argument('--out', type=Path, default=Path('predictions.csv'), help='pictures have its name and folder')
+    parser.add_argument('--top_k', type=int, help='labels an image; 5 if not given, or all where there are fewer')
+    parser.add_argument('--sheet', action='store_true', help='pages of thumbnails with their labels')
+    parser.add_argument('--tile', type=int, help='side in pixels of the squares of a scan that get a label each')
+    parser.add_argument('--stride', type=int, help='from one tile to the next, pixels; --tile if not given')
+    parser.add_argument('--bits', type=int, help='of images of more than eight bits a channel, as training noted them')
+    options.add_inference_args(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options, checked. Raises RunError."""
+    args = get_args_parser().parse_args(argv)
+    options.check_bounds(args, batch_size=(1, 100_000), top_k=(1, 10**6), tile=(8, 10**6), bits=(8, 16))
+    if args.tile is None and args.stride is not None:
+        raise RunError('--stride needs --tile')
+    if args.tile is not None and (args.sheet or args.top_k is not None):
+        raise RunError('--tile draws a map and writes one label a tile; leave --sheet and --top_k out')
+    args.stride = args.stride or args.tile
+    if args.tile is not None and not 1 <= args.stride <= args.tile:
+        raise RunError(f'--stride {args.stride} must be from 1 to --tile {args.tile}, or parts would get no label')
+    return args
+
+
+if __name__ == '__main__':
+    with user_errors('predict.py'):
+        parse_args()  # --help and bad options are answered before torch is imported, which takes seconds
+
+import glob
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+
+import trained
+from common import distributed
+from common.drawing import Figure, plot_label_map, plot_thumbnails, save, shorten, thumbnail
+from common.images import image_bits, is_image, open_image
+from common.trees import walk
+from trained import Subject
+
+SHEET = (6, 6)  # rows and columns of a page
+SCAN_SIDE = 2000  # pixels of the scan in a map, at most
+Read = Callable[[str], Image.Image]
+
+
+# ---------------------------------------------------------------------------------------------- what is given
+
+
+def find_images(given: list[str]) -> list[str]:
+    """The images that files, folders (at any depth) and globs name, each once; other files are reported on stderr.
+
+    Raises:
+        DataError: one of them names no image.
+    """
+    found = {}
+    for text in given:
+        if os.path.isfile(text):  # whatever its suffix: it was named
+            files, images = [text], [text]
+        else:
+            matches = [text] if os.path.lexists(text) else sorted(glob.glob(text, recursive=True))
+            if not matches:
+                raise DataError(f'--images {text}: no such file or folder, and no pattern that matches one')
+            files = [path for match in matches for path in (walk(match) if os.path.isdir(match) else [match])]
+            images = [path for path in files if is_image(os.path.basename(path))]
+        others = sorted({*files} - {*images})
+        example = f' ({counted(len(others), "other file")}, such as {others[0]})' if others else ''
+        if not images:
+            raise DataError(f'--images {text}: no image found{example}')
+        if others:
+            print(f'note: {text}: without a suffix of images, left out{example}', file=sys.stderr)
+        for path in images:
+            found.setdefault(os.path.abspath(path), path)
+    return list(found.values())
+
+
+def load_models(paths: list[Path], imports: str | None) -> list[Subject]:
+    """The models of the checkpoints.
+
+    Raises:
+        RunError: their classes differ. ModelError: a checkpoint cannot be used.
+    """
+    subjects = [trained.load(path, imports) for path in paths]
+    first = subjects[0]
+    for other in subjects[1:]:
+        if other.classes != first.classes:
+            differ = sorted({*first.classes} ^ {*other.classes})
+            which = f'not in both: {shorten(", ".join(differ), 60)}' if differ else 'in another order'
+            raise RunError(
+                f'{first.path} and {other.path} have different classes ({len(first.classes)} and {len(other.classes)}; '
+                f'{which}), so their probabilities cannot be averaged; give checkpoints of one data set'
+            )
+    return subjects
+
+
+# ---------------------------------------------------------------------------------------------- what is written
+
+
+def write_csv(path: Path, head: list[str], rows: list[list]) -> None:
+    """Write a table, whole or not at all; probabilities have the digits that give the same float32 when read."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(head)
+    writer.writerows([f'{value:.9g}' if isinstance(value, np.floating) else value for value in row] for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, os.fsencode(text.getvalue()))  # names of files need not be UTF-8
+    print(path)
+
+
+def save_picture(figure: Figure, out: Path, kind: str, number: int, count: int) -> None:
+    """Write a figure beside --out: as 'predictions_sheet.png', or of several 'predictions_sheet_01.png' and so on."""
+    name = f'{out.stem}_{kind}' + (f'_{number + 1:0{len(str(count))}d}' if count > 1 else '')
+    print(*save(figure, out.parent, name, ['png']))
+
+
+def predict_images(
+    args: argparse.Namespace, subjects: list[Subject], paths: list[str], read: Read, device: torch.device
+) -> int:
+    """Write the table of the images and their sheets; returns how many images could not be read."""
+    classes = subjects[0].classes
+    top_k = args.top_k or min(5, len(classes))
+    if top_k > len(classes):
+        raise RunError(f'--top_k {top_k} must be from 1 to the {len(classes)} classes of {subjects[0].path}')
+    probabilities, errors = trained.predict(subjects, paths, read, args, device, 'images')
+    if len(errors) == len(paths):
+        raise DataError(f'none of {counted(len(paths), "image")} could be read; nothing is written')
+    order = np.argsort(-probabilities, axis=1, kind='stable')[:, :top_k]
+    rows = [
+        [paths[i], *(value for label in order[i] for value in (classes[label], probabilities[i, label]))]
+        for i in range(len(paths))
+        if i not in errors
+    ]
+    head = ['path', 'label', 'probability'] + [
+        f'{k}_{n}' for n in range(2, top_k + 1) for k in ('label', 'probability')
+    ]
+    write_csv(args.out, head, rows)
+    size = SHEET[0] * SHEET[1]
+    pages = [rows[start : start + size] for start in range(0, len(rows) * args.sheet, size)]
+    for number, page in enumerate(pages):
+        panels = [
+            (thumbnail(read(path)), [f'{shorten(label, 13)}  {100 * probability:.0f} %', os.path.basename(path)])
+            for path, label, probability, *_ in page
+        ]
+        of = f', page {number + 1} of {len(pages)}' * (len(pages) > 1)
+        title = f'{counted(len(rows), "image")}, label and probability by {names_of(subjects)}{of}'
+        save_picture(plot_thumbnails(title, panels, SHEET[1]), args.out, 'sheet', number, len(pages))
+    return len(errors)
+
+
+def names_of(subjects: list[Subject]) -> str:
+    return f'{counted(len(subjects), "model")} averaged' if len(subjects) > 1 else str(subjects[0].path)
+
+
+def starts_of(length: int, tile: int, stride: int) -> list[int]:
+    """Where tiles begin along a side; the last one ends with it."""
+    last = length - tile
+    return sorted({*range(0, last + 1, stride), last})
+
+
+def cell_edges(starts: list[int], tile: int, length: int) -> np.ndarray:
+    """Where one cell of the map ends and the next begins: halfway between the middles of their tiles."""
+    middles = np.array(starts) + tile / 2
+    return np.array([0, *(middles[1:] + middles[:-1]) / 2, length])
+
+
+def map_scans(
+    args: argparse.Namespace, subjects: list[Subject], paths: list[str], read: Read, device: torch.device
+) -> int:
+    """Write the table of the tiles of all scans and a map of each; returns how many could not be made."""
+    rows, failed = [], 0
+    for number, path in enumerate(paths):
+        try:
+            scan = read(path)
+            if min(scan.size) < args.tile:
+                raise DataError(f'{path}: {scan.width} x {scan.height} pixels are less than --tile {args.tile}')
+        except DataError as error:
+            distributed.say(f'left out: {error}')
+            failed += 1
+            continue
+        xs, ys = (starts_of(side, args.tile, args.stride) for side in scan.size)
+        boxes = [(x, y, x + args.tile, y + args.tile) for y in ys for x in xs]
+        probabilities, _ = trained.predict(
+            subjects, boxes, scan.crop, args, device, f'tiles of {os.path.basename(path)}'
+        )
+        labels, certain = probabilities.argmax(1), probabilities.max(1)
+        classes = subjects[0].classes
+        rows += [[path, x, y, classes[k], p] for (x, y, *_), k, p in zip(boxes, labels, certain)]
+        edges = cell_edges(ys, args.tile, scan.height), cell_edges(xs, args.tile, scan.width)
+        shape = len(ys), len(xs)
+        title = f'{path}: {len(boxes)} tiles of {args.tile} pixels, stride {args.stride}, by {names_of(subjects)}'
+        notes = ['The stronger the colour of a cell, the higher the probability of its label. Shares are of the tiles.']
+        figure = plot_label_map(
+            thumbnail(scan, SCAN_SIDE), labels.reshape(shape), certain.reshape(shape), edges, classes, title, notes
+        )
+        save_picture(figure, args.out, 'map', number, len(paths))
+    if failed == len(paths):
+        raise DataError(f'none of {counted(len(paths), "image")} could be read; nothing is written')
+    write_csv(args.out, ['path', 'x', 'y', 'label', 'probability'], rows)
+    return failed
+
+
+def main(args: argparse.Namespace) -> None:
+    paths = find_images(args.images)
+    subjects = load_models(args.checkpoint, args.imports)
+    device = distributed.setup(args.device, 0)
+    bits, notes = (args.bits, []) if args.bits else image_bits(paths)
+    for note in notes:
+        print(f'note: {note}; --bits scales them as the training images were, if that differs', file=sys.stderr)
+    make = predict_images if args.tile is None else map_scans
+    if failed := make(args, subjects, paths, partial(open_image, bits=bits), device):
+        raise DataError(f'{failed} of {counted(len(paths), "image")} left out; {args.out} has the others')
+
+
+if __name__ == '__main__':
+    with user_errors('predict.py', errors='surrogateescape'), distributed.machine_errors():
+        main(parse_args())

@@ -1,0 +1,348 @@
+"""The promises of evaluate.py: scores as scikit-learn has them, nothing pooled that differs, a line for each error."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import sklearn.metrics as metrics
+from conftest import make_dtd, make_run, run, write_image
+from cuda_stand_in import CudaStandIn
+
+import evaluate
+import models
+from common import predictions, scores, statistics
+from common.drawing import plot_confusion, plt
+from common.errors import DataError, ModelError, RunError
+
+CLASSES = ['a', 'b', 'c']
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    """A trained run and its tree."""
+    with pytest.MonkeyPatch.context() as patch:
+        twist = dict(base_width=8, layers=(1, 1), twist_stages=(2,))
+        patch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=twist))
+        root = tmp_path_factory.mktemp('evaluate')
+        tree = make_dtd(root / 'tree')
+        folder, results = run(tree, root / 'runs', '--epochs', '1', '--warmup_epochs', '0')
+        yield SimpleNamespace(tree=tree, folder=folder, best=folder / 'best.pt', results=results)
+
+
+@pytest.fixture(autouse=True)
+def _small(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(plt.rcParams, 'savefig.dpi', 40)
+
+
+def say(run_dir, labels, predicted, confidence=0.9, classes=CLASSES, paths=None, **cell):
+    """A run folder whose model said `predicted` of images of `labels`, both class indices."""
+    values = np.full((len(labels), len(classes)), (1 - confidence) / (len(classes) - 1), np.float32)
+    values[range(len(labels)), predicted] = confidence
+    accuracy = 100 * float(np.mean(np.array(labels) == predicted))
+    folder = make_run(run_dir, test_acc=accuracy, n_test=len(labels), **cell)
+    paths = paths or [f'{i}.png' for i in range(len(labels))]
+    predictions.write_predictions(folder / predictions.FILE, list(zip(paths, labels)), classes, values)
+    return folder
+
+
+def show(capsys, *argv):
+    """stdout and stderr."""
+    evaluate.main(evaluate.parse_args([*map(str, argv)]))
+    return capsys.readouterr()
+
+
+def words(text):
+    """With one space between words."""
+    return ' '.join(text.split())
+
+
+def table(capsys, *argv):
+    return list(csv.DictReader(io.StringIO(show(capsys, *argv, '--csv', '--no-figures').out)))
+
+
+# ------------------------------------------------------------------------------------------ scores
+
+
+def test_calibration_error_by_hand():
+    confidence, right = np.array([0.9, 0.95, 0.6, 1.0]), np.array([True, False, True, True])
+    # of 2 bins all are in the upper one, of 10 in four
+    assert statistics.calibration_error(confidence, right, bins=2) == pytest.approx(abs(0.8625 - 0.75))
+    assert statistics.calibration_error(np.array([0.5, 0.51]), np.array([True, False]), bins=2) == pytest.approx(0.505)
+    expected = (abs(0.9 - 1) + abs(1.95 - 1) + abs(0.6 - 1)) / 4  # an upper edge belongs to its bin: 0.9 and 0.6
+    assert statistics.calibration_error(confidence, right, bins=10) == pytest.approx(expected)
+    assert statistics.calibration_error(np.float32([1 / 3]), np.array([True])) == pytest.approx(2 / 3, abs=1e-6)
+
+
+def test_scores_are_those_of_scikit_learn(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, 3, 60), rng.integers(0, 3, 60)
+    first, *classes = table(capsys, '--run_dir', say(tmp_path, labels, predicted))
+    assert float(first['accuracy']) == pytest.approx(100 * metrics.accuracy_score(labels, predicted))
+    assert float(first['balanced_accuracy']) == pytest.approx(100 * metrics.balanced_accuracy_score(labels, predicted))
+    assert float(first['macro_f1']) == pytest.approx(100 * metrics.f1_score(labels, predicted, average='macro'))
+    assert float(first['ece']) == pytest.approx(abs(90 - float(first['accuracy'])), abs=1e-3)
+    assert [row['class'] for row in classes] == CLASSES
+    expected = metrics.precision_recall_fscore_support(labels, predicted)
+    for label, row in enumerate(classes):
+        assert [float(row[key]) for key in ('precision', 'recall', 'f1')] == pytest.approx(
+            [100 * values[label] for values in expected[:3]]
+        )
+        assert int(row['n']) == (labels == label).sum()
+
+
+def test_what_cannot_be_divided_is_no_zero(tmp_path, capsys):
+    """Class b is never predicted; c has no images, but a prediction, which is wrong."""
+    first, a, b, c = table(capsys, '--run_dir', say(tmp_path, [0, 0, 1, 1], [0, 0, 0, 2]))
+    assert (b['precision'], float(b['recall']), float(b['f1'])) == ('', 0, 0)
+    assert (c['recall'], float(c['precision'])) == ('', 0)
+    assert float(first['balanced_accuracy']) == pytest.approx(50)
+    assert float(first['macro_f1']) == pytest.approx((float(a['f1']) + 0) / 2)
+    text = words(show(capsys, '--run_dir', tmp_path, '--no-figures').out)
+    assert 'b 2 - 0.0 0.0 c 0 0.0 - 0.0' in text
+
+
+def test_seeds_are_averaged_inside_a_fold_and_folds_have_a_deviation(tmp_path, capsys):
+    truth = [0, 1, 2, 0]
+    for fold, seed, predicted in ((1, 42, [0, 1, 2, 0]), (1, 43, [0, 1, 2, 1]), (2, 42, [0, 0, 0, 1])):
+        say(tmp_path, truth, predicted, fold=fold, seed=seed)
+    out = words(show(capsys, '--run_dir', tmp_path, '--no-figures').out)
+    folds = [87.5, 25.0]
+    assert f'2 folds mean {np.mean(folds):.1f} ± {np.std(folds, ddof=1):.1f}' in out
+    assert 'ResNet-18 on DTD, 2 folds, 3 runs' in out
+    say(tmp_path, truth, truth, fold=3, lr=0.02)  # another recipe
+    say(tmp_path, truth, truth, fold=3, model='twistnet18')
+    out = words(show(capsys, '--run_dir', tmp_path, '--no-figures').out)
+    assert out.count('2 folds mean') == 1
+    assert 'TwistNet-18 on DTD, fold 3, seed 42' in out
+
+
+def test_trees_of_images_are_not_pooled(tmp_path, capsys):
+    say(tmp_path, [0, 1, 2], [0, 1, 2], fold=1, tree='x')
+    say(tmp_path, [0, 1, 2], [0, 1, 1], fold=2, tree='y')
+    assert 'mean' not in show(capsys, '--run_dir', tmp_path, '--no-figures').out
+
+
+def test_two_runs_on_the_same_images_are_compared(tmp_path, capsys):
+    labels = [0, 1, 2] * 10
+    before = np.array(labels)
+    before[:10] = (before[:10] + 1) % 3
+    after = np.array(labels)
+    after[8:11] = (after[8:11] + 1) % 3
+    one = say(tmp_path, labels, before)
+    two = say(tmp_path, labels, after, model='twistnet18')
+    test = statistics.mcnemar(before == labels, after == labels)
+    out = show(capsys, '--run_dir', one, two, '--no-figures').out
+    assert 'McNemar: TwistNet-18 on DTD, fold 1, seed 42 against ResNet-18 on DTD, fold 1, seed 42: +23.3 points' in out
+    assert f'p {test["p"]:.3f}; images gained: 8, lost: 1' in out
+    found = [row for row in table(capsys, '--run_dir', one, two) if not row['class']]
+    assert [float(found[1][key]) for key in ('difference', 'low95', 'high95', 'p')] == pytest.approx(
+        [test[key] for key in ('value', 'low', 'high', 'p')]
+    )
+    other = say(tmp_path, labels, after, model='twistnet18', fold=2, paths=[f'x{i}.png' for i in range(30)])
+    said = show(capsys, '--run_dir', one, other, '--no-figures')
+    assert 'McNemar' not in said.out
+    assert 'not compared, because the two runs were not evaluated on the same images' in said.err
+
+
+# ------------------------------------------------------------------------------------------ a checkpoint
+
+
+def test_a_checkpoint_says_what_its_run_said(done, capsys):
+    of_run = table(capsys, '--run_dir', done.folder)
+    assert float(of_run[0]['accuracy']) == done.results['test_acc']
+    of_model = table(capsys, '--checkpoint', done.best, '--num_workers', '0')
+    assert [{**row, 'run': ''} for row in of_model] == [{**row, 'run': ''} for row in of_run]
+
+
+def test_a_checkpoint_on_a_device(done, capsys, monkeypatch, one_thread):
+    argv = ('--checkpoint', done.best, '--num_workers', '0', '--amp', 'off')
+    expected = table(capsys, *argv, '--device', 'cpu')
+    with CudaStandIn(monkeypatch, 2) as cuda:
+        assert table(capsys, *argv, '--device', 'cuda:1') == expected
+    assert cuda.current == 1
+
+
+def test_subsets_that_trained_are_refused_or_marked(done, capsys):
+    argv = ('--checkpoint', done.best, '--num_workers', '0', '--no-figures')
+    said = show(capsys, *argv, '--subset', 'val')
+    assert 'Tiny on DTD val, fold 1' in said.out
+    assert 'images of validation chose its epoch' in said.err
+    for subset, count in (('train', 24), ('all', 48)):
+        with pytest.raises(RunError, match=f'--subset {subset}: holds images that train'):
+            show(capsys, *argv, '--subset', subset)
+        said = show(capsys, *argv, '--subset', subset, '--other_images')
+        assert f'Tiny DTD {subset} 1 42 {count} ' in words(said.out)
+        assert 'images that may have trained the model' in said.out
+    with pytest.raises(RunError, match=r'--fold 2: .* was trained on fold 1'):
+        show(capsys, *argv, '--fold', '2')
+
+
+def test_new_photographs_of_the_same_classes(done, tmp_path, capsys):
+    for label in range(3):
+        for i in range(5):
+            write_image(tmp_path / 'new' / f'class{label}' / f'{i}.png', 7 * label + i)
+    argv = ('--checkpoint', done.best, '--dataset', 'folder', '--data_dir', 'new', '--subset', 'all', '--other_images')
+    argv += ('--no-figures',)
+    said = show(capsys, *argv, '--fold', '1', '--num_workers', '0')
+    assert 'Folder all 1 42 15 ' in words(said.out)
+    (tmp_path / 'new' / 'class0' / '0.png').write_bytes(b'x')
+    with pytest.raises(DataError, match='1 image of 15 cannot be read, so no score is of the set'):
+        show(capsys, *argv, '--fold', '1', '--num_workers', '0')
+    shutil.move(tmp_path / 'new' / 'class0', tmp_path / 'new' / 'wood')
+    with pytest.raises(RunError, match='has other classes than the 3'):
+        show(capsys, *argv, '--fold', '1')
+
+
+# ------------------------------------------------------------------------------------------ figures and formats
+
+
+@pytest.mark.slow
+def test_figures_of_a_run(done, tmp_path, capsys):
+    said = show(capsys, '--run_dir', done.folder, '--save_dir', 'out')
+    names = ['confusion.pdf', 'confusion.png', 'mistakes.pdf', 'mistakes.png']
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == names
+    assert all(f'out/{name}' in said.err for name in names)
+    assert 'out/' not in said.out
+    moved = say(tmp_path, [0, 1, 2], [1, 1, 2])
+    said = show(capsys, '--run_dir', moved, '--save_dir', 'moved')
+    assert 'not drawn: mistakes: 0.png: cannot be read as an image' in said.err
+    write_image(tmp_path / 'photos' / '0.png', 1)
+    assert 'not drawn' not in show(capsys, '--run_dir', moved, '--data_dir', 'photos', '--save_dir', 'moved').err
+    right = say(tmp_path, [0, 1, 2], [0, 1, 2], fold=2)
+    assert 'not drawn: mistakes: there is no mistake' in show(capsys, '--run_dir', right).err
+
+
+def test_the_most_confident_mistakes_come_first_and_once(tmp_path):
+    folders = [
+        say(tmp_path, [0, 1, 2, 2], [1, 1, 0, 2], confidence=0.7, seed=42),
+        say(tmp_path, [0, 1, 2, 2], [2, 1, 2, 1], confidence=0.8, seed=43),
+    ]
+    group = [scores.read_judged(folder, 'root') for folder in folders]
+    found = scores.mistakes(group)
+    assert [(path, truth, said) for path, truth, said, _ in found] == [
+        ('root/0.png', 'a', 'c'), ('root/3.png', 'c', 'b'), ('root/2.png', 'c', 'a')
+    ]  # fmt: skip
+    assert [p for *_, p in found] == pytest.approx([0.8, 0.8, 0.7])
+    assert scores.confusions(group).tolist() == [[0, 1, 1], [0, 2, 0], [1, 1, 2]]
+
+
+@pytest.mark.parametrize('classes', [2, 10, pytest.param(102, marks=pytest.mark.slow)])
+def test_a_confusion_matrix_is_readable(classes):
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 2, (classes, classes)) + 50 * np.eye(classes, dtype=int)
+    names = [f'class number {i}' for i in range(classes)]
+    figure = plot_confusion(counts, names, 'title')
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    for axis, wanted in ((axes.xaxis, names), (axes.yaxis, [f'{n} ({c})' for n, c in zip(names, counts.sum(1))])):
+        labels = axis.get_majorticklabels()[:classes]  # those above, of a large one, follow
+        assert [label.get_text() for label in labels] == wanted
+        assert all(label.get_fontsize() >= 6.5 for label in labels)
+        boxes = [label.get_window_extent() for label in labels]
+        side = 0 if axis is axes.xaxis else 1
+        middles = sorted((box.min[side] + box.max[side]) / 2 for box in boxes)
+        widths = [box.max[side] - box.min[side] for box in boxes]
+        assert min(np.diff(middles)) >= 0.95 * max(widths)  # no name touches the next
+    numbers = [text.get_text() for text in axes.texts]
+    assert len(numbers) == ((counts > 0).sum() if classes <= 10 else 0)
+    width, height = figure.get_size_inches()
+    assert (width > 12 and height > 12) if classes == 102 else (width < 8 and height < 8)
+    plt.close(figure)
+
+
+def test_latex_is_split_and_escaped(tmp_path, capsys):
+    names = [f'under_score {i}' for i in range(60)]
+    out = show(capsys, '--run_dir', say(tmp_path, range(60), [0] * 60, classes=names), '--latex', '--no-figures').out
+    assert out.count(r'\begin{table}') == 3
+    assert r'under\_score 59 & 1 & -- &' in out or r'under\_score 59 & 1 & - &' in out
+    assert '_' not in out.replace(r'\_', '')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('pdflatex'), reason='needs pdflatex')
+def test_latex_compiles(tmp_path, capsys):
+    labels = list(range(60)) * 2
+    names = [f'cl&ss_{i} 100 %' for i in range(60)]
+    folders = [say(tmp_path, labels, [0] * 120, classes=names, model=m) for m in ('resnet18', 'twistnet18')]
+    text = show(capsys, '--run_dir', *folders, '--latex', '--no-figures').out
+    page = r'\documentclass{article}\usepackage{booktabs}\begin{document}' + text + r'\end{document}'
+    (tmp_path / 'page.tex').write_text(page)
+    command = ['pdflatex', '-interaction=nonstopmode', '-halt-on-error', 'page.tex']
+    log = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors='replace')
+    assert log.returncode == 0, log.stdout[-2000:]
+    assert 'too large' not in log.stdout
+    assert 'Overfull' not in log.stdout
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+def test_options_that_do_not_fit(capsys):
+    for argv, message in (
+        (['--run_dir', 'x', '--fold', '1'], '--fold needs --checkpoint'),
+        (['--run_dir', 'x', '--subset', 'val'], '--subset needs --checkpoint'),
+        (['--checkpoint', 'x', '--batch_size', '0'], '--batch_size 0 must be from 1'),
+    ):
+        with pytest.raises(RunError, match=message):
+            evaluate.parse_args(argv)
+    with pytest.raises(SystemExit):
+        evaluate.parse_args([])
+    assert 'one of the arguments --run_dir --checkpoint is required' in capsys.readouterr().err
+
+
+def test_runs_that_cannot_be_used(tmp_path, capsys):
+    good = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 1])
+    part = make_run(tmp_path / 'runs', fold=2, complete=False)
+    old = make_run(tmp_path / 'runs', fold=3)
+    changed = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 2], fold=4)
+    shutil.copy(good / predictions.FILE, changed)
+    torn = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 2], fold=5)
+    (torn / predictions.FILE).write_text('path,label\n')
+    nan = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 2], fold=6)
+    path = nan / predictions.FILE
+    path.write_text(path.read_text().replace('0.899999976', 'nan', 1))
+    broken = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 2], fold=7)
+    (broken / 'config.json').write_text('{')
+    for folder, message in (
+        (tmp_path / 'none', 'none: is no run folder of train.py'),
+        (part, 'not complete; the command that began it finishes it'),
+        (old, r'has no test_predictions.csv, being of older code; --checkpoint .*best.pt evaluates it'),
+        (torn, r'test_predictions.csv: is no test_predictions.csv with images'),
+        (nan, 'a probability is not a finite number'),
+        (broken, 'config.json: damaged'),
+    ):
+        with pytest.raises(RunError, match=message):
+            show(capsys, '--run_dir', folder, '--no-figures')
+    results = json.loads((changed / 'results.json').read_text())
+    (changed / 'results.json').write_text(json.dumps(results | dict(n_test=4)))
+    with pytest.raises(RunError, match=r'is not of this run, whose results.json says 100.00 %'):
+        show(capsys, '--run_dir', changed, '--no-figures')
+    said = show(capsys, '--run_dir', tmp_path / 'runs', '--no-figures')  # a folder: the others are named
+    assert said.err.count('left out: ') == 6
+    assert 'ResNet-18 on DTD, fold 1, seed 42' in said.out
+    shutil.copytree(good, tmp_path / 'copy' / good.name)
+    said = show(capsys, '--run_dir', good, tmp_path / 'copy', '--no-figures')
+    assert 'made twice, taken once' in said.err
+    shutil.rmtree(good)
+    shutil.rmtree(changed)
+    with pytest.raises(RunError, match='no run in it can be evaluated'):
+        show(capsys, '--run_dir', tmp_path / 'runs', '--no-figures')
+
+
+def test_predictions_of_another_run_are_refused(tmp_path, capsys):
+    right, wrong = say(tmp_path, [0, 1, 2] * 5, [0, 1, 2] * 5), say(tmp_path, [0, 1, 2] * 5, [0, 0, 0] * 5, fold=2)
+    shutil.copy(wrong / predictions.FILE, right)
+    with pytest.raises(RunError, match='is not of this run'):
+        show(capsys, '--run_dir', right)
+
+
+def test_a_foreign_checkpoint_is_a_line(tmp_path, capsys):
+    (tmp_path / 'x.pt').write_bytes(b'no checkpoint')
+    with pytest.raises(ModelError, match=r'x\.pt: damaged or not a PyTorch checkpoint'):
+        show(capsys, '--checkpoint', 'x.pt')

@@ -1,0 +1,322 @@
+"""The promises of predict.py: a run's own probabilities, nothing left out in silence, a line for each error."""
+
+import csv
+import errno
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_dtd, run, write_image
+from cuda_stand_in import CudaStandIn
+from PIL import Image
+
+import models
+import predict
+from common import predictions
+from common.checkpoint import read_checkpoint
+from common.drawing import plt, shorten
+from common.errors import DataError, ModelError, RunError
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    """A trained run, its tree, and the absolute paths of its test images with what it said of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        twist = dict(base_width=8, layers=(1, 1), twist_stages=(2,))
+        patch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=twist))
+        root = tmp_path_factory.mktemp('predict')
+        tree = make_dtd(root / 'tree')
+        folder, _ = run(tree, root / 'runs', '--epochs', '1', '--warmup_epochs', '0')
+        found = predictions.read_predictions(folder / predictions.FILE)
+        paths = [str(tree / path) for path in found.paths]
+        yield SimpleNamespace(tree=tree, best=folder / 'best.pt', paths=paths, found=found)
+
+
+@pytest.fixture(autouse=True)
+def _small(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(plt.rcParams, 'savefig.dpi', 40)
+
+
+def main(done, *argv, workers='0'):
+    given = [] if '--checkpoint' in argv else ['--checkpoint', done.best]
+    predict.main(predict.parse_args([*map(str, [*given, *argv]), '--num_workers', workers, '--device', 'cpu']))
+
+
+def rows(path='predictions.csv'):
+    with open(path, newline='', errors='surrogateescape') as file:
+        return list(csv.DictReader(file))
+
+
+def probabilities(done):
+    """(N, K) float32 from a table with all labels, in the order of the classes."""
+    found = []
+    for row in rows():
+        said = {row['label']: row['probability']}
+        said |= {row[f'label_{k}']: row[f'probability_{k}'] for k in range(2, len(done.found.classes) + 1)}
+        found.append([float(said[name]) for name in done.found.classes])
+    return np.array(found, dtype=np.float32)
+
+
+# ------------------------------------------------------------------------------------------ what it says
+
+
+@pytest.mark.parametrize('workers', ['0', '1'])
+def test_a_test_image_gets_the_probabilities_of_its_run(done, workers, capsys):
+    main(done, '--images', *done.paths, workers=workers)
+    table = rows()
+    assert capsys.readouterr().out == 'predictions.csv\n'
+    assert [row['path'] for row in table] == done.paths
+    assert np.array_equal(probabilities(done), done.found.probabilities)  # to the bit
+    for row in table:
+        assert float(row['probability']) >= float(row['probability_2']) >= float(row['probability_3'])
+
+
+def test_the_precision_is_that_of_the_run(done, monkeypatch):
+    monkeypatch.setattr('trained.resolve_amp', lambda *_: 'bf16')  # what a new run would take
+    main(done, '--images', *done.paths)
+    assert np.array_equal(probabilities(done), done.found.probabilities)
+    main(done, '--images', *done.paths, '--amp', 'bf16')
+    assert not np.array_equal(probabilities(done), done.found.probabilities)
+
+
+def test_a_device_gives_what_the_cpu_gives(done, monkeypatch, one_thread):
+    argv = ['--checkpoint', str(done.best), '--images', *done.paths, '--num_workers', '0', '--amp', 'off']
+    predict.main(predict.parse_args([*argv, '--device', 'cpu']))
+    expected = rows()
+    with CudaStandIn(monkeypatch, 2) as cuda:
+        predict.main(predict.parse_args([*argv, '--device', 'cuda:1']))
+    assert (rows(), cuda.current) == (expected, 1)
+    assert cuda.seen['pinned'] > 0
+
+
+def test_several_models_average_their_probabilities_at_their_own_sizes(done, tmp_path):
+    other = read_checkpoint(done.best)
+    other['transform'] = other['transform'] | dict(img_size=48)
+    other['state_dict'] = {k: v * 1.5 if v.is_floating_point() else v for k, v in other['state_dict'].items()}
+    torch.save(other, tmp_path / 'other.pt')
+    found = []
+    for models_of in ([done.best], ['other.pt'], [done.best, 'other.pt']):
+        main(done, '--checkpoint', *models_of, '--images', *done.paths)
+        found.append(probabilities(done))
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    assert np.allclose((found[0] + found[1]) / 2, found[2], atol=1e-6)
+
+
+def test_top_k_and_out(done, tmp_path):
+    main(done, '--images', done.paths[0], '--top_k', '1', '--out', 'new/folder/x.csv')
+    assert [*rows('new/folder/x.csv')[0]] == ['path', 'label', 'probability']
+    with pytest.raises(RunError, match='--top_k 4 must be from 1 to the 3 classes'):
+        main(done, '--images', done.paths[0], '--top_k', '4')
+
+
+# ------------------------------------------------------------------------------------------ which images
+
+
+def test_files_folders_and_globs(tmp_path, capsys):
+    for name in ('a/1.png', 'a/deep/2.JPG', 'b/3.png', 'b/.hidden.png'):
+        write_image(tmp_path / name, 1)
+    (tmp_path / 'a' / 'notes.txt').write_text('x')
+    found = predict.find_images(['a', 'b/*', './a/1.png', '**/*.JPG'])
+    assert found == ['a/1.png', 'a/deep/2.JPG', 'b/3.png']
+    assert (
+        capsys.readouterr().err == 'note: a: without a suffix of images, left out (1 other file, such as a/notes.txt)\n'
+    )
+    assert predict.find_images(['a/notes.txt']) == ['a/notes.txt']  # it was named: whether it is one is seen later
+    (tmp_path / 'c').mkdir()
+    (tmp_path / 'c' / 'x.txt').touch()
+    for given, words in (('c', r'no image found \(1 other file, such as c/x.txt\)'), ('d', 'no such file or folder')):
+        with pytest.raises(DataError, match=f'--images {given}: {words}'):
+            predict.find_images([given])
+
+
+@pytest.mark.parametrize('workers', ['0', '1'])
+def test_a_damaged_image_is_named_and_the_rest_goes_on(done, tmp_path, capsys, workers):
+    main(done, '--images', *done.paths)
+    expected = rows()
+    (tmp_path / 'bad.jpg').write_bytes(b'no image')
+    with pytest.raises(DataError, match=r'1 of 14 images left out; predictions\.csv has the others'):
+        main(
+            done,
+            '--images',
+            *done.paths[:5],
+            'bad.jpg',
+            *done.paths[5:],
+            'bad.jpg',
+            done.tree / 'images' / 'class0' / 'class0_0000.jpg',
+            workers=workers,
+        )
+    assert 'left out: bad.jpg: cannot be read as an image (unknown format)' in capsys.readouterr().err
+    for row, other in zip(rows(), expected):  # the 13th is the image of training
+        assert (row['path'], row['label']) == (other['path'], other['label'])
+        assert float(row['probability']) == pytest.approx(float(other['probability']), abs=1e-6)
+    assert len(rows()) == 13
+    with pytest.raises(DataError, match='none of 1 image could be read; nothing is written'):
+        main(done, '--images', 'bad.jpg', '--out', 'other.csv')
+    assert not os.path.exists('other.csv')
+
+
+def test_deep_images_are_scaled_as_a_set_or_as_told(done, tmp_path, capsys):
+    ramp = np.linspace(0, 255, 40 * 40).reshape(40, 40)
+    for name, top in (('dark', 900), ('light', 4000)):
+        Image.fromarray((ramp * top / 255).astype(np.uint16)).save(tmp_path / f'{name}.png')
+    main(done, '--images', 'dark.png', 'light.png')
+    together = float(rows()[0]['probability'])
+    assert 'scaled by 12 bits' in capsys.readouterr().err
+    main(done, '--images', 'dark.png')
+    assert abs(float(rows()[0]['probability']) - together) > 1e-4
+    main(done, '--images', 'dark.png', '--bits', '12')
+    assert float(rows()[0]['probability']) == pytest.approx(together, abs=1e-6)  # the batch is another one
+
+
+# ------------------------------------------------------------------------------------------ pictures
+
+
+def test_sheets_have_pages(done, monkeypatch, capsys):
+    monkeypatch.setattr(predict, 'SHEET', (2, 3))
+    seen = []
+    real = predict.plot_thumbnails
+    monkeypatch.setattr(
+        predict, 'plot_thumbnails', lambda title, panels, *a: seen.append(panels) or real(title, panels, *a)
+    )
+    main(done, '--images', *done.paths[:8], '--sheet', '--out', 'out/p.csv')
+    assert capsys.readouterr().out.split() == ['out/p.csv', 'out/p_sheet_1.png', 'out/p_sheet_2.png']
+    assert [len(page) for page in seen] == [6, 2]
+    first, row = seen[0][0][1], rows('out/p.csv')[0]
+    assert first == [f'{row["label"]}  {100 * float(row["probability"]):.0f} %', os.path.basename(row['path'])]
+    assert Image.open('out/p_sheet_1.png').width > 200
+
+
+def test_a_long_name_keeps_both_ends():
+    assert shorten('fabric_moderate_016_new.jpg', 11) == 'fabri\N{HORIZONTAL ELLIPSIS}w.jpg'
+    assert len(shorten('x' * 50, 11)) == 11
+    assert shorten('short', 11) == 'short'
+
+
+@pytest.mark.parametrize(
+    ('length', 'tile', 'stride'), [(100, 32, 32), (100, 32, 10), (64, 32, 32), (32, 32, 7), (33, 32, 32)]
+)
+def test_tiles_cover_a_side(length, tile, stride):
+    starts = predict.starts_of(length, tile, stride)
+    covered = {x for start in starts for x in range(start, start + tile)}
+    assert covered == {*range(length)}
+    edges = predict.cell_edges(starts, tile, length)
+    assert (edges[0], edges[-1], len(edges)) == (0, length, len(starts) + 1)
+    assert (np.diff(edges) > 0).all()
+    for start, low, high in zip(starts, edges, edges[1:]):
+        assert low <= start + tile / 2 <= high
+
+
+def test_a_tile_is_an_image_by_itself(done, tmp_path, capsys):
+    write_image(tmp_path / 'scan.png', 5, size=100)
+    write_image(tmp_path / 'small.png', 5, size=30)
+    with pytest.raises(DataError, match='1 of 2 images left out'):
+        main(done, '--images', 'scan.png', 'small.png', '--tile', '40', '--stride', '30')
+    said = capsys.readouterr()
+    assert 'left out: small.png: 30 x 30 pixels are less than --tile 40' in said.err
+    assert said.out.split() == ['predictions_map_1.png', 'predictions.csv']
+    tiles = rows()
+    assert [(int(row['x']), int(row['y'])) for row in tiles] == [(x, y) for y in (0, 30, 60) for x in (0, 30, 60)]
+    for row in tiles:
+        x, y = int(row['x']), int(row['y'])
+        Image.open('scan.png').crop((x, y, x + 40, y + 40)).save(f'tile_{y:02d}_{x:02d}.png')
+    main(done, '--images', 'tile_*.png', '--out', 'single.csv')
+    assert [(row['label'], row['probability']) for row in rows('single.csv')] == [
+        (row['label'], row['probability']) for row in tiles
+    ]
+
+
+def test_the_map_colours_each_cell_by_its_label():
+    labels, scan = np.array([[0, 1], [1, 1]]), np.full((20, 40, 3), 255, np.uint8)
+    edges = (np.array([0, 10, 20]), np.array([0, 30, 40]))
+    figure = predict.plot_label_map(scan, labels, np.ones((2, 2)), edges, ['a', 'b'], 'title')
+    picture = figure.axes[1].images[0].get_array()
+    assert np.array_equal(picture[0, 0], picture[9, 29])
+    assert np.array_equal(picture[0, 30], picture[10, 0])
+    assert not np.allclose(picture[0, 0], picture[0, 30])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['1 b, 75 %', '2 a, 25 %']
+    plt.close(figure)
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ('argv', 'words'),
+    [
+        (['--stride', '5'], '--stride needs --tile'),
+        (['--tile', '40', '--sheet'], 'leave --sheet and --top_k out'),
+        (['--tile', '40', '--stride', '41'], '--stride 41 must be from 1 to --tile 40'),
+        (['--tile', '4'], '--tile 4 must be from 8'),
+        (['--top_k', '0'], '--top_k 0 must be from 1'),
+        (['--batch_size', '0'], '--batch_size 0 must be from 1'),
+        (['--bits', '3'], '--bits 3 must be from 8 to 16'),
+    ],
+)
+def test_options_that_do_not_fit(argv, words):
+    with pytest.raises(RunError, match=words):
+        predict.parse_args(['--checkpoint', 'x', '--images', 'y', *argv])
+
+
+def test_checkpoints_that_cannot_be_used(done, tmp_path):
+    write_image(tmp_path / 'a.png', 1)
+    best = read_checkpoint(done.best)
+    torch.save(best | dict(classes=['class0', 'class1', 'wood']), 'classes.pt')
+    torch.save(best | dict(classes=best['classes'][::-1]), 'order.pt')
+    torch.save(best['state_dict'], 'foreign.pt')
+    torch.save(dict(best, extra=np.float64), 'unsafe.pt')
+    whole = done.best.read_bytes()
+    (tmp_path / 'torn.pt').write_bytes(whole[: len(whole) // 2])
+    for name, kind, words in (
+        ('foreign.pt', ModelError, 'foreign.pt: is no best.pt of train.py'),
+        ('torn.pt', ModelError, 'torn.pt: (damaged or not a PyTorch checkpoint|cannot be read)'),
+        ('missing.pt', ModelError, 'missing.pt: no such checkpoint'),
+        ('unsafe.pt', ModelError, 'unsafe.pt: refused, the file holds pickled code'),
+        ('classes.pt', RunError, r'different classes \(3 and 3; not in both: class2, wood\)'),
+        ('order.pt', RunError, r'different classes \(3 and 3; in another order\)'),
+    ):
+        with pytest.raises(kind, match=words):
+            main(done, '--checkpoint', done.best, name, '--images', 'a.png')
+
+
+def test_a_full_disk_leaves_what_was_there(done, tmp_path, monkeypatch):
+    (tmp_path / 'predictions.csv').write_text('before')
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(RunError, match=r'predictions.csv: cannot be written \(No space left on device\)'):
+        main(done, '--images', *done.paths)
+    monkeypatch.setattr(predict, 'write_csv', lambda *_: None)
+    with pytest.raises(RunError, match=r'predictions_sheet.png: cannot be written \(No space left on device\)'):
+        main(done, '--images', *done.paths, '--sheet')
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [('predictions.csv', 'before')]
+
+
+def test_probabilities_that_are_not_finite_are_an_error(done):
+    best = read_checkpoint(done.best)
+    best['state_dict'] = {k: v * float('nan') if v.is_floating_point() else v for k, v in best['state_dict'].items()}
+    torch.save(best, 'nan.pt')
+    with pytest.raises(RunError, match=r'nan\.pt: gives probabilities that are not finite'):
+        main(done, '--checkpoint', 'nan.pt', '--images', done.paths[0])
+
+
+@pytest.mark.parametrize('script', ['predict.py', 'evaluate.py'])
+def test_help_and_bad_options_need_no_torch(script, tmp_path):
+    for name in ('torch', 'matplotlib', 'sklearn'):
+        (tmp_path / f'{name}.py').write_text('raise SystemExit(f"{__name__} was imported")')
+    environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    bad = dict(
+        predict=['--checkpoint', 'x', '--images', 'y', '--tile', '0'], evaluate=['--run_dir', 'x', '--fold', '1']
+    )
+    for argv, code in ((['--help'], 0), (bad[script[:-3]], 1)):
+        command = [sys.executable, str(ROOT / script), *argv]
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert (ended.returncode, 'was imported' in ended.stderr) == (code, False), ended.stderr
+    assert ended.stderr.startswith(f'{script}: error: --')
+    assert ended.stderr.count('\n') == 1

@@ -1,0 +1,246 @@
+"""The promises of common/timm_models.py: models outside the registry, what they take, and files that register more."""
+
+import copy
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import argv_of, finish, run, start
+from PIL import Image
+
+import train
+import trained
+from common import checkpoint, options, runs
+from common.errors import ModelError, RunError
+from common.images import open_image
+from common.registry import MODELS, STCI_VARIANTS, entry_of
+from common.timm_models import import_file, own_settings
+from loader import eval_images
+from models import build_model
+from transforms import CROP_RATIO, Preprocessing, normalize, preprocessing_of, read_settings
+
+NET = """
+import torch
+from torch import nn
+from timm.models import register_model
+
+@register_model
+def my_net(pretrained=False, num_classes=1000, **kwargs):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)
+    )
+"""
+FIXED = """
+cfg = dict(input_size=(3, 48, 48), fixed_input_size=True, crop_pct=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+default_cfgs = {'my_net': cfg}
+register_model(my_net)
+"""
+SMALL = 'mobilenetv3_small_050'
+
+
+@pytest.fixture
+def my_net(tmp_path, monkeypatch):
+    """A user's file; what it registers is gone after the test."""
+    registry = timm.models._registry
+    held = {key: value for key, value in vars(registry).items() if key.startswith('_mod') and isinstance(value, dict)}
+    before = {key: {k: copy.copy(v) for k, v in value.items()} for key, value in held.items()}
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    path = tmp_path / 'my_net.py'
+    path.write_text(NET)
+    yield path
+    for key, value in held.items():
+        value.clear()
+        value.update(before[key])
+    for name in [name for name in sys.modules if name.startswith('imported_')]:
+        del sys.modules[name]
+
+
+def test_every_variant_of_twistnet_with_a_stage_has_its_words():
+    twistnets = [name for name, entry in MODELS.items() if name.startswith('twistnet18') and 'twist' in entry]
+    assert len(STCI_VARIANTS) == len(twistnets) - 1, 'all but the trunk'
+    entry = entry_of('stci_no_ais_resnet50')
+    assert entry == dict(label='resnet50 + STCI (w/o AIS)', timm='resnet50', base='resnet50', stci=dict(use_ais=False))
+    assert entry_of('stci_gate_m1_x')['keep_init'] == '.gate'
+    assert entry_of('resnet50') == dict(label='resnet50', timm='resnet50')
+    assert entry_of('stci_seresnet18')['weights'] == MODELS['seresnet18']['weights']
+
+
+def test_the_input_is_the_models_own():
+    assert own_settings('resnet18') == own_settings('stci_resnet18') == {}
+    assert preprocessing_of('resnet18', 96) == Preprocessing(96)
+    lite = dict(img_size=224, crop_ratio=0.875, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    assert own_settings('tf_efficientnet_lite0') == own_settings('stci_tf_efficientnet_lite0') == lite
+    assert own_settings('tf_efficientnet_b1')['img_size'] == 240
+    assert preprocessing_of('stci_no_ais_tf_efficientnet_lite0', 96) == Preprocessing(**lite | dict(img_size=96))
+
+
+def test_a_file_says_what_its_weights_take(tmp_path):
+    transform = dict(img_size=96, crop_ratio=0.9, interpolation='bicubic', mean=[0.1, 0.2, 0.3], std=[1.0, 1.0, 1.0])
+    torch.save(dict(state_dict={}, transform=transform), tmp_path / 'best.pt')
+    own = own_settings('tf_efficientnet_lite0', str(tmp_path / 'best.pt'))
+    assert own == dict(img_size=96, crop_ratio=0.9, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
+    torch.save({}, tmp_path / 'bare.pt')
+    assert own_settings('tf_efficientnet_lite0', tmp_path / 'bare.pt')['mean'] == (0.5, 0.5, 0.5)
+    cfg = dict(input_size=[3, 160, 160], crop_pct=1.0, mean=[0.3, 0.3, 0.3], std=[0.2, 0.2, 0.2])
+    runs.write_json(tmp_path / 'config.json', dict(architecture='x', pretrained_cfg=cfg))
+    own = own_settings('tf_efficientnet_lite0', tmp_path / 'model.safetensors')
+    assert own == dict(img_size=160, crop_ratio=1.0, mean=(0.3, 0.3, 0.3), std=(0.2, 0.2, 0.2))
+    torch.save(dict(state_dict={}, transform=transform), tmp_path / 'resnet.pt')
+    assert own_settings('resnet18', tmp_path / 'resnet.pt') == {}, 'the registry keeps its input'
+
+
+def test_options_fit_the_model():
+    def size(*words: str) -> int:
+        args = options.parse_args(['--data_dir', 'x', '--dataset', 'fmd', *words])
+        options.fit_to_model(args)
+        return args.img_size
+
+    assert size('--model', 'tf_efficientnet_b1') == 240
+    assert size('--model', 'stci_tf_efficientnet_b1') == 240
+    assert size('--model', 'tf_efficientnet_b1', '--img_size', '224') == 224
+    assert size('--model', 'fastvit_sa12') == size('--model', 'stci_fastvit_sa12') == 224
+    demo = options.parse_args(['--model', 'tf_efficientnet_b1'])
+    options.fit_to_model(demo)
+    assert demo.img_size == 64, 'the demo is small on purpose'
+    with pytest.raises(RunError, match="unknown model 'resnet19'; near to it: "):
+        size('--model', 'resnet19')
+
+
+def test_normalisation_and_crop(tmp_path):
+    images = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    assert torch.equal(normalize(images, (0.5,) * 3, (0.5,) * 3), torch.ones(1, 3, 2, 2))
+    assert torch.equal(normalize(images), normalize(images, *Preprocessing(2).statistics))
+    Image.fromarray(np.arange(100 * 100 * 3, dtype=np.uint32).astype(np.uint8).reshape(100, 100, 3)).save(
+        tmp_path / 'a.png'
+    )
+    items = [(str(tmp_path / 'a.png'), 0)]
+    wide, narrow = (eval_images(items, 32, None, crop_ratio=ratio)[0][0] for ratio in (1.0, CROP_RATIO))
+    assert not torch.equal(wide, narrow)
+    assert read_settings(dict(img_size=64)) == Preprocessing(64), 'of a checkpoint of older code'
+
+
+def test_the_tag_is_timms_default():
+    assert checkpoint.weights_source('resnet50', True) == 'resnet50.a1_in1k'
+    assert checkpoint.weights_source('resnet50.tv_in1k', True) == 'resnet50.tv_in1k'
+    assert checkpoint.weights_source('stci_no_ais_tf_efficientnet_lite0', True) == 'tf_efficientnet_lite0.in1k'
+    assert checkpoint.weights_source('stci_resnet18', True) == MODELS['resnet18']['weights']
+    with pytest.raises(ModelError, match='timm names no ImageNet weights'):
+        checkpoint.weights_source('resnet10t_nowhere', True)
+
+
+# ------------------------------------------------------------------------------------------ runs
+
+
+def test_a_run_of_a_model_of_timm(tree, tmp_path):
+    folder, results = run(tree, tmp_path / 'runs', '--epochs', '1', '--warmup_epochs', '0', model=f'stci_{SMALL}')
+    assert results['model'] == f'stci_{SMALL}'
+    config = runs.read_json(folder / 'config.json')
+    assert config['defines']['preprocessing']['mean'] == list(own_settings(SMALL)['mean'])
+    (line,) = runs.read_log(folder / 'log.jsonl')
+    assert list(line['gates']) == list(line['selection']) == ['stci.stage3', 'stci.stage4']
+    subject = trained.load(folder / 'best.pt')
+    assert subject.name == f'stci_{SMALL}'
+    assert subject.preprocessing == preprocessing_of(SMALL, 32)
+
+
+def test_training_and_a_loaded_model_normalise_alike(tree, tmp_path):
+    folder, results = run(
+        tree, tmp_path / 'runs', '--epochs', '1', '--warmup_epochs', '0', model='tf_mobilenetv3_small_minimal_100'
+    )
+    subject = trained.load(folder / 'best.pt')
+    assert subject.preprocessing.mean == (0.5, 0.5, 0.5)
+    splits = train.load_splits('dtd', str(tree), 1)
+    with torch.no_grad():
+        logits = subject.model(subject.batch(open_image(path) for path, _ in splits.test))
+    labels = torch.tensor([label for _, label in splits.test])
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert loss == pytest.approx(results['test_loss'], rel=1e-4)
+
+
+def test_the_default_fingerprint_does_not_know_of_it(tree, tmp_path, tiny):
+    folder, _ = run(tree, tmp_path / 'runs', '--epochs', '1', '--warmup_epochs', '0')
+    assert {'preprocessing', 'imports', 'imported'}.isdisjoint(runs.read_json(folder / 'config.json')['defines'])
+
+
+# ------------------------------------------------------------------------------------------ files of users
+
+
+def test_a_net_of_ten_lines(my_net, tree, tmp_path, monkeypatch):
+    more = ('--epochs', '1', '--warmup_epochs', '0', '--import', str(my_net))
+    folder, results = run(tree, tmp_path / 'runs', *more, model='my_net')
+    assert results['model'] == 'my_net'
+    defines = runs.read_json(folder / 'config.json')['defines']
+    assert defines['imported'] == runs.digest(NET.encode())
+    assert 'imports' not in defines, 'not where the file lies'
+    moved = shutil.copy(my_net, tmp_path / 'moved.py')
+    assert runs.read_json(folder / 'config.json')['fingerprint']
+    assert trained.load(folder / 'best.pt', my_net).name == 'my_net'
+    with pytest.raises(ModelError, match="'my_net' is the name of another model"):
+        import_file(moved)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_an_imported_net_asks_for_its_file(my_net, tree, tmp_path):
+    argv = argv_of(tree, tmp_path / 'runs', '--epochs', '1', '--warmup_epochs', '0', '--import', str(my_net))
+    argv[argv.index('tiny')] = 'my_net'
+    code, _, err = finish(start('train.py', *argv))
+    assert code == 0, err
+    best = str(tmp_path / 'runs' / 'dtd_fold1_my_net_seed42' / 'best.pt')
+    code, _, err = finish(start('visualize.py', '--checkpoint', best, '--view', 'tsne'))
+    assert code == 1
+    assert "unknown model 'my_net'" in err
+    assert '--import FILE' in err
+    code, _, err = finish(start('visualize.py', '--checkpoint', best, '--view', 'tsne', '--import', str(my_net)))
+    assert code == 1
+    assert "features need forward_features and forward_head, as timm's models have" in err.splitlines()[-1]
+    grid = [word for word in argv if word not in ('--model', 'my_net')]
+    code, out, err = finish(start('run_all.py', '--models', 'my_net', '--dry_run', *grid))
+    assert (code, out.split()[0]) == (0, 'complete'), err
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('1 / 0', r'my_net.py, line 1: ZeroDivisionError: division by zero'),
+        ('import nowhere_to_be_found', r"line 1: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        ('def f(:', r'line 1: SyntaxError: '),
+        ('raise SystemExit(3)', r'line 1: SystemExit: 3'),
+        ('x = 1', r'registers no model; put @timm.models.register_model before its function'),
+        (NET.replace('my_net', 'resnet18'), r"'resnet18' is the name of another model"),
+        (NET.replace('my_net', 'stci_net'), r"'stci_net' is the name of another model"),
+    ],
+)
+@pytest.mark.filterwarnings('ignore:Overwriting')
+def test_a_file_that_cannot_be_imported(my_net, text, words):
+    my_net.write_text(text)
+    with pytest.raises(ModelError, match=words) as caught:
+        import_file(my_net)
+    assert '\n' not in str(caught.value)
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(ModelError, match=r'--import .*/nowhere.py: no such file'):
+        import_file(tmp_path / 'nowhere.py')
+    (tmp_path / 'a.txt').write_text('x')
+    with pytest.raises(ModelError, match=r'a.txt: is no Python file'):
+        import_file(tmp_path / 'a.txt')
+
+
+def test_a_net_whose_output_is_no_logits_is_refused(my_net):
+    my_net.write_text(NET.replace('my_net', 'your_net').replace(', nn.Linear(8, num_classes)', ''))
+    import_file(my_net)
+    with pytest.raises(ModelError, match=r'your_net: returns \(1, 8\) for an image, not \(1, 5\): one logit a class'):
+        build_model('your_net', 5)
+
+
+def test_a_net_of_one_size_says_so(my_net):
+    text = NET.replace('**kwargs', 'pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None')
+    my_net.write_text(text + '\n' + FIXED)
+    import_file(my_net)
+    assert own_settings('my_net') == dict(img_size=48, crop_ratio=1.0, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert build_model('my_net', 5, img_size=48)
+    with pytest.raises(ModelError, match='my_net: takes images of 48 x 48 pixels only; leave --img_size out'):
+        build_model('my_net', 5, img_size=64)
