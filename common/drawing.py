@@ -34,7 +34,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator as MaxNLocator
 
 from common.errors import RunError
-from common.registry import MODELS, entry_of, model_label
+from common.registry import MODELS, entry_of, model_label, plain_model
 from common.runs import write_atomic
 
 PAGE = (7.0, 9.0)  # inches: both columns of a page, and what its height leaves for a figure
@@ -91,7 +91,13 @@ def line_style(model: str) -> dict:
 
 def fill_color(model: str) -> str:
     """Dark for TwistNet-18, middle for the others with STCI and for its trunk, light for those without."""
-    return '#0072B2' if model == FULL else '#80BFE8' if {'twist', 'stci'} & entry_of(model).keys() else '#D0D0D0'
+    return (
+        '#0072B2'
+        if model == FULL
+        else '#80BFE8'
+        if {'twist', 'stci'} & entry_of(plain_model(model)).keys()
+        else '#D0D0D0'
+    )
 
 
 def frame(figure: Figure, title: str, notes: Iterable[str] = (), handles: Iterable[Line2D] = ()) -> None:

@@ -110,6 +110,10 @@ def add_data_args(parser: argparse.ArgumentParser) -> None:
     add_dataset_args(group)
     group.add_argument('--fold', type=int, default=1, help='from 1')
     group.add_argument('--img_size', type=int, help='side of the square input, pixels')
+    add_name_arg(group)
+
+
+def add_name_arg(group) -> None:
     group.add_argument(
         '--name', help='what run folders, tables and figures call data of your own; if not given, the --dataset'
     )

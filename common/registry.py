@@ -67,6 +67,8 @@ MODELS: dict[str, dict] = {
     'twistnet18_gate_1': dict(label='Gate 1', twist=dict(gate_init=1.0), keep_init='.gate'),
 }
 
+PROBES = dict(knn='1-NN', lda='LDA', svm='SVM')  # the classifiers of probe.py, with their names in tables
+
 _VGG = 'https://www.robots.ox.ac.uk/~vgg/data'
 # One entry a data set. `archives` are (url, md5) pairs; the tree is in the folder `top` of them or in their root, and
 # `layout` are patterns, all of which match in it and tell it from a folder of class folders; `skip` are folders of it
@@ -222,6 +224,13 @@ def dataset_label(dataset: str, labels: dict[str, str]) -> str:
     return labels.get(dataset) or DATASETS.get(dataset, {}).get('label', dataset)
 
 
+def plain_model(model: str) -> str:
+    """The model of a run, without the classifier that probe.py put on its features ('resnet18+lda_5shot')."""
+    return model.partition('+')[0]
+
+
 def model_label(model: str) -> str:
-    """The name of a model in tables and figures."""
-    return entry_of(model)['label']
+    """The name of a model in tables and figures, 'ResNet-18 + LDA' where probe.py put a classifier on it."""
+    plain, _, probe = model.partition('+')
+    label = entry_of(plain)['label']
+    return f'{label} + {PROBES.get(probe.partition("_")[0], probe)}' if probe else label

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import options, runs, tuning
 from common.errors import RunError
-from common.registry import DATASETS, MODELS, dataset_label, entry_of, model_label, nameable
+from common.registry import DATASETS, MODELS, dataset_label, entry_of, model_label, nameable, plain_model
 from common.runs import counted
 from common.statistics import correct, corrected_t_test
 
@@ -212,7 +212,7 @@ def recipe_of(config: dict) -> dict:
     In place of options that were tuned for each model it has the search, `tuned`.
     """
     defines, tuned = config['defines'], config.get('tuned')
-    own = {*CELL, 'split', 'pretrained', 'preprocessing', 'imported', 'name', 'groups', 'folds_total'}
+    own = {*CELL, 'split', 'pretrained', 'weights', 'preprocessing', 'imported', 'name', 'groups', 'folds_total'}
     own |= set(tuned['options'] if tuned else ())
     recipe = {k: v for k, v in defines.items() if k not in own} | dict(pretrained=bool(defines.get('pretrained')))
     return recipe | (dict(tuned=f'{tuned["tune"]} on fold {tuned["fold"]}, seed {tuned["seed"]}') if tuned else {})
@@ -258,7 +258,8 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
             row.results[tuple(cell)] = results
     order = list(args.models or MODELS)
     models = sorted(weights, key=lambda model: _place(model, order))
-    baseline = args.baseline or next((name for name in options.BASELINES if name in models), options.BASELINES[0])
+    baselines = [*options.BASELINES, *(models if 'probe' in recipe_of(group[0][0]) else ())]
+    baseline = args.baseline or next((name for name in baselines if name in models), baselines[0])
     datasets = [name for name in [*DATASETS, *sorted(cells.keys() - DATASETS.keys())] if name in cells]
     table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, labels=args.labels, tuned=tuned)
     for dataset in datasets:
@@ -269,9 +270,10 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
 
 def _place(model: str, order: list[str]) -> tuple:
     """Where a model stands in a table: as in `order`, then by name, an stci_ one behind its plain one."""
-    base = entry_of(model).get('base', model)
-    by_name = base, model != base, model
-    return next((order.index(name) for name in (model, base) if name in order), len(order)), *by_name
+    plain = plain_model(model)
+    base = entry_of(plain).get('base', plain)
+    by_name = base, plain != base, model
+    return next((order.index(name) for name in (model, plain, base) if name in order), len(order)), *by_name
 
 
 def _note_missing(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:
@@ -320,7 +322,11 @@ def _compare(table: Table, dataset: str, asked: bool) -> None:
 def title_of(table: Table, among: list[dict]) -> str:
     """The title of a table: how long, how large, from which start, and what else tells it from all recipes `among`."""
     recipe, shares = table.recipe, loaded_percent(table, 'dataset').values()
+    # Between training and probing everything differs.
+    among = [other for other in among if other.get('probe') == recipe.get('probe')]
     differing = {k for other in among for k in recipe if other.get(k) != recipe.get(k)}
+    if 'probe' in recipe:
+        return title_of_probe(recipe, differing - {'train_on', 'shots', 'img_size', 'probe', 'pretrained'})
     words = [counted(recipe.get('epochs'), 'epoch'), f'{recipe.get("img_size")} px']
     words += ['from ImageNet weights' if recipe['pretrained'] else 'from scratch']
     if any(len(known) > 1 for known in shares):
@@ -328,6 +334,15 @@ def title_of(table: Table, among: list[dict]) -> str:
     if table.tuned and 'tuned' not in differing:
         words += [f'{" and ".join(next(iter(table.tuned.values()))["options"])} tuned']
     return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing - {'epochs', 'img_size', 'pretrained'})])
+
+
+def title_of_probe(recipe: dict, differing: set[str]) -> str:
+    """The title of a table of probe.py: which features, what fits the classifiers, how large."""
+    images = 'train and val' if recipe['train_on'] == 'trainval' else recipe['train_on']
+    if recipe['shots']:
+        images = f'{counted(recipe["shots"], "image")} a class of {images}'
+    words = [f'frozen features of the {recipe["probe"]}', f'classifiers on {images}', f'{recipe["img_size"]} px']
+    return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing)])
 
 
 def loaded_percent(table: Table, by: str) -> dict[str, set[int]]:
@@ -341,7 +356,12 @@ def loaded_percent(table: Table, by: str) -> dict[str, set[int]]:
 def loaded_note(table: Table) -> str:
     """How much of each model of a table from ImageNet weights was loaded; '' for one of runs from scratch."""
     shares = loaded_percent(table, 'model')
-    words = {model: percent_range(shares[model]) for model in table.models if model in shares}
+    words = {}
+    for model in (model for model in table.models if model in shares):
+        words[model] = percent_range(shares[model])
+        if 'probe' in table.recipe and not shares[model]:
+            row = next(row for row in table.rows.values() if row.model == model)
+            words[model] = f'none (weights of {row.last("pretrained")})'
     listed = ', '.join(f'{model_label(model)} {share}' for model, share in words.items())
     if len(set(words.values())) == 1:
         listed = words.popitem()[1]

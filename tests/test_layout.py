@@ -26,6 +26,8 @@ LIBRARY = (
     'state',
     'train',
     'trained',
+    'features',
+    'formats',
 )  # what a training run consists of
 LONGEST_FILE, LONGEST_FUNCTION = 550, 60  # lines; of a function without its docstring
 

@@ -1,0 +1,349 @@
+"""Features of frozen models, computed once for each model and image and kept in a file, and classifiers on them."""
+
+import argparse
+import difflib
+import io
+import json
+import sys
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import timm
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import SVC
+from torch import nn
+from tqdm import tqdm
+
+import models
+import trained
+from common import cache, options, runs
+from common.checkpoint import weights_identity
+from common.distributed import is_quiet, say
+from common.errors import DataError, RunError
+from common.images import image_bits, stamp
+from common.splits import Splits, split_digest
+from common.timm_models import import_file, own_settings
+from loader import EvalBatches, eval_images, make_loader
+from transforms import Preprocessing, eval_settings, eval_view_text, normalize, preprocessing_of, seed_of
+
+
+class Frozen(NamedTuple):
+    """A model that is not trained any further."""
+
+    name: str  # as for models.build_model
+    model: nn.Module  # in evaluation mode
+    preprocessing: Preprocessing
+    weights: str  # a digest of their file, or timm's tag
+    subject: trained.Subject | None = None  # of a checkpoint
+    config: dict = {}  # config.json beside the checkpoint  # noqa: RUF012
+
+    @property
+    def origin(self) -> str:
+        """What messages call it."""
+        return str(self.subject.path) if self.subject else self.name
+
+    @property
+    def pretrained(self) -> str:
+        """The weights in a word; the same for the checkpoints of all folds of a data set, which one table pools."""
+        defines = self.config.get('defines', {})
+        made = defines.get('name') or defines.get('dataset', 'images that are not recorded')
+        return f'a run on {made}' if self.subject else self.weights
+
+
+def frozen_models(args: argparse.Namespace) -> list[Frozen]:
+    """The models of --checkpoint and --models; a checkpoint stands for the model of its name.
+
+    Args:
+        args: imports, checkpoint, models, img_size.
+
+    Raises:
+        ModelError: a model or its weights cannot be used. RunError: there is no such model, or img_size is not that of
+            a checkpoint.
+    """
+    import_file(args.imports)
+    found = [of_checkpoint(path) for path in args.checkpoint]
+    for frozen in found:
+        if args.img_size not in (None, own := frozen.preprocessing.img_size):
+            raise RunError(f'--img_size {args.img_size}: {frozen.origin} is of {own} pixels; leave it out')
+    for name, _, path in (text.partition('=') for text in args.models):
+        options.check_model(name)
+        if path or name not in [frozen.name for frozen in found]:
+            found.append(with_weights(name, path or None, args.img_size))
+    return found
+
+
+def with_weights(name: str, path: str | None, img_size: int | None) -> Frozen:
+    """A model with its ImageNet weights, or with those of a file.
+
+    Args:
+        name: as for models.build_model.
+        path: of the file; None for the registered weights.
+        img_size: side of the input in pixels; None for the model's own.
+
+    Raises:
+        ModelError: there is no such model, or its weights cannot be used.
+    """
+    source = path or True
+    img_size = img_size or own_settings(name, source).get('img_size', options.DEFAULT['img_size'])
+    model = models.build_model(name, 2, source, img_size)  # features do not pass its classifier, so a small one
+    if model.loaded < 0.5:
+        say(f'note: {name}: {model.loaded:.0%} of the parameters are loaded, so its features are mostly random ones')
+    return Frozen(name, model.eval(), preprocessing_of(name, img_size, source), weights_identity(name, source))
+
+
+def of_checkpoint(path: Path) -> Frozen:
+    """The model in the best.pt of a run, as it was evaluated.
+
+    Raises:
+        ModelError: it cannot be used. RunError: config.json beside it is damaged.
+    """
+    subject = trained.load(path)
+    config = runs.read_json(path.with_name('config.json')) or {}
+    return Frozen(subject.name, subject.model, subject.preprocessing, runs.digest(path.read_bytes()), subject, config)
+
+
+def folds_of(
+    frozen: Frozen, args: argparse.Namespace, splits: dict[int, Splits], tree: str
+) -> tuple[list[int], str | None]:
+    """The folds whose test images did not train a model, and a key of trained.CAUTIONS where that is not so.
+
+    Args:
+        frozen: the model.
+        args: dataset, data_dir, folds and other_images.
+        splits: of the folds.
+        tree: the digest of the data set.
+
+    Raises:
+        RunError: there is none, or the split is not the one that trained the model, and args.other_images is not set.
+    """
+    if frozen.subject is None:
+        return args.folds, None
+    made, defines, path = frozen.config.get('options'), frozen.config.get('defines', {}), frozen.subject.path
+    if not made:
+        say(f'note: {path}: {trained.CAUTIONS[trained.UNCHECKED]}')
+        return args.folds, trained.UNCHECKED
+    names = {made.get('name') or made['dataset'], args.name or args.dataset}
+    if len(names) > 1 and frozen.config.get('tree') != tree:
+        return args.folds, None
+    own = made['fold']
+    if args.other_images:
+        clean = args.folds == [own] and defines['split'] == split_digest(splits[own])
+        return args.folds, None if clean else trained.OTHER
+    if own not in args.folds:
+        raise RunError(
+            f'--folds: {path} was trained on fold {own} of this data set, and images that other folds test may have '
+            f'trained it; give --folds {own}, or --other_images'
+        )
+    if len(args.folds) > 1:
+        say(f'note: {path}: only fold {own}, on which it was trained: images that other folds test trained it')
+    if defines['split'] != split_digest(splits[own]):
+        trained.check_other_images(
+            args, frozen.subject, made, dict(dataset=made['dataset'], data_dir=args.data_dir, fold=own)
+        )
+    return [own], None
+
+
+# ---------------------------------------------------------------------------------------------- one pass
+
+
+def pooled(output: object, layer: str, channels_last: bool) -> torch.Tensor:
+    """The mean over positions of (B, C, H, W), (B, H, W, C) if channels_last, or (B, N, C); (B, C) as it is.
+
+    Raises:
+        RunError: `output` is something else.
+    """
+    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if not isinstance(output, torch.Tensor) or not 2 <= output.ndim <= 4:
+        raise RunError(f'--layer {layer}: its output, {shape}, is no map to average')
+    positions = {2: (), 3: (1,), 4: (1, 2) if channels_last else (2, 3)}[output.ndim]
+    return output.mean(positions) if positions else output
+
+
+def tap(model: nn.Module, name: str, layer: str | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function of images (B, 3, H, W) that returns features (B, D): those before the classifier, or of a layer.
+
+    Raises:
+        RunError: the model has no such layer.
+    """
+    if layer is None:
+        return lambda images: model.forward_head(model.forward_features(images), pre_logits=True)
+    modules = dict(model.named_modules())
+    if not layer or layer not in modules:
+        near = difflib.get_close_matches(layer, modules, 4) or [child for child, _ in model.named_children()]
+        raise RunError(f"--layer: {name} has no '{layer}'; it has: {', '.join(near)}")
+    seen = {}
+    modules[layer].register_forward_hook(lambda _module, _inputs, output: seen.update(output=output))
+    channels_last = getattr(model, 'output_fmt', 'NCHW') == 'NHWC'
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        seen.clear()
+        model(images)
+        if not seen:
+            raise RunError(f'--layer {layer}: the forward pass of {name} does not call it; take the module around it')
+        return pooled(seen['output'], layer, channels_last)
+
+    return run
+
+
+@torch.inference_mode()
+def compute(
+    frozen: Frozen,
+    layer: str | None,
+    items: list[tuple[str, int]],
+    bits: int | None,
+    device: torch.device,
+    workers: int,
+) -> np.ndarray:
+    """The features of images in float32, (N, D).
+
+    Args:
+        frozen: the model.
+        layer: as for tap.
+        items: N pairs of a path and anything.
+        bits: of the data set, as for open_image.
+        device: where to compute.
+        workers: loader processes.
+
+    Raises:
+        DataError: an image cannot be read. RunError: no such layer, or features that are not finite.
+    """
+    size, ratio, *statistics = frozen.preprocessing
+    frozen.model.to(device, memory_format=torch.channels_last)
+    run = tap(frozen.model, frozen.name, layer)
+    batches, rows = EvalBatches(len(items)), []
+    loader = make_loader(eval_images(items, size, None, bits, ratio), batches, workers, device)
+    with tqdm(total=len(items), desc=f'{frozen.name} features', disable=is_quiet(), **runs.terminal()) as bar:
+        for images, _ in loader:
+            rows.append(run(normalize(images.to(device, non_blocking=True), *statistics)).float().cpu().numpy())
+            bar.update(len(images))
+    features = np.concatenate(rows)
+    if not (whole := np.isfinite(features).all(1)).all():
+        raise RunError(f'{frozen.name}: the features of {items[whole.argmin()][0]} are not finite')
+    return features
+
+
+# ---------------------------------------------------------------------------------------------- kept
+
+
+def read_kept(path: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """What a file of features holds: {path of the image: (stamp, features)}; {} where it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            paths, stamps, rows = (file[key] for key in ('paths', 'stamps', 'features'))
+        return {str(image): (str(text), row) for image, text, row in zip(paths, stamps, rows, strict=True)}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        print(f'note: {path}: damaged; its features are computed again', file=sys.stderr)
+        return {}
+
+
+def features_of(
+    frozen: Frozen,
+    layer: str | None,
+    items: list[tuple[str, int]],
+    folder: Path,
+    device: torch.device,
+    workers: int = 0,
+) -> dict[str, np.ndarray]:
+    """The features of images by path, (D,) float32 each; those that a file in `folder` does not have are computed.
+
+    They are kept by the model, its weights, the layer, the preprocessing and the versions of the libraries, and by the
+    path, size and times of the image file.
+
+    Args:
+        frozen: the model.
+        layer: as for tap.
+        items: pairs of a path and anything.
+        folder: made if missing.
+        device, workers: as for compute.
+
+    Raises:
+        As compute; RunError: the file cannot be written.
+    """
+    bits, notes = image_bits(path for path, _ in items)
+    for note in notes:
+        say(f'note: {note}')
+    view = eval_view_text(*frozen.preprocessing[:2])
+    made_by = dict(torch=torch.__version__, timm=timm.__version__, pixels=cache.VERSION)
+    key = dict(weights=frozen.weights, layer=layer, view=view, **eval_settings(*frozen.preprocessing), **made_by)
+    path = folder / f'{frozen.name}_{runs.digest(json.dumps(key, sort_keys=True).encode())}.npz'
+    try:
+        stamps = {image: f'{bits} {stamp(image)}' for image, _ in items}
+    except OSError as error:
+        raise DataError(f'{error.filename}: cannot be read as an image ({error.strerror})') from error
+    kept = read_kept(path)
+    if missing := [item for item in items if kept.get(item[0], ('',))[0] != stamps[item[0]]]:
+        computed = compute(frozen, layer, missing, bits, device, workers)
+        kept |= {image: (stamps[image], row) for (image, _), row in zip(missing, computed)}
+        buffer = io.BytesIO()
+        texts = dict(paths=np.array(list(kept)), stamps=np.array([text for text, _ in kept.values()]))
+        np.savez(buffer, **texts, features=np.stack([row for _, row in kept.values()]))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f'{folder}: cannot be made ({error.strerror})') from error
+        runs.write_atomic(path, buffer.getvalue())
+    return {image: kept[image][1] for image, _ in items}
+
+
+# ---------------------------------------------------------------------------------------------- classifiers
+
+CLASSIFIERS = {
+    'knn': lambda: KNeighborsClassifier(n_neighbors=1),
+    'lda': lambda: LinearDiscriminantAnalysis(solver='lsqr', shrinkage='auto'),
+    'svm': lambda: SVC(kernel='linear', C=1),
+}
+
+
+def training_images(args: argparse.Namespace, splits: Splits) -> list[tuple[str, int]]:
+    return splits.train + (splits.val if args.train_on == 'trainval' else [])
+
+
+def check_shots(args: argparse.Namespace, splits: Splits, fold: int) -> None:
+    """Raise RunError for a class with fewer training images than --shots."""
+    counts = np.bincount([label for _, label in training_images(args, splits)], minlength=len(splits.classes))
+    if counts.min() < max(args.shots or [1]):
+        raise RunError(
+            f"--shots {max(args.shots or [1])}: class '{splits.classes[counts.argmin()]}' has "
+            f'{runs.counted(int(counts.min()), "training image")} in fold {fold}'
+        )
+
+
+def check_folds(args: argparse.Namespace, splits: dict[int, Splits]) -> None:
+    """Raise RunError for two folds that fit and test the same images, and would count as two results of a table."""
+    seen = {}
+    for fold, images in splits.items():
+        key = frozenset(training_images(args, images)), frozenset(images.test)
+        if (other := seen.setdefault(key, fold)) != fold:
+            raise RunError(
+                f'--train_on {args.train_on}: folds {other} and {fold} of {args.dataset} have the same images in train '
+                'and val together and test the same, so they are one result; give --folds 1, or --train_on train'
+            )
+
+
+def draw(items: list[tuple[str, int]], shots: int | None, seed: int, fold: int) -> list[tuple[str, int]]:
+    """`shots` images a class, at random by seed and fold; more shots add images to those of fewer."""
+    if shots is None:
+        return items
+    order = np.random.default_rng(seed_of('shots', seed, fold)).permutation(len(items))
+    drawn = defaultdict(list)
+    for index in order:
+        drawn[items[index][1]].append(items[index])
+    return sorted(item for of_class in drawn.values() for item in of_class[:shots])
+
+
+def probabilities_of(classifier, features: np.ndarray, num_classes: int) -> np.ndarray:
+    """What a fitted classifier gives each class, (N, num_classes) float32; 1-NN and SVM: 1 for theirs."""
+    every = np.zeros((len(features), num_classes), np.float32)
+    if hasattr(classifier, 'predict_proba'):
+        every[:, classifier.classes_] = classifier.predict_proba(features)
+    else:
+        every[range(len(features)), classifier.predict(features)] = 1
+    return every

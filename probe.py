@@ -1,0 +1,248 @@
+"""Frozen features: what simple classifiers make of the pooled output of models that are not trained on the data set.
+
+    python probe.py --models resnet18,tf_efficientnet_lite0=weights/lite0.safetensors --data_dir data/fmd --folds 1-5
+    python probe.py --checkpoint runs/main/dtd_fold1_twistnet18_seed42/best.pt --data_dir data/fmd --shots 1,5,10
+
+--models are models with their ImageNet weights, or those of NAME=PATH; a --checkpoint stands for the model in it. The
+features are the input of the classifier, or the output of --layer, averaged over positions. Classifiers and settings
+are RADAM's (Scabini et al., 2023), on features as they are: 1-NN, linear discriminant analysis with Ledoit and Wolf's
+shrinkage, and a linear SVM with C = 1. Each result is a run folder for summarize_runs.py and plot_results.py. --shots
+draws that many training images a class, by --seeds. A model is run once over each image: features are kept by its
+weights, the preprocessing and the image file. A checkpoint that was trained on this data set is probed on its own fold.
+"""
+
+import argparse
+from pathlib import Path
+
+from common import options
+from common.errors import RunError, user_errors
+from common.own_options import check_name, split_options
+from common.registry import PROBES
+
+FEATURES = 'features'  # folder of the kept features, in run_dir
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description='Simple classifiers on the frozen features of models.', allow_abbrev=False
+    )
+    group = parser.add_argument_group('features')
+    text = 'with ImageNet weights, or those of a file: a,b=PATH'
+    group.add_argument(
+        '--models', type=options.parse_names, default=[], metavar='NAME[=PATH],..', help=text, **options.LIST
+    )
+    group.add_argument('--checkpoint', type=Path, nargs='+', default=[], metavar='BEST.PT', help='of runs of train.py')
+    options.add_import_arg(group)
+    group.add_argument('--layer', help='a module by its name, e.g. layer3; if not given, the input of the classifier')
+    group.add_argument('--img_size', type=int, help="side of the square input, pixels; if not given, the model's own")
+    group.add_argument('--features_dir', type=Path, help=f'where features are kept (default: RUN_DIR/{FEATURES})')
+    group = parser.add_argument_group('data')
+    options.add_dataset_args(group)
+    options.add_name_arg(group)
+    group.add_argument(
+        '--folds', type=options.parse_numbers, default=[1], help='such as 1-5 (default: 1)', **options.LIST
+    )
+    text = 'take folds whose images may have trained the checkpoint; the results say so'
+    group.add_argument('--other_images', action='store_true', help=text)
+    group = parser.add_argument_group('classifiers')
+    text = f'of {",".join(PROBES)} (default: all)'
+    group.add_argument('--classifiers', type=options.parse_names, default=list(PROBES), help=text, **options.LIST)
+    text = 'the images that fit the classifier: train, or train and val together (default)'
+    group.add_argument('--train_on', choices=('train', 'trainval'), default='trainval', help=text)
+    group.add_argument('--shots', type=options.parse_numbers, help='images a class of these: 1,5,10', **options.LIST)
+    group.add_argument(
+        '--seeds', type=options.parse_numbers, help='of the draws of --shots (default: 42)', **options.LIST
+    )
+    group = parser.add_argument_group('system')
+    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
+    group.add_argument('--num_workers', type=int, default=1, help='loader processes')
+    group.add_argument('--run_dir', type=Path, default=Path('runs/probe'), help='where run folders are made')
+    group.add_argument('--force', action='store_true', help='make complete runs again')
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options, checked. Raises RunError."""
+    args = get_args_parser().parse_args(argv)
+    args.dataset = options.choose_dataset(args.dataset, args.data_dir, split_options(vars(args)))
+    check_name(args.name, args.dataset)
+    options.check_names('classifiers', args.classifiers, PROBES)
+    options.check_bounds(args)
+    if not args.models and not args.checkpoint:
+        raise RunError('nothing to probe: give --models NAME,.. or --checkpoint BEST.PT')
+    if args.shots is not None and 0 in args.shots:
+        raise RunError('--shots 0: at least one image a class')
+    if args.seeds and not args.shots:
+        raise RunError('--seeds draws the images of --shots; without these every seed gives the same result')
+    if args.shots == [1] and args.classifiers == ['lda']:
+        raise RunError('--shots 1: lda needs two images a class, to see how they differ')
+    args.features_dir = args.features_dir or args.run_dir / FEATURES
+    return args
+
+
+if __name__ == '__main__':
+    with user_errors('probe.py'):
+        parse_args()  # --help and bad options are answered before torch is imported, which takes seconds
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+import sklearn
+import torch
+
+import features
+from common import distributed, own_data, predictions, runs
+from common.distributed import say
+from common.results import CELL
+from common.splits import Splits, split_digest
+from common.timm_models import import_digest
+from compute_flops import measure
+from datasets import load_splits, tree_digest
+from transforms import eval_settings
+
+
+class Probe(NamedTuple):
+    """A result to come."""
+
+    frozen: features.Frozen
+    fold: int
+    seed: int
+    shots: int | None  # training images a class; None for all
+    classifier: str  # a key of features.CLASSIFIERS
+    caution: str | None  # a key of trained.CAUTIONS
+
+    @property
+    def model(self) -> str:
+        """What run folder and tables call it."""
+        return f'{self.frozen.name}+{self.classifier}' + f'_{self.shots}shot' * bool(self.shots)
+
+    def folder_in(self, args: argparse.Namespace) -> Path:
+        return args.run_dir / runs.run_name(args.name or args.dataset, self.fold, self.model, self.seed)
+
+
+def list_probes(
+    args: argparse.Namespace, frozen: list[features.Frozen], splits: dict[int, Splits], tree: str
+) -> list[Probe]:
+    """The results that the options ask for.
+
+    Raises:
+        RunError: two of them have the same name, a class has too few images, or as folds_of.
+    """
+    probes, names = [], {}
+    for model in frozen:
+        folds, caution = features.folds_of(model, args, splits, tree)
+        if model.subject is None and args.shots is None:
+            features.check_folds(args, splits)
+        seeds = args.seeds or [model.config.get('options', {}).get('seed', 42)]
+        for fold in folds:
+            features.check_shots(args, splits[fold], fold)
+            for shots in args.shots or [None]:
+                for seed in seeds:
+                    probes += [Probe(model, fold, seed, shots, key, caution) for key in args.classifiers]
+    for probe in probes:
+        name = probe.folder_in(args).name
+        if (other := names.setdefault(name, probe)) is not probe:
+            both = f'{other.frozen.origin} and {probe.frozen.origin}'
+            raise RunError(f'{both} would both be {name}; probe them with a --run_dir each')
+    if 1 in (args.shots or ()) and 'lda' in args.classifiers:
+        say('note: no lda with 1 image a class: it takes two, to see how they differ')
+    return [probe for probe in probes if (probe.shots, probe.classifier) != (1, 'lda')]
+
+
+# ---------------------------------------------------------------------------------------------- a run
+
+
+def describe(probe: Probe, args: argparse.Namespace, splits: Splits, tree: str, device: torch.device) -> dict:
+    """What config.json holds; the recipe says `probe`, so that no table pools it with runs of train.py."""
+    frozen = probe.frozen
+    defines = dict(
+        dataset=args.dataset,
+        fold=probe.fold,
+        seed=probe.seed,
+        model=probe.model,
+        img_size=frozen.preprocessing.img_size,
+        probe=args.layer or 'last layer',
+        train_on=args.train_on,
+        shots=probe.shots,
+        split=split_digest(splits),
+        pretrained=frozen.pretrained,
+        weights=frozen.weights,
+        preprocessing=eval_settings(*frozen.preprocessing),
+    )
+    defines |= {key: getattr(args, key) for key in options.LEFT_OUT if getattr(args, key) is not None}
+    if args.imports:
+        defines['imported'] = import_digest(args.imports)
+    values = vars(args) | dict(checkpoint=frozen.origin if frozen.subject else None, fold=probe.fold, seed=probe.seed)
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in values.items() if key != 'force'}
+    return dict(
+        options=values,
+        defines=defines,
+        environment=distributed.environment_of(device) | dict(sklearn=sklearn.__version__),
+        fingerprint=runs.fingerprint(defines),
+        tree=tree,
+    )
+
+
+def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: dict, known: dict, size: dict) -> dict:
+    """Fit the classifier and test it once; returns what results.json holds."""
+    start = time.perf_counter()
+    fitted = features.draw(features.training_images(args, splits), probe.shots, probe.seed, probe.fold)
+
+    def arrays(items: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.stack([known[path] for path, _ in items]).astype(np.float64)
+        return rows, np.array([label for _, label in items])
+
+    classifier = features.CLASSIFIERS[probe.classifier]().fit(*arrays(fitted))
+    rows, labels = zip(arrays(splits.test), arrays(splits.val))
+    chances = [features.probabilities_of(classifier, each, len(splits.classes)) for each in rows]
+    test_acc, val_acc = (100 * float((c.argmax(1) == each).mean()) for c, each in zip(chances, labels))
+    cell = {key: value for key, value in config['defines'].items() if key in (*CELL, 'name')}
+    results = cell | dict(
+        test_acc=test_acc,
+        best_val_acc=None if args.train_on == 'trainval' else val_acc,
+        features=rows[0].shape[1],
+        **size,
+        seconds=round(time.perf_counter() - start, 1),  # without those of the features
+        n_train=len(fitted),
+        n_val=len(splits.val),
+        n_test=len(splits.test),
+        pretrained=probe.frozen.model.pretrained or probe.frozen.pretrained,
+        loaded=probe.frozen.model.loaded,
+        caution=probe.caution,
+        fingerprint=config['fingerprint'],
+    )
+    folder = probe.folder_in(args)
+    root = own_data.root_of(args.data_dir, args.lists) if args.lists else args.data_dir
+    predictions.write_predictions(folder / predictions.FILE, splits.test, splits.classes, chances[0], root)
+    runs.write_json(folder / 'results.json', results)
+    return results
+
+
+def main(args: argparse.Namespace) -> None:
+    splits = {fold: load_splits(args.dataset, args.data_dir, fold, split_options(vars(args))) for fold in args.folds}
+    tree = tree_digest(args.dataset, args.data_dir, splits[args.folds[0]])
+    device = distributed.setup(args.device, 0)
+    frozen = features.frozen_models(args)
+    images = sorted({item for fold in splits.values() for subset in fold[:3] for item in subset})
+    known = {}
+    for probe in list_probes(args, frozen, splits, tree):
+        folder, fold = probe.folder_in(args), splits[probe.fold]
+        config = describe(probe, args, fold, tree, device)
+        runs.claim(folder)
+        results, _ = runs.open_run(folder, config, args.force)
+        if results is None:
+            if (key := probe.frozen.origin) not in known:
+                size = measure(probe.frozen.name, 2, probe.frozen.preprocessing.img_size)  # with a small classifier
+                place = args.features_dir, device, args.num_workers
+                rows = features.features_of(probe.frozen, args.layer, images, *place)
+                known[key] = rows, {name: size[name] for name in ('params_M', 'macs_G')}
+            results = run_probe(probe, args, fold, config, *known[key])
+        else:
+            say(f'{folder} is complete; --force would make it again')
+        print(f'{folder}: test accuracy {results["test_acc"]:.2f} %')
+
+
+if __name__ == '__main__':
+    with user_errors('probe.py'):
+        main(parse_args())

@@ -1,0 +1,405 @@
+"""The promises of export.py: a file of any format says what the model says, also without this repository."""
+
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from conftest import ROOT
+from safetensors import safe_open
+from timm.models import _hub
+
+import export
+import formats
+import models
+from common import runs
+from common.checkpoint import save_checkpoint, weights_file
+from common.errors import ModelError, RunError
+from transforms import Preprocessing, eval_settings
+
+CLASSES = ['bark', 'moss', 'rock, wet']
+SMALL = 'test_resnet'  # timm's own, of a few thousand parameters
+try:
+    export.check_onnx()
+    WITHOUT_ONNX = ''
+except RunError as missing:
+    WITHOUT_ONNX = str(missing)
+needs_onnx = pytest.mark.skipif(bool(WITHOUT_ONNX), reason=WITHOUT_ONNX)
+FORMATS = (
+    pytest.param('pt2', marks=pytest.mark.slow),
+    'safetensors',
+    'hub',
+    pytest.param('onnx', marks=[needs_onnx, pytest.mark.slow]),
+)
+
+
+def make_best(folder: Path, name: str = SMALL, size: int = 32, **facts) -> Path:
+    """A best.pt as train.py writes it, with BatchNorms that are not the identity, and the files of its run."""
+    torch.manual_seed(3)
+    model = models.build_model(name, len(CLASSES), img_size=size)
+    model.train()(2 * torch.randn(8, 3, size, size) + 1)
+    transform = eval_settings(*Preprocessing(size, 0.95, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(folder / 'best.pt', weights_file(name, CLASSES, 7, 62.5, model.state_dict(), transform=transform))
+    made = dict(dataset='fmd', fold=2, seed=42, lr=0.01, epochs=9, batch_size=16, amp='off')
+    runs.write_json(folder / 'config.json', dict(options=made, environment=dict(torch='2.14.1', commit=None)))
+    results = dict(dataset='fmd', fold=2, seed=42, test_acc=61.25, best_val_acc=62.5, best_epoch=7, params_M=0.5)
+    runs.write_json(folder / 'results.json', results | dict(n_train=60, n_val=20, n_test=20, pretrained=None) | facts)
+    return folder / 'best.pt'
+
+
+@pytest.fixture
+def best(tmp_path) -> Path:
+    return make_best(tmp_path / 'run')
+
+
+def do(best: Path, kind: str, *more: str) -> None:
+    export.main(export.parse_args(['--checkpoint', str(best), '--format', kind, *more]))
+
+
+def images_of(number: int = 3, size: int = 32) -> torch.Tensor:
+    return torch.randn(number, 3, size, size, generator=torch.Generator().manual_seed(9))
+
+
+def logits_of(best: Path, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return formats.read(best).subject.model(images)
+
+
+def left_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {'best.pt', 'config.json', 'results.json'}
+
+
+# ---------------------------------------------------------------------------------------------- the files
+
+
+@pytest.mark.parametrize('kind', FORMATS)
+def test_the_file_stands_beside_the_checkpoint_and_gives_its_logits(best, kind, capsys):
+    do(best, kind)
+    name = 'hub' if kind == 'hub' else f'best.{kind}'
+    out, err = capsys.readouterr()
+    assert out == f'{best.with_name(name)}\n'
+    assert f'{kind}: logits within ' in err
+    assert left_in(best.parent) == {name}
+    run, metadata = formats.LOAD[kind](best.with_name(name), formats.read(best))
+    for number in (1, 4):
+        images = images_of(number)
+        with torch.no_grad():
+            torch.testing.assert_close(run(images), logits_of(best, images), rtol=0, atol=1e-5)
+    assert json.loads(metadata['classes']) == CLASSES
+
+
+@pytest.mark.parametrize('kind', FORMATS)
+def test_a_twistnet_of_any_size_is_exported(tmp_path, kind, monkeypatch):
+    monkeypatch.setitem(models.MODELS['twistnet18'], 'twist', dict(base_width=8))
+    best = make_best(tmp_path / 'run', 'twistnet18', 64)
+    do(best, kind)
+    run, _ = formats.LOAD[kind](best.with_name('hub' if kind == 'hub' else f'best.{kind}'), formats.read(best))
+    with torch.no_grad():
+        torch.testing.assert_close(run(images_of(3, 64)), logits_of(best, images_of(3, 64)), rtol=0, atol=1e-5)
+
+
+def test_a_safetensors_file_says_what_it_is_of(best):
+    do(best, 'safetensors')
+    with safe_open(best.with_suffix('.safetensors'), 'pt') as file:
+        facts = file.metadata()
+    assert json.loads(facts['classes']) == CLASSES
+    assert json.loads(facts['preprocessing']) == dict(
+        img_size=32, crop_ratio=0.95, interpolation='bicubic', mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3]
+    )
+    assert (facts['model'], facts['architecture'], facts['epoch'], facts['val_acc']) == (SMALL, SMALL, '7', '62.5')
+
+
+def test_a_hub_folder_has_classes_preprocessing_and_a_card(best):
+    do(best, 'hub', '--license', 'cc-by-4.0')
+    config = runs.read_json(best.parent / 'hub' / 'config.json')
+    assert (config['architecture'], config['label_names']) == (SMALL, CLASSES)
+    model = timm.create_model(f'local-dir:{best.parent / "hub"}', pretrained=True)
+    data = timm.data.resolve_model_data_config(model)
+    assert (list(data['input_size']), data['crop_pct'], data['interpolation']) == ([3, 32, 32], 0.95, 'bicubic')
+    assert (list(data['mean']), list(data['std'])) == ([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
+    card = (best.parent / 'hub' / 'README.md').read_text()
+    for words in (
+        'license: cc-by-4.0',
+        '# Model card for run',
+        f'{SMALL} trained on FMD, fold 2: 3 classes.',
+        '60 train, 20 val, 20 test',
+        '61.25 % (one fold, one seed: 42)',
+        'which chose epoch 7',
+        '  - lr: 0.01',
+        'Accuracy was measured on the 20 test images of this fold alone.',
+        f"name = 'local-dir:{best.parent / 'hub'}'",
+        'short side to 34 pixels (bicubic), centre crop of 32',
+        'none, from scratch',
+    ):
+        assert words in card
+    assert 'import models' not in card
+
+
+def test_a_checkpoint_without_its_run_has_a_card_that_says_so(best):
+    for name in ('config.json', 'results.json'):
+        best.with_name(name).unlink()
+    do(best, 'hub')
+    card = (best.parent / 'hub' / 'README.md').read_text()
+    assert 'not recorded' in card
+    assert 'Its accuracy is not recorded.' in card
+    assert 'Test accuracy' not in card
+
+
+# Each loads a file in a process that does not have this repository.
+ALONE = dict(
+    pt2="""
+program = torch.export.load('best.pt2').module()
+logits = program(images)""",
+    safetensors="""
+import json, safetensors.torch, timm
+from safetensors import safe_open
+with safe_open('best.safetensors', 'pt') as file:
+    facts = file.metadata()
+model = timm.create_model(facts['architecture'], num_classes=len(json.loads(facts['classes'])))
+model.load_state_dict(safetensors.torch.load_file('best.safetensors'))
+logits = model.eval()(images)""",
+    hub="""
+import timm
+model = timm.create_model('local-dir:hub', pretrained=True).eval()
+assert list(model.pretrained_cfg['label_names']) == ['bark', 'moss', 'rock, wet']
+logits = model(images)""",
+    onnx="""
+import json, onnxruntime
+session = onnxruntime.InferenceSession('best.onnx')
+facts = session.get_modelmeta().custom_metadata_map
+assert json.loads(facts['classes']) == ['bark', 'moss', 'rock, wet']
+assert [session.get_inputs()[0].name, session.get_outputs()[0].name] == ['images', 'logits']
+assert session.get_inputs()[0].shape == ['batch', 3, 32, 32]
+logits = torch.from_numpy(session.run(None, dict(images=images.numpy()))[0])""",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'kind',
+    [
+        *[name for name in ALONE if name != 'onnx'],
+        pytest.param(
+            'onnx',
+            marks=[
+                needs_onnx,
+                pytest.mark.skipif(importlib.util.find_spec('onnxruntime') is None, reason='pip install onnxruntime'),
+            ],
+        ),
+    ],
+)
+def test_each_file_loads_without_this_repository(best, kind, tmp_path):
+    do(best, kind)
+    torch.save(images_of(), best.with_name('images.pt'))
+    program = f"""
+import sys, torch
+assert not any(path.startswith({str(ROOT)!r}) for path in sys.path), sys.path
+images = torch.load('images.pt')
+with torch.no_grad():{textwrap.indent(ALONE[kind], '    ')}
+torch.save(logits, 'logits.pt')
+"""
+    made = subprocess.run([sys.executable, '-c', program], cwd=best.parent, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    torch.testing.assert_close(torch.load(best.with_name('logits.pt')), logits_of(best, images_of()), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_pushed_twistnet_takes_import_models(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.MODELS['twistnet18'], 'twist', dict(base_width=64))
+    best = make_best(tmp_path / 'run', 'twistnet18')
+    do(best, 'hub')
+    card = (best.parent / 'hub' / 'README.md').read_text()
+    assert '\nimport models  # of the repository of this model\n' in card
+    model = timm.create_model(f'local-dir:{best.parent / "hub"}', pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(model(images_of()), logits_of(best, images_of()))
+
+
+# ---------------------------------------------------------------------------------------------- the hub
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Path:
+    """A stand-in for the hub of Hugging Face: its repositories are folders below this one."""
+
+    class Api:
+        def __init__(self, **_):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            if '/' not in repo_id:
+                raise ValueError(f"{repo_id} is nobody's\nsecond line")
+            return SimpleNamespace(repo_id=repo_id)
+
+        def file_exists(self, repo_id, filename, **_):
+            return (tmp_path / 'hub' / repo_id / filename).exists()
+
+        def upload_folder(self, repo_id, folder_path, **_):
+            shutil.copytree(folder_path, tmp_path / 'hub' / repo_id, dirs_exist_ok=True)
+            return f'https://hub/{repo_id}'
+
+    monkeypatch.setattr(_hub, 'HfApi', Api)
+    return tmp_path / 'hub'
+
+
+def test_a_model_is_pushed_and_nothing_is_left_here(best, hub, capsys):
+    do(best, 'hub', '--repo', 'user/textures')
+    assert capsys.readouterr().out == 'https://hub/user/textures\n'
+    assert left_in(best.parent) == set()
+    pushed = hub / 'user' / 'textures'
+    assert "name = 'hf-hub:user/textures'" in (pushed / 'README.md').read_text()
+    model = timm.create_model(f'local-dir:{pushed}', pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(model(images_of()), logits_of(best, images_of()))
+    (pushed / 'README.md').write_text('mine')
+    do(best, 'hub', '--repo', 'user/textures')
+    assert (pushed / 'README.md').read_text() == 'mine'
+
+
+def test_a_push_that_fails_is_one_line(best, hub):
+    with pytest.raises(
+        RunError, match=r"^--repo textures: not pushed \(textures is nobody's\); `hf auth login` logs in$"
+    ):
+        do(best, 'hub', '--repo', 'textures')
+    with pytest.raises(RunError, match='--repo pushes what --format hub makes'):
+        do(best, 'pt2', '--repo', 'user/textures')
+
+
+# ---------------------------------------------------------------------------------------------- what is not left
+
+
+@pytest.mark.parametrize('kind', ['safetensors', 'hub'])
+def test_what_is_there_is_replaced_only_on_demand(best, kind):
+    do(best, kind)
+    out = best.with_name('hub') if kind == 'hub' else best.with_suffix('.safetensors')
+    with pytest.raises(RunError, match='is there already; --overwrite replaces it'):
+        do(best, kind)
+    old = out.stat().st_mtime_ns
+    if kind == 'hub':
+        (out / 'notes.txt').write_text('mine')
+        (out / 'config.json').write_text('{}')
+    do(best, kind, '--overwrite')
+    assert out.stat().st_mtime_ns != old
+    if kind == 'hub':
+        assert (out / 'notes.txt').read_text() == 'mine'
+        assert runs.read_json(out / 'config.json')['architecture'] == SMALL
+    wrong = 'safetensors' if kind == 'hub' else 'hub'
+    with pytest.raises(RunError, match=f'is a {"folder" if kind == "hub" else "file"}; take another --out'):
+        do(best, wrong, '--out', str(out), '--overwrite')
+
+
+def test_a_file_whose_logits_differ_is_not_left(best, monkeypatch):
+    real = formats.load_safetensors
+
+    def other(path, export):
+        run, metadata = real(path, export)
+        return lambda images: run(images) + 2e-3, metadata
+
+    monkeypatch.setitem(formats.LOAD, 'safetensors', other)
+    with pytest.raises(ModelError, match=rf'^{SMALL} as safetensors: its logits differ by .*, more than 0\.0001$'):
+        do(best, 'safetensors')
+    monkeypatch.setitem(formats.LOAD, 'safetensors', lambda path, export: (real(path, export)[0], {}))
+    with pytest.raises(ModelError, match='has lost its metadata'):
+        do(best, 'safetensors')
+    monkeypatch.setitem(formats.LOAD, 'safetensors', lambda path, export: json.loads('{'))
+    with pytest.raises(ModelError, match='does not load again'):
+        do(best, 'safetensors')
+    assert left_in(best.parent) == set()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(best, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, 'No space left on device')
+
+    def torch_full(*_, **__):
+        raise RuntimeError('[enforce fail at inline_container.cc:603] . unexpected pos 64 vs 0\nframe #0')
+
+    monkeypatch.setattr(Path, 'write_bytes', full)
+    with pytest.raises(RunError, match=r'best\.safetensors: cannot be written \(No space left on device\); nothing is'):
+        do(best, 'safetensors')
+    monkeypatch.setattr(export, 'save_for_hf', torch_full)
+    with pytest.raises(RunError, match=r'hub: cannot be written \(\[enforce fail .* vs 0\); nothing is left of it$'):
+        do(best, 'hub')
+    assert left_in(best.parent) == set()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(best, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(RunError, match=r'x\.pt2: cannot be written \((Not a directory|File exists)\)'):
+        do(best, 'pt2', '--out', str(tmp_path / 'file' / 'x.pt2'))
+
+
+def test_a_model_without_a_graph_is_one_line(best, monkeypatch):
+    def breaks(*_, **__):
+        raise TypeError('data-dependent\ncontrol flow')
+
+    monkeypatch.setattr(torch.export, 'export', breaks)
+    with pytest.raises(ModelError, match=rf'^{SMALL}: cannot be exported as pt2 \(data-dependent\)$'):
+        do(best, 'pt2')
+
+
+def test_onnx_is_named_where_it_is_missing(best, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name.startswith('onnx') else real(name))
+    with pytest.raises(RunError) as caught:
+        do(best, 'onnx')
+    assert str(caught.value) == '--format onnx: onnx and onnxscript missing; pip install onnx onnxscript onnxruntime'
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: True)
+    monkeypatch.setattr(importlib.metadata, 'version', lambda name: '2.4.0+cpu')
+    with pytest.raises(RunError, match=r'^--format onnx: torch 2\.4\.0\+cpu is too old, it takes 2\.6$'):
+        do(best, 'onnx')
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_onnx_is_checked_by_its_reference_where_there_is_no_runtime(best, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'onnxruntime' else real(name))
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    do(best, 'onnx')
+    assert best.with_suffix('.onnx').exists()
+
+
+def test_bad_checkpoints_are_one_line(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ('run',)
+
+    (tmp_path / 'torn.pt').write_bytes(b'torn')
+    torch.save(Evil(), tmp_path / 'evil.pt')
+    torch.save(dict(state_dict={}), tmp_path / 'foreign.pt')
+    for name, said in dict(
+        none='no such checkpoint',
+        torn='damaged',
+        evil='refused, the file holds pickled code',
+        foreign=r'is no best\.pt of train\.py',
+    ).items():
+        with pytest.raises(ModelError, match=rf'{name}\.pt: .*({said})'):
+            do(tmp_path / f'{name}.pt', 'safetensors')
+    assert {path.suffix for path in tmp_path.iterdir()} == {'.pt'}
+
+
+def test_a_bad_option_is_one_line_before_torch(tmp_path):
+    (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
+    (tmp_path / 'there.pt2').touch()
+    command = [sys.executable, str(ROOT / 'export.py'), '--checkpoint', 'best.pt', '--format', 'pt2']
+    made = subprocess.run(
+        [*command, '--out', str(tmp_path / 'there.pt2')],
+        capture_output=True,
+        text=True,
+        env=dict(PYTHONPATH=str(tmp_path), PATH='/usr/bin'),
+    )
+    assert made.returncode == 1
+    assert made.stderr == (
+        f'export.py: error: {tmp_path / "there.pt2"}: is there already; --overwrite replaces it, --out takes another '
+        'name\n'
+    )

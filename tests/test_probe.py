@@ -1,0 +1,421 @@
+"""The promises of probe.py and features.py: what a feature is, one pass an image, folds, run folders."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_dtd, make_run, run, write_image
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import SVC
+
+import features
+import models
+import plot_results
+import probe
+import summarize_runs
+from common import predictions, runs
+from common.errors import DataError, ModelError, RunError
+from common.images import open_image
+from datasets import load_splits
+from transforms import eval_transform, normalize
+
+WEIGHTS = ROOT.parent / 'shared' / 'weights' / 'tf_efficientnet_lite0.safetensors'
+FMD = ROOT.parent / 'shared' / 'data' / 'fmd'
+
+
+@pytest.fixture
+def weights(tmp_path, tiny) -> Path:
+    """Weights of the tiny model."""
+    torch.manual_seed(1)
+    path = tmp_path / 'tiny.pt'
+    torch.save(models.build_model('tiny', 3).state_dict(), path)
+    return path
+
+
+def argv_of(tree: Path, weights: Path, *more: str) -> list[str]:
+    data = ('--dataset', 'dtd', '--data_dir', str(tree), '--run_dir', str(weights.parent / 'probes'))
+    return ['--models', f'tiny={weights}', *data, '--img_size', '32', '--num_workers', '0', *more]
+
+
+def do(*argv: str) -> None:
+    probe.main(probe.parse_args(list(argv)))
+
+
+def results_in(run_dir: Path) -> dict[str, dict]:
+    return {path.parent.name: runs.read_json(path) for path in sorted(run_dir.glob('*/results.json'))}
+
+
+def model_of(weights: Path) -> torch.nn.Module:
+    model = models.build_model('tiny', 3)
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    return model.eval()
+
+
+def features_by_hand(model: torch.nn.Module, items: list) -> np.ndarray:
+    """The input of the classifier, image by image, and its average pooling written out."""
+    view = eval_transform(32)
+    with torch.no_grad():
+        maps = [model.forward_features(normalize(view(open_image(path), 0)[None])) for path, _ in items]
+    return torch.cat(maps).mean((2, 3)).numpy()
+
+
+# ---------------------------------------------------------------------------------------------- results
+
+
+@pytest.mark.parametrize('train_on', ['train', 'trainval'])
+def test_the_results_are_those_of_scikit_learn_on_the_input_of_the_classifier(tree, weights, train_on):
+    do(*argv_of(tree, weights, '--train_on', train_on))
+    splits, model = load_splits('dtd', tree, 1), model_of(weights)
+    fitted = splits.train + (splits.val if train_on == 'trainval' else [])
+    x, y = features_by_hand(model, fitted), [label for _, label in fitted]
+    test, labels = features_by_hand(model, splits.test), np.array([label for _, label in splits.test])
+    made = results_in(weights.parent / 'probes')
+    for key, classifier in dict(
+        knn=KNeighborsClassifier(1),
+        lda=LinearDiscriminantAnalysis(solver='lsqr', shrinkage='auto'),
+        svm=SVC(kernel='linear', C=1),
+    ).items():
+        name = f'dtd_fold1_tiny+{key}_seed42'
+        predicted = classifier.fit(x, y).predict(test)
+        written = predictions.read_predictions(weights.parent / 'probes' / name / predictions.FILE)
+        assert (written.predicted == predicted).all()
+        assert (written.labels == labels).all()
+        assert made[name]['test_acc'] == pytest.approx(100 * (predicted == labels).mean())
+        assert (made[name]['best_val_acc'] is None) == (train_on == 'trainval')
+        if key == 'lda':
+            np.testing.assert_allclose(written.probabilities, classifier.predict_proba(test), atol=1e-3)
+    assert made[name]['n_train'] == len(fitted)
+    assert made[name]['features'] == 64
+
+
+def test_the_run_folders_are_those_of_a_run_without_checkpoints(tree, weights, capsys):
+    do(*argv_of(tree, weights, '--classifiers', 'lda', '--folds', '1-2'))
+    folder = weights.parent / 'probes' / 'dtd_fold2_tiny+lda_seed42'
+    assert {path.name for path in folder.iterdir()} == {'.lock', 'config.json', predictions.FILE, 'results.json'}
+    assert capsys.readouterr().out.splitlines() == [
+        f'{folder.with_name(f"dtd_fold{fold}_tiny+lda_seed42")}: test accuracy '
+        f'{results_in(folder.parent)[f"dtd_fold{fold}_tiny+lda_seed42"]["test_acc"]:.2f} %'
+        for fold in (1, 2)
+    ]
+    do(*argv_of(tree, weights, '--classifiers', 'lda'))
+    assert f'{folder.with_name("dtd_fold1_tiny+lda_seed42")} is complete' in capsys.readouterr().err
+    with pytest.raises(RunError, match=r'run of another configuration \(train_on trainval -> train'):
+        do(*argv_of(tree, weights, '--classifiers', 'lda', '--train_on', 'train'))
+
+
+@pytest.mark.slow
+def test_tables_and_figures_take_them_and_pool_them_with_nothing_trained(tree, weights, capsys, tmp_path):
+    do(*argv_of(tree, weights, '--folds', '1-2', '--classifiers', 'knn,lda'))
+    run_dir = weights.parent / 'probes'
+    capsys.readouterr()
+    summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(run_dir)]))
+    table = capsys.readouterr().out
+    assert table.startswith('frozen features of the last layer, classifiers on train and val, 32 px\n')
+    assert 'Tiny + 1-NN ' in table
+    assert 'Difference to Tiny + 1-NN' in table
+    assert 'Parameters loaded from ImageNet weights: 100 %.' in table
+    trained = tmp_path / 'trained'
+    tree_of = runs.read_json(run_dir / 'dtd_fold1_tiny+lda_seed42' / 'config.json')
+    make_run(trained, tree=tree_of['tree'])
+    path = trained / 'dtd_fold1_resnet18_seed42' / 'config.json'
+    config = runs.read_json(path)
+    config['defines']['split'] = tree_of['defines']['split']
+    runs.write_json(path, config)
+    both = ['--run_dir', str(run_dir), str(trained)]
+    summarize_runs.main(summarize_runs.get_args_parser().parse_args([*both, '--latex']))
+    out, err = capsys.readouterr()
+    assert '2 recipes, a table each' in err
+    assert '100 epochs, 224 px, from scratch)' in out
+    plot_results.main(plot_results.get_args_parser().parse_args([*both, '--save_dir', str(tmp_path / 'figures')]))
+    assert (tmp_path / 'figures' / 'bar_1.png').exists()
+
+
+def test_the_table_of_checkpoints_says_whose_weights_they_are(tree, tiny, tmp_path, capsys):
+    for fold in (1, 2):
+        run(tree, tmp_path / 'runs', '--epochs', '1', '--warmup_epochs', '0', '--fold', str(fold))
+    checkpoints = [str(path) for path in sorted((tmp_path / 'runs').glob('*/best.pt'))]
+    data = ('--dataset', 'dtd', '--data_dir', str(tree), '--run_dir', str(tmp_path / 'probes'), '--num_workers', '0')
+    do('--checkpoint', *checkpoints, *data, '--folds', '1-2', '--classifiers', 'lda')
+    assert f'{checkpoints[1]}: only fold 2, on which it was trained' in capsys.readouterr().err
+    assert set(results_in(tmp_path / 'probes')) == {'dtd_fold1_tiny+lda_seed42', 'dtd_fold2_tiny+lda_seed42'}
+    summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(tmp_path / 'probes')]))
+    assert 'loaded from ImageNet weights: none (weights of a run on dtd).' in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------- kept features
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[list[str]]:
+    """The names of the images of each forward pass over a data set."""
+    made, real = [], features.compute
+
+    def compute(frozen, layer, items, *rest):
+        made.append([os.path.basename(path) for path, _ in items])
+        return real(frozen, layer, items, *rest)
+
+    monkeypatch.setattr(features, 'compute', compute)
+    return made
+
+
+def test_features_are_computed_once_and_again_where_something_changed(tree, weights, passes, capsys):
+    command = argv_of(tree, weights, '--classifiers', 'lda', '--folds', '1-2')
+    do(*command)
+    assert [len(names) for names in passes] == [48]  # every image of both folds, in one pass
+    before = results_in(weights.parent / 'probes')
+    do(*command, '--force')
+    do(*command, '--force', '--train_on', 'train')
+    assert len(passes) == 1
+    do(*command, '--force')
+    after = results_in(weights.parent / 'probes')
+    for name in before:
+        assert {k: v for k, v in after[name].items() if k != 'seconds'} == {
+            k: v for k, v in before[name].items() if k != 'seconds'
+        }
+    write_image(tree / 'images' / 'class1' / 'class1_0003.jpg', 999, size=41)
+    kept_in = ('--features_dir', str(weights.parent / 'probes' / 'features'))
+    command += [*kept_in, '--run_dir', str(weights.parent / 'changed')]
+    do(*command)
+    assert passes[1:] == [['class1_0003.jpg']]
+    do(*command, '--force', '--layer', 'layer3')
+    do(*[word.replace('32', '64') if word == '32' else word for word in command], '--force')
+    state = torch.load(weights, weights_only=True)
+    state['stem.0.weight'] *= 2
+    torch.save(state, weights)
+    do(*command, '--force')
+    assert [len(names) for names in passes[2:]] == [48, 48, 48]  # another layer, size, weights
+    kept = max(weights.parent.glob('probes/features/tiny_*.npz'), key=os.path.getmtime)
+    kept.write_bytes(kept.read_bytes()[:1000])
+    do(*command, '--force')
+    assert len(passes) == 6
+    assert f'note: {kept}: damaged; its features are computed again\n' in capsys.readouterr().err
+
+
+def test_features_that_cannot_be_kept_are_one_line(tree, weights, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(RunError, match=r'file: cannot be made \(File exists\)'):
+        do(*argv_of(tree, weights, '--features_dir', str(tmp_path / 'file')))
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_result(tree, weights):
+    folder = weights.parent / 'probes' / 'dtd_fold1_tiny+lda_seed42'
+    folder.mkdir(parents=True)
+    (folder / f'{predictions.FILE}.tmp').symlink_to('/dev/full')
+    with pytest.raises(RunError, match=r'test_predictions\.csv: cannot be written \(No space left on device\)'):
+        do(*argv_of(tree, weights, '--classifiers', 'lda'))
+    assert results_in(folder.parent) == {}
+
+
+def test_a_damaged_image_is_named(tree, weights):
+    path = tree / 'images' / 'class1' / 'class1_0003.jpg'
+    path.write_bytes(b'torn')
+    with pytest.raises(DataError, match=r'class1_0003\.jpg: cannot be read as an image'):
+        do(*argv_of(tree, weights))
+
+
+# ---------------------------------------------------------------------------------------------- layers
+
+
+def test_a_layer_is_averaged_over_positions(weights):
+    model, images = model_of(weights), torch.randn(2, 3, 32, 32)
+    maps = {}
+    model.layer3.register_forward_hook(lambda *hooked: maps.update(out=hooked[2]))
+    with torch.no_grad():
+        got = features.tap(model, 'tiny', 'layer3')(images)
+        torch.testing.assert_close(got, maps['out'].flatten(2).mean(2))
+        torch.testing.assert_close(features.tap(model, 'tiny', 'fc')(images), model(images))
+
+
+def test_maps_tokens_and_vectors_are_pooled_and_others_refused():
+    x = torch.randn(2, 5, 3, 4)
+    torch.testing.assert_close(features.pooled(x, 'a', False), x.sum((2, 3)) / 12)
+    torch.testing.assert_close(features.pooled(x, 'a', True), x.sum((1, 2)) / 15)
+    torch.testing.assert_close(features.pooled(x[0], 'a', False), x[0].sum(1) / 3)
+    assert features.pooled(x[0, 0], 'a', False) is not None
+    for other, said in ((x[None], r'\(1, 2, 5, 3, 4\)'), ((x,), 'tuple')):
+        with pytest.raises(RunError, match=f'--layer a: its output, {said}, is no map to average'):
+            features.pooled(other, 'a', False)
+
+
+def test_a_layer_that_does_not_exist_or_is_not_called_is_one_line(weights):
+    model = model_of(weights)
+    with pytest.raises(RunError, match=r"--layer: tiny has no 'layer33'; it has: layer3"):
+        features.tap(model, 'tiny', 'layer33')
+    with pytest.raises(RunError, match=r'forward pass of tiny does not call it; take the module around it'):
+        features.tap(model, 'tiny', 'layer3.0.stci.twist.dwconv')(torch.zeros(1, 3, 32, 32))
+
+
+def test_features_that_are_not_finite_are_refused(tree, weights):
+    state = torch.load(weights, weights_only=True)
+    state['stem.0.weight'][0] = float('nan')
+    torch.save(state, weights)
+    with pytest.raises(RunError, match=r'tiny: the features of .*class0_0000\.jpg are not finite'):
+        do(*argv_of(tree, weights))
+
+
+# ---------------------------------------------------------------------------------------------- shots
+
+
+def test_shots_are_drawn_by_class_and_seed_and_grow():
+    items = [(f'{label}/{i}', label) for label in range(4) for i in range(9)]
+    few, more = features.draw(items, 2, 42, 1), features.draw(items, 5, 42, 1)
+    assert [sum(label == c for _, label in more) for c in range(4)] == [5] * 4
+    assert set(few) < set(more)
+    assert features.draw(items, 2, 42, 1) == few
+    assert features.draw(items, 2, 43, 1) != few != features.draw(items, 2, 42, 2)
+    assert features.draw(items, None, 42, 1) == items
+
+
+def test_each_number_of_shots_is_a_table(tree, weights, capsys):
+    do(*argv_of(tree, weights, '--shots', '1,3', '--seeds', '42,43', '--classifiers', 'knn,lda'))
+    assert 'note: no lda with 1 image a class' in capsys.readouterr().err
+    made = results_in(weights.parent / 'probes')
+    assert {name.removeprefix('dtd_fold1_tiny+'): results['n_train'] for name, results in made.items()} == {
+        f'{key}_{shots}shot_seed{seed}': 3 * shots
+        for key, shots in (('knn', 1), ('knn', 3), ('lda', 3))
+        for seed in (42, 43)
+    }
+    summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(weights.parent / 'probes')]))
+    out = capsys.readouterr().out
+    assert 'classifiers on 1 image a class of train and val, 32 px' in out
+    assert 'classifiers on 3 images a class of train and val, 32 px' in out
+    with pytest.raises(RunError, match=r"--shots 13: class 'class0' has 12 training images in fold 1"):
+        do(*argv_of(tree, weights, '--shots', '1,13'))
+
+
+# ---------------------------------------------------------------------------------------------- what may be probed
+
+
+def test_folds_that_differ_in_validation_alone_are_one_result(tree, weights):
+    for subset in ('train', 'val', 'test'):
+        shutil.copy(tree / 'labels' / f'{subset}1.txt', tree / 'labels' / f'{subset}2.txt')
+    lists = [tree / 'labels' / f'{subset}2.txt' for subset in ('train', 'val')]
+    first, second = (path.read_text().splitlines() for path in lists)
+    for path, names in zip(lists, (second[:1] + first[1:], first[:1] + second[1:])):
+        path.write_text('\n'.join(names))
+    with pytest.raises(
+        RunError, match='--train_on trainval: folds 1 and 2 of dtd have the same images in train and val'
+    ):
+        do(*argv_of(tree, weights, '--folds', '1-2', '--classifiers', 'knn'))
+    do(*argv_of(tree, weights, '--folds', '1-2', '--classifiers', 'knn', '--train_on', 'train'))
+    do(*argv_of(tree, weights, '--folds', '1-2', '--classifiers', 'knn', '--shots', '2'))  # other draws
+
+
+@pytest.fixture
+def best(tree, tiny, tmp_path) -> Path:
+    """best.pt of a run on fold 1."""
+    return run(tree, tmp_path / 'runs', '--epochs', '1', '--warmup_epochs', '0')[0] / 'best.pt'
+
+
+def test_a_checkpoint_is_probed_where_its_images_did_not_train_it(best, tree, tmp_path, capsys):
+    data = ('--dataset', 'dtd', '--data_dir', str(tree), '--num_workers', '0', '--classifiers', 'knn')
+    new = ('--run_dir', str(tmp_path / 'probes'))
+    with pytest.raises(RunError, match=r'--folds: .*best\.pt was trained on fold 1 of this .* give --folds 1'):
+        do('--checkpoint', str(best), *data, *new, '--folds', '2')
+    do('--checkpoint', str(best), *data, *new, '--folds', '2', '--other_images')
+    assert results_in(tmp_path / 'probes')['dtd_fold2_tiny+knn_seed42']['caution'].startswith('images that may have')
+    other = make_dtd(tmp_path / 'other', classes=4)
+    do('--checkpoint', str(best), '--dataset', 'folder', '--data_dir', str(other / 'images'), *data[4:], *new)
+    assert results_in(tmp_path / 'probes')['folder_fold1_tiny+knn_seed42']['caution'] is None
+    lists = tree / 'labels' / 'train1.txt', tree / 'labels' / 'test1.txt'
+    texts = [path.read_text() for path in lists]
+    for path, text in zip(lists, reversed(texts)):
+        path.write_text(text)
+    with pytest.raises(RunError, match='so the split is another one'):
+        do('--checkpoint', str(best), *data, *new)
+    best.with_name('config.json').unlink()
+    capsys.readouterr()
+    do('--checkpoint', str(best), *data, '--run_dir', str(tmp_path / 'unchecked'))
+    assert f'note: {best}: No config.json beside the checkpoint' in capsys.readouterr().err
+
+
+def test_a_checkpoint_stands_for_the_model_of_its_name(best, tree, weights, tmp_path):
+    data = ('--dataset', 'dtd', '--data_dir', str(tree), '--num_workers', '0', '--classifiers', 'knn')
+    new = ('--run_dir', str(tmp_path / 'probes'))
+    do('--models', 'tiny', '--checkpoint', str(best), *data, *new)
+    (made,) = results_in(tmp_path / 'probes').values()
+    assert made['pretrained'] == 'a run on dtd'
+    with pytest.raises(RunError, match=r'best\.pt and tiny would both be dtd_fold1_tiny\+knn_seed42; probe them with'):
+        do('--models', f'tiny={weights}', '--checkpoint', str(best), *data, *new)
+    with pytest.raises(RunError, match=r'--img_size 64: .*best\.pt is of 32 pixels; leave it out'):
+        do('--checkpoint', str(best), *data, *new, '--img_size', '64')
+
+
+def test_mostly_random_features_are_said_to_be(monkeypatch, tree, weights, capsys):
+    torch.save(
+        {k: v for k, v in torch.load(weights, weights_only=True).items() if k.startswith(('stem', 'layer1', 'layer2'))},
+        weights,
+    )
+    do(*argv_of(tree, weights, '--classifiers', 'knn'))
+    assert '% of the parameters are loaded, so its features are mostly random ones' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('argv', 'said'),
+    [
+        ([], 'nothing to probe: give --models NAME,.. or --checkpoint BEST.PT'),
+        (
+            ['--models', 'resnet18', '--classifiers', 'lda,tree'],
+            "--classifiers: unknown 'tree'; there are: knn, lda, svm",
+        ),
+        (['--models', 'resnet18', '--shots', '0'], '--shots 0: at least one image a class'),
+        (['--models', 'resnet18', '--seeds', '1'], '--seeds draws the images of --shots'),
+        (['--models', 'resnet18', '--shots', '1', '--classifiers', 'lda'], '--shots 1: lda needs two images a class'),
+        (['--models', 'resnet18', '--dataset', 'dtt'], "unknown data set 'dtt'"),
+        (['--models', 'resnet18', '--img_size', '8'], '--img_size 8 must be from 32 to 4096'),
+    ],
+)
+def test_bad_options_are_one_line(argv, said):
+    with pytest.raises(RunError) as caught:
+        probe.parse_args(argv)
+    assert str(caught.value).startswith(said)
+
+
+def test_bad_models_are_one_line(tree, tmp_path, tiny):
+    data = ('--dataset', 'dtd', '--data_dir', str(tree), '--run_dir', str(tmp_path / 'probes'))
+    with pytest.raises(RunError, match="unknown model 'resnet19'"):
+        do('--models', 'resnet19', *data)
+    with pytest.raises(ModelError, match=r'no\.pt: no such weights file'):
+        do('--models', f'tiny={tmp_path / "no.pt"}', *data)
+    with pytest.raises(ModelError, match=r'best\.pt: no such checkpoint'):
+        do('--checkpoint', str(tmp_path / 'best.pt'), *data)
+    (tmp_path / 'torn.pt').write_bytes(b'torn')
+    with pytest.raises(ModelError, match=r'torn\.pt: damaged or not a PyTorch checkpoint'):
+        do('--checkpoint', str(tmp_path / 'torn.pt'), *data)
+    with pytest.raises(DataError, match='fold 3 of'):
+        do('--models', f'tiny={tmp_path / "no.pt"}', *data, '--folds', '1-3')
+
+
+def test_help_and_bad_options_need_no_torch(tmp_path):
+    (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
+    environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    for argv, code in ((['--help'], 0), (['--models', 'resnet18', '--shots', '0'], 1)):
+        made = subprocess.run(
+            [sys.executable, str(ROOT / 'probe.py'), *argv], capture_output=True, text=True, env=environment
+        )
+        assert made.returncode == code, made.stderr
+        assert made.stderr.count('\n') == code
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (WEIGHTS.exists() and FMD.exists()), reason='no ../shared/weights or ../shared/data/fmd')
+def test_real_features_give_the_accuracy_measured_elsewhere(tmp_path):
+    do(
+        '--models',
+        f'tf_efficientnet_lite0={WEIGHTS}',
+        '--data_dir',
+        str(FMD),
+        '--classifiers',
+        'lda',
+        '--run_dir',
+        str(tmp_path),
+    )
+    (made,) = results_in(tmp_path).values()
+    assert made['test_acc'] == pytest.approx(80.5, abs=1.0)
+    assert (made['n_train'], made['n_test'], made['features']) == (800, 200, 1280)
