@@ -14,7 +14,7 @@ weights, the preprocessing and the image file. A checkpoint that was trained on 
 import argparse
 from pathlib import Path
 
-from common import options
+from common import options, parsers
 from common.errors import RunError, user_errors
 from common.own_options import check_name, split_options
 from common.registry import PROBES
@@ -29,7 +29,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group('features')
     text = 'with ImageNet weights, or those of a file: a,b=PATH'
     group.add_argument(
-        '--models', type=options.parse_names, default=[], metavar='NAME[=PATH],..', help=text, **options.LIST
+        '--models', type=parsers.parse_names, default=[], metavar='NAME[=PATH],..', help=text, **parsers.LIST
     )
     group.add_argument('--checkpoint', type=Path, nargs='+', default=[], metavar='BEST.PT', help='of runs of train.py')
     options.add_import_arg(group)
@@ -40,18 +40,18 @@ def get_args_parser() -> argparse.ArgumentParser:
     options.add_dataset_args(group)
     options.add_name_arg(group)
     group.add_argument(
-        '--folds', type=options.parse_numbers, default=[1], help='such as 1-5 (default: 1)', **options.LIST
+        '--folds', type=parsers.parse_numbers, default=[1], help='such as 1-5 (default: 1)', **parsers.LIST
     )
     text = 'take folds whose images may have trained the checkpoint; the results say so'
     group.add_argument('--other_images', action='store_true', help=text)
     group = parser.add_argument_group('classifiers')
     text = f'of {",".join(PROBES)} (default: all)'
-    group.add_argument('--classifiers', type=options.parse_names, default=list(PROBES), help=text, **options.LIST)
+    group.add_argument('--classifiers', type=parsers.parse_names, default=list(PROBES), help=text, **parsers.LIST)
     text = 'the images that fit the classifier: train, or train and val together (default)'
     group.add_argument('--train_on', choices=('train', 'trainval'), default='trainval', help=text)
-    group.add_argument('--shots', type=options.parse_numbers, help='images a class of these: 1,5,10', **options.LIST)
+    group.add_argument('--shots', type=parsers.parse_numbers, help='images a class of these: 1,5,10', **parsers.LIST)
     group.add_argument(
-        '--seeds', type=options.parse_numbers, help='of the draws of --shots (default: 42)', **options.LIST
+        '--seeds', type=parsers.parse_numbers, help='of the draws of --shots (default: 42)', **parsers.LIST
     )
     group = parser.add_argument_group('system')
     group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')

@@ -14,6 +14,7 @@ from torch import nn
 import models
 import state
 import train
+import transforms
 from common import grid, options, results, runs
 from common.checkpoint import read_checkpoint
 from common.errors import RunError
@@ -329,7 +330,7 @@ def test_weights_act_on_the_training_loss_of_mixed_and_smoothed_targets(tiny, mi
     key = ('mix', 0, 0)
     made.model.eval()
     loss = train.mixed_loss(args, made, images, labels, 3, key, weights)
-    mixed, targets = train.mix(images, labels, 3, args.mixup, 0, key)
+    mixed, targets = transforms.mix(images, labels, 3, args.mixup, 0, key)
     targets = targets if args.mixup else F.one_hot(labels, 3).float()
     targets = (1 - args.label_smoothing) * targets + args.label_smoothing / 3
     expected = -(weights * targets * made.model(mixed).log_softmax(1)).sum(1).mean()

@@ -563,7 +563,11 @@ def test_latex_compiles_and_fits(tmp_path, capsys, everything, datasets):
 @pytest.mark.skipif(not shutil.which('pdflatex'), reason='needs pdflatex: .ci/run installs it')
 @pytest.mark.parametrize(
     ('datasets', 'width'),
-    [(['dtd', 'fmd'], '122mm'), (['dtd', 'fmd', 'cub200', 'flowers102'], '122mm'), ([*DATASETS], '175mm')],
+    [
+        (['dtd', 'fmd'], '122mm'),
+        (['dtd', 'fmd', 'cub200', 'flowers102'], '122mm'),
+        ([key for key in DATASETS if key != 'lists'], '175mm'),
+    ],
 )
 def test_latex_of_tuned_models_with_validation_compiles_and_fits(tmp_path, capsys, datasets, width):
     part, models = tmp_path / 'runs', list(MODELS)[:9]

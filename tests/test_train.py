@@ -498,6 +498,7 @@ def test_two_processes_train_resume_and_count_every_image_once(tmp_path, one_thr
     assert outcome(killed) == outcome(folder)
 
 
+@pytest.mark.slow
 def test_a_process_without_a_batch_to_validate_takes_part(tree, tmp_path, one_thread):
     code, _, err = finish(start('train.py', *argv_of(tree, tmp_path, model='twistnet18_stage4'), launcher=TORCHRUN))
     assert code == 0, err
