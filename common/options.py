@@ -70,7 +70,8 @@ PRETRAINING_SYSTEM_OPTIONS |= {'max_bad_images', 'max_skipped', 'batch_size', 'a
 # Options of train.py at the values that change nothing. They came after its first runs, whose fingerprints they leave
 # as they are; pretraining has those of FIXED fixed.
 FIXED = dict(opt='sgd', layer_decay=None, gate_lr=1.0, class_weights=None)
-NEUTRAL = FIXED | dict(ema=False, ema_decay=0.9999, name=None, groups=None, folds_total=None)
+OWN_DATA = dict(name=None, groups=None, folds_total=None)
+NEUTRAL = FIXED | OWN_DATA | dict(ema=False, ema_decay=0.9999)
 PRETRAINING_SYSTEM_OPTIONS |= FIXED.keys()
 
 BASELINES = ('resnet18', 'twistnet18')  # of tables without --baseline: the first that has runs

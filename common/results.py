@@ -212,7 +212,7 @@ def recipe_of(config: dict) -> dict:
     In place of options that were tuned for each model it has the search, `tuned`.
     """
     defines, tuned = config['defines'], config.get('tuned')
-    own = {*CELL, 'split', 'pretrained', 'weights', 'preprocessing', 'imported', 'name', 'groups', 'folds_total'}
+    own = {*CELL, 'split', 'pretrained', 'weights', 'preprocessing', 'imported', *options.OWN_DATA}
     own |= set(tuned['options'] if tuned else ())
     recipe = {k: v for k, v in defines.items() if k not in own} | dict(pretrained=bool(defines.get('pretrained')))
     return recipe | (dict(tuned=f'{tuned["tune"]} on fold {tuned["fold"]}, seed {tuned["seed"]}') if tuned else {})
