@@ -170,7 +170,8 @@ def describe(probe: Probe, args: argparse.Namespace, splits: Splits, tree: str, 
         weights=frozen.weights,
         preprocessing=eval_settings(*frozen.preprocessing),
     )
-    defines |= {key: getattr(args, key) for key in options.LEFT_OUT if getattr(args, key) is not None}
+    own = ('name', 'groups', 'folds_total')  # as train.py's fingerprint: only where they are given
+    defines |= {key: getattr(args, key) for key in own if getattr(args, key) is not None}
     if args.imports:
         defines['imported'] = import_digest(args.imports)
     values = vars(args) | dict(checkpoint=frozen.origin if frozen.subject else None, fold=probe.fold, seed=probe.seed)
