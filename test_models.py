@@ -77,6 +77,7 @@ def test_list_models_prints_every_model_with_its_size_venue_and_weights(capsys):
     assert 'weights/twistnet18_imagenet.pt' in lines['twistnet18_no_ais']
 
 
+@pytest.mark.slow
 def test_an_entry_without_weights_and_venue_is_listed_built_and_refused_weights_in_one_line(monkeypatch, capsys):
     monkeypatch.setitem(MODELS, 'bare', dict(label='Bare', timm='resnet10t'))
     models.list_models()
@@ -113,6 +114,7 @@ def test_unknown_names_and_keywords_are_refused():
     assert twist_blocks(build_model('twistnet18', num_heads=2))[0].stci.num_heads == 2
 
 
+@pytest.mark.slow
 def test_variants_are_what_their_names_say():
     def blocks(name):
         return twist_blocks(build_model(name))
@@ -456,6 +458,7 @@ def test_positions_of_zeros_have_zero_interactions():
     assert torch.equal(v, torch.zeros_like(v))
 
 
+@pytest.mark.slow
 def test_compiled_without_a_graph_break_and_equal():
     model = small()
     # fullgraph: a graph break is an error. The compiler behind the graph is tried in tests/test_train.py.

@@ -366,6 +366,7 @@ def test_the_mean_response_stays_on_the_device_of_the_network():
 # ---------------------------------------------------------------------------------------------- report
 
 
+@pytest.mark.slow
 def test_of_copies_the_first_is_read_and_the_report_says_so(trained, tmp_path):
     report = answered(trained, tmp_path / 'a', '--question', 'features', '--labels', 'dtd=Materials')
     text = analysis.report_text(report)
@@ -388,6 +389,7 @@ def test_copies_are_of_one_class_and_one_match():
     assert analysis.without_copies(items, None) == items
 
 
+@pytest.mark.slow
 def test_the_report_is_whole_and_the_same_for_the_same_seed(trained, tmp_path, capsys):
     def answers(name, *more):
         analysis.main(arguments(trained, tmp_path / name, *more))

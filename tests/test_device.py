@@ -122,6 +122,7 @@ def test_auto_is_bf16_where_the_device_has_it(monkeypatch):
 # ------------------------------------------------------------------------------------------ the scripts
 
 
+@pytest.mark.slow
 def test_a_run_on_a_device_interrupted_gives_what_the_cpu_gives(tree, tmp_path, tiny, monkeypatch):
     expected = results_of(tree, tmp_path / 'cpu')
     with CudaStandIn(monkeypatch) as cuda:
@@ -144,6 +145,7 @@ def test_the_precision_of_auto_trains(tree, tmp_path, tiny, monkeypatch, bf16, d
     assert len(log) == 2  # neither loss was refused as not finite
 
 
+@pytest.mark.slow
 def test_pretraining_on_a_device_gives_what_the_cpu_gives(tree, tmp_path, tiny, monkeypatch):
     root = tmp_path / 'imagenet'
     root.mkdir()
@@ -214,6 +216,7 @@ def one_of_two(rank: int, environment: dict, argv: list[str]) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_a_device_each(tree, tmp_path, tiny, capfd, one_thread):
     with socket.create_server(('127.0.0.1', 0)) as server:
         port = server.getsockname()[1]

@@ -178,6 +178,7 @@ def test_a_transformer_is_built_for_its_size():
     assert gates_of(model) == {}
 
 
+@pytest.mark.slow
 def test_a_new_classifier_on_loaded_weights_starts_at_zero(tmp_path):
     plain = timm.create_model(SMALL, num_classes=7)
     torch.save(plain.state_dict(), tmp_path / 'plain.pth')

@@ -455,6 +455,7 @@ def test_letters_that_no_font_has_are_named_once(tmp_path, capsys):
     assert not caught
 
 
+@pytest.mark.slow
 def test_gate_of_a_model_without_gates_is_an_error_of_the_command(tmp_path):
     options = ('--log_file', make(tmp_path / 'runs') / 'log.jsonl', '--save_dir', tmp_path / 'none', '--plot', 'gate')
     code, out, err = finish(start('plot_results.py', *map(str, options)))

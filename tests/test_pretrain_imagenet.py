@@ -146,6 +146,7 @@ def test_a_default_warm_up_makes_room_for_few_epochs():
         pretrain(parse_args(['--data_dir', 'x', '--epochs', '3', '--warmup_epochs', '3']))
 
 
+@pytest.mark.slow
 def test_learning_rate_scales_with_the_global_batch(imagenet, tmp_path, tiny, capfd):
     run(imagenet, tmp_path / 'a', '--lr', '0.4', '--min_lr', '0')
     run(imagenet, tmp_path / 'b', '--lr', '0.4', '--no-scale_lr')
@@ -598,6 +599,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(imagenet, tmp_path, t
     assert all(t.isfinite().all() for t in last['state_dict'].values())
 
 
+@pytest.mark.slow
 def test_fp16_skips_the_steps_that_find_its_scale(imagenet, tmp_path, tiny):
     run(imagenet, tmp_path, '--amp', 'fp16', '--epochs', '1', '--warmup_epochs', '0')
     line = runs.read_log(tmp_path / 'checkpoints' / 'log.jsonl')[0]
@@ -670,6 +672,7 @@ def test_deep_images_are_scaled_by_the_bits_of_the_whole_tree(imagenet, tmp_path
     assert 'note: 12 bits are taken' in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_default_min_lr_shrinks_to_the_scaled_rate(imagenet, tmp_path, tiny, capfd):
     run(imagenet, tmp_path, *ONE_EPOCH, '--batch_size', '2', '--lr', '1e-4')
     assert 'note: --min_lr is 1.95313e-07, not its default 1e-06' in capfd.readouterr().err

@@ -47,6 +47,7 @@ def wait_for(condition, limit: float = 60) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_large_grid_takes_half_a_second():
     models = 'resnet18,seresnet18,convnextv2_nano,fastvit_sa12,efficientformerv2_s2,repvit_m1_5,twistnet18'
     argv = ['--data_dir', 'data/dtd', '--dataset', 'dtd', '--models', models, '--folds', '1-10', '--seeds', '42,43,44']
@@ -142,6 +143,7 @@ def test_kth_tips2_has_no_fifth_fold(capsys):
             run_all.available_folds(dataset, folds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('more', 'words'),
     [
@@ -163,6 +165,7 @@ def test_a_wrong_option_ends_the_grid_before_it_starts(tmp_path, more, words):
     assert not (tmp_path / 'runs').exists()
 
 
+@pytest.mark.slow
 def test_complete_runs_are_skipped_and_interrupted_ones_go_on(tmp_path):
     assert finish(grid(tmp_path))[0] == 0
     assert {len(starts) for starts in lines_of(tmp_path, 'starts').values()} == {1}
@@ -252,6 +255,7 @@ def test_any_known_difference_counts(tmp_path, option):
     assert (code, f'another configuration: {option[0][2:]} ' in err) == (1, True)
 
 
+@pytest.mark.slow
 def test_another_configuration_is_shown_and_nothing_is_started(tmp_path):
     assert finish(grid(tmp_path))[0] == 0
     code, _, err = finish(grid(tmp_path, '--epochs', '7', '--lr', '0.1'))
@@ -260,6 +264,7 @@ def test_another_configuration_is_shown_and_nothing_is_started(tmp_path):
     assert {len(starts) for starts in lines_of(tmp_path, 'starts').values()} == {1}
 
 
+@pytest.mark.slow
 def test_a_failed_run_does_not_stop_the_others_and_is_listed(tmp_path):
     code, out, err = finish(grid(tmp_path, '--folds', '3-5', '--jobs', '2'))
     assert (code, out) == (1, '')
@@ -375,6 +380,7 @@ def test_devices_and_options_of_sbatch():
         parsers.parse_sbatch('=3')
 
 
+@pytest.mark.slow
 def test_relative_paths_mean_the_folder_of_the_caller(tmp_path):
     assert finish(grid('here/runs', cwd=tmp_path))[0] == 0
     assert len(lines_of(tmp_path / 'here' / 'runs', 'made')) == 4

@@ -160,6 +160,7 @@ def start_on_windows(script: Path) -> None:
     runpy.run_path(str(script), run_name='__main__')
 
 
+@pytest.mark.slow
 def test_on_windows_every_script_says_in_one_line_what_it_needs(capfd):
     scripts = [path for path in ROOT.glob('*.py') if "__name__ == '__main__'" in path.read_text()]
     names = {path.name for path in scripts}

@@ -367,6 +367,7 @@ def test_nothing_is_dropped_in_silence(tmp_path, capsys):
     assert "--baseline: no run of 'resnt18'; there are runs of: " in fails(tmp_path, '--baseline', 'resnt18')
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_and_a_terminal_without_signs(tmp_path):
     make_run(tmp_path, fold=1)
     make_run(tmp_path, fold=2, test_acc=60.0)
@@ -509,6 +510,7 @@ def everything(tmp_path_factory):
     return run_dir
 
 
+@pytest.mark.slow
 def test_latex_holds_nothing_but_latex(everything):
     argv = ('--run_dir', str(everything), '--latex', '--published')
     code, out, err = finish(start('summarize_runs.py', *argv))
@@ -560,6 +562,7 @@ def test_latex_compiles_and_fits(tmp_path, capsys, everything, datasets):
     compile_page(tmp_path, width)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('pdflatex'), reason='needs pdflatex: .ci/run installs it')
 @pytest.mark.parametrize(
     ('datasets', 'width'),

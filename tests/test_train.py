@@ -163,6 +163,7 @@ def evaluate_on(model, items, img_size=32):
     return train.evaluate(model, loader, device, 'off')
 
 
+@pytest.mark.slow
 def test_a_complete_run_is_left_alone_and_another_configuration_refused(tree, tmp_path, tiny, capfd):
     folder, first = run(tree, tmp_path)
     stamps = {name: (folder / name).stat().st_mtime_ns for name in os.listdir(folder)}
@@ -253,6 +254,7 @@ def test_without_fvcore_a_run_has_no_macs_and_says_so_once(tree, tmp_path, tiny,
 # ------------------------------------------------------------------------------------------ determinism
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_does_not_matter(tree, tmp_path, tiny):
     a, _ = run(tree, tmp_path / 'a', '--num_workers', '0')
     b, _ = run(tree, tmp_path / 'b', '--num_workers', '3')
@@ -375,6 +377,7 @@ def test_what_is_left_of_a_job_in_the_environment_does_not_count(tree, tmp_path,
     assert (f'note: {known} without' in capfd.readouterr().err) == ('WORLD_SIZE' in environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('environment', 'words'),
     [
@@ -422,6 +425,7 @@ def test_loader_processes_are_as_many_as_shared_memory_has_room_for(monkeypatch,
     assert loader_processes(4, dtd) == 2
 
 
+@pytest.mark.slow
 def test_a_small_shared_memory_takes_fewer_loader_processes(tree, tmp_path, tiny, monkeypatch, capfd):
     monkeypatch.setattr('loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=1, total=1, used=0))
     run(tree, tmp_path, '--num_workers', '4', '--cache', 'none')
@@ -616,6 +620,7 @@ def test_a_default_makes_room_for_what_was_given_and_says_so(argv, expected, wor
     assert [word for word, note in zip(words, notes, strict=True) if word not in note] == []
 
 
+@pytest.mark.slow
 def test_a_mended_test_image_does_not_part_a_run_from_the_other_folds(tree, tmp_path, tiny):
     damaged = Path(load_splits('dtd', tree, 1).test[0][0])
     whole = damaged.read_bytes()
@@ -728,6 +733,7 @@ def test_a_run_records_its_whole_tree_whatever_the_fold(tree, tmp_path, tiny):
     assert (after['fingerprint'], after['tree'] != before['tree']) == (before['fingerprint'], True)
 
 
+@pytest.mark.slow
 def test_label_smoothing_applies_to_mixed_targets(tree, tmp_path, tiny, monkeypatch):
     seen = []
     real = train.F.cross_entropy
@@ -741,6 +747,7 @@ def test_label_smoothing_applies_to_mixed_targets(tree, tmp_path, tiny, monkeypa
     assert (torch.float32, 0.1) in seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('amp', ['bf16', 'fp16'])
 def test_reduced_precision_trains(tree, tmp_path, tiny, amp):
     folder, _ = run(tree, tmp_path, '--amp', amp)
@@ -852,6 +859,7 @@ def test_bad_options_are_one_line_and_leave_nothing(tree, tmp_path, tiny, capfd,
     assert not (tmp_path / 'runs').exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_makes_is_left_to_it(tree, tmp_path, tiny, capfd):
     folder = tmp_path / 'dtd_fold1_tiny_seed42'
     other = subprocess.Popen([sys.executable, '-c', HOLD, str(folder)], stdout=subprocess.PIPE, cwd=ROOT)
@@ -922,6 +930,7 @@ def stop_after_one_epoch(monkeypatch, tree, run_dir, *more) -> Path:
     return run_dir / 'dtd_fold1_tiny_seed42'
 
 
+@pytest.mark.slow
 def test_a_torn_last_checkpoint_starts_again_and_says_so(tree, tmp_path, tiny, monkeypatch, capfd):
     folder = stop_after_one_epoch(monkeypatch, tree, tmp_path / 'a')
     last = folder / 'last.pt'
@@ -1080,6 +1089,7 @@ def test_after_force_the_advice_is_not_to_force_again(tree, tmp_path, tiny, monk
         assert words in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_damaged_config_is_named(tree, tmp_path, tiny, capfd):
     folder, _ = run(tree, tmp_path)
     for name in ('config.json', 'results.json'):

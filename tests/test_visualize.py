@@ -120,6 +120,7 @@ def test_the_twist_prefers_streaks_in_its_direction_at_the_scale_of_its_cells():
     assert table[~torch.eye(4, dtype=bool)].max() < 0.4
 
 
+@pytest.mark.slow
 def test_rotated_streaks_find_the_directions():
     angles = list(range(0, 180, twist_views.STEP))
     near = 0
@@ -283,6 +284,7 @@ def test_the_legend_tells_47_classes_apart_and_fits_a_page():
 # ---------------------------------------------------------------------------------------------- commands
 
 
+@pytest.mark.slow
 def test_a_run_of_train_is_drawn_by_the_commands_of_the_readme(tree, tmp_path, capsys):
     folder, _ = run(tree, tmp_path / 'runs')
     checkpoint, save_dir = folder / 'best.pt', tmp_path / 'figures'
