@@ -72,6 +72,7 @@ if __name__ == '__main__':
 import contextlib
 import io
 import os
+import signal
 import tempfile
 import warnings
 
@@ -79,7 +80,7 @@ from safetensors import SafetensorError
 from timm.models import push_to_hf_hub, save_for_hf
 from timm.models._hub import generate_readme
 
-from common.distributed import say
+from common.distributed import say, training_process
 from common.errors import ModelError
 from common.model_card import model_card
 from common.registry import entry_of
@@ -164,5 +165,8 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    with user_errors('export.py'):
+    with (
+        user_errors('export.py'),
+        training_process('export.py', 'stopped; nothing is left', (signal.SIGTERM, signal.SIGINT)),
+    ):
         main(parse_args())

@@ -29,7 +29,7 @@ from common.errors import DataError, RunError
 from common.images import image_bits, stamp
 from common.splits import Splits, split_digest
 from common.timm_models import import_file, own_settings
-from loader import EvalBatches, eval_images, make_loader
+from loader import EvalBatches, eval_images, loader_processes, make_loader, workers_of
 from transforms import Preprocessing, eval_settings, eval_view_text, normalize, preprocessing_of, seed_of
 
 
@@ -198,7 +198,7 @@ def compute(
     items: list[tuple[str, int]],
     bits: int | None,
     device: torch.device,
-    workers: int,
+    workers: int | None,
 ) -> np.ndarray:
     """The features of images in float32, (N, D).
 
@@ -208,7 +208,7 @@ def compute(
         items: N pairs of a path and anything.
         bits: of the data set, as for open_image.
         device: where to compute.
-        workers: loader processes.
+        workers: loader processes, at most; None for the default.
 
     Raises:
         DataError: an image cannot be read. RunError: no such layer, or features that are not finite.
@@ -217,7 +217,9 @@ def compute(
     frozen.model.to(device, memory_format=torch.channels_last)
     run = tap(frozen.model, frozen.name, layer)
     batches, rows = EvalBatches(len(items)), []
-    loader = make_loader(eval_images(items, size, None, bits, ratio), batches, workers, device)
+    asked = min(workers_of(workers, device), len(batches))
+    processes = loader_processes(asked, [(len(batches), batches.largest * 3 * size**2)])
+    loader = make_loader(eval_images(items, size, None, bits, ratio), batches, processes, device)
     with tqdm(total=len(items), desc=f'{frozen.name} features', disable=is_quiet(), **runs.terminal()) as bar:
         for images, _ in loader:
             rows.append(run(normalize(images.to(device, non_blocking=True), *statistics)).float().cpu().numpy())
@@ -250,7 +252,7 @@ def features_of(
     items: list[tuple[str, int]],
     folder: Path,
     device: torch.device,
-    workers: int = 0,
+    workers: int | None = None,
 ) -> dict[str, np.ndarray]:
     """The features of images by path, (D,) float32 each; those that a file in `folder` does not have are computed.
 

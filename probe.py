@@ -19,8 +19,6 @@ from common.errors import RunError, user_errors
 from common.own_options import check_name, split_options
 from common.registry import PROBES
 
-FEATURES = 'features'  # folder of the kept features, in run_dir
-
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -35,7 +33,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     options.add_import_arg(group)
     group.add_argument('--layer', help='a module by its name, e.g. layer3; if not given, the input of the classifier')
     group.add_argument('--img_size', type=int, help="side of the square input, pixels; if not given, the model's own")
-    group.add_argument('--features_dir', type=Path, help=f'where features are kept (default: RUN_DIR/{FEATURES})')
+    group.add_argument('--features_dir', type=Path, help='where features are kept (default: RUN_DIR/features)')
     group = parser.add_argument_group('data')
     options.add_dataset_args(group)
     options.add_name_arg(group)
@@ -55,7 +53,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group('system')
     group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
-    group.add_argument('--num_workers', type=int, default=1, help='loader processes')
+    group.add_argument('--num_workers', type=int, help='loader processes')
     group.add_argument('--run_dir', type=Path, default=Path('runs/probe'), help='where run folders are made')
     group.add_argument('--force', action='store_true', help='make complete runs again')
     return parser
@@ -76,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise RunError('--seeds draws the images of --shots; without these every seed gives the same result')
     if args.shots == [1] and args.classifiers == ['lda']:
         raise RunError('--shots 1: lda needs two images a class, to see how they differ')
-    args.features_dir = args.features_dir or args.run_dir / FEATURES
+    args.features_dir = args.features_dir or args.run_dir / 'features'
     return args
 
 
@@ -84,6 +82,7 @@ if __name__ == '__main__':
     with user_errors('probe.py'):
         parse_args()  # --help and bad options are answered before torch is imported, which takes seconds
 
+import signal
 import time
 from typing import NamedTuple
 
@@ -244,5 +243,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    with user_errors('probe.py'):
+    stopped = 'stopped; the same command makes what is missing'
+    with user_errors('probe.py'), distributed.training_process('probe.py', stopped, (signal.SIGTERM, signal.SIGINT)):
         main(parse_args())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_dtd, make_run, run, write_image
+from conftest import ROOT, finish, make_dtd, make_run, run, start, write_image
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
@@ -217,6 +217,17 @@ def test_a_damaged_image_is_named(tree, weights):
     path.write_bytes(b'torn')
     with pytest.raises(DataError, match=r'class1_0003\.jpg: cannot be read as an image'):
         do(*argv_of(tree, weights))
+
+
+@pytest.mark.slow
+def test_a_damaged_image_in_a_loader_process_is_one_line(tree, tmp_path):
+    path = tree / 'images' / 'class1' / 'class1_0003.jpg'
+    path.write_bytes(b'torn')
+    torch.save(models.build_model('resnet18', 2).state_dict(), tmp_path / 'w.pt')
+    data = ('--dataset', 'dtd', '--data_dir', str(tree), '--img_size', '32', '--run_dir', str(tmp_path / 'probes'))
+    code, out, err = finish(start('probe.py', '--models', f'resnet18={tmp_path / "w.pt"}', *data, '--num_workers', '1'))
+    assert (code, out) == (1, '')
+    assert err.splitlines()[1:] == [f'probe.py: error: {path}: cannot be read as an image (unknown format)']
 
 
 # ---------------------------------------------------------------------------------------------- layers
