@@ -69,6 +69,7 @@ from common.drawing import Figure, plot_confusion, plot_thumbnails, save, thumbn
 from common.images import open_image
 from common.predictions import Predictions
 from common.registry import model_label
+from common.results import by_name
 from common.scores import OF_CLASS, OVERALL, Judged, Scores, data_label, over_folds, title_of
 from common.statistics import p_text
 
@@ -113,8 +114,8 @@ def run_models(args: argparse.Namespace) -> list[Judged]:
         found = Predictions(splits.classes, paths, labels, probabilities.argmax(1), probabilities)
         defines = data['defines']
         # Not known to be of one data set and recipe, or not of the images held out by each: none is pooled.
-        key = scores.group_key(data, splits.classes) if defines and not caution else (path,)
-        cell = (subject.name, data['dataset'], subset, data['fold'], defines.get('seed'))
+        key = scores.group_key(by_name(data), splits.classes) if defines and not caution else (path,)
+        cell = (subject.name, data['name'], subset, data['fold'], defines.get('seed'))
         judged.append(Judged(str(path), *cell, key, found, None, caution))
     return judged
 

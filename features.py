@@ -27,8 +27,9 @@ from common.checkpoint import weights_identity
 from common.distributed import is_quiet, say
 from common.errors import DataError, RunError
 from common.images import image_bits, stamp
+from common.own_data import root_of
 from common.splits import Splits, split_digest
-from common.timm_models import import_file, own_settings
+from common.timm_models import import_digest, import_file, own_settings
 from loader import EvalBatches, eval_images, loader_processes, make_loader, workers_of
 from transforms import Preprocessing, eval_settings, eval_view_text, normalize, preprocessing_of, seed_of
 
@@ -42,6 +43,7 @@ class Frozen(NamedTuple):
     weights: str  # a digest of their file, or timm's tag
     subject: trained.Subject | None = None  # of a checkpoint
     config: dict = {}  # config.json beside the checkpoint  # noqa: RUF012
+    imported: str | None = None  # a digest of the file of --import
 
     @property
     def origin(self) -> str:
@@ -75,7 +77,8 @@ def frozen_models(args: argparse.Namespace) -> list[Frozen]:
         options.check_model(name)
         if path or name not in [frozen.name for frozen in found]:
             found.append(with_weights(name, path or None, args.img_size))
-    return found
+    imported = import_digest(args.imports) if args.imports else None
+    return [frozen._replace(imported=imported) for frozen in found]
 
 
 def with_weights(name: str, path: str | None, img_size: int | None) -> Frozen:
@@ -129,7 +132,8 @@ def folds_of(
         say(f'note: {path}: {trained.CAUTIONS[trained.UNCHECKED]}')
         return args.folds, trained.UNCHECKED
     names = {made.get('name') or made['dataset'], args.name or args.dataset}
-    if len(names) > 1 and frozen.config.get('tree') != tree:
+    roots = [_root(made.get('data_dir'), made.get('lists')), _root(args.data_dir, args.lists)]
+    if len(names) > 1 and frozen.config.get('tree') != tree and (roots[0] is None or roots[0] != roots[1]):
         return args.folds, None
     own = made['fold']
     if args.other_images:
@@ -147,6 +151,11 @@ def folds_of(
             args, frozen.subject, made, dict(dataset=made['dataset'], data_dir=args.data_dir, fold=own)
         )
     return [own], None
+
+
+def _root(data_dir: str | None, lists: str | None) -> Path | None:
+    """The folder of the images, whatever divides them; None for drawn ones."""
+    return None if data_dir is None is lists else root_of(data_dir, lists).resolve()
 
 
 # ---------------------------------------------------------------------------------------------- one pass
@@ -172,6 +181,9 @@ def tap(model: nn.Module, name: str, layer: str | None) -> Callable[[torch.Tenso
         RunError: the model has no such layer.
     """
     if layer is None:
+        if not (hasattr(model, 'forward_features') and hasattr(model, 'forward_head')):
+            some = ', '.join(child for child, _ in model.named_children())
+            raise RunError(f'{name}: has no forward_features and forward_head, as timm has; give --layer: {some}')
         return lambda images: model.forward_head(model.forward_features(images), pre_logits=True)
     modules = dict(model.named_modules())
     if not layer or layer not in modules:
@@ -275,6 +287,7 @@ def features_of(
     view = eval_view_text(*frozen.preprocessing[:2])
     made_by = dict(torch=torch.__version__, timm=timm.__version__, pixels=cache.VERSION)
     key = dict(weights=frozen.weights, layer=layer, view=view, **eval_settings(*frozen.preprocessing), **made_by)
+    key |= dict(imported=frozen.imported) if frozen.imported else {}
     path = folder / f'{frozen.name}_{runs.digest(json.dumps(key, sort_keys=True).encode())}.npz'
     try:
         stamps = {image: f'{bits} {stamp(image)}' for image, _ in items}

@@ -116,8 +116,8 @@ def data_of(args: argparse.Namespace, subject: Subject) -> dict:
         subject: the model; config.json beside its checkpoint, where there is one, records the data of the run.
 
     Returns:
-        dataset, data_dir and fold; `splits`; `label`, what figures call the data; `defines` of the run's config.json;
-        and `caution`, a key of CAUTIONS or None.
+        dataset, data_dir and fold; `splits`; `name`, the run's --name or else dataset; `label`, what figures call it;
+        `defines` and `tree` of the run's config.json; and `caution`, a key of CAUTIONS or None.
 
     Raises:
         RunError: data set or fold are not known, the classes differ from the model's, or the split is not the run's.
@@ -133,7 +133,8 @@ def data_of(args: argparse.Namespace, subject: Subject) -> dict:
         given['dataset'] = options.choose_dataset(given['dataset'], given['data_dir'], SplitOptions(lists))
     same = given['dataset'] in (None, made.get('dataset'))
     own = split_options(made if same else {})
-    own = own if lists is None else own._replace(lists=lists)
+    asked = getattr(args, 'lists', None) is not None and args.lists != made.get('lists')
+    own = SplitOptions(lists) if asked else own if lists is None else own._replace(lists=lists)
     found = {key: made.get(key) if value is None and same else value for key, value in given.items()}
     if missing := [key for key in ('dataset', 'fold') if found[key] is None]:
         of = '' if missing[0] == 'dataset' or not made else f' of {found["dataset"]}'
@@ -141,7 +142,7 @@ def data_of(args: argparse.Namespace, subject: Subject) -> dict:
     if found['dataset'] == 'synthetic':
         found['data_dir'] = None
     caution = None
-    if made and same and found['fold'] != made['fold']:
+    if made and same and not asked and found['fold'] != made['fold']:
         caution = check_other_images(args, subject, made, found)  # before reading a fold that may not exist
     splits = load_splits(**found, own=own)
     if splits.classes != subject.classes:
@@ -162,7 +163,8 @@ def data_of(args: argparse.Namespace, subject: Subject) -> dict:
     name = (made.get('name') if same else None) or found['dataset']
     labels = getattr(args, 'labels', {})
     options.check_names('labels', labels, DATASETS | {name: None})
-    return found | dict(splits=splits, label=dataset_label(name, labels), defines=defines, caution=caution)
+    known = dict(defines=defines, tree=config.get('tree'), caution=caution)
+    return found | dict(splits=splits, name=name, label=dataset_label(name, labels)) | known
 
 
 def check_other_images(args: argparse.Namespace, subject: Subject, made: dict, found: dict) -> str:
@@ -183,7 +185,7 @@ def check_other_images(args: argparse.Namespace, subject: Subject, made: dict, f
     if dataset != made['dataset']:
         differs = f'--dataset {dataset}: {path} was trained on {made["dataset"]}'
         way_out = 'leave --dataset out'
-    elif found['fold'] != made['fold']:
+    elif found['fold'] != made['fold'] and getattr(args, 'lists', None) in (None, made.get('lists')):
         differs = f'--fold {found["fold"]}: {path} was trained on fold {made["fold"]}'
         way_out = 'leave --fold out, or give the checkpoint of that fold'
     elif getattr(args, 'lists', None) is not None:

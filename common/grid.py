@@ -63,7 +63,7 @@ def state_of(run: Run) -> str:
 def difference_to(wanted: dict, config: dict, results: dict | None) -> str:
     """How the options of a run differ from those of the run in its folder; '' if they do not.
 
-    What train.py resolves from the machine or from a file's content is compared by train.py.
+    What train.py resolves from the machine or from the content of data and weights is compared by train.py.
     """
     had, unknown = options.NEUTRAL | config.get('options', {}), set(options.SYSTEM_OPTIONS)
     if wanted['amp'] == 'auto':
@@ -79,6 +79,11 @@ def difference_to(wanted: dict, config: dict, results: dict | None) -> str:
             batch_size = options.largest_batch(wanted, counts[0], sum(counts), processes)
             wanted = wanted | dict(batch_size=batch_size)
     known = wanted.keys() - unknown
+    if wanted.get('imports') and (digest := config.get('defines', {}).get('imported')):
+        from common.timm_models import import_digest  # here, because it imports torch; the model is of its file
+
+        had, wanted = had | dict(imported=digest), wanted | dict(imported=import_digest(wanted['imports']))
+        known = known | {'imported'}
     return runs.changes({key: had.get(key) for key in known}, {key: wanted[key] for key in known})
 
 

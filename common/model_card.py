@@ -1,6 +1,6 @@
 """The model card of an exported model, from config.json and results.json of its run, as timm's functions take it."""
 
-from common.options import DEFAULT
+from common.options import DEFAULT, NEUTRAL, OWN_DATA
 from common.registry import DATASETS, dataset_label, model_label
 from common.runs import counted
 
@@ -46,7 +46,8 @@ def model_card(
     """
     made = config.get('options', {})
     dataset = results.get('dataset') or made.get('dataset')
-    data = f'{dataset_label(dataset, {})}, fold {results.get("fold", made.get("fold"))}' if dataset else 'not recorded'
+    called = made.get('name') or dataset_label(dataset, {})
+    data = f'{called}, fold {results.get("fold", made.get("fold"))}' if dataset else 'not recorded'
     limits = ['Its accuracy is not recorded.', *LIMITS]
     details = dict(Model=model_label(name), Data=data)
     if 'protocol' in DATASETS.get(dataset, {}):
@@ -66,7 +67,9 @@ def model_card(
     )
     details['Classes'] = f'{len(classes)}: {", ".join(classes)}'
     if recipe := {key: made[key] for key in (*DEFAULT, 'amp') if key in made}:
-        details['Recipe'] = recipe
+        own = {key: off for key, off in NEUTRAL.items() if key not in OWN_DATA}
+        more = {key: made[key] for key, off in own.items() if made.get(key, off) != off}
+        details['Recipe'] = recipe | more
     if environment := config.get('environment'):
         details['Made with'] = ', '.join(f'{key} {environment[key]}' for key in ENVIRONMENT if environment.get(key))
     details['Limits'] = limits

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import options, runs, tuning
 from common.errors import RunError
-from common.registry import DATASETS, MODELS, dataset_label, entry_of, model_label, nameable, plain_model
+from common.registry import DATASETS, MODELS, dataset_label, entry_of, is_own, model_label, nameable, plain_model
 from common.runs import counted
 from common.statistics import correct, corrected_t_test
 
@@ -218,6 +218,16 @@ def recipe_of(config: dict) -> dict:
     return recipe | (dict(tuned=f'{tuned["tune"]} on fold {tuned["fold"]}, seed {tuned["seed"]}') if tuned else {})
 
 
+def start_of(config: dict) -> dict:
+    """What all runs of one model in a table share beside the recipe: its weights, its input, and its --import file.
+
+    The file is that of a model outside the registry; None where the run had none, so that timm has the model.
+    """
+    defines = config['defines']
+    kept = {key: defines.get(key) for key in ('pretrained', 'preprocessing')}
+    return kept | dict(imported=None if is_own(plain_model(defines['model'])) else defines.get('imported'))
+
+
 def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
     """A table for each recipe, the one with most runs first.
 
@@ -225,7 +235,8 @@ def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
     options.BASELINES that a table has.
 
     Raises:
-        RunError: runs of one model that started from different weights, or were tuned to different options.
+        RunError: runs of one model that started from different weights, had other input or another --import file, or
+            were tuned to different options.
     """
     by_recipe = defaultdict(list)
     for config, results in found:
@@ -237,7 +248,7 @@ def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
 def _make_table(group: Found, args: argparse.Namespace) -> Table:
     rows: dict[tuple[str, str], Row] = {}
     cells = defaultdict(set)  # (fold, seed) of every run of a data set, complete or not
-    weights, tuned = {}, {}  # by model, and by data set and model; of every run, complete or not
+    weights, tuned, starts = {}, {}, {}  # by model, by data set and model, by model; of every run, complete or not
     for config, results in group:
         dataset, model, *cell = (config['defines'][key] for key in CELL)
         cells[dataset].add(tuple(cell))
@@ -247,6 +258,7 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
                 f'runs of {model} start from different weights ({weights[model]} and {pretrained}); put them into '
                 'folders of their own'
             )
+        _check_start(starts.setdefault(model, {}), model, start_of(config))
         setting = config.get('tuned')
         if setting and tuned.setdefault((dataset, model), setting) != setting:
             texts = ' and '.join(tuning.text_of(each['options']) for each in (tuned[dataset, model], setting))
@@ -266,6 +278,15 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
         _note_missing(table, dataset, cells[dataset])
         _compare(table, dataset, asked=args.baseline is not None)
     return table
+
+
+def _check_start(seen: dict, model: str, start: dict) -> None:
+    """Raise RunError for a run whose model is another one by its code or its input than in the runs seen so far."""
+    words = dict(imported='are of different files of --import', preprocessing='take different input')
+    for key, differ in words.items():
+        value = start[key]
+        if value is not None and seen.setdefault(key, value) != value:
+            raise RunError(f'runs of {model} {differ} ({seen[key]} and {value}); put them into folders of their own')
 
 
 def _place(model: str, order: list[str]) -> tuple:

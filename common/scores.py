@@ -14,9 +14,10 @@ from sklearn.metrics import confusion_matrix
 from common import runs
 from common.errors import RunError
 from common.images import SYNTHETIC
+from common.own_data import root_of
 from common.predictions import FILE, Predictions, read_predictions
 from common.registry import dataset_label, model_label
-from common.results import read_run, recipe_of
+from common.results import read_run, recipe_of, start_of
 from common.runs import counted
 from common.statistics import calibration_error, mcnemar
 
@@ -61,14 +62,17 @@ def read_judged(folder: Path, data_dir: str | None = None) -> Judged:
     if len(found.labels) != results['n_test'] or abs(accuracy - results['test_acc']) > 100.5 / len(found.labels):
         raise RunError(f'{folder / FILE}: is not of this run, whose results.json says {results["test_acc"]:.2f} %')
     cell = [defines[key] for key in ('model', 'dataset', 'fold', 'seed')]
-    root = data_dir or config.get('options', {}).get('data_dir')
+    made = config.get('options', {})
+    root = data_dir or made.get('data_dir')
+    if made.get('lists'):
+        root = str(root_of(root, made['lists']))
     return Judged(str(folder), *cell[:2], 'test', *cell[2:], group_key(config, found.classes), found, root, '')
 
 
 def group_key(config: dict, classes: list[str]) -> tuple:
     """What runs that differ by fold and seed alone share, from their config.json: model, images and recipe."""
     defines = config['defines']
-    recipe = recipe_of(config) | dict(pretrained=defines.get('pretrained'))
+    recipe = recipe_of(config) | start_of(config)
     images = (defines['dataset'], config.get('tree'), *classes)
     return (defines['model'], *images, *sorted((k, str(v)) for k, v in recipe.items()))
 

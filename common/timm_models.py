@@ -135,5 +135,6 @@ def model_defines(args: argparse.Namespace) -> dict:
     """
     pretrained = getattr(args, 'pretrained', False)
     settings = {k: v for k, v in own_settings(args.model, pretrained).items() if k != 'img_size'}  # an option
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}  # as JSON gives them back
     defines = dict(preprocessing=settings) if settings else {}
     return defines | (dict(imported=import_digest(args.imports)) if args.imports else {})

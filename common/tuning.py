@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from common import options, runs
 from common.errors import RunError
+from common.registry import is_own
 
 FILE, FOLDER = 'tuned.json', 'tune'
 SEED = 0  # of the trials, if not given: not the grid's, so that no counted run is one of those that were compared
@@ -271,7 +272,7 @@ def common_options(parsed: argparse.Namespace, searched: dict) -> dict:
     """The options that the trials of all settings have in common with each other and with the grid."""
     left_out = {*CELL, *options.SYSTEM_OPTIONS, *searched}
     left_out |= {'amp', 'batch_size', 'min_lr'} - {*parsed.given}  # train.py resolves or lowers these
-    kept = {key: value for key, value in vars(parsed).items() if key not in left_out and value is not None}
+    kept = {key: value for key, value in vars(parsed).items() if key not in left_out}
     return kept | dict(pretrained=bool(parsed.pretrained))
 
 
@@ -299,6 +300,9 @@ def setting_of(record: dict | None, config: dict) -> dict | None:
     chosen, trials = model['chosen'], model['trials']
     if any(values.get(name) != value for name, value in chosen.items()):
         return None
+    recipes = entry['options'].get('img_size') == options.DEFAULT['img_size']
+    if recipes and not is_own(defines['model']) and 'img_size' not in values.get('given', ()):
+        values.pop('img_size', None)  # of the model itself, see options.fit_to_model
     if differences(entry['options'], values | dict(pretrained=bool(values.get('pretrained')))):
         return None
     search = {key: record[key] for key in ('tune', 'fold', 'seed')}

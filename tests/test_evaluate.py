@@ -346,3 +346,36 @@ def test_a_foreign_checkpoint_is_a_line(tmp_path, capsys):
     (tmp_path / 'x.pt').write_bytes(b'no checkpoint')
     with pytest.raises(ModelError, match=r'x\.pt: damaged or not a PyTorch checkpoint'):
         show(capsys, '--checkpoint', 'x.pt')
+
+
+# ------------------------------------------------------------------------------------------ data of one's own
+
+
+def test_checkpoints_of_two_sets_of_the_same_classes_are_not_pooled(tmp_path, tiny, capsys):
+    short = ('--epochs', '1', '--warmup_epochs', '0')
+    best = []
+    for fold, name in enumerate(('wood', 'stone'), start=1):
+        tree = make_dtd(tmp_path / name)
+        best.append(run(tree, tmp_path / 'runs', *short, '--name', name, '--fold', str(fold))[0] / 'best.pt')
+    rows = words(show(capsys, '--checkpoint', *best, '--no-figures').out)
+    assert 'mean' not in rows
+    assert '| wood |' in rows or ' wood ' in rows
+    assert ' stone ' in rows
+
+
+def test_mistakes_of_a_list_are_found_beside_it(tmp_path):
+    folder = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 1], paths=['a.png', 'b.png', 'c.png'])
+    config = json.loads((folder / 'config.json').read_text())
+    config['options'] |= dict(lists=str(tmp_path / 'photographs' / 'my.csv'), data_dir=None)
+    (folder / 'config.json').write_text(json.dumps(config))
+    (judged,) = scores.read_all([folder])
+    assert scores.mistakes([judged])[0][0] == str(tmp_path / 'photographs' / 'c.png')
+
+
+def test_another_preprocessing_or_file_of_import_is_another_group():
+    defines = dict(dataset='folder', model='my_net', fold=1, seed=1, split='x', pretrained=None)
+    keys = [
+        scores.group_key(dict(defines=defines | more), CLASSES)
+        for more in ({}, dict(imported='aa'), dict(imported='bb'), dict(preprocessing=dict(crop_ratio=1.0)))
+    ]
+    assert len(set(keys)) == 4

@@ -23,6 +23,7 @@ import models
 from common import runs
 from common.checkpoint import save_checkpoint, weights_file
 from common.errors import ModelError, RunError
+from common.model_card import model_card
 from transforms import Preprocessing, eval_settings
 
 CLASSES = ['bark', 'moss', 'rock, wet']
@@ -403,3 +404,11 @@ def test_a_bad_option_is_one_line_before_torch(tmp_path):
         f'export.py: error: {tmp_path / "there.pt2"}: is there already; --overwrite replaces it, --out takes another '
         'name\n'
     )
+
+
+def test_the_card_says_what_of_the_recipe_is_not_the_default():
+    made = dict(dataset='folder', name='bricks', fold=1, lr=0.001, opt='adamw', ema=True, ema_decay=0.9999)
+    taken = dict(img_size=32, crop_ratio=0.9, interpolation='bicubic', mean=[0.5], std=[0.5])
+    card = model_card('resnet18', CLASSES, taken, dict(options=made), {}, 'source', 'unknown')
+    assert card['description'] == 'ResNet-18 trained on bricks, fold 1: 3 classes.'
+    assert card['details']['Recipe'] == dict(lr=0.001, opt='adamw', ema=True)

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from conftest import RUN_OPTIONS, finish, make_run, start, write_image
@@ -604,3 +605,21 @@ def test_a_named_grid_knows_its_complete_runs(photographs, tmp_path, tiny):
     other = run_all.Run(folder, [], vars(args) | dict(groups=None))
     assert run_all.state_of(other).startswith('another configuration: groups ')
     assert json.loads((folder / 'config.json').read_text())['defines']['groups'] == r'^\w\d'
+
+
+def test_the_split_that_a_run_stored_is_its_split(photographs, tmp_path, monkeypatch):
+    lists = write_list(tmp_path / 'my.csv', rows_of(photographs))
+    own = SplitOptions(lists, r'^(..)_', 3)
+    splits = load_splits('lists', photographs, 2, own)
+    made = dict(dataset='lists', data_dir=str(photographs), fold=2, **own._asdict())
+    runs.write_json(tmp_path / 'config.json', dict(options=made, defines=dict(split=split_digest(splits))))
+    own_data.write_split(tmp_path / own_data.SPLIT_FILE, splits, photographs)
+    subject = SimpleNamespace(path=tmp_path / 'best.pt', classes=splits.classes)
+    stored = str(tmp_path / own_data.SPLIT_FILE)
+    args = SimpleNamespace(dataset=None, data_dir=None, lists=stored, fold=1, other_images=None)
+    data = trained.data_of(args, subject)
+    assert data['caution'] is None
+    assert sets_of(data['splits']) == sets_of(splits)
+    args.lists = write_list(tmp_path / 'other.csv', rows_of(photographs)[::-1])
+    with pytest.raises(RunError, match='images are not those that'):
+        trained.data_of(args, subject)

@@ -19,7 +19,8 @@ import models
 import plot_results
 import probe
 import summarize_runs
-from common import predictions, runs
+import train
+from common import options, predictions, runs
 from common.errors import DataError, ModelError, RunError
 from common.images import open_image
 from datasets import load_splits
@@ -430,3 +431,38 @@ def test_real_features_give_the_accuracy_measured_elsewhere(tmp_path):
     (made,) = results_in(tmp_path).values()
     assert made['test_acc'] == pytest.approx(80.5, abs=1.0)
     assert (made['n_train'], made['n_test'], made['features']) == (800, 200, 1280)
+
+
+def test_the_same_folder_under_another_name_is_not_other_images(tree, tiny, tmp_path):
+    data = ('--dataset', 'folder', '--data_dir', str(tree / 'images'))
+    argv = [*data, '--model', 'tiny', '--run_dir', str(tmp_path / 'runs'), '--num_workers', '0', '--img_size', '32']
+    argv += ['--batch_size', '8', '--epochs', '1', '--warmup_epochs', '0', '--name', 'first']
+    best = str(train.train(options.parse_args(argv))[0] / 'best.pt')
+    probes = (
+        '--checkpoint',
+        best,
+        *data,
+        '--num_workers',
+        '0',
+        '--classifiers',
+        'knn',
+        '--run_dir',
+        str(tmp_path / 'p'),
+    )
+    with pytest.raises(RunError, match='so the split is another one and images of any part of it may have trained'):
+        do(*probes, '--name', 'second', '--groups', r'(\d+)\.jpg')
+    do(*probes, '--name', 'second')  # the same split
+
+
+def test_features_of_another_file_of_import_are_not_taken(tree, weights, tmp_path):
+    frozen = features.with_weights('tiny', str(weights), 32)
+    items = load_splits('dtd', str(tree), 1).test[:2]
+    for imported in (None, 'aa', 'bb', 'bb'):
+        features.features_of(frozen._replace(imported=imported), None, items, tmp_path / 'kept', torch.device('cpu'))
+    assert len(list((tmp_path / 'kept').glob('*.npz'))) == 3
+
+
+def test_a_net_without_timm_s_two_functions_asks_for_a_layer():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
+    with pytest.raises(RunError, match=r'my_net: has no forward_features and .*; give --layer: 0, 1'):
+        features.tap(net, 'my_net', None)

@@ -666,3 +666,20 @@ def test_models_outside_the_registry_have_rows(tmp_path, capsys):
     chosen = show(tmp_path, capsys, '--models', 'tf_a,resnet18', '--latex')
     assert r'tf\_a' in chosen
     assert 'STCI' not in chosen
+
+
+@pytest.mark.parametrize(
+    ('key', 'values', 'words'),
+    [
+        ('imported', ('aa', 'bb'), 'are of different files of --import (aa and bb)'),
+        ('preprocessing', (dict(crop_ratio=0.9), dict(crop_ratio=1.0)), 'take different input'),
+    ],
+)
+def test_a_model_that_is_another_one_in_another_fold_is_refused(tmp_path, capsys, key, values, words):
+    for fold, value in zip((1, 2, 3), (*values, None)):
+        path = make_run(tmp_path, model='my_net', fold=fold) / 'config.json'
+        config = runs.read_json(path)
+        runs.write_json(path, config | dict(defines=config['defines'] | ({key: value} if value else {})))
+    assert f'runs of my_net {words}' in fails(tmp_path)
+    shutil.rmtree(tmp_path / 'dtd_fold2_my_net_seed42')
+    assert 'my_net' in show(tmp_path, capsys), 'timm may have the model, where a run did not name the file'

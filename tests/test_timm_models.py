@@ -1,6 +1,7 @@
 """The promises of common/timm_models.py: models outside the registry, what they take, and files that register more."""
 
 import copy
+import json
 import shutil
 import sys
 
@@ -17,7 +18,7 @@ from common import checkpoint, options, runs
 from common.errors import ModelError, RunError
 from common.images import open_image
 from common.registry import MODELS, STCI_VARIANTS, entry_of
-from common.timm_models import import_file, own_settings
+from common.timm_models import import_file, model_defines, own_settings
 from loader import eval_images
 from models import build_model
 from transforms import CROP_RATIO, Preprocessing, normalize, preprocessing_of, read_settings
@@ -244,3 +245,9 @@ def test_a_net_of_one_size_says_so(my_net):
     assert build_model('my_net', 5, img_size=48)
     with pytest.raises(ModelError, match='my_net: takes images of 48 x 48 pixels only; leave --img_size out'):
         build_model('my_net', 5, img_size=64)
+
+
+def test_what_defines_a_run_is_as_its_file_gives_it_back():
+    args = options.parse_args(['--model', 'tf_efficientnet_lite0'])
+    defines = model_defines(args)
+    assert json.loads(json.dumps(defines)) == defines, 'else a difference is reported where there is none'

@@ -11,6 +11,7 @@ from test_run_all import grid, lines_of, wait_for
 import run_all
 from common import options, runs, tuning
 from common.errors import RunError
+from common.grid import difference_to
 
 TUNE = ('--tune', 'lr=0.001,0.01,0.1')
 BEST = dict(resnet18=0.1, twistnet18=0.01)  # what the stand-in for train.py rewards
@@ -358,3 +359,52 @@ def test_a_run_was_tuned_where_all_that_tuned_json_says_is_so(tmp_path):
     config['options'].pop('lr', None)
     assert tuning.setting_of(record, config) is None
     assert json.loads((tmp_path / tuning.FILE).read_text()) == record
+
+
+def test_an_option_that_is_off_by_default_is_one_of_the_search(tmp_path):
+    search = tuning.Search(dict(lr=[0.1, 0.2]), 1, 0)
+    plain = options.parse_args([])
+    made = dict(chosen=dict(lr=0.1), val_acc=50.0, trials=[dict(options=dict(lr=0.1), val_acc=50.0)])
+    tuning.add_models(tmp_path, search, plain, dict(resnet18=made), [])
+    assert tuning.tuned_models(tmp_path, search, plain, []) == dict(resnet18=made)
+    for more in (
+        ['--class_weights', 'balanced'],
+        ['--layer_decay', '0.7'],
+        ['--folds_total', '3', '--dataset', 'folder'],
+    ):
+        other = options.parse_args(more)
+        other.dataset = plain.dataset
+        with pytest.raises(RunError, match=f'is of another search .*{more[0][2:]} None -> '):
+            tuning.tuned_models(tmp_path, search, other, [])
+    weighted = vars(options.parse_args(['--class_weights', 'balanced', '--lr', '0.1', '--model', 'resnet18']))
+    record = tuning.read_record(tmp_path)
+    config = dict(defines=dict(dataset='synthetic', model='resnet18'), options=weighted)
+    assert tuning.setting_of(record, config | dict(options=weighted | dict(class_weights=None)))
+    assert tuning.setting_of(record, config) is None
+
+
+def test_a_model_that_has_an_input_size_of_its_own_was_tuned(tmp_path):
+    search, grid_options = tuning.Search(dict(lr=[0.1, 0.2]), 1, 0), options.parse_args(['--recipe', 'default'])
+    model = 'efficientnet_b1'  # 256 pixels
+    made = dict(chosen=dict(lr=0.1), val_acc=50.0, trials=[dict(options=dict(lr=0.1), val_acc=50.0)])
+    tuning.add_models(tmp_path, search, grid_options, {model: made}, [])
+    record = tuning.read_record(tmp_path)
+
+    def setting(*more):
+        args = options.parse_args(['--recipe', 'default', '--model', model, '--lr', '0.1', *more])
+        options.check(args)
+        return tuning.setting_of(record, dict(defines=options.defining(vars(args)), options=vars(args)))
+
+    assert setting()['options'] == dict(lr=0.1)
+    assert setting('--img_size', '128') is None
+
+
+def test_a_run_of_another_file_of_import_is_not_of_the_grid(tmp_path):
+    path = tmp_path / 'net.py'
+    path.write_text('first')
+    wanted = vars(options.parse_args(['--import', str(path)]))
+    config = dict(options=wanted, defines=dict(imported=runs.digest(b'first'), processes=1))
+    results = dict(n_train=360, n_val=120, n_test=120)
+    assert difference_to(wanted, config, results) == ''
+    path.write_text('second')
+    assert difference_to(wanted, config, results).startswith('imported ')
