@@ -163,11 +163,17 @@ def test_saved_memory_of_an_image_leaves_out_the_copies_of_the_weights():
         assert benchmark.saved_bytes(model, x) / 2 > 1.2 * sizes[0]
 
 
+@pytest.fixture
+def recompile_limits():
+    limits = torch._dynamo.config
+    own = dict(recompile_limit=limits.recompile_limit, accumulated_recompile_limit=limits.accumulated_recompile_limit)
+    with limits.patch(**own):  # puts back what compile_apart sets
+        yield
+
+
 @pytest.mark.slow
-def test_compiled_models_of_one_class_have_graphs_of_their_own(monkeypatch):
-    graphs, limits = [], torch._dynamo.config
-    for name in ('recompile_limit', 'accumulated_recompile_limit'):
-        monkeypatch.setattr(limits, name, getattr(limits, name))  # puts back what compile_apart sets
+def test_compiled_models_of_one_class_have_graphs_of_their_own(recompile_limits):
+    graphs = []
 
     def backend(graph, inputs):
         graphs.append(all(isinstance(x, torch.Tensor) for x in inputs))  # a size that varies would be one of them
