@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from tabulate import tabulate
 
-from common.drawing import COLORS, PAGE, Figure, Line2D, frame, plt
+from common.drawing import COLORS, PAGE, Figure, Line2D, MaxNLocator, frame, plt
 from common.statistics import LEVEL, p_text
 from interpret.information import DIFFERENT, IN_PLACE, PAIRS, SAME, STEPS
 
@@ -238,6 +238,7 @@ def draw_changes(result: dict, title: str, before: int = 0) -> tuple[Figure, lis
         points(axes, list(range(len(changes))), [change[key] for change in changes.values()], across=True)
         axes.set_yticks(range(len(changes)), list(changes) if key == 'accuracy_change' else [''] * len(changes))
         axes.set(xlabel=label, ylim=(len(changes) - 0.5, -0.5))
+        axes.xaxis.set_major_locator(MaxNLocator(2))  # changes as small as 0.0005 have labels that wide
     frame(figure, title, [f'{result["images"]} test images, {result["accuracy"]:.1f} % right as trained. {FILLED}'])
     return figure, list(grid[0])
 
