@@ -273,7 +273,7 @@ def test_an_average_of_nothing_but_the_last_step_is_the_plain_run(tree, tmp_path
     plain, _ = run(tree, tmp_path / 'a')
     last, _ = run(tree, tmp_path / 'b', '--ema', '--ema_decay', '0')
     averaged, _ = run(tree, tmp_path / 'c', '--ema')
-    logs, _, tensors, _ = zip(*map(outcome, (plain, last, averaged)))
+    logs, _, tensors, *_ = zip(*map(outcome, (plain, last, averaged)))
     assert (logs[0], tensors[0]) == (logs[1], tensors[1])
     assert tensors[0] != tensors[2]
     trained = [[line['train_loss'] for line in log] for log in logs]

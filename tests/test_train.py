@@ -23,6 +23,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 import datasets
 import models
+import state as training_state
 import train
 from common import checkpoint, distributed, images, options, predictions, runs
 from common.checkpoint import read_checkpoint
@@ -951,14 +952,14 @@ def test_a_foreign_or_hostile_last_checkpoint_is_refused(tree, tmp_path, tiny, m
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tree, tmp_path, tiny, monkeypatch, capfd):
-    real = train.mix
+    real = training_state.mix
 
     def mix(images, labels, num_classes, mixup, cutmix, key):
         images, targets = real(images, labels, num_classes, mixup, cutmix, key)
         return images * float('nan') if key[2] >= 4 else images, targets  # from the middle of the second epoch
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, 'mix', mix)
+        patch.setattr(training_state, 'mix', mix)
         message = fails(argv_of(tree, tmp_path / 'a'), capfd)
     assert 'the training loss is nan' in message
     folder = tmp_path / 'a' / 'dtd_fold1_tiny_seed42'
