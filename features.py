@@ -28,6 +28,7 @@ from common.distributed import is_quiet, say
 from common.errors import DataError, RunError
 from common.images import image_bits, stamp
 from common.own_data import root_of
+from common.results import recipe_of
 from common.splits import Splits, split_digest
 from common.timm_models import import_digest, import_file, own_settings
 from loader import EvalBatches, eval_images, loader_processes, make_loader, workers_of
@@ -52,10 +53,14 @@ class Frozen(NamedTuple):
 
     @property
     def pretrained(self) -> str:
-        """The weights in a word; the same for the checkpoints of all folds of a data set, which one table pools."""
-        defines = self.config.get('defines', {})
-        made = defines.get('name') or defines.get('dataset', 'images that are not recorded')
-        return f'a run on {made}' if self.subject else self.weights
+        """The weights in words; the same for the checkpoints of all folds of a data set, which one table pools."""
+        if self.subject is None:
+            return self.weights
+        if 'defines' not in self.config:
+            return 'a run on images that are not recorded'
+        defines = self.config['defines']
+        recipe = runs.fingerprint(recipe_of(self.config))[:8]
+        return f'a run on {defines.get("name") or defines["dataset"]} by recipe {recipe}'
 
 
 def frozen_models(args: argparse.Namespace) -> list[Frozen]:

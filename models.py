@@ -39,6 +39,7 @@ from common.errors import ModelError, user_errors
 from common.registry import GATE_INIT, MODELS, entry_of, size_problem
 from common.timm_models import problem_of
 from insertion import Gated, create, insert
+from transforms import CROP_RATIO
 
 DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1))  # (dy, dx) of 0, 45, 90 and 135 degrees; dy points down
 
@@ -519,7 +520,7 @@ DEFAULT_CFG = dict(
     num_classes=1000,
     input_size=(3, 224, 224),
     pool_size=(7, 7),
-    crop_pct=0.875,
+    crop_pct=CROP_RATIO,
     interpolation='bicubic',
     mean=IMAGENET_DEFAULT_MEAN,
     std=IMAGENET_DEFAULT_STD,

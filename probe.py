@@ -213,7 +213,7 @@ def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: di
     )
     folder = probe.folder_in(args)
     root = own_data.root_of(args.data_dir, args.lists) if args.lists else args.data_dir
-    predictions.write_predictions(folder / predictions.FILE, splits.test, splits.classes, chances[0], root)
+    predictions.write_predictions(folder / runs.PREDICTIONS, splits.test, splits.classes, chances[0], root)
     runs.write_json(folder / 'results.json', results)
     return results
 

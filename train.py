@@ -319,7 +319,7 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
         runs.write_log(folder / 'log.jsonl', progress['history'])  # may be an epoch behind last.pt after a kill
         root = own_data.root_of(args.data_dir, args.lists) if args.lists else args.data_dir
         predictions.write_predictions(
-            folder / predictions.FILE, splits.test, splits.classes, probabilities.cpu().numpy(), root
+            folder / runs.PREDICTIONS, splits.test, splits.classes, probabilities.cpu().numpy(), root
         )
         runs.write_json(folder / 'results.json', results)
         (folder / 'last.pt').unlink(missing_ok=True)
@@ -345,7 +345,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     if results is not None:
         return folder, results
     if splits.division and is_main():
-        own_data.write_split(folder / own_data.SPLIT_FILE, splits, own_data.root_of(args.data_dir, args.lists))
+        own_data.write_split(folder / runs.SPLIT, splits, own_data.root_of(args.data_dir, args.lists))
 
     state = build_state(args, len(splits.classes), device, last, args.batch_size // world, args.pretrained)
     size = measure(args.model, len(splits.classes), args.img_size)  # now: it must not fail after the training

@@ -17,7 +17,7 @@ from common import options, runs
 from common.checkpoint import read_checkpoint
 from common.distributed import AMP_DTYPES, autocast, is_quiet, resolve_amp, say
 from common.errors import DataError, ModelError, RunError
-from common.own_data import SPLIT_FILE, root_of
+from common.own_data import root_of
 from common.own_options import SplitOptions, split_options
 from common.registry import DATASETS, dataset_label
 from common.splits import split_digest
@@ -197,7 +197,7 @@ def check_other_images(args: argparse.Namespace, subject: Subject, made: dict, f
     else:
         differs = f'{data_dir or dataset}: its images or lists have changed since {path} was trained on it'
         way_out = 'put them back as they were, give a copy of that time as --data_dir, or train anew'
-        if (stored := path.with_name(SPLIT_FILE)).exists():
+        if (stored := path.with_name(runs.SPLIT)).exists():
             root = root_of(made['data_dir'], made.get('lists'))
             way_out += f'; --fold 1 --lists {stored} --data_dir {root} is the split as the run stored it'
     raise RunError(

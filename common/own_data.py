@@ -35,7 +35,6 @@ from common.splits import (
 from common.trees import BadTreeError, image_names, list_images, read_text, require_files
 
 SUBSET_NAMES = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
-SPLIT_FILE = 'split.csv'  # of a run folder: its images as a list
 NEEDED, PLACES = ('path', 'label'), ('subset', 'fold')  # columns of a list
 KNOWN = (*NEEDED, *PLACES, 'group')
 

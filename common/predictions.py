@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import RunError
-from common.runs import write_atomic
+from common.runs import PREDICTIONS, write_atomic
 
-FILE = 'test_predictions.csv'
 FIRST = ('path', 'label', 'prediction')  # the columns before those of the classes
 
 
@@ -70,7 +69,7 @@ def read_predictions(path: Path) -> Predictions:
     except csv.Error as error:
         raise RunError(f'{path}: damaged ({error})') from error
     if len(rows) < 2 or tuple(rows[0][:3]) != FIRST or len(rows[0]) < 5:
-        raise RunError(f'{path}: is no {FILE} with images')
+        raise RunError(f'{path}: is no {PREDICTIONS} with images')
     classes = rows[0][3:]
     index = {name: number for number, name in enumerate(classes)}
     try:

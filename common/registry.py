@@ -194,7 +194,7 @@ def entry_of(name: str) -> dict:
     if not name.startswith(STCI):
         return dict(label=name, timm=name)
     rest = name.removeprefix(STCI)
-    words = next((words for words in STCI_VARIANTS if words and rest.startswith(f'{words}_')), '')
+    words = max((words for words in STCI_VARIANTS if words and rest.startswith(f'{words}_')), key=len, default='')
     base, variant = rest.removeprefix(f'{words}_') if words else rest, STCI_VARIANTS[words]
     kept = {key: value for key, value in variant.items() if key == 'keep_init'}
     label = f'{entry_of(base)["label"]} + STCI' + f' ({variant["label"]})' * bool(words)

@@ -33,7 +33,8 @@ LOG = 'train.log'
 HEADER = '--- '  # begins the line before each start in LOG
 NAME_THEM = '--name NAME gives these images a name of their own'
 NOT_FINITE = 'the checkpoints of the epochs before are kept; try a lower --lr or --amp off'  # ends train.py's last line
-RUN_FILES = ('config.json', 'split.csv', 'log.jsonl', 'last.pt', 'best.pt', 'test_predictions.csv', 'results.json')
+PREDICTIONS, SPLIT = 'test_predictions.csv', 'split.csv'
+RUN_FILES = ('config.json', SPLIT, 'log.jsonl', 'last.pt', 'best.pt', PREDICTIONS, 'results.json')
 
 
 def counted(number: int, noun: str) -> str:

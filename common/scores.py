@@ -15,7 +15,7 @@ from common import runs
 from common.errors import RunError
 from common.images import SYNTHETIC
 from common.own_data import root_of
-from common.predictions import FILE, Predictions, read_predictions
+from common.predictions import Predictions, read_predictions
 from common.registry import dataset_label, model_label
 from common.results import read_run, recipe_of, start_of
 from common.runs import counted
@@ -52,15 +52,17 @@ def read_judged(folder: Path, data_dir: str | None = None) -> Judged:
     config, results = read_run(folder)
     if results is None:
         raise RunError(f'{folder}: not complete; the command that began it finishes it')
-    if not (folder / FILE).exists():
-        raise RunError(f'{folder}: has no {FILE}, being of older code; --checkpoint {folder / "best.pt"} evaluates it')
-    found, defines = read_predictions(folder / FILE), config['defines']
+    path = folder / runs.PREDICTIONS
+    if not path.exists():
+        best = folder / 'best.pt'
+        raise RunError(f'{folder}: has no {path.name}, being of older code; --checkpoint {best} evaluates it')
+    found, defines = read_predictions(path), config['defines']
     accuracy = 100 * np.mean(found.predicted == found.labels)
     if not np.isfinite(found.probabilities).all():
-        raise RunError(f'{folder / FILE}: damaged, a probability is not a finite number')
+        raise RunError(f'{path}: damaged, a probability is not a finite number')
     # Probabilities may tie where the logits of the results did not: one image is allowed to differ.
     if len(found.labels) != results['n_test'] or abs(accuracy - results['test_acc']) > 100.5 / len(found.labels):
-        raise RunError(f'{folder / FILE}: is not of this run, whose results.json says {results["test_acc"]:.2f} %')
+        raise RunError(f'{path}: is not of this run, whose results.json says {results["test_acc"]:.2f} %')
     cell = [defines[key] for key in ('model', 'dataset', 'fold', 'seed')]
     made = config.get('options', {})
     root = data_dir or made.get('data_dir')

@@ -15,7 +15,7 @@ from cuda_stand_in import CudaStandIn
 
 import evaluate
 import models
-from common import predictions, scores, statistics
+from common import predictions, runs, scores, statistics
 from common.drawing import plot_confusion, plt
 from common.errors import DataError, ModelError, RunError
 
@@ -47,7 +47,7 @@ def say(run_dir, labels, predicted, confidence=0.9, classes=CLASSES, paths=None,
     accuracy = 100 * float(np.mean(np.array(labels) == predicted))
     folder = make_run(run_dir, test_acc=accuracy, n_test=len(labels), **cell)
     paths = paths or [f'{i}.png' for i in range(len(labels))]
-    predictions.write_predictions(folder / predictions.FILE, list(zip(paths, labels)), classes, values)
+    predictions.write_predictions(folder / runs.PREDICTIONS, list(zip(paths, labels)), classes, values)
     return folder
 
 
@@ -301,11 +301,11 @@ def test_runs_that_cannot_be_used(tmp_path, capsys):
     part = make_run(tmp_path / 'runs', fold=2, complete=False)
     old = make_run(tmp_path / 'runs', fold=3)
     changed = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 2], fold=4)
-    shutil.copy(good / predictions.FILE, changed)
+    shutil.copy(good / runs.PREDICTIONS, changed)
     torn = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 2], fold=5)
-    (torn / predictions.FILE).write_text('path,label\n')
+    (torn / runs.PREDICTIONS).write_text('path,label\n')
     nan = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 2], fold=6)
-    path = nan / predictions.FILE
+    path = nan / runs.PREDICTIONS
     path.write_text(path.read_text().replace('0.899999976', 'nan', 1))
     broken = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 2], fold=7)
     (broken / 'config.json').write_text('{')
@@ -337,7 +337,7 @@ def test_runs_that_cannot_be_used(tmp_path, capsys):
 
 def test_predictions_of_another_run_are_refused(tmp_path, capsys):
     right, wrong = say(tmp_path, [0, 1, 2] * 5, [0, 1, 2] * 5), say(tmp_path, [0, 1, 2] * 5, [0, 0, 0] * 5, fold=2)
-    shutil.copy(wrong / predictions.FILE, right)
+    shutil.copy(wrong / runs.PREDICTIONS, right)
     with pytest.raises(RunError, match='is not of this run'):
         show(capsys, '--run_dir', right)
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import models
+from common import registry
 from common.errors import ModelError
 from compute_flops import count_macs
 from insertion import Gated, attach
@@ -130,6 +131,14 @@ def test_a_stage_that_was_replaced_gets_its_hook_back():
     assert len(model.features.norm5._forward_hooks) == hooks == 1
     attach(model)
     assert len(model.features.norm5._forward_hooks) == 1
+
+
+def test_a_variant_whose_name_extends_another_is_itself(monkeypatch):
+    variants, neither = registry.STCI_VARIANTS, dict(use_ais=False, use_spiral=False)
+    monkeypatch.setitem(variants, 'no_ais_no_spiral', dict(label='w/o AIS and Spiral', twist=neither))
+    found = registry.entry_of('stci_no_ais_no_spiral_resnet50')
+    assert (found['base'], found['stci']) == ('resnet50', neither)
+    assert registry.entry_of('stci_no_ais_resnet50')['stci'] == variants['no_ais']['twist']
 
 
 def test_the_macs_of_the_branch_are_counted():

@@ -613,9 +613,9 @@ def test_the_split_that_a_run_stored_is_its_split(photographs, tmp_path, monkeyp
     splits = load_splits('lists', photographs, 2, own)
     made = dict(dataset='lists', data_dir=str(photographs), fold=2, **own._asdict())
     runs.write_json(tmp_path / 'config.json', dict(options=made, defines=dict(split=split_digest(splits))))
-    own_data.write_split(tmp_path / own_data.SPLIT_FILE, splits, photographs)
+    own_data.write_split(tmp_path / runs.SPLIT, splits, photographs)
     subject = SimpleNamespace(path=tmp_path / 'best.pt', classes=splits.classes)
-    stored = str(tmp_path / own_data.SPLIT_FILE)
+    stored = str(tmp_path / runs.SPLIT)
     args = SimpleNamespace(dataset=None, data_dir=None, lists=stored, fold=1, other_images=None)
     data = trained.data_of(args, subject)
     assert data['caution'] is None

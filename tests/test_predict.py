@@ -16,7 +16,7 @@ from PIL import Image
 
 import models
 import predict
-from common import predictions
+from common import predictions, runs
 from common.checkpoint import read_checkpoint
 from common.drawing import plt, shorten
 from common.errors import DataError, ModelError, RunError
@@ -31,7 +31,7 @@ def done(tmp_path_factory):
         root = tmp_path_factory.mktemp('predict')
         tree = make_dtd(root / 'tree')
         folder, _ = run(tree, root / 'runs', '--epochs', '1', '--warmup_epochs', '0')
-        found = predictions.read_predictions(folder / predictions.FILE)
+        found = predictions.read_predictions(folder / runs.PREDICTIONS)
         paths = [str(tree / path) for path in found.paths]
         yield SimpleNamespace(tree=tree, best=folder / 'best.pt', paths=paths, found=found)
 

@@ -1,6 +1,7 @@
 """The promises of probe.py and features.py: what a feature is, one pass an image, folds, run folders."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_the_results_are_those_of_scikit_learn_on_the_input_of_the_classifier(tr
     ).items():
         name = f'dtd_fold1_tiny+{key}_seed42'
         predicted = classifier.fit(x, y).predict(test)
-        written = predictions.read_predictions(weights.parent / 'probes' / name / predictions.FILE)
+        written = predictions.read_predictions(weights.parent / 'probes' / name / runs.PREDICTIONS)
         assert (written.predicted == predicted).all()
         assert (written.labels == labels).all()
         assert made[name]['test_acc'] == pytest.approx(100 * (predicted == labels).mean())
@@ -98,7 +99,7 @@ def test_the_results_are_those_of_scikit_learn_on_the_input_of_the_classifier(tr
 def test_the_run_folders_are_those_of_a_run_without_checkpoints(tree, weights, capsys):
     do(*argv_of(tree, weights, '--classifiers', 'lda', '--folds', '1-2'))
     folder = weights.parent / 'probes' / 'dtd_fold2_tiny+lda_seed42'
-    assert {path.name for path in folder.iterdir()} == {'.lock', 'config.json', predictions.FILE, 'results.json'}
+    assert {path.name for path in folder.iterdir()} == {'.lock', 'config.json', runs.PREDICTIONS, 'results.json'}
     assert capsys.readouterr().out.splitlines() == [
         f'{folder.with_name(f"dtd_fold{fold}_tiny+lda_seed42")}: test accuracy '
         f'{results_in(folder.parent)[f"dtd_fold{fold}_tiny+lda_seed42"]["test_acc"]:.2f} %'
@@ -146,7 +147,18 @@ def test_the_table_of_checkpoints_says_whose_weights_they_are(tree, tiny, tmp_pa
     assert f'{checkpoints[1]}: only fold 2, on which it was trained' in capsys.readouterr().err
     assert set(results_in(tmp_path / 'probes')) == {'dtd_fold1_tiny+lda_seed42', 'dtd_fold2_tiny+lda_seed42'}
     summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(tmp_path / 'probes')]))
-    assert 'loaded from ImageNet weights: none (weights of a run on dtd).' in capsys.readouterr().out
+    text = r'loaded from ImageNet weights: none \(weights of a run on dtd by recipe [0-9a-f]{8}\)\.'
+    assert re.search(text, capsys.readouterr().out)
+
+
+def test_checkpoints_of_different_recipes_are_not_one_model(tree, tiny, tmp_path):
+    for fold, epochs in (('1', '1'), ('2', '2')):
+        run(tree, tmp_path / 'runs', '--epochs', epochs, '--warmup_epochs', '0', '--fold', fold)
+    checkpoints = [str(path) for path in sorted((tmp_path / 'runs').glob('*/best.pt'))]
+    data = ('--dataset', 'dtd', '--data_dir', str(tree), '--run_dir', str(tmp_path / 'probes'), '--num_workers', '0')
+    do('--checkpoint', *checkpoints, *data, '--folds', '1-2', '--classifiers', 'lda')
+    with pytest.raises(RunError, match=r'start from different weights .*by recipe .* and a run on dtd by recipe'):
+        summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(tmp_path / 'probes')]))
 
 
 # ---------------------------------------------------------------------------------------------- kept features
@@ -207,7 +219,7 @@ def test_features_that_cannot_be_kept_are_one_line(tree, weights, tmp_path):
 def test_a_full_disk_is_one_line_and_leaves_no_result(tree, weights):
     folder = weights.parent / 'probes' / 'dtd_fold1_tiny+lda_seed42'
     folder.mkdir(parents=True)
-    (folder / f'{predictions.FILE}.tmp').symlink_to('/dev/full')
+    (folder / f'{runs.PREDICTIONS}.tmp').symlink_to('/dev/full')
     with pytest.raises(RunError, match=r'test_predictions\.csv: cannot be written \(No space left on device\)'):
         do(*argv_of(tree, weights, '--classifiers', 'lda'))
     assert results_in(folder.parent) == {}
@@ -352,7 +364,7 @@ def test_a_checkpoint_stands_for_the_model_of_its_name(best, tree, weights, tmp_
     new = ('--run_dir', str(tmp_path / 'probes'))
     do('--models', 'tiny', '--checkpoint', str(best), *data, *new)
     (made,) = results_in(tmp_path / 'probes').values()
-    assert made['pretrained'] == 'a run on dtd'
+    assert re.fullmatch(r'a run on dtd by recipe [0-9a-f]{8}', made['pretrained'])
     with pytest.raises(RunError, match=r'best\.pt and tiny would both be dtd_fold1_tiny\+knn_seed42; probe them with'):
         do('--models', f'tiny={weights}', '--checkpoint', str(best), *data, *new)
     with pytest.raises(RunError, match=r'--img_size 64: .*best\.pt is of 32 pixels; leave it out'):

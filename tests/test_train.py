@@ -49,7 +49,7 @@ def outcome(folder: Path) -> tuple:
     tensors = {name: tensor.numpy().tobytes() for name, tensor in best.pop('state_dict').items()}
     results = runs.read_json(folder / 'results.json')
     del results['seconds']
-    return log, best, tensors, results, (folder / predictions.FILE).read_bytes()
+    return log, best, tensors, results, (folder / runs.PREDICTIONS).read_bytes()
 
 
 # ------------------------------------------------------------------------------------------ the run folder
@@ -100,7 +100,7 @@ def test_run_folder_is_as_promised(tree, tmp_path, tiny):
 
 def test_what_is_said_of_each_test_image_is_kept(tree, tmp_path, tiny):
     folder, results = run(tree, tmp_path)
-    found, splits = predictions.read_predictions(folder / predictions.FILE), datasets.load_splits('dtd', tree, 1)
+    found, splits = predictions.read_predictions(folder / runs.PREDICTIONS), datasets.load_splits('dtd', tree, 1)
     assert (found.classes, found.labels.tolist()) == (splits.classes, [label for _, label in splits.test])
     assert [str(tree / path) for path in found.paths] == [path for path, _ in splits.test]
     assert 100 * (found.predicted == found.labels).mean() == pytest.approx(results['test_acc'])
@@ -118,7 +118,7 @@ def test_what_is_said_of_each_test_image_is_kept(tree, tmp_path, tiny):
     ],
 )
 def test_damaged_predictions_are_refused(tmp_path, damage, message):
-    path, values = tmp_path / predictions.FILE, np.array([[0.25, 0.75], [0.5, 0.5]], dtype=np.float32)
+    path, values = tmp_path / runs.PREDICTIONS, np.array([[0.25, 0.75], [0.5, 0.5]], dtype=np.float32)
     predictions.write_predictions(path, [(f'{tmp_path}/a/1.png', 0), ('x,"y.png', 1)], ['a', 'b'], values, tmp_path)
     found = predictions.read_predictions(path)
     assert (found.paths, found.predicted.tolist()) == (['a/1.png', 'x,"y.png'], [1, 0])
