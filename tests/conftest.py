@@ -1,5 +1,6 @@
 """What the tests share: small trees of images, a small model, and the scripts as a user starts them."""
 
+import functools
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import prefork
 import pytest
 import torch
 import trees
@@ -104,10 +106,19 @@ def run(tree: Path, run_dir: Path, *more: str, model: str = 'tiny') -> tuple[Pat
     return train.train(options.parse_args(argv_of(tree, run_dir, *more, model=model)))
 
 
-def start(script: str, *arguments: str, launcher: tuple[str, ...] = (), **kwargs) -> subprocess.Popen:
+@functools.cache
+def server() -> prefork.Server:
+    return prefork.Server()
+
+
+def start(
+    script: str, *arguments: str, launcher: tuple[str, ...] = (), cwd: Path | None = None, **kwargs
+) -> subprocess.Popen | prefork.Started:
     """A script of the project in a process group of its own."""
-    command = [sys.executable, *launcher, str(ROOT / script), *arguments]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    if not launcher and not kwargs:
+        return server().start(ROOT / script, list(arguments), environment, str(cwd or os.getcwd()))
+    command = [sys.executable, *launcher, str(ROOT / script), *arguments]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -115,6 +126,7 @@ def start(script: str, *arguments: str, launcher: tuple[str, ...] = (), **kwargs
         text=True,
         start_new_session=True,
         env=environment,
+        cwd=cwd,
         **kwargs,
     )
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
     not shutil.which('slurmctld'), reason='needs slurm-wlm and munge: .ci/run installs them'
 )
 GRID = ('--dataset', 'dtd', '--models', 'resnet18', '--folds', '1-2', '--jobs', '2', '--img_size', '32')
-GRID += ('--batch_size', '8', '--epochs', '30', '--warmup_epochs', '1', '--num_workers', '0')
+GRID += ('--batch_size', '8', '--epochs', '16', '--warmup_epochs', '1', '--num_workers', '0')
 
 
 def run_all(environment, *argv) -> subprocess.CompletedProcess:
