@@ -5,6 +5,7 @@ imported, as `python SCRIPT` would: as __main__, with its own arguments, environ
 """
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -125,6 +126,8 @@ if __name__ == '__main__':
     import torch  # noqa: F401
     import torchvision  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # or each child looks through all of torch when it ends, for a second
     connection = socket.socket(fileno=int(sys.argv[1]))
     asked, streams = serve(connection)
     connection.close()
