@@ -4,6 +4,7 @@
     python summarize_runs.py --run_dir runs/main --latex > tables/main_results.tex      # also --markdown, --csv
     python summarize_runs.py --run_dir runs/main runs/more --models resnet18,twistnet18 --published
     python summarize_runs.py --run_dir runs/main --val                                  # validation accuracy too
+    python summarize_runs.py --run_dir runs/main --intervals                            # and 95 % intervals
 
 Seeds are averaged inside a fold first; the mean and the sample standard deviation are over folds. Models are compared
 with the baseline fold by fold, by the corrected resampled t-test of Nadeau and Bengio (2003) with Holm's correction
@@ -13,6 +14,7 @@ they make one table, whose notes say what was tried and what was chosen.
 """
 
 import argparse
+import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -64,6 +66,13 @@ def notes_of(table: Table, published: bool, stars: bool = False) -> list[str]:
                 ' a data set'
             )
         notes.append(f'{note}.')
+    if 'intervals' in table.asked and any(row.sd is not None for row in rows):
+        notes.append('from, to: 95 % intervals over folds, with the same correction for training images they share.')
+        found = [(row.difference['detectable'], row) for row in rows if 'detectable' in row.difference]
+        for name in table.datasets if found else ():
+            sizes = ', '.join(f'{size:.1f} ({model_label(row.model)})' for size, row in found if row.dataset == name)
+            where = f"on {table.label(name)} with 80 % power, before Holm's correction"
+            notes.append(f'Differences that the test finds {where}: {sizes} points.')
     if shared := [table.label(name) for name in table.datasets if DATASETS.get(name, {}).get('shared_test')]:
         notes.append(f'All folds of {", ".join(shared)} share one test set: spread and p say nothing of other images.')
     if 'val' in table.asked:
@@ -114,6 +123,7 @@ class Column:
     title: str | None = None  # its header in text, Markdown and LaTeX, {} the data set; None leaves it to the CSV
     text: str | Callable[[Row, dict], str] = '{}'  # what these write: a format of the value, or a function of the style
     align: str = 'r'  # or 'l'
+    difference: str | None = None  # what it shows of a row's difference to the baseline: a key of it
     each: bool = False  # a column for each data set, after the others; else the first data set whose value is known
     asked: str | None = None  # the option that shows it; None for always
 
@@ -124,7 +134,9 @@ COLUMNS = (
     Column('model', lambda row: row.model, 'Model', align='l'),
     Column('folds', lambda row: len(row.folds)),
     Column('runs', lambda row: len(row.results)),
-    Column('mean', lambda row: row.mean, '{}', accuracy_text, each=True),
+    Column('mean', lambda row: row.mean, '{}', accuracy_text, difference='value', each=True),
+    Column('mean_low95', lambda row: row.interval[0], 'from', '{:.1f}', difference='low', each=True, asked='intervals'),
+    Column('mean_high95', lambda row: row.interval[1], 'to', '{:.1f}', difference='high', each=True, asked='intervals'),
     Column('sd', lambda row: row.sd),
     Column('val_acc', lambda row: row.val_acc, 'val.', '{:.1f}', each=True, asked='val'),
     Column('params_M', lambda row: row.last('params_M'), 'Params', '{:.2f}M'),
@@ -134,8 +146,10 @@ COLUMNS = (
     Column('difference', lambda row: row.difference.get('value')),
     Column('low95', lambda row: row.difference.get('low')),
     Column('high95', lambda row: row.difference.get('high')),
+    Column('detectable', lambda row: row.difference.get('detectable')),
     Column('p', lambda row: row.difference.get('p')),
     Column('p_holm', lambda row: row.difference.get('p_holm')),
+    Column('seconds', lambda row: statistics.fmean(row.recorded('seconds')) if row.recorded('seconds') else None),
     Column('loaded', lambda row: ' '.join(map(str, sorted(set(row.recorded('loaded')))))),
     Column('tuned', lambda row: row.tuned and tuning.text_of(row.tuned['options'])),
     Column('tuned_settings', lambda row: row.tuned and row.tuned['tried']),
@@ -173,10 +187,11 @@ def sections_of(table: Table, style: dict, published: bool) -> list[tuple[str, l
 
     def difference(model: str, column: Column, dataset: str | None) -> str:
         row = table.rows.get((dataset, model))
-        if column.name != 'mean' or not (row and row.difference):
+        value = row.difference.get(column.difference) if row else None
+        if value is None:
             return ''
-        text, p = f'{row.difference["value"]:+.1f}'.replace('-', style['minus']), row.difference.get('p_holm')
-        if p is None:
+        text, p = f'{value:+.1f}'.replace('-', style['minus']), row.difference.get('p_holm')
+        if p is None or column.name != 'mean':
             return text
         if style is LATEX and len(table.datasets) > WIDE:
             return text + '$^*$' * (p < LEVEL)
@@ -225,7 +240,7 @@ def print_latex(table: Table, title: str, published: bool) -> None:
         if name:
             lines += [r'\midrule', rf'\multicolumn{{{len(align)}}}{{@{{}}l}}{{\emph{{{escape(name)}}}}} \\']
         lines += section
-    font = r'\tiny' if len(align) > 10 else r'\scriptsize' if many else r'\small'  # tiny: more than WIDE with --val
+    font = r'\tiny' if len(align) > 10 else r'\scriptsize' if many else r'\small'  # tiny: many with --val
     print('% By summarize_runs.py. Needs \\usepackage{booktabs}.')
     print(rf'\begin{{table*}}[t]{font}\centering\setlength{{\tabcolsep}}{{2pt}}')
     print(rf'\caption{{Test accuracy ({escape(title)}).}}')
@@ -261,13 +276,15 @@ def get_args_parser() -> argparse.ArgumentParser:
     style.add_argument('--markdown', action='store_true')
     style.add_argument('--csv', action='store_true', help='every digit, with intervals and both p values')
     parser.add_argument('--val', action='store_true', help='validation accuracy too, beside that of the test')
+    parser.add_argument('--intervals', action='store_true', help='95 %% intervals, and what the test could have found')
     parser.add_argument('--published', action='store_true', help="the paper's figures too, marked as such")
     return parser
 
 
 def read_tables(args: argparse.Namespace) -> list[Table]:
     """The tables that the options ask for."""
-    found, asked = read_runs(args, 'complete run'), tuple(name for name in ('val',) if getattr(args, name))
+    found = read_runs(args, 'complete run')
+    asked = tuple(name for name in ('val', 'intervals') if getattr(args, name))
     return [replace(table, asked=asked) for table in make_tables(found, args) if table.rows]
 
 

@@ -14,7 +14,7 @@ from common import options, runs, tuning
 from common.errors import RunError
 from common.registry import DATASETS, MODELS, dataset_label, entry_of, is_own, model_label, nameable, plain_model
 from common.runs import counted
-from common.statistics import correct, corrected_t_test
+from common.statistics import correct, corrected_t_test, detectable
 
 CELL = ('dataset', 'model', 'fold', 'seed')  # what tells the runs of one table apart
 NUMBERS = ('test_acc', 'n_train', 'n_test', 'params_M')  # of results.json, in every complete run
@@ -33,7 +33,7 @@ class Row:
     missing: list[tuple[int, int]] = field(default_factory=list)  # (fold, seed) that other models or seeds have
     best: int = 0  # 1 for the highest mean of its data set, 2 for the second; 0 elsewhere and where cells differ
     baseline: str | None = None  # the model it is compared with
-    difference: dict = field(default_factory=dict)  # to it: value and, where there is a test, low, high, p, p_holm
+    difference: dict = field(default_factory=dict)  # to it: value and, with a test, low, high, p, p_holm, detectable
     tuned: dict | None = None  # by run_all.py --tune: see tuning.setting_of
 
     @property
@@ -54,6 +54,17 @@ class Row:
     def sd(self) -> float | None:
         """Sample standard deviation over folds; None for one fold."""
         return statistics.stdev(self.folds.values()) if len(self.folds) > 1 else None
+
+    @property
+    def test_to_train(self) -> float:
+        """Test images for each training image, which the spread of folds is corrected by."""
+        return statistics.fmean(results['n_test'] / results['n_train'] for results in self.results.values())
+
+    @property
+    def interval(self) -> tuple[float | None, float | None]:
+        """95 % interval of the mean, corrected as the test of a difference; None where folds have no spread."""
+        test = corrected_t_test(list(self.folds.values()), self.test_to_train)
+        return (None, None) if test['p'] is None else (test['low'], test['high'])
 
     @property
     def val_acc(self) -> float | None:
@@ -330,11 +341,13 @@ def _compare(table: Table, dataset: str, asked: bool) -> None:
     others = [row for row in rows if base and row is not base]
     tests = []
     for row in others:
-        ratio = statistics.fmean(results['n_test'] / results['n_train'] for results in row.results.values())
-        tests.append(corrected_t_test([row.folds[fold] - base.folds[fold] for fold in base.folds], ratio))
+        differences = [row.folds[fold] - base.folds[fold] for fold in base.folds]
+        tests.append(corrected_t_test(differences, row.test_to_train))
     correct(tests)
     for row, test in zip(others, tests):
-        row.baseline, row.difference = table.baseline, test if test['p'] is not None else dict(value=test['value'])
+        row.baseline, row.difference = table.baseline, dict(value=test['value'])
+        if test['p'] is not None:
+            row.difference = test | dict(detectable=detectable(test, len(base.folds) - 1))
 
 
 # ---------------------------------------------------------------------------------------------- words

@@ -7,7 +7,7 @@ import math
 import statistics
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 LEVEL = 0.05  # of significance, after Holm's correction
 
@@ -44,6 +44,25 @@ def corrected_t_test(differences: list[float], test_to_train: float) -> dict:
     spread = statistics.stdev(differences) if count > 1 else 0.0
     error = spread * math.sqrt(1 / count + test_to_train) if spread >= 1e-12 else 0.0
     return t_test(statistics.fmean(differences), error, count - 1)
+
+
+def detectable(test: dict, df: int, power: float = 0.8) -> float:
+    """The difference that a test of this spread would find (p < LEVEL, without Holm's correction) with this power.
+
+    Args:
+        test: with low and high, as t_test.
+        df: its degrees of freedom.
+
+    Returns:
+        a positive difference, in the unit of the test's value.
+    """
+    edge = stats.t.ppf(1 - LEVEL / 2, df)
+
+    def lacking(shift: float) -> float:  # in standard errors; findings of the wrong sign are too rare to count
+        return power - stats.nct.sf(edge, df, shift)
+
+    error = (test['high'] - test['low']) / (2 * stats.t.ppf(0.975, df))
+    return float(error * optimize.brentq(lacking, edge / 2, 3 * edge))
 
 
 def mcnemar(before: np.ndarray, after: np.ndarray) -> dict:

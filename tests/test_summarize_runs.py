@@ -21,7 +21,7 @@ import summarize_runs
 from common import runs
 from common.errors import RunError
 from common.registry import DATASETS, MODELS
-from common.statistics import corrected_t_test, holm
+from common.statistics import corrected_t_test, detectable, holm, t_test
 from common.tables import escape
 from summarize_runs import PUBLISHED
 
@@ -76,6 +76,14 @@ def test_no_test_without_spread_or_with_one_fold():
     for differences, mean in (([2.0], 2.0), ([0.5, 0.5, 0.5], 0.5), ([0.0, 0.0], 0.0)):
         result = corrected_t_test(differences, 1.0)
         assert (result['value'], result['p']) == (mean, None)
+
+
+def test_a_detectable_difference_is_found_in_four_of_five_studies():
+    rng, error, df = np.random.default_rng(0), 1.5, 4
+    size = detectable(t_test(0.2, error, df), df)
+    assert size == detectable(t_test(-3.0, error, df), df), 'a matter of the spread alone'
+    found = (size / error + rng.normal(size=200_000)) / np.sqrt(rng.chisquare(df, 200_000) / df)
+    assert np.mean(abs(found) > 2.776445) == pytest.approx(0.8, abs=0.005)
 
 
 def test_holm():
@@ -139,8 +147,8 @@ def test_differences_are_paired_by_fold_and_corrected_over_the_models(tmp_path):
     got = {model: rows['dtd', model].difference for model in ('twistnet18', 'twistnet18_no_spiral')}
     want = [corrected_t_test([a - b for a, b in zip(values, base)], 40 / 60) for values in (twist, plain)]
     adjusted = holm([test['p'] for test in want])
-    assert got['twistnet18'] == pytest.approx(want[0] | dict(p_holm=adjusted[0]))
-    assert got['twistnet18_no_spiral'] == pytest.approx(want[1] | dict(p_holm=adjusted[1]))
+    for test, model, p in zip(want, ('twistnet18', 'twistnet18_no_spiral'), adjusted):
+        assert got[model] == pytest.approx(test | dict(p_holm=p, detectable=detectable(test, 3)))
     assert adjusted[0] == pytest.approx(2 * want[0]['p']), 'two models are compared'
     assert want[0]['p'] > stats.ttest_rel(twist, base).pvalue
 
@@ -495,6 +503,27 @@ def test_validation_accuracy_is_a_column_on_request(tmp_path, capsys):
     assert [line['val_acc'] for line in lines] == ['48.0', '']
 
 
+def test_intervals_are_columns_on_request(tmp_path, capsys):
+    for fold, (one, other) in enumerate([(50.0, 52.0), (53.0, 54.0), (56.0, 59.0)], start=1):
+        make_run(tmp_path, fold=fold, test_acc=one)
+        make_run(tmp_path, fold=fold, test_acc=other, model='twistnet18')
+    row = table(tmp_path).rows['dtd', 'twistnet18']
+    reach = 4.302653 * math.sqrt((1 / 3 + 40 / 60) * 13)  # of 52, 54 and 59, variance 13; 40 images test, 60 train
+    assert row.interval == pytest.approx((55 - reach, 55 + reach), rel=1e-6)
+    assert 'from, to' not in show(tmp_path, capsys)
+    text = show(tmp_path, capsys, '--intervals')
+    assert re.search(r'Model +Params +FLOPs +DTD +from +to$', text, re.M)
+    assert re.search(r'^TwistNet-18 .* 55.0 ± 3.6 +39.5 +70.5$', text, re.M)
+    assert re.search(r'^TwistNet-18 +\+2.0 \(0.184\) +-2.3 +\+6.3$', text, re.M), 'of the differences 2, 1 and 3'
+    size = row.difference['detectable']
+    assert f"the test finds on DTD with 80 % power, before Holm's correction: {size:.1f} (TwistNet-18) points." in text
+    latex = show(tmp_path, capsys, '--intervals', '--latex')
+    assert r'& $-$2.3 & +6.3 \\' in latex
+    first, second = csv.DictReader(io.StringIO(show(tmp_path, capsys, '--intervals', '--csv')))
+    assert (float(second['mean_low95']), float(second['detectable'])) == pytest.approx((55 - reach, size))
+    assert (first['detectable'], float(first['seconds'])) == ('', 90.0)
+
+
 # ---------------------------------------------------------------------------------------------- formats
 
 
@@ -598,7 +627,9 @@ def test_csv_has_every_digit(tmp_path, capsys):
     row = table(tmp_path).rows['dtd', 'twistnet18']
     assert float(twist['mean']) == row.mean
     assert float(twist['sd']) == row.sd
-    assert [float(twist[k]) for k in ('difference', 'low95', 'high95', 'p', 'p_holm')] == [*row.difference.values()]
+    assert [float(twist[k]) for k in ('difference', 'low95', 'high95', 'p', 'p_holm', 'detectable')] == [
+        *row.difference.values()
+    ]
     assert (twist['folds'], twist['runs'], twist['baseline']) == ('3', '3', 'resnet18')
     published = {line['model']: line for line in lines if line['source'] == 'published'}
     assert published.keys() == {model for model, figures in PUBLISHED.items() if 'dtd' in figures}
