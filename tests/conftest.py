@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,22 @@ def start(
         cwd=cwd,
         **kwargs,
     )
+
+
+def run_ranks(count: int, script: str | Path, *arguments: str, **environment: str) -> tuple[list[int], str, str]:
+    """The processes of one job, as srun starts them and in seconds less than torchrun: exit codes, stdout and stderr."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    job = dict(WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
+    ranks = [
+        server().start(
+            ROOT / script, [*arguments], {**os.environ, **job, 'RANK': str(rank), **environment}, os.getcwd()
+        )
+        for rank in range(count)
+    ]
+    codes, outs, errs = zip(*map(finish, ranks))
+    return [*codes], ''.join(outs), ''.join(errs)
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:

@@ -17,7 +17,7 @@ import mini_imagenet
 import numpy as np
 import pytest
 import torch
-from conftest import finish, write_image
+from conftest import finish, run_ranks, write_image
 
 import models
 import pretrain_imagenet
@@ -92,13 +92,12 @@ def test_losses_do_not_depend_on_processes_or_parts(imagenet, tmp_path):
     losses, ends = [], []
     for processes, batch, parts in ((1, 16, 1), (2, 8, 1), (2, 4, 2)):
         folder = tmp_path / f'{processes}_{batch}_{parts}'
-        process = drive(
-            imagenet, folder, '--batch_size', str(batch), '--accumulate', str(parts), '--lr', '0.02',
-            launcher=torchrun(2) if processes > 1 else (),
+        codes, _, err = run_ranks(
+            processes, DRIVER,
+            *argv_of(imagenet, folder, '--batch_size', str(batch), '--accumulate', str(parts), '--lr', '0.02'),
             DRIVER_NORM='group', DRIVER_LOSSES=str(tmp_path / 'losses.json'),
         )  # fmt: skip
-        code, _, err = finish(process)
-        assert code == 0, err
+        assert not any(codes), err
         losses.append(json.loads((tmp_path / 'losses.json').read_text()))
         ends.append(runs.read_log(folder / 'checkpoints' / 'log.jsonl')[0])
         assert 'learning rate 0.0003125 for a global batch of 16' in err
@@ -207,8 +206,8 @@ TWO_RANKS = ('--epochs', '5', '--save_minutes', '0', '--batch_size', '8', '--num
 def whole_of_two(imagenet, tmp_path_factory) -> tuple:
     """What two processes end with when nothing disturbs them."""
     folder = tmp_path_factory.mktemp('whole')
-    code, out, err = finish(drive(imagenet, folder, *TWO_RANKS, launcher=torchrun(2)))
-    assert code == 0, err
+    codes, out, err = run_ranks(2, DRIVER, *argv_of(imagenet, folder, *TWO_RANKS))
+    assert not any(codes), err
     assert out.count('validation accuracy') == 1
     return outcome(folder)
 
@@ -265,20 +264,21 @@ def test_a_signal_saves_and_stops(imagenet, tmp_path):
 def test_three_processes_stopped_through_torchrun_go_on_in_the_same_bits(imagenet, tmp_path):
     # Of three gradients the order matters, which DistributedDataParallel changes after its first backward pass.
     more = ('--epochs', '4', '--batch_size', '5', '--save_minutes', '1000')
+    codes, _, err = run_ranks(3, DRIVER, *argv_of(imagenet, tmp_path / 'whole', *more), DRIVER_LOOK='2')
+    assert not any(codes), err
     ends = []
-    for name in ('whole', 'cut', 'cut'):
+    for stop in (True, False):
         process = drive(
-            imagenet, tmp_path / name, *more, '--resume', 'auto', launcher=torchrun(3), DRIVER_LOOK='2'
+            imagenet, tmp_path / 'cut', *more, '--resume', 'auto', launcher=torchrun(3), DRIVER_LOOK='2'
         )  # fmt: skip
-        if name == 'cut' and len(ends) == 1:
-            wait_for(tmp_path / name / 'checkpoints' / 'latest.pt', process)
+        if stop:
+            wait_for(tmp_path / 'cut' / 'checkpoints' / 'latest.pt', process)
             process.terminate()
         ends.append(finish(process))
-    codes = [code for code, _, _ in ends]
-    assert codes[0] == codes[2] == 0, ends
-    assert codes[1] != 0
-    assert 'is saved; --resume auto continues' in ends[1][2]
-    assert re.search(r'resuming in epoch \d, after ([2-9]|1\d) steps', ends[2][2]), ends[2][2]
+    (stopped, _, first), (code, _, second) = ends
+    assert (stopped != 0, code) == (True, 0), ends
+    assert 'is saved; --resume auto continues' in first
+    assert re.search(r'resuming in epoch \d, after ([2-9]|1\d) steps', second), second
     assert outcome(tmp_path / 'cut') == outcome(tmp_path / 'whole')
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import trees
-from conftest import HOLD, ROOT, argv_of, finish, make_dtd, run, start, write_image
+from conftest import HOLD, ROOT, argv_of, finish, make_dtd, run, run_ranks, start, write_image
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._inductor.exc import InvalidCxxCompiler
@@ -472,8 +472,8 @@ TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
 def test_two_processes_train_resume_and_count_every_image_once(tmp_path, one_thread):
     tree = make_dtd(tmp_path / 'tree', per_subset=(8, 45, 47))  # 135 and 141 to evaluate: three batches, the last short
     arguments = argv_of(tree, tmp_path / 'a', model='twistnet18_heads1')
-    code, out, err = finish(start('train.py', *arguments, launcher=TORCHRUN))
-    assert code == 0, err
+    codes, out, err = run_ranks(2, 'train.py', *arguments)
+    assert not any(codes), err
     assert len(out.splitlines()) == 1, out
     folder = tmp_path / 'a' / 'dtd_fold1_twistnet18_heads1_seed42'
     results, log = runs.read_json(folder / 'results.json'), runs.read_log(folder / 'log.jsonl')
@@ -505,8 +505,8 @@ def test_two_processes_train_resume_and_count_every_image_once(tmp_path, one_thr
 
 @pytest.mark.slow
 def test_a_process_without_a_batch_to_validate_takes_part(tree, tmp_path, one_thread):
-    code, _, err = finish(start('train.py', *argv_of(tree, tmp_path, model='twistnet18_stage4'), launcher=TORCHRUN))
-    assert code == 0, err
+    codes, _, err = run_ranks(2, 'train.py', *argv_of(tree, tmp_path, model='twistnet18_stage4'))
+    assert not any(codes), err
     assert not EvalBatches(len(load_splits('dtd', tree, 1).val), 1, 2).slots
     folder = tmp_path / 'dtd_fold1_twistnet18_stage4_seed42'
     best = read_checkpoint(folder / 'best.pt')

@@ -1,0 +1,26 @@
+"""The promise of results/: RESULTS.md states what `make results` prints of the runs that are kept."""
+
+import math
+
+import pytest
+from conftest import make_run
+
+from common.errors import RunError
+from results import gates
+
+
+def test_where_the_gates_end(tmp_path, capsys):
+    def log(*values):
+        return [dict(epoch=epoch, gates={'layer3.0': value, 'layer4.0': 0.12}) for epoch, value in enumerate(values, 1)]
+
+    make_run(tmp_path / 'a', model='twistnet18', log=log(0.13, 0.2))
+    make_run(tmp_path / 'b', model='twistnet18', fold=2, log=log(0.9, 0.119))
+    make_run(tmp_path / 'b', model='twistnet18', fold=3, log=log(0.9), complete=False)
+    make_run(tmp_path / 'b', fold=1, log=[dict(epoch=1, gates={})])
+    gates.main(gates.get_args_parser().parse_args([str(tmp_path / 'a'), str(tmp_path / 'b')]))
+    _, line = capsys.readouterr().out.splitlines()
+    move = math.log(0.2 / 0.8) + 2
+    assert line.split() == ['TwistNet-18', '0.01', '1', '2', '4', '0.1190', 'to', '0.2000', f'{move:+.4f}']
+    make_run(tmp_path / 'c', fold=1, log=[dict(epoch=1, gates={})])
+    with pytest.raises(RunError, match='no complete run has gates'):
+        gates.last_gates([tmp_path / 'c'])
