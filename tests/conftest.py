@@ -133,7 +133,7 @@ def start(
 
 
 def run_ranks(count: int, script: str | Path, *arguments: str, **environment: str) -> tuple[list[int], str, str]:
-    """The processes of one job, as srun starts them and in seconds less than torchrun: exit codes, stdout and stderr."""
+    """The processes of one job, as srun starts them, in less time than torchrun: exit codes, stdout and stderr."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]

@@ -68,7 +68,8 @@ class Server:
     def __init__(self):
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, __file__, str(theirs.fileno())]
-        subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1'}  # read when torch is imported
+        subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
         self.codes: dict[int, int] = {}
         self.started: list[int] = []
