@@ -3,6 +3,7 @@
 # make test-fast   the tests without those marked slow: each script at least once, in two minutes
 # make test-floor  the same in an environment of the oldest packages that requirements.txt allows
 # make lint        style
+# make results     the tables and figures of RESULTS.md, from the runs that results/ keeps
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ FLOOR_VENV ?= .venv-floor
 PIP = -m pip install --disable-pip-version-check --quiet
 PYTEST = -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-fast test-floor lint
+.PHONY: demo test test-fast test-floor lint results
 
 demo: $(VENV)/run
 	$(VENV)/bin/python train.py --model twistnet18 --run_dir runs/demo
@@ -32,6 +33,11 @@ test-floor: $(FLOOR_VENV)/dev
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+results: $(VENV)/run
+	$(VENV)/bin/python -m results.gates results/pilot_gates > results/gates.txt
+	$(VENV)/bin/python summarize_runs.py --run_dir results/probes --csv > results/probes.csv
+	$(VENV)/bin/python summarize_runs.py --run_dir results/shots --csv > results/shots.csv
 
 # An empty file in the environment marks that the packages of a list are in.
 $(VENV)/run: requirements.txt

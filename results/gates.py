@@ -1,6 +1,6 @@
 """Where the gates end: how far training has moved the gates of STCI branches, over the complete runs of folders.
 
-    python -m results.gates results/insertion results/pilot
+    python -m results.gates results/insertion results/pilot_gates
 
 The move is that of the gate's logit, which is what training changes, from -2, where sigmoid(gate) is 0.119.
 """

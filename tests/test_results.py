@@ -1,12 +1,33 @@
 """The promise of results/: RESULTS.md states what `make results` prints of the runs that are kept."""
 
 import math
+import re
 
 import pytest
-from conftest import make_run
+from conftest import ROOT, make_run
 
+import summarize_runs
 from common.errors import RunError
 from results import gates
+
+SCRIPTS = {'summarize_runs.py': summarize_runs, '-m results.gates': gates}
+RECIPE = re.search(r'^results: .*\n((?:\t.*\n)+)', (ROOT / 'Makefile').read_text(), re.M)[1].replace('\\\n', ' ')
+TABLES = re.findall(r'bin/python (\S+\.py|-m \S+) (.*) > (\S+)', RECIPE)
+
+
+def test_the_tables_are_found():
+    assert {file for _, _, file in TABLES} == {
+        str(path.relative_to(ROOT)) for path in (ROOT / 'results').glob('*') if path.suffix in ('.txt', '.csv')
+    }
+
+
+@pytest.mark.parametrize(('script', 'arguments', 'file'), TABLES)
+def test_a_table_is_that_of_the_runs(script, arguments, file, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    SCRIPTS[script].main(SCRIPTS[script].get_args_parser().parse_args(arguments.split()))
+    printed = capsys.readouterr().out
+    assert printed == (ROOT / file).read_text()
+    assert file.endswith('.csv') or printed in (ROOT / 'RESULTS.md').read_text(), 'RESULTS.md shows another one'
 
 
 def test_where_the_gates_end(tmp_path, capsys):
