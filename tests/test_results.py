@@ -15,6 +15,11 @@ RECIPE = re.search(r'^results: .*\n((?:\t.*\n)+)', (ROOT / 'Makefile').read_text
 TABLES = re.findall(r'bin/python (\S+\.py|-m \S+) (.*) > (\S+)', RECIPE)
 
 
+def rounded(text: str) -> str:
+    """A CSV with six digits of each number: the last ones depend on the version of scipy."""
+    return re.sub(r'-?\d+\.\d+(e-?\d+)?', lambda number: f'{float(number[0]):.6g}', text)
+
+
 def test_the_tables_are_found():
     assert {file for _, _, file in TABLES} == {
         str(path.relative_to(ROOT)) for path in (ROOT / 'results').glob('*') if path.suffix in ('.txt', '.csv')
@@ -25,9 +30,12 @@ def test_the_tables_are_found():
 def test_a_table_is_that_of_the_runs(script, arguments, file, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     SCRIPTS[script].main(SCRIPTS[script].get_args_parser().parse_args(arguments.split()))
-    printed = capsys.readouterr().out
-    assert printed == (ROOT / file).read_text()
-    assert file.endswith('.csv') or printed in (ROOT / 'RESULTS.md').read_text(), 'RESULTS.md shows another one'
+    printed, kept = capsys.readouterr().out, (ROOT / file).read_text()
+    if file.endswith('.csv'):
+        assert rounded(printed) == rounded(kept)
+    else:
+        assert printed == kept
+        assert printed in (ROOT / 'RESULTS.md').read_text(), 'RESULTS.md shows another one'
 
 
 def test_where_the_gates_end(tmp_path, capsys):
