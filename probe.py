@@ -186,7 +186,8 @@ def describe(probe: Probe, args: argparse.Namespace, splits: Splits, tree: str, 
 def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: dict, known: dict, size: dict) -> dict:
     """Fit the classifier and test it once; returns what results.json holds."""
     start = time.perf_counter()
-    fitted = features.draw(features.training_images(args, splits), probe.shots, probe.seed, probe.fold)
+    pool = features.training_images(args, splits)
+    fitted = features.draw(pool, probe.shots, probe.seed, probe.fold)
 
     def arrays(items: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
         rows = np.stack([known[path] for path, _ in items]).astype(np.float64)
@@ -204,6 +205,7 @@ def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: di
         **size,
         seconds=round(time.perf_counter() - start, 1),  # without those of the features
         n_train=len(fitted),
+        n_pool=len(pool),  # what --shots draws from
         n_val=len(splits.val),
         n_test=len(splits.test),
         pretrained=probe.frozen.model.pretrained or probe.frozen.pretrained,

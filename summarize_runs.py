@@ -66,15 +66,11 @@ def notes_of(table: Table, published: bool, stars: bool = False) -> list[str]:
                 ' a data set'
             )
         notes.append(f'{note}.')
-    if 'intervals' in table.asked and any(row.sd is not None for row in rows):
-        notes.append('from, to: 95 % intervals over folds, with the same correction for training images they share.')
-        found = [(row.difference['detectable'], row) for row in rows if 'detectable' in row.difference]
-        for name in table.datasets if found else ():
-            sizes = ', '.join(f'{size:.1f} ({model_label(row.model)})' for size, row in found if row.dataset == name)
-            where = f"on {table.label(name)} with 80 % power, before Holm's correction"
-            notes.append(f'Differences that the test finds {where}: {sizes} points.')
+    notes += interval_notes(table) if 'intervals' in table.asked else []
     if shared := [table.label(name) for name in table.datasets if DATASETS.get(name, {}).get('shared_test')]:
-        notes.append(f'All folds of {", ".join(shared)} share one test set: spread and p say nothing of other images.')
+        notes.append(
+            f'All folds of {", ".join(shared)} share one test set: spread, intervals and p say nothing of other images.'
+        )
     if 'val' in table.asked:
         notes.append('val.: validation accuracy in %, which chose the epoch, averaged alike.')
     notes += filter(None, [tuned_note(table), loaded_note(table)])
@@ -84,6 +80,22 @@ def notes_of(table: Table, published: bool, stars: bool = False) -> list[str]:
     if published and published_rows(table):
         figures = 'Published: the figures of arXiv 2602.07262 (from scratch, 200 epochs), not measured here'
         notes.append(f'{"‡ " * stars}{figures}; protocols may differ.')
+    return notes
+
+
+def interval_notes(table: Table) -> list[str]:
+    """What --intervals adds: what its columns are, and how large a difference must be to be found."""
+    notes = [
+        'from, to: 95 % intervals of the means and differences, widened for training images that folds share, not by '
+        "Holm's correction; there is none of a single fold or without spread."
+    ]
+    for name in table.datasets:
+        rows = [row for row in table.rows.values() if row.dataset == name and 'detectable' in row.difference]
+        if sizes := ', '.join(f'{row.difference["detectable"]:.1f} ({model_label(row.model)})' for row in rows):
+            notes.append(
+                f'True differences that 80 % of such studies would find on {table.label(name)}, at the strictest step '
+                f"of Holm's correction and if the spread is as measured: {sizes} points."
+            )
     return notes
 
 
@@ -183,7 +195,9 @@ def sections_of(table: Table, style: dict, published: bool) -> list[tuple[str, l
         if row is None:
             return style['empty']
         text = column.text
-        return text(row, style) if callable(text) else style['escape'](text.format(column.value(row)))
+        if callable(text):
+            return text(row, style)
+        return style['escape'](text.format(column.value(row))).replace('-', style['minus'])
 
     def difference(model: str, column: Column, dataset: str | None) -> str:
         row = table.rows.get((dataset, model))
@@ -240,7 +254,9 @@ def print_latex(table: Table, title: str, published: bool) -> None:
         if name:
             lines += [r'\midrule', rf'\multicolumn{{{len(align)}}}{{@{{}}l}}{{\emph{{{escape(name)}}}}} \\']
         lines += section
-    font = r'\tiny' if len(align) > 10 else r'\scriptsize' if many else r'\small'  # tiny: many with --val
+    font = (
+        r'\tiny' if len(align) > 10 else r'\scriptsize' if many else r'\small'
+    )  # tiny: many with --val or --intervals
     print('% By summarize_runs.py. Needs \\usepackage{booktabs}.')
     print(rf'\begin{{table*}}[t]{font}\centering\setlength{{\tabcolsep}}{{2pt}}')
     print(rf'\caption{{Test accuracy ({escape(title)}).}}')
@@ -274,7 +290,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     style = parser.add_mutually_exclusive_group()
     style.add_argument('--latex', action='store_true', help='tables for booktabs, nothing else on stdout')
     style.add_argument('--markdown', action='store_true')
-    style.add_argument('--csv', action='store_true', help='every digit, with intervals and both p values')
+    style.add_argument(
+        '--csv', action='store_true', help='every digit, with intervals of differences and both p values'
+    )
     parser.add_argument('--val', action='store_true', help='validation accuracy too, beside that of the test')
     parser.add_argument('--intervals', action='store_true', help='95 %% intervals, and what the test could have found')
     parser.add_argument('--published', action='store_true', help="the paper's figures too, marked as such")

@@ -57,8 +57,9 @@ class Row:
 
     @property
     def test_to_train(self) -> float:
-        """Test images for each training image, which the spread of folds is corrected by."""
-        return statistics.fmean(results['n_test'] / results['n_train'] for results in self.results.values())
+        """Test images for each training image, or for each that --shots draws from; corrects for shared ones."""
+        counts = ((results['n_test'], results.get('n_pool', results['n_train'])) for results in self.results.values())
+        return statistics.fmean(n_test / n_train for n_test, n_train in counts)
 
     @property
     def interval(self) -> tuple[float | None, float | None]:
@@ -347,7 +348,7 @@ def _compare(table: Table, dataset: str, asked: bool) -> None:
     for row, test in zip(others, tests):
         row.baseline, row.difference = table.baseline, dict(value=test['value'])
         if test['p'] is not None:
-            row.difference = test | dict(detectable=detectable(test, len(base.folds) - 1))
+            row.difference = test | dict(detectable=detectable(test, len(base.folds) - 1, len(tests)))
 
 
 # ---------------------------------------------------------------------------------------------- words

@@ -46,17 +46,18 @@ def corrected_t_test(differences: list[float], test_to_train: float) -> dict:
     return t_test(statistics.fmean(differences), error, count - 1)
 
 
-def detectable(test: dict, df: int, power: float = 0.8) -> float:
-    """The difference that a test of this spread would find (p < LEVEL, without Holm's correction) with this power.
+def detectable(test: dict, df: int, tests: int = 1, power: float = 0.8) -> float:
+    """The true difference that would be found with this power at the strictest step of Holm's correction.
 
     Args:
-        test: with low and high, as t_test.
+        test: with low and high, as t_test; the spread is taken to be the one that was measured.
         df: its degrees of freedom.
+        tests: how many there are of this question, so that p must be below LEVEL / tests.
 
     Returns:
         a positive difference, in the unit of the test's value.
     """
-    edge = stats.t.ppf(1 - LEVEL / 2, df)
+    edge = stats.t.ppf(1 - LEVEL / tests / 2, df)
 
     def lacking(shift: float) -> float:  # in standard errors; findings of the wrong sign are too rare to count
         return power - stats.nct.sf(edge, df, shift)

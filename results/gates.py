@@ -1,49 +1,67 @@
-"""Where the gates end: how far training has moved the gates of STCI branches, over the complete runs of folders.
+"""Where the gates end: how far training has moved the gates of STCI branches, over the complete runs of each folder.
 
     python -m results.gates results/insertion results/pilot_gates
 
-The move is that of the gate's logit, which is what training changes, from -2, where sigmoid(gate) is 0.119.
+The move is that of the gate's logit, which is what training changes, from -2, where sigmoid(gate) is 0.119. Runs whose
+gates start elsewhere are left out, with a note.
 """
 
 import argparse
 import math
+import sys
 from collections import defaultdict
 from pathlib import Path
 
 from common import runs, tables
 from common.errors import RunError, user_errors
-from common.registry import GATE_INIT, model_label
+from common.registry import GATE_INIT, dataset_label, entry_of, model_label
 
 
-def last_gates(folders: list[Path]) -> dict[tuple[str, float, float], list[dict[str, float]]]:
-    """sigmoid(gate) by block after the last epoch of each complete run, by (model, lr, gate_lr).
+def starts_elsewhere(config: dict) -> bool:
+    """Whether the gates of a run do not start at GATE_INIT: a variant's own start, or weights that bring gates."""
+    entry = entry_of(config['defines']['model'])
+    branch = entry.get('stci', entry.get('twist', {}))
+    brought = 'stci' not in entry and config['defines'].get('pretrained') is not None
+    return brought or branch.get('gate_init', GATE_INIT) != GATE_INIT
+
+
+def last_gates(folder: Path) -> dict[tuple, list[dict[str, float]]]:
+    """sigmoid(gate) by block after the last epoch of each complete run, by (data set, model, lr, gate_lr, epochs).
 
     Raises:
         RunError: a folder without runs, a damaged file, or no complete run with gates.
     """
     ends = defaultdict(list)
-    for folder in (folder for top in folders for folder in runs.find_runs(top)):
-        if runs.read_json(folder / 'results.json') is None:
+    for run in runs.find_runs(folder):
+        config, epochs = runs.read_json(run / 'config.json'), runs.read_log(run / 'log.jsonl')
+        if runs.read_json(run / 'results.json') is None or not (epochs and epochs[-1].get('gates')):
             continue
-        options = runs.read_json(folder / 'config.json')['options']
-        if gates := runs.read_log(folder / 'log.jsonl')[-1].get('gates'):
-            ends[options['model'], options['lr'], options.get('gate_lr', 1.0)].append(gates)
+        if starts_elsewhere(config):
+            print(f'left out: {run}: its gates do not start at {GATE_INIT:g}', file=sys.stderr)
+            continue
+        options = {'gate_lr': 1.0} | config['options']
+        key = tuple(options[name] for name in ('dataset', 'model', 'lr', 'gate_lr', 'epochs'))
+        ends[key].append(epochs[-1]['gates'])
     if not ends:
-        raise RunError(f'{", ".join(map(str, folders))}: no complete run has gates')
+        raise RunError(f'{folder}: no complete run has gates that started at {GATE_INIT:g}')
     return ends
+
+
+def logit(probability: float) -> float:
+    return (
+        math.log(probability / (1 - probability)) if 0 < probability < 1 else math.copysign(math.inf, probability - 0.5)
+    )
 
 
 def main(args: argparse.Namespace) -> None:
     lines = []
-    for (model, lr, gate_lr), found in last_gates(args.folders).items():
+    for (dataset, model, *settings), found in (item for top in args.folders for item in last_gates(top).items()):
         values = [value for gates in found for value in gates.values()]
-        moves = [math.log(value / (1 - value)) - GATE_INIT for value in values]
-        largest = max(moves, key=abs)
-        cells = (f'{lr:g}', f'{gate_lr:g}', len(found), len(values))
-        lines.append(
-            [model_label(model), *map(str, cells), f'{min(values):.4f} to {max(values):.4f}', f'{largest:+.4f}']
-        )
-    tables.print_text('lrrrrrr', ['Model', 'lr', 'gate_lr', 'runs', 'gates', 'sigmoid(gate)', 'largest move'], lines)
+        largest = max((logit(value) - GATE_INIT for value in values), key=abs)
+        names = [dataset_label(dataset, {}), model_label(model), *(f'{setting:g}' for setting in settings)]
+        lines.append([*names, str(len(found)), f'{min(values):.4f} to {max(values):.4f}', f'{largest:+.4f}'])
+    head = ['Data', 'Model', 'lr', 'gate_lr', 'epochs', 'runs', 'sigmoid(gate)', 'largest move']
+    tables.print_text('llrrrrrr', head, lines)
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -140,7 +140,10 @@ def run_ranks(count: int, script: str | Path, *arguments: str, **environment: st
     job = dict(WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
     ranks = [
         server().start(
-            ROOT / script, [*arguments], {**os.environ, **job, 'RANK': str(rank), **environment}, os.getcwd()
+            ROOT / script,
+            [*arguments],
+            {**os.environ, **job, 'RANK': str(rank), 'LOCAL_RANK': str(rank), **environment},
+            os.getcwd(),
         )
         for rank in range(count)
     ]

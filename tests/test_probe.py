@@ -300,6 +300,7 @@ def test_each_number_of_shots_is_a_table(tree, weights, capsys):
     do(*argv_of(tree, weights, '--shots', '1,3', '--seeds', '42,43', '--classifiers', 'knn,lda'))
     assert 'note: no lda with 1 image a class' in capsys.readouterr().err
     made = results_in(weights.parent / 'probes')
+    assert {results['n_pool'] for results in made.values()} == {36}, 'all of them; 12 a class'
     assert {name.removeprefix('dtd_fold1_tiny+'): results['n_train'] for name, results in made.items()} == {
         f'{key}_{shots}shot_seed{seed}': 3 * shots
         for key, shots in (('knn', 1), ('knn', 3), ('lda', 3))

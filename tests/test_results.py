@@ -1,5 +1,6 @@
 """The promise of results/: RESULTS.md states what `make results` prints of the runs that are kept."""
 
+import csv
 import math
 import re
 
@@ -7,6 +8,7 @@ import pytest
 from conftest import ROOT, make_run
 
 import summarize_runs
+from common import runs
 from common.errors import RunError
 from results import gates
 
@@ -38,6 +40,21 @@ def test_a_table_is_that_of_the_runs(script, arguments, file, capsys, monkeypatc
         assert printed in (ROOT / 'RESULTS.md').read_text(), 'RESULTS.md shows another one'
 
 
+@pytest.mark.parametrize('file', ['probes.csv', 'shots.csv'])
+def test_the_page_has_the_figures_of_frozen_features(file):
+    page = (ROOT / 'RESULTS.md').read_text()
+    for row in csv.DictReader((ROOT / 'results' / file).open()):
+        figures = ' ± '.join(f'{float(row[key]):.1f}' for key in ('mean', 'sd'))
+        assert figures in page, row
+
+
+def test_the_page_has_the_figures_of_the_pilots():
+    page, files = (ROOT / 'RESULTS.md').read_text(), sorted((ROOT / 'results').glob('pilot_*/*/results.json'))
+    assert len(files) >= 4
+    for file in files:
+        assert f'{runs.read_json(file)["best_val_acc"]:.1f}' in page, file
+
+
 def test_where_the_gates_end(tmp_path, capsys):
     def log(*values):
         return [dict(epoch=epoch, gates={'layer3.0': value, 'layer4.0': 0.12}) for epoch, value in enumerate(values, 1)]
@@ -46,10 +63,20 @@ def test_where_the_gates_end(tmp_path, capsys):
     make_run(tmp_path / 'b', model='twistnet18', fold=2, log=log(0.9, 0.119))
     make_run(tmp_path / 'b', model='twistnet18', fold=3, log=log(0.9), complete=False)
     make_run(tmp_path / 'b', fold=1, log=[dict(epoch=1, gates={})])
+    make_run(tmp_path / 'b', model='twistnet18_gate_0', log=log(0.5))
     gates.main(gates.get_args_parser().parse_args([str(tmp_path / 'a'), str(tmp_path / 'b')]))
-    _, line = capsys.readouterr().out.splitlines()
-    move = math.log(0.2 / 0.8) + 2
-    assert line.split() == ['TwistNet-18', '0.01', '1', '2', '4', '0.1190', 'to', '0.2000', f'{move:+.4f}']
-    make_run(tmp_path / 'c', fold=1, log=[dict(epoch=1, gates={})])
+    captured = capsys.readouterr()
+    first, second = (line.split() for line in captured.out.splitlines()[1:])
+    move = f'{math.log(0.2 / 0.8) + 2:+.4f}'
+    assert first == ['DTD', 'TwistNet-18', '0.01', '1', '100', '1', '0.1200', 'to', '0.2000', move]
+    assert second == ['DTD', 'TwistNet-18', '0.01', '1', '100', '1', '0.1190', 'to', '0.1200', '+0.0076']
+    assert captured.err == f'left out: {tmp_path}/b/dtd_fold1_twistnet18_gate_0_seed42: its gates do not start at -2\n'
+
+
+def test_without_gates_it_says_so(tmp_path):
+    make_run(tmp_path, log=[dict(epoch=1, gates={})])
     with pytest.raises(RunError, match='no complete run has gates'):
-        gates.last_gates([tmp_path / 'c'])
+        gates.last_gates(tmp_path)
+    make_run(tmp_path, fold=2, log=[])
+    with pytest.raises(RunError, match='no complete run has gates'):
+        gates.last_gates(tmp_path)

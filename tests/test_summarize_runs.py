@@ -81,7 +81,8 @@ def test_no_test_without_spread_or_with_one_fold():
 def test_a_detectable_difference_is_found_in_four_of_five_studies():
     rng, error, df = np.random.default_rng(0), 1.5, 4
     size = detectable(t_test(0.2, error, df), df)
-    assert size == detectable(t_test(-3.0, error, df), df), 'a matter of the spread alone'
+    assert size == pytest.approx(detectable(t_test(-3.0, error, df), df)), 'a matter of the spread alone'
+    assert detectable(t_test(0.2, error, df), df, 2) == pytest.approx(4.58 * error, abs=0.01), 'two tests: 0.05 / 2'
     found = (size / error + rng.normal(size=200_000)) / np.sqrt(rng.chisquare(df, 200_000) / df)
     assert np.mean(abs(found) > 2.776445) == pytest.approx(0.8, abs=0.005)
 
@@ -148,7 +149,7 @@ def test_differences_are_paired_by_fold_and_corrected_over_the_models(tmp_path):
     want = [corrected_t_test([a - b for a, b in zip(values, base)], 40 / 60) for values in (twist, plain)]
     adjusted = holm([test['p'] for test in want])
     for test, model, p in zip(want, ('twistnet18', 'twistnet18_no_spiral'), adjusted):
-        assert got[model] == pytest.approx(test | dict(p_holm=p, detectable=detectable(test, 3)))
+        assert got[model] == pytest.approx(test | dict(p_holm=p, detectable=detectable(test, 3, 2)))
     assert adjusted[0] == pytest.approx(2 * want[0]['p']), 'two models are compared'
     assert want[0]['p'] > stats.ttest_rel(twist, base).pvalue
 
@@ -516,12 +517,31 @@ def test_intervals_are_columns_on_request(tmp_path, capsys):
     assert re.search(r'^TwistNet-18 .* 55.0 ± 3.6 +39.5 +70.5$', text, re.M)
     assert re.search(r'^TwistNet-18 +\+2.0 \(0.184\) +-2.3 +\+6.3$', text, re.M), 'of the differences 2, 1 and 3'
     size = row.difference['detectable']
-    assert f"the test finds on DTD with 80 % power, before Holm's correction: {size:.1f} (TwistNet-18) points." in text
+    assert f'if the spread is as measured: {size:.1f} (TwistNet-18) points.' in text
     latex = show(tmp_path, capsys, '--intervals', '--latex')
     assert r'& $-$2.3 & +6.3 \\' in latex
     first, second = csv.DictReader(io.StringIO(show(tmp_path, capsys, '--intervals', '--csv')))
     assert (float(second['mean_low95']), float(second['detectable'])) == pytest.approx((55 - reach, size))
     assert (first['detectable'], float(first['seconds'])) == ('', 90.0)
+
+
+def test_draws_of_few_images_are_corrected_by_what_they_are_drawn_from(tmp_path):
+    for fold in (1, 2):
+        path = make_run(tmp_path, fold=fold, test_acc=50.0 + fold) / 'results.json'
+        runs.write_json(path, runs.read_json(path) | dict(n_train=4, n_pool=80))
+    assert table(tmp_path).rows['dtd', 'resnet18'].test_to_train == 40 / 80
+
+
+def test_a_data_set_without_intervals_says_so(tmp_path, capsys):
+    for model, value in (('resnet18', 50.0), ('twistnet18', 52.0)):
+        make_run(tmp_path, model=model, test_acc=value)
+        for fold in (1, 2):
+            make_run(tmp_path, model=model, dataset='fmd', fold=fold, test_acc=value + fold * (value - 51))
+    text = show(tmp_path, capsys, '--intervals')
+    assert re.search(r'^TwistNet-18 +11.20M +1.82G +52.0 +- +- +53.5 ± 0.7 +', text, re.M)
+    assert 'there is none of a single fold' in text
+    assert text.count('True differences') == 1
+    assert 'True differences that 80 % of such studies would find on FMD' in text
 
 
 # ---------------------------------------------------------------------------------------------- formats
