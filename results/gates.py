@@ -33,8 +33,10 @@ def last_gates(folder: Path) -> dict[tuple, list[dict[str, float]]]:
     """
     ends = defaultdict(list)
     for run in runs.find_runs(folder):
+        if runs.read_json(run / 'results.json') is None:
+            continue
         config, epochs = runs.read_json(run / 'config.json'), runs.read_log(run / 'log.jsonl')
-        if runs.read_json(run / 'results.json') is None or not (epochs and epochs[-1].get('gates')):
+        if not epochs or not epochs[-1].get('gates'):
             continue
         if starts_elsewhere(config):
             print(f'left out: {run}: its gates do not start at {GATE_INIT:g}', file=sys.stderr)

@@ -62,6 +62,7 @@ def test_where_the_gates_end(tmp_path, capsys):
     make_run(tmp_path / 'a', model='twistnet18', log=log(0.13, 0.2))
     make_run(tmp_path / 'b', model='twistnet18', fold=2, log=log(0.9, 0.119))
     make_run(tmp_path / 'b', model='twistnet18', fold=3, log=log(0.9), complete=False)
+    make_run(tmp_path / 'b', model='twistnet18', fold=4, complete=False)  # before its first epoch has ended
     make_run(tmp_path / 'b', fold=1, log=[dict(epoch=1, gates={})])
     make_run(tmp_path / 'b', model='twistnet18_gate_0', log=log(0.5))
     gates.main(gates.get_args_parser().parse_args([str(tmp_path / 'a'), str(tmp_path / 'b')]))
