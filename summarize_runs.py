@@ -254,11 +254,11 @@ def print_latex(table: Table, title: str, published: bool) -> None:
         if name:
             lines += [r'\midrule', rf'\multicolumn{{{len(align)}}}{{@{{}}l}}{{\emph{{{escape(name)}}}}} \\']
         lines += section
-    font = (
-        r'\tiny' if len(align) > 10 else r'\scriptsize' if many else r'\small'
-    )  # tiny: many with --val or --intervals
+    size = len(align)  # large with --val or --intervals
+    font = r'\tiny' if size > 10 else r'\scriptsize' if many or size > 8 else r'\small'
+    gap = '1.5pt' if size > 14 else '2pt'
     print('% By summarize_runs.py. Needs \\usepackage{booktabs}.')
-    print(rf'\begin{{table*}}[t]{font}\centering\setlength{{\tabcolsep}}{{2pt}}')
+    print(rf'\begin{{table*}}[t]{font}\centering\setlength{{\tabcolsep}}{{{gap}}}')
     print(rf'\caption{{Test accuracy ({escape(title)}).}}')
     tables.print_latex(f'@{{}}{align}@{{}}', [' & '.join(map(escape, header_of(table))) + r' \\'], lines)
     notes = '\n'.join(map(escape, notes_of(table, published, stars=many)))

@@ -638,6 +638,20 @@ def test_latex_of_tuned_models_with_validation_compiles_and_fits(tmp_path, capsy
     compile_page(tmp_path, width)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('pdflatex'), reason='needs pdflatex: .ci/run installs it')
+@pytest.mark.parametrize(
+    ('datasets', 'width'), [(['dtd', 'fmd'], '122mm'), (['dtd', 'fmd', 'kth_tips2', 'cub200', 'flowers102'], '175mm')]
+)
+def test_latex_with_intervals_compiles_and_fits(tmp_path, capsys, datasets, width):
+    for dataset in datasets:
+        for place, model in enumerate(list(MODELS)[:9]):
+            for fold in (1, 2):
+                make_run(tmp_path / 'runs', dataset=dataset, model=model, fold=fold, test_acc=40.0 + fold * (place + 1))
+    (tmp_path / 'table.tex').write_text(show(tmp_path / 'runs', capsys, '--latex', '--intervals'))
+    compile_page(tmp_path, width)
+
+
 def test_csv_has_every_digit(tmp_path, capsys):
     fill(tmp_path, 'resnet18', [50.0, 60.0, 1 / 3])
     fill(tmp_path, 'twistnet18', [53.0, 62.5, 2 / 3])
