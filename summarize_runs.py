@@ -161,6 +161,7 @@ COLUMNS = (
     Column('detectable', lambda row: row.difference.get('detectable')),
     Column('p', lambda row: row.difference.get('p')),
     Column('p_holm', lambda row: row.difference.get('p_holm')),
+    Column('last_acc', lambda row: row.mean_of('test_acc_last')),
     Column('seconds', lambda row: statistics.median(row.recorded('seconds')) if row.recorded('seconds') else None),
     Column('loaded', lambda row: ' '.join(map(str, sorted(set(row.recorded('loaded')))))),
     Column('tuned', lambda row: row.tuned and tuning.text_of(row.tuned['options'])),

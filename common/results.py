@@ -70,7 +70,11 @@ class Row:
     @property
     def val_acc(self) -> float | None:
         """Mean validation accuracy over folds, of the epochs that it chose; None where a run did not record it."""
-        found = {cell: results.get('best_val_acc') for cell, results in self.results.items()}
+        return self.mean_of('best_val_acc')
+
+    def mean_of(self, key: str) -> float | None:
+        """Mean over folds of a key of results.json; None where a run did not record it."""
+        found = {cell: results.get(key) for cell, results in self.results.items()}
         if not all(isinstance(value, int | float) for value in found.values()):
             return None
         return statistics.fmean(means_by_fold(found).values())

@@ -528,8 +528,9 @@ def test_intervals_are_columns_on_request(tmp_path, capsys):
 def test_draws_of_few_images_are_corrected_by_what_they_are_drawn_from(tmp_path):
     for fold in (1, 2):
         path = make_run(tmp_path, fold=fold, test_acc=50.0 + fold) / 'results.json'
-        runs.write_json(path, runs.read_json(path) | dict(n_train=4, n_pool=80))
-    assert table(tmp_path).rows['dtd', 'resnet18'].test_to_train == 40 / 80
+        runs.write_json(path, runs.read_json(path) | dict(n_train=4, n_pool=80, test_acc_last=40.0 + fold))
+    row = table(tmp_path).rows['dtd', 'resnet18']
+    assert (row.test_to_train, row.mean_of('test_acc_last'), row.val_acc) == (40 / 80, 41.5, None)
 
 
 def test_a_data_set_without_intervals_says_so(tmp_path, capsys):
@@ -665,6 +666,7 @@ def test_csv_has_every_digit(tmp_path, capsys):
         *row.difference.values()
     ]
     assert (twist['folds'], twist['runs'], twist['baseline']) == ('3', '3', 'resnet18')
+    assert twist['last_acc'] == '', 'not recorded'
     published = {line['model']: line for line in lines if line['source'] == 'published'}
     assert published.keys() == {model for model, figures in PUBLISHED.items() if 'dtd' in figures}
     assert (published['twistnet18']['mean'], published['twistnet18']['sd']) == ('45.8', '1.4')
