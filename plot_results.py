@@ -17,6 +17,7 @@ import argparse
 import math
 import statistics
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -530,7 +531,8 @@ def _block_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]
         pad = max(0, 0.0005 - (high - low)) / 2 + 0.05 * (high - low)  # rounding errors must not fill a panel
         axes.ticklabel_format(axis='y', useOffset=False)
         axes.set_ylim(low - pad, high + pad)
-        axes.set_title(', '.join(filter(None, [table.label(key[0]), model_label(key[1])])))
+        name = ', '.join(filter(None, [table.label(key[0]), model_label(key[1])]))
+        axes.set_title(textwrap.fill(name, int(16 * size[0] / columns)))
         axes.set_ylabel(label if place % columns == 0 else '')
         axes.set_xlabel('epoch' if place + columns >= len(gated) else '')
     handles = [Line2D([], [], label=block, **style) for block, style in styles.items()]

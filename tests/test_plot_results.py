@@ -347,6 +347,16 @@ def test_selection_curves_are_the_logs(tmp_path):
     assert not labelled(figure.axes[0], 'start')
 
 
+def test_long_names_of_models_do_not_run_into_each_other(tmp_path):
+    for variant in ('no_spiral_', 'no_products_', ''):
+        folder = make(tmp_path, model=f'stci_{variant}tf_efficientnet_lite0')
+        write_log(folder, [(1.0, 1.0, {'stci.stage3': 0.12})])
+    (figure,) = draw(tmp_path, 'gate')
+    figure.canvas.draw()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:]))
+
+
 def test_initial_gate_is_the_models_own_and_unknown_after_loading():
     for model in ('twistnet18', 'twistnet18_gate_m3'):
         gates = models.TwistNet(base_width=8, **MODELS[model]['twist']).gates()
