@@ -6,6 +6,7 @@ import re
 import statistics
 import warnings
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -354,7 +355,7 @@ def test_long_names_of_models_do_not_run_into_each_other(tmp_path):
     (figure,) = draw(tmp_path, 'gate')
     figure.canvas.draw()
     boxes = [axes.title.get_window_extent() for axes in figure.axes]
-    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:]))
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_initial_gate_is_the_models_own_and_unknown_after_loading():
