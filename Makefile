@@ -35,9 +35,16 @@ lint: $(VENV)/dev
 	$(VENV)/bin/ruff format --check .
 
 results: $(VENV)/run
-	$(VENV)/bin/python -m results.gates results/pilot_gates > results/gates.txt
+	$(VENV)/bin/python summarize_runs.py --run_dir results/insertion --baseline stci_tf_efficientnet_lite0 \
+	    --models tf_efficientnet_lite0,stci_no_spiral_tf_efficientnet_lite0,stci_tf_efficientnet_lite0 \
+	    --intervals > results/primary.txt
+	$(VENV)/bin/python summarize_runs.py --run_dir results/insertion --baseline tf_efficientnet_lite0 \
+	    --intervals --val --csv > results/insertion.csv
+	$(VENV)/bin/python -m results.gates results/insertion results/pilot_gates > results/gates.txt
 	$(VENV)/bin/python summarize_runs.py --run_dir results/probes --csv > results/probes.csv
 	$(VENV)/bin/python summarize_runs.py --run_dir results/shots --csv > results/shots.csv
+	$(VENV)/bin/python plot_results.py --run_dir results/insertion --save_dir results --plot curves
+	$(VENV)/bin/python plot_results.py --run_dir results/insertion --save_dir results --plot gate
 
 # An empty file in the environment marks that the packages of a list are in.
 $(VENV)/run: requirements.txt
