@@ -1,6 +1,6 @@
 # make demo        environment, then TwistNet-18 and ResNet-18 on procedural textures: a table and a picture
 # make test        environment, then every test
-# make test-fast   the tests without those marked slow: each script at least once, in two minutes
+# make test-fast   the tests without those marked slow: each script at least once, in two to three minutes
 # make test-floor  the same in an environment of the oldest packages that requirements.txt allows
 # make lint        style
 # make results     the tables and figures of RESULTS.md, from the runs that results/ keeps
