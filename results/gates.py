@@ -17,11 +17,12 @@ from common.errors import RunError, user_errors
 from common.registry import GATE_INIT, dataset_label, entry_of, model_label
 
 
-def starts_elsewhere(config: dict) -> bool:
-    """Whether the gates of a run do not start at GATE_INIT: a variant's own start, or weights that bring gates."""
+def starts_elsewhere(config: dict, results: dict) -> bool:
+    """Whether the gates of a run do not start at GATE_INIT: a variant's own start, or weights that may bring gates."""
     entry = entry_of(config['defines']['model'])
     branch = entry.get('stci', entry.get('twist', {}))
-    brought = 'stci' not in entry and config['defines'].get('pretrained') is not None
+    kept = 'left as initialised: stci' in str(results.get('pretrained'))  # as train.py reports of the weights
+    brought = config['defines'].get('pretrained') is not None and not kept
     return brought or branch.get('gate_init', GATE_INIT) != GATE_INIT
 
 
@@ -33,12 +34,12 @@ def last_gates(folder: Path) -> dict[tuple, list[dict[str, float]]]:
     """
     ends = defaultdict(list)
     for run in runs.find_runs(folder):
-        if runs.read_json(run / 'results.json') is None:
+        if (results := runs.read_json(run / 'results.json')) is None:
             continue
         config, epochs = runs.read_json(run / 'config.json'), runs.read_log(run / 'log.jsonl')
         if not epochs or not epochs[-1].get('gates'):
             continue
-        if starts_elsewhere(config):
+        if starts_elsewhere(config, results):
             print(f'left out: {run}: its gates do not start at {GATE_INIT:g}', file=sys.stderr)
             continue
         options = {'gate_lr': 1.0} | config['options']

@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import torch
 import trees
 from PIL import Image
+from slurm_node import free_ports
 
 import models
 import train
@@ -134,9 +134,7 @@ def start(
 
 def run_ranks(count: int, script: str | Path, *arguments: str, **environment: str) -> tuple[list[int], str, str]:
     """The processes of one job, as srun starts them, in less time than torchrun: exit codes, stdout and stderr."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     job = dict(WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
     ranks = [
         server().start(

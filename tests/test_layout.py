@@ -11,7 +11,7 @@ from conftest import ROOT
 
 SOURCES = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts): path
-    for folder in ('', 'common', 'interpret')
+    for folder in ('', 'common', 'interpret', 'results')
     for path in (ROOT / folder).glob('*.py')
     if not path.name.startswith('test_')
 }

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import finish, run_ranks, write_image
+from slurm_node import free_ports
 
 import models
 import pretrain_imagenet
@@ -228,9 +228,7 @@ def test_a_rank_that_is_killed_is_started_again_by_torchrun(imagenet, tmp_path, 
 @pytest.mark.slow
 def test_two_machines_meet_and_meet_again_when_a_rank_of_one_is_killed(imagenet, tmp_path, whole_of_two):
     # As on two machines: an agent each, one process an agent.
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     rendezvous = ('--nnodes=2', '--rdzv-backend=c10d', f'--rdzv-endpoint=127.0.0.1:{port}', '--rdzv-id=7')
     launcher = ('-m', 'torch.distributed.run', '--nproc_per_node=1', '--max-restarts=3', *rendezvous)
     agents = [drive(imagenet, tmp_path, *TWO_RANKS, launcher=launcher) for _ in range(2)]
