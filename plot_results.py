@@ -44,12 +44,13 @@ from common.drawing import (
     save,
 )
 from common.errors import RunError, user_errors
-from common.registry import GATE_INIT, MODELS, entry_of, model_label
+from common.registry import MODELS, model_label
 from common.results import (
     CELL,
     Row,
     Table,
     by_name,
+    initial_gate,
     loaded_note,
     make_tables,
     read_runs,
@@ -468,15 +469,6 @@ def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> li
     ]
 
 
-def initial_gate(model: str, recipe: dict) -> float | None:
-    """sigmoid(gate) before training; None where it is not known: weights that were loaded bring gates of their own."""
-    entry = entry_of(model)
-    branch = entry.get('stci', entry.get('twist'))
-    if branch is None or (recipe.get('pretrained', True) and entry.get('keep_init') != '.gate'):
-        return None
-    return 1 / (1 + math.exp(-branch.get('gate_init', GATE_INIT)))
-
-
 def plot_gate(table: Table, logs: Logs, title: str) -> list[Figure]:
     """sigmoid(gate) of every block by epoch, a panel a data set and model; runs without gates are left out.
 
@@ -525,7 +517,10 @@ def _block_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]
             if values := [one for one in values if one]:
                 draw_runs(axes, values, label=block, **styles[block])
         low, high = axes.get_ylim()
-        if label == 'sigmoid(gate)' and (start := initial_gate(key[1], table.recipe)) is not None:
+        report = table.rows[key].last('pretrained') if key in table.rows else None  # interrupted runs have no row
+        start = initial_gate(key[1], table.recipe.get('pretrained', True), report)
+        if label == 'sigmoid(gate)' and start is not None:
+            start = 1 / (1 + math.exp(-start))
             axes.axhline(start, color='black', linewidth=0.6, linestyle=(0, (1, 2)), zorder=1, label='start')
             low, high, known = min(low, start), max(high, start), True
         pad = max(0, 0.0005 - (high - low)) / 2 + 0.05 * (high - low)  # rounding errors must not fill a panel

@@ -860,6 +860,7 @@ class Payload:
         return os.system, ('touch pwned',)
 
 
+@pytest.mark.slow
 def test_bad_weights_are_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

@@ -4,6 +4,7 @@ Seeds are averaged inside a fold first; see summarize_runs.py, which prints the 
 """
 
 import argparse
+import re
 import statistics
 import sys
 from collections import Counter, defaultdict
@@ -12,7 +13,17 @@ from pathlib import Path
 
 from common import options, runs, tuning
 from common.errors import RunError
-from common.registry import DATASETS, MODELS, dataset_label, entry_of, is_own, model_label, nameable, plain_model
+from common.registry import (
+    DATASETS,
+    GATE_INIT,
+    MODELS,
+    dataset_label,
+    entry_of,
+    is_own,
+    model_label,
+    nameable,
+    plain_model,
+)
 from common.runs import counted
 from common.statistics import correct, corrected_t_test, detectable
 
@@ -382,6 +393,21 @@ def title_of_probe(recipe: dict, differing: set[str]) -> str:
         images = f'{counted(recipe["shots"], "image")} a class of {images}'
     words = [f'frozen features of the {recipe["probe"]}', f'classifiers on {images}', f'{recipe["img_size"]} px']
     return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing)])
+
+
+def initial_gate(model: str, pretrained: bool, report: str | None) -> float | None:
+    """The logit from which every gate of a model starts; None without gates, and where weights may have brought others.
+
+    Args:
+        pretrained: whether the run began with weights.
+        report: what was loaded of them and what was not, as results.json has it under `pretrained`.
+    """
+    entry, report = entry_of(model), report or ''
+    fresh = re.findall(r'[^ ,;]+', report.partition('left as initialised: ')[2].partition(';')[0])
+    whole = 'stci' in fresh and '(weights of ' not in report  # the branch of stci_NAME, which the weights do not have
+    kept = whole or 'without its gate' in report or any(layer.endswith('.gate') for layer in fresh)
+    branch = entry.get('stci', entry.get('twist'))
+    return None if branch is None or (pretrained and not kept) else branch.get('gate_init', GATE_INIT)
 
 
 def loaded_percent(table: Table, by: str) -> dict[str, set[int]]:

@@ -14,16 +14,8 @@ from pathlib import Path
 
 from common import runs, tables
 from common.errors import RunError, user_errors
-from common.registry import GATE_INIT, dataset_label, entry_of, model_label
-
-
-def starts_elsewhere(config: dict, results: dict) -> bool:
-    """Whether the gates of a run do not start at GATE_INIT: a variant's own start, or weights that may bring gates."""
-    entry = entry_of(config['defines']['model'])
-    branch = entry.get('stci', entry.get('twist', {}))
-    kept = 'left as initialised: stci' in str(results.get('pretrained'))  # as train.py reports of the weights
-    brought = config['defines'].get('pretrained') is not None and not kept
-    return brought or branch.get('gate_init', GATE_INIT) != GATE_INIT
+from common.registry import GATE_INIT, dataset_label, model_label
+from common.results import initial_gate
 
 
 def last_gates(folder: Path) -> dict[tuple, list[dict[str, float]]]:
@@ -39,7 +31,8 @@ def last_gates(folder: Path) -> dict[tuple, list[dict[str, float]]]:
         config, epochs = runs.read_json(run / 'config.json'), runs.read_log(run / 'log.jsonl')
         if not epochs or not epochs[-1].get('gates'):
             continue
-        if starts_elsewhere(config, results):
+        pretrained = config['defines'].get('pretrained') is not None
+        if initial_gate(config['defines']['model'], pretrained, results.get('pretrained')) != GATE_INIT:
             print(f'left out: {run}: its gates do not start at {GATE_INIT:g}', file=sys.stderr)
             continue
         options = {'gate_lr': 1.0} | config['options']

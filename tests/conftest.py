@@ -145,7 +145,11 @@ def run_ranks(count: int, script: str | Path, *arguments: str, **environment: st
         )
         for rank in range(count)
     ]
-    codes, outs, errs = zip(*map(finish, ranks))
+    try:
+        codes, outs, errs = zip(*map(finish, ranks))
+    finally:
+        for rank in ranks:  # one that failed leaves the others waiting for it
+            rank.kill()
     return [*codes], ''.join(outs), ''.join(errs)
 
 

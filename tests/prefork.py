@@ -45,7 +45,11 @@ class Started:
         """stdout and stderr, once the script has ended."""
         with ThreadPoolExecutor(2) as pool:
             texts = [pool.submit(file.read) for file in (self.stdout, self.stderr)]
-            out, err = (text.result(timeout) for text in texts)
+            try:
+                out, err = (text.result(timeout) for text in texts)
+            except BaseException:
+                os.killpg(self.pid, 9)  # or its readers, and with them the test, would wait for ever
+                raise
         self.stdout.close()
         self.stderr.close()
         self.wait(timeout)

@@ -224,6 +224,7 @@ def test_damaged_images_are_named(tmp_path, tree):
         assert '\n' not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_commands(tmp_path):
     code, out, _ = finish(start('datasets.py', 'list'))
     assert code == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 from conftest import ROOT, finish, start, write_tuned
 from matplotlib import font_manager
 from matplotlib.colors import same_color
@@ -22,6 +23,7 @@ import plot_results
 from common import drawing, runs
 from common.errors import RunError
 from common.registry import DATASETS, MODELS
+from common.results import initial_gate
 
 FOLDS = {1: 40.0, 2: 44.0, 3: 51.0}  # mean 45
 GATES = {'layer3.0': 0.12, 'layer3.1': 0.13, 'layer4.0': 0.11, 'layer4.1': 0.10}
@@ -358,15 +360,34 @@ def test_long_names_of_models_do_not_run_into_each_other(tmp_path):
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
-def test_initial_gate_is_the_models_own_and_unknown_after_loading():
+def test_initial_gate_is_the_models_own_and_unknown_where_weights_bring_gates(tmp_path):
     for model in ('twistnet18', 'twistnet18_gate_m3'):
-        gates = models.TwistNet(base_width=8, **MODELS[model]['twist']).gates()
-        for value in gates.values():
-            assert plot_results.initial_gate(model, dict(pretrained=False)) == pytest.approx(value)
-    assert plot_results.initial_gate('twistnet18', dict(pretrained=True)) is None
-    assert plot_results.initial_gate('twistnet18_gate_0', dict(pretrained=True)) == 0.5
-    assert plot_results.initial_gate('twistnet18', {}) is None
-    assert plot_results.initial_gate('resnet18', dict(pretrained=False)) is None
+        for value in models.TwistNet(base_width=8, **MODELS[model]['twist']).gates().values():
+            assert 1 / (1 + math.exp(-initial_gate(model, False, None))) == pytest.approx(value)
+    assert initial_gate('resnet18', False, None) is None
+    assert initial_gate('stci_resnet18', True, None) is None
+
+    def build(model, **options):
+        small = dict(base_width=8) if model.startswith('twistnet18') else {}
+        return models.build_model(model, num_classes=5, **small, **options)
+
+    def report(weights_of, model):
+        """What is said of `weights_of`'s weights in `model`."""
+        source = build(weights_of)
+        origin = dict(config=dict(defines=dict(model=weights_of)), progress=dict(epoch=3))  # as pretraining saves it
+        torch.save(origin | dict(state_dict=source.state_dict()), tmp_path / 'weights.pt')
+        return build(model, pretrained=tmp_path / 'weights.pt').pretrained
+
+    for model, weights_of, logit in (
+        ('twistnet18', 'twistnet18', None),
+        ('twistnet18_gate_0', 'twistnet18', 0),
+        ('twistnet18_gate_0', 'twistnet18_gate_0', None),
+        ('stci_test_resnet', 'test_resnet', -2),
+        ('stci_test_resnet', 'stci_test_resnet', None),
+        ('stci_test_resnet', 'stci_random_twist_test_resnet', None),
+        ('stci_gate_0_test_resnet', 'stci_test_resnet', 0),
+    ):
+        assert initial_gate(model, True, report(weights_of, model)) == logit, (model, weights_of)
 
 
 def test_rounding_errors_of_a_flat_gate_do_not_fill_the_panel(tmp_path):

@@ -177,6 +177,7 @@ def passes(monkeypatch) -> list[list[str]]:
     return made
 
 
+@pytest.mark.slow
 def test_features_are_computed_once_and_again_where_something_changed(tree, weights, passes, capsys):
     command = argv_of(tree, weights, '--classifiers', 'lda', '--folds', '1-2')
     do(*command)

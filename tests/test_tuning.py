@@ -138,6 +138,7 @@ def test_a_choice_at_the_edge_of_the_search_is_said():
 # ---------------------------------------------------------------------------------------------- run_all.py --tune
 
 
+@pytest.mark.slow
 def test_every_model_gets_the_same_search_and_runs_with_its_own_choice(tmp_path):
     code, out, err = finish(grid(tmp_path, *TUNE, '--jobs', '2'))
     assert (code, out) == (0, ''), err
