@@ -34,12 +34,12 @@ from common import distributed, options, runs
 from common.drawing import Figure, save
 from common.errors import RunError, UserError, user_errors
 from common.images import open_image
+from common.results import initial_gate
 from common.runs import counted
 from common.splits import bits_of
 from interpret import findings, questions, trace
 from interpret.questions import HeldOut
 from loader import ImageList
-from plot_results import initial_gate
 from trained import Subject
 
 
@@ -177,7 +177,9 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, HeldOut, dict]:
     trace.need_stci(subject)
     settings = trained.data_of(args, subject) | dict(seed=args.seed, copies=args.copies)
     defines = settings['defines']
-    settings['initial_gate'] = initial_gate(subject.name, defines) if defines else None
+    results = runs.read_json(subject.path.with_name('results.json')) or {}
+    loaded = defines.get('pretrained', True) is not None, results.get('pretrained')  # without a config it is not known
+    settings['initial_gate'] = initial_gate(subject.name, *loaded)
     subject.model.to(distributed.setup(args.device, args.seed))
     with_val = not all(QUESTIONS[key].test_only for key in asked(args))
     return subject, read_images(subject, settings, with_val), settings

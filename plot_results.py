@@ -520,7 +520,6 @@ def _block_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]
         report = table.rows[key].last('pretrained') if key in table.rows else None  # interrupted runs have no row
         start = initial_gate(key[1], table.recipe.get('pretrained', True), report)
         if label == 'sigmoid(gate)' and start is not None:
-            start = 1 / (1 + math.exp(-start))
             axes.axhline(start, color='black', linewidth=0.6, linestyle=(0, (1, 2)), zorder=1, label='start')
             low, high, known = min(low, start), max(high, start), True
         pad = max(0, 0.0005 - (high - low)) / 2 + 0.05 * (high - low)  # rounding errors must not fill a panel

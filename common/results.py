@@ -4,6 +4,7 @@ Seeds are averaged inside a fold first; see summarize_runs.py, which prints the 
 """
 
 import argparse
+import math
 import re
 import statistics
 import sys
@@ -396,7 +397,7 @@ def title_of_probe(recipe: dict, differing: set[str]) -> str:
 
 
 def initial_gate(model: str, pretrained: bool, report: str | None) -> float | None:
-    """The logit from which every gate of a model starts; None without gates, and where weights may have brought others.
+    """sigmoid(gate) from which all gates of a model start; None without any, and where weights may have brought others.
 
     Args:
         pretrained: whether the run began with weights.
@@ -407,7 +408,9 @@ def initial_gate(model: str, pretrained: bool, report: str | None) -> float | No
     whole = 'stci' in fresh and '(weights of ' not in report  # the branch of stci_NAME, which the weights do not have
     kept = whole or 'without its gate' in report or any(layer.endswith('.gate') for layer in fresh)
     branch = entry.get('stci', entry.get('twist'))
-    return None if branch is None or (pretrained and not kept) else branch.get('gate_init', GATE_INIT)
+    if branch is None or (pretrained and not kept):
+        return None
+    return 1 / (1 + math.exp(-branch.get('gate_init', GATE_INIT)))
 
 
 def loaded_percent(table: Table, by: str) -> dict[str, set[int]]:

@@ -2,8 +2,9 @@
 
     python -m results.gates results/insertion results/pilot_gates
 
-The move is that of the gate's logit, which is what training changes, from -2, where sigmoid(gate) is 0.119. Runs whose
-gates start elsewhere are left out, with a note.
+The move is that of the gate's logit, which is what training changes, from the model's own start: -2, where
+sigmoid(gate) is 0.119, or that of a gate_ variant. Runs whose weights may have brought other gates are left out, with a
+note.
 """
 
 import argparse
@@ -14,15 +15,18 @@ from pathlib import Path
 
 from common import runs, tables
 from common.errors import RunError, user_errors
-from common.registry import GATE_INIT, dataset_label, model_label
+from common.registry import dataset_label, model_label
 from common.results import initial_gate
 
 
-def last_gates(folder: Path) -> dict[tuple, list[dict[str, float]]]:
-    """sigmoid(gate) by block after the last epoch of each complete run, by (data set, model, lr, gate_lr, epochs).
+def last_gates(folder: Path) -> dict[tuple, list[list[float]]]:
+    """sigmoid(gate) of every block after the last epoch of each complete run.
+
+    Returns:
+        a list a run, by (data set, model, lr, gate_lr, epochs, sigmoid(gate) before training).
 
     Raises:
-        RunError: a folder without runs, a damaged file, or no complete run with gates.
+        RunError: a folder without runs, a damaged file, or no complete run with gates whose start is known.
     """
     ends = defaultdict(list)
     for run in runs.find_runs(folder):
@@ -32,14 +36,14 @@ def last_gates(folder: Path) -> dict[tuple, list[dict[str, float]]]:
         if not epochs or not epochs[-1].get('gates'):
             continue
         pretrained = config['defines'].get('pretrained') is not None
-        if initial_gate(config['defines']['model'], pretrained, results.get('pretrained')) != GATE_INIT:
-            print(f'left out: {run}: its gates do not start at {GATE_INIT:g}', file=sys.stderr)
+        if (start := initial_gate(config['defines']['model'], pretrained, results.get('pretrained'))) is None:
+            print(f'left out: {run}: its weights may have brought gates of their own', file=sys.stderr)
             continue
         options = {'gate_lr': 1.0} | config['options']
-        key = tuple(options[name] for name in ('dataset', 'model', 'lr', 'gate_lr', 'epochs'))
-        ends[key].append(epochs[-1]['gates'])
+        key = *(options[name] for name in ('dataset', 'model', 'lr', 'gate_lr', 'epochs')), start
+        ends[key].append([*epochs[-1]['gates'].values()])
     if not ends:
-        raise RunError(f'{folder}: no complete run has gates that started at {GATE_INIT:g}')
+        raise RunError(f'{folder}: no complete run has gates, or none whose start is known')
     return ends
 
 
@@ -51,9 +55,10 @@ def logit(probability: float) -> float:
 
 def main(args: argparse.Namespace) -> None:
     lines = []
-    for (dataset, model, *settings), found in (item for top in args.folders for item in last_gates(top).items()):
-        values = [value for gates in found for value in gates.values()]
-        largest = max((logit(value) - GATE_INIT for value in values), key=abs)
+    for key, found in (item for top in args.folders for item in last_gates(top).items()):
+        dataset, model, *settings, start = key
+        values = [value for gates in found for value in gates]
+        largest = max((logit(value) - logit(start) for value in values), key=abs)
         names = [dataset_label(dataset, {}), model_label(model), *(f'{setting:g}' for setting in settings)]
         lines.append([*names, str(len(found)), f'{min(values):.4f} to {max(values):.4f}', f'{largest:+.4f}'])
     head = ['Data', 'Model', 'lr', 'gate_lr', 'epochs', 'runs', 'sigmoid(gate)', 'largest move']
