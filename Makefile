@@ -10,7 +10,7 @@ VENV ?= .venv
 FLOOR_PYTHON ?= python3.10
 FLOOR_VENV ?= .venv-floor
 PIP = -m pip install --disable-pip-version-check --quiet
-PYTEST = -m pytest -n 3 --dist worksteal
+PYTEST = -m pytest -n 2 --dist worksteal
 
 .PHONY: demo test test-fast test-floor lint results
 
