@@ -4,6 +4,7 @@ No torch.
 """
 
 import argparse
+import functools
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from common import options, runs
-from common.errors import BUSY, RunError
+from common.errors import BUSY, ModelError, RunError
 from common.runs import counted
 
 OTHER_CONFIG = 'another configuration'
@@ -63,7 +64,8 @@ def state_of(run: Run) -> str:
 def difference_to(wanted: dict, config: dict, results: dict | None) -> str:
     """How the options of a run differ from those of the run in its folder; '' if they do not.
 
-    What train.py resolves from the machine or from the content of data and weights is compared by train.py.
+    What train.py resolves from the machine or from the content of the data is compared by train.py, which a run that is
+    complete does not reach; the content of the weights is compared here.
     """
     had, unknown = options.NEUTRAL | config.get('options', {}), set(options.SYSTEM_OPTIONS)
     if wanted['amp'] == 'auto':
@@ -84,7 +86,24 @@ def difference_to(wanted: dict, config: dict, results: dict | None) -> str:
 
         had, wanted = had | dict(imported=digest), wanted | dict(imported=import_digest(wanted['imports']))
         known = known | {'imported'}
+    if wanted['pretrained'] and (digest := config.get('defines', {}).get('pretrained')):
+        had, wanted = (
+            had | dict(weights=digest),
+            wanted | dict(weights=weights_now(wanted['model'], wanted['pretrained'])),
+        )
+        known = known | ({'weights'} if wanted['weights'] else set())
     return runs.changes({key: had.get(key) for key in known}, {key: wanted[key] for key in known})
+
+
+@functools.cache
+def weights_now(model: str, pretrained: bool | str) -> str | None:
+    """What a run that starts now would record of its weights; None where they are no longer there: train.py says so."""
+    from common.checkpoint import weights_identity  # here, because it imports torch
+
+    try:
+        return weights_identity(model, pretrained)
+    except ModelError:
+        return None
 
 
 def epochs_done(run: Run) -> int:

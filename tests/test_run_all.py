@@ -16,6 +16,7 @@ import ablation
 import run_all
 from common import options, parsers, runs
 from common.errors import RunError
+from common.grid import weights_now
 from common.registry import MODELS
 
 STAND_IN = Path(__file__).parent / 'stand_in.py'
@@ -102,6 +103,29 @@ def test_the_data_set_of_a_grid_is_the_one_that_its_folder_is_laid_out_as(tmp_pa
     assert f'note: --dataset is folder: the layout of {tmp_path}/photos' in err
     with pytest.raises(RunError, match='--dataset synthetic is drawn and would not read --data_dir'):
         plan(*photos, '--dataset', 'synthetic')
+
+
+def test_a_complete_run_of_other_weights_is_not_taken_for_this_one(tmp_path, capsys):
+    weights, folder = tmp_path / 'weights.pt', tmp_path / 'dtd_fold1_resnet18_seed42'
+    weights.write_bytes(b'first')
+    options_of = ('--dataset', 'dtd', '--data_dir', 'x', '--folds', '1', '--run_dir', str(tmp_path), '--pretrained')
+    made = vars(options.parse_args([*options_of[:4], *options_of[6:], 'elsewhere.pt', '--model', 'resnet18']))
+    defines = dict(processes=1, pretrained=runs.digest(b'first'))
+    folder.mkdir()
+    runs.write_json(folder / 'config.json', dict(options=made, defines=defines, fingerprint='x'))
+    runs.write_json(folder / 'results.json', dict(n_train=1880, fingerprint='x'))
+
+    plan(*options_of, str(weights))
+    assert capsys.readouterr().out.split()[0] == 'complete', 'the same weights under another name'
+    weights.write_bytes(b'second')
+    weights_now.cache_clear()
+    with pytest.raises(RunError, match=f'another configuration: weights {runs.digest(b"first")} -> '):
+        plan(*options_of, str(weights))
+    weights.unlink()
+    weights_now.cache_clear()
+    capsys.readouterr()
+    plan(*options_of, str(weights))
+    assert capsys.readouterr().out.split()[0] == 'complete', 'made of weights that are gone'
 
 
 def test_a_default_that_is_brought_down_is_said_once_and_is_the_same_configuration(tmp_path, capsys):
