@@ -40,6 +40,7 @@ from common.splits import bits_of
 from interpret import findings, questions, trace
 from interpret.questions import HeldOut
 from loader import ImageList
+from models import blocks_of
 from trained import Subject
 
 
@@ -176,10 +177,9 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, HeldOut, dict]:
     subject = trained.load(args.checkpoint, args.imports)
     trace.need_stci(subject)
     settings = trained.data_of(args, subject) | dict(seed=args.seed, copies=args.copies)
-    defines = settings['defines']
-    results = runs.read_json(subject.path.with_name('results.json')) or {}
-    loaded = defines.get('pretrained', True) is not None, results.get('pretrained')  # without a config it is not known
-    settings['initial_gate'] = initial_gate(subject.name, *loaded)
+    pretrained = settings['defines'].get('pretrained', True) is not None  # without a config it is not known
+    report = (runs.read_json(subject.path.with_name('results.json')) or {}).get('pretrained')
+    settings['initial_gate'] = initial_gate(subject.name, blocks_of(subject.model), pretrained, report)
     subject.model.to(distributed.setup(args.device, args.seed))
     with_val = not all(QUESTIONS[key].test_only for key in asked(args))
     return subject, read_images(subject, settings, with_val), settings

@@ -23,7 +23,6 @@ from tqdm import tqdm
 import models
 import trained
 from common import cache, options, runs
-from common.checkpoint import weights_identity
 from common.distributed import is_quiet, say
 from common.errors import DataError, RunError
 from common.images import image_bits, stamp
@@ -31,6 +30,7 @@ from common.own_data import root_of
 from common.results import recipe_of
 from common.splits import Splits, split_digest
 from common.timm_models import import_digest, import_file, own_settings
+from common.weights import weights_identity
 from loader import EvalBatches, eval_images, loader_processes, make_loader, workers_of
 from transforms import Preprocessing, eval_settings, eval_view_text, normalize, preprocessing_of, seed_of
 

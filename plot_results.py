@@ -518,7 +518,8 @@ def _block_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]
                 draw_runs(axes, values, label=block, **styles[block])
         low, high = axes.get_ylim()
         report = table.rows[key].last('pretrained') if key in table.rows else None  # interrupted runs have no row
-        start = initial_gate(key[1], table.recipe.get('pretrained', True), report)
+        own = {block for log in series for gates in log.values() for block in gates}
+        start = initial_gate(key[1], own, table.recipe.get('pretrained', True), report)
         if label == 'sigmoid(gate)' and start is not None:
             axes.axhline(start, color='black', linewidth=0.6, linestyle=(0, (1, 2)), zorder=1, label='start')
             low, high, known = min(low, start), max(high, start), True

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from benchmark import saved_bytes
-from common import checkpoint
+from common import checkpoint, weights
 from common.errors import ModelError
+from common.results import initial_gate
 from compute_flops import count_macs
 from models import DIRECTIONS, MODELS, STCI, TwistBlock, TwistNet, build_model, count_params
 
@@ -664,7 +665,7 @@ def save(path: Path, checkpoint) -> Path:
 
 def test_warm_up_from_resnet18_takes_stem_and_two_stages_and_says_so(no_hub, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, '__file__', str(tmp_path / 'common' / 'checkpoint.py'))
+    monkeypatch.setattr(weights, '__file__', str(tmp_path / 'common' / 'weights.py'))
     model = build_model('twistnet18', pretrained=True)
     assert no_hub == ['resnet18.a1_in1k']
     total = len(model.state_dict())
@@ -672,11 +673,12 @@ def test_warm_up_from_resnet18_takes_stem_and_two_stages_and_says_so(no_hub, tmp
     assert model.loaded == pytest.approx(share(model, 'stem.', 'layer1.', 'layer2.'))
     assert model.pretrained in capsys.readouterr().err
     assert 'layer3.0.stci' in model.pretrained.split('left as initialised: ')[1]
+    assert initial_gate('twistnet18', model.gates(), True, model.pretrained) == pytest.approx(model.gates()['layer3.0'])
 
 
 def test_warm_up_copies_the_right_tensors(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, '__file__', str(tmp_path / 'common' / 'checkpoint.py'))
+    monkeypatch.setattr(weights, '__file__', str(tmp_path / 'common' / 'weights.py'))
     trunk = timm.create_model('resnet18')
     monkeypatch.setattr(checkpoint, 'fetch_from_timm', lambda tag, **_: trunk.state_dict())
     model = build_model('twistnet18', pretrained=True)
@@ -835,14 +837,14 @@ def test_weights_beside_models_py_come_second(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / 'twistnet18_imagenet.pt').touch()
     monkeypatch.chdir(here.parent)
-    monkeypatch.setattr(checkpoint, '__file__', str(beside.parent / 'common' / 'checkpoint.py'))
-    assert checkpoint.weights_source('twistnet18', True) == Path('weights/twistnet18_imagenet.pt')
+    monkeypatch.setattr(weights, '__file__', str(beside.parent / 'common' / 'weights.py'))
+    assert weights.weights_source('twistnet18', True) == Path('weights/twistnet18_imagenet.pt')
     (here / 'twistnet18_imagenet.pt').unlink()
-    assert checkpoint.weights_source('twistnet18', True) == beside / 'twistnet18_imagenet.pt'
+    assert weights.weights_source('twistnet18', True) == beside / 'twistnet18_imagenet.pt'
     (beside / 'twistnet18_imagenet.pt').unlink()
-    assert checkpoint.weights_source('twistnet18', True) == 'resnet18.a1_in1k'
-    assert checkpoint.weights_source('resnet18', True) == 'resnet18.a1_in1k'
-    assert checkpoint.weights_source('resnet18', False) is None
+    assert weights.weights_source('twistnet18', True) == 'resnet18.a1_in1k'
+    assert weights.weights_source('resnet18', True) == 'resnet18.a1_in1k'
+    assert weights.weights_source('resnet18', False) is None
 
 
 @pytest.mark.parametrize('wrap', ['module.', '_orig_mod.', 'module._orig_mod.'])

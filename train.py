@@ -36,6 +36,7 @@ from common.distributed import autocast, is_main, is_quiet, process_rank, reduce
 from common.own_options import split_options
 from common.splits import Splits, split_digest
 from common.timm_models import model_defines
+from common.weights import weights_identity
 from compute_flops import NO_FVCORE, fvcore_counter, measure
 from datasets import load_splits, passed_over, tree_digest
 from loader import make_loaders, workers_of
@@ -68,7 +69,7 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device)
     several folds are of one data set if it is the same.
     """
     values = {k: v for k, v in vars(args).items() if k != 'force'}
-    weights = checkpoint.weights_identity(args.model, args.pretrained)
+    weights = weights_identity(args.model, args.pretrained)
     defines = options.defining(values)
     defines |= dict(processes=process_rank()[1], split=split_digest(splits), pretrained=weights)
     defines |= model_defines(args)

@@ -16,7 +16,8 @@ from timm.models import adapt_input_conv, build_model_with_cfg, get_pretrained_c
 from torch import nn
 
 from common.errors import ModelError, RunError, UnsafeCheckpoint
-from common.registry import BRANCH, MODELS, WEIGHTS_DIR, entry_of, is_own
+from common.registry import BRANCH, MODELS, entry_of, is_own
+from common.weights import weights_source
 
 # ---------------------------------------------------------------------------------------------- files
 
@@ -167,58 +168,6 @@ def accept_published_names(_module: nn.Module | None, state: dict, prefix: str, 
 
 
 # ---------------------------------------------------------------------------------------------- pretrained weights
-
-
-def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | None:
-    """Where `pretrained` takes the weights of a model from: a file, the tag of a timm model, or None for nowhere.
-
-    For a TwistNet and True: weights/<name>_imagenet.pt, then the full model's, each in the working directory and then
-    beside models.py; otherwise timm's ResNet-18. For a model outside the registry and True: timm's default tag.
-
-    Raises:
-        ModelError: neither the registry nor timm names weights for this model.
-    """
-    if pretrained is False or pretrained is None:
-        return None
-    if pretrained is not True:
-        return Path(pretrained)
-    entry = entry_of(name)
-    if 'twist' not in entry:
-        source = entry.get('weights') if is_own(name) else default_tag(entry['timm'])
-        if not source:
-            whose = 'the registry' if is_own(name) else 'timm'
-            raise ModelError(f'{name}: {whose} names no ImageNet weights; give a file (--pretrained PATH) or none')
-        return source
-    for stem in dict.fromkeys((name, 'twistnet18')):
-        for root in (Path(), Path(__file__).parent.parent):
-            if (path := root / WEIGHTS_DIR / f'{stem}_imagenet.pt').is_file():
-                return path
-    return MODELS['resnet18']['weights']
-
-
-def default_tag(name: str) -> str | None:
-    """The model of timm with the tag of its default weights, as 'resnet50.a1_in1k'; None where timm has no weights."""
-    cfg = get_pretrained_cfg(name)
-    if cfg is None or not cfg.has_weights:
-        return None
-    return f'{cfg.architecture}.{cfg.tag}' if cfg.tag else cfg.architecture
-
-
-def weights_identity(name: str, pretrained: bool | str | Path) -> str | None:
-    """What stands for the initial weights in a fingerprint: a digest of the file, timm's tag, or None for none.
-
-    Raises:
-        ModelError: as weights_source, or the file cannot be read.
-    """
-    from common import runs
-
-    source = weights_source(name, pretrained)
-    if not isinstance(source, Path):
-        return source
-    try:
-        return runs.digest(source.read_bytes())
-    except OSError as error:
-        raise ModelError(f'{source}: cannot read the weights ({error.strerror})') from error
 
 
 def load_pretrained(model: nn.Module, name: str, pretrained: bool | str | Path, img_size: int | None = None) -> None:
@@ -417,6 +366,8 @@ def load_tensors(
     if backbone < 0.005:  # a few small tensors fit models of any width
         raise ModelError(f'{what}: none of its {len(state)} tensors fits {name}, or hardly any')
     model.load_state_dict(fits, strict=False)
+    # results.initial_gate looks for `left as initialised: `, and for `(weights of ` and `without its gate` in the notes
+    # on weights of other models.
     report = f'loaded {len(fits)} of {len(own)} tensors ({share:.0%} of the parameters) from {what}'
     zeroed = [] if is_own(name) else [n for n in heads if not any(k.startswith(f'{n}.') for k in fits)]
     for head in zeroed:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from common import options, runs
 from common.errors import BUSY, ModelError, RunError
 from common.runs import counted
+from common.weights import weights_identity
 
 OTHER_CONFIG = 'another configuration'
 DONE = ('complete', 'diverged')  # nothing is left to do
@@ -64,13 +65,15 @@ def state_of(run: Run) -> str:
 def difference_to(wanted: dict, config: dict, results: dict | None) -> str:
     """How the options of a run differ from those of the run in its folder; '' if they do not.
 
-    What train.py resolves from the machine or from the content of the data is compared by train.py, which a run that is
-    complete does not reach; the content of the weights is compared here.
+    What train.py resolves from the machine or from the content of the data is compared by train.py, which is not
+    started for a complete run. Of weights the content is compared, not the name.
     """
     had, unknown = options.NEUTRAL | config.get('options', {}), set(options.SYSTEM_OPTIONS)
     if wanted['amp'] == 'auto':
         unknown.add('amp')
-    if isinstance(wanted['pretrained'], str) and isinstance(had.get('pretrained'), str):
+    if wanted['pretrained'] and (digest := config.get('defines', {}).get('pretrained')):  # whatever they are called
+        had, wanted = had | dict(pretrained=digest), wanted | dict(pretrained=weights_now(wanted, digest))
+    elif isinstance(wanted['pretrained'], str) and isinstance(had.get('pretrained'), str):
         unknown.add('pretrained')
     if 'batch_size' not in wanted['given']:  # train.py brings it down to the training set and the processes
         if results is None:
@@ -86,24 +89,22 @@ def difference_to(wanted: dict, config: dict, results: dict | None) -> str:
 
         had, wanted = had | dict(imported=digest), wanted | dict(imported=import_digest(wanted['imports']))
         known = known | {'imported'}
-    if wanted['pretrained'] and (digest := config.get('defines', {}).get('pretrained')):
-        had, wanted = (
-            had | dict(weights=digest),
-            wanted | dict(weights=weights_now(wanted['model'], wanted['pretrained'])),
-        )
-        known = known | ({'weights'} if wanted['weights'] else set())
     return runs.changes({key: had.get(key) for key in known}, {key: wanted[key] for key in known})
 
 
-@functools.cache
-def weights_now(model: str, pretrained: bool | str) -> str | None:
-    """What a run that starts now would record of its weights; None where they are no longer there: train.py says so."""
-    from common.checkpoint import weights_identity  # here, because it imports torch
-
+def weights_now(wanted: dict, recorded: str) -> str:
+    """What a run that starts now would record of its weights; `recorded`, with a note, where they cannot be read."""
     try:
-        return weights_identity(model, pretrained)
-    except ModelError:
-        return None
+        return weights_identity(wanted['model'], wanted['pretrained'])
+    except ModelError as error:
+        note(f'note: {error}; what was made of them is not compared with it')
+        return recorded
+
+
+@functools.cache
+def note(text: str) -> None:
+    """Said once."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def epochs_done(run: Run) -> int:

@@ -5,10 +5,10 @@ Seeds are averaged inside a fold first; see summarize_runs.py, which prints the 
 
 import argparse
 import math
-import re
 import statistics
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -396,17 +396,18 @@ def title_of_probe(recipe: dict, differing: set[str]) -> str:
     return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing)])
 
 
-def initial_gate(model: str, pretrained: bool, report: str | None) -> float | None:
+def initial_gate(model: str, blocks: Iterable[str], pretrained: bool, report: str | None) -> float | None:
     """sigmoid(gate) from which all gates of a model start; None without any, and where weights may have brought others.
 
     Args:
+        blocks: names of the blocks with gates, as in the log.
         pretrained: whether the run began with weights.
         report: what was loaded of them and what was not, as results.json has it under `pretrained`.
     """
     entry, report = entry_of(model), report or ''
-    fresh = re.findall(r'[^ ,;]+', report.partition('left as initialised: ')[2].partition(';')[0])
+    fresh = report.partition('left as initialised: ')[2].partition(';')[0].split(', ')
     whole = 'stci' in fresh and '(weights of ' not in report  # the branch of stci_NAME, which the weights do not have
-    kept = whole or 'without its gate' in report or any(layer.endswith('.gate') for layer in fresh)
+    kept = whole or 'without its gate' in report or all(f'{block}.gate' in fresh for block in blocks)
     branch = entry.get('stci', entry.get('twist'))
     if branch is None or (pretrained and not kept):
         return None

@@ -36,12 +36,13 @@ def last_gates(folder: Path) -> dict[tuple, list[list[float]]]:
         if not epochs or not epochs[-1].get('gates'):
             continue
         pretrained = config['defines'].get('pretrained') is not None
-        if (start := initial_gate(config['defines']['model'], pretrained, results.get('pretrained'))) is None:
+        gates, model = epochs[-1]['gates'], config['defines']['model']
+        if (start := initial_gate(model, gates, pretrained, results.get('pretrained'))) is None:
             print(f'left out: {run}: its weights may have brought gates of their own', file=sys.stderr)
             continue
         options = {'gate_lr': 1.0} | config['options']
         key = *(options[name] for name in ('dataset', 'model', 'lr', 'gate_lr', 'epochs')), start
-        ends[key].append([*epochs[-1]['gates'].values()])
+        ends[key].append([*gates.values()])
     if not ends:
         raise RunError(f'{folder}: no complete run has gates, or none whose start is known')
     return ends

@@ -149,7 +149,7 @@ def run_ranks(count: int, script: str | Path, *arguments: str, **environment: st
         codes, outs, errs = zip(*map(finish, ranks))
     finally:
         for rank in ranks:  # one that failed leaves the others waiting for it
-            rank.kill()
+            rank.kill_group()
     return [*codes], ''.join(outs), ''.join(errs)
 
 

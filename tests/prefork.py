@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from pathlib import Path
 
 
@@ -42,18 +42,25 @@ class Started:
         return code
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
-        """stdout and stderr, once the script has ended."""
-        with ThreadPoolExecutor(2) as pool:
-            texts = [pool.submit(file.read) for file in (self.stdout, self.stderr)]
-            try:
-                out, err = (text.result(timeout) for text in texts)
-            except BaseException:
-                os.killpg(self.pid, 9)  # or its readers, and with them the test, would wait for ever
-                raise
+        """stdout and stderr, once the script has ended; one that does not end is killed, with what it started."""
+        try:
+            with ThreadPoolExecutor(2) as pool:
+                texts = [pool.submit(file.read) for file in (self.stdout, self.stderr)]
+                try:
+                    out, err = (text.result(timeout) for text in texts)
+                except TimeoutError:
+                    self.kill_group()  # or its readers would wait for ever
+                    raise
+            self.wait(timeout)
+        finally:
+            self.kill_group()
         self.stdout.close()
         self.stderr.close()
-        self.wait(timeout)
         return out, err
+
+    def kill_group(self) -> None:
+        if self.poll() is None:
+            os.killpg(self.pid, 9)
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

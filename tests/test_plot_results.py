@@ -361,26 +361,21 @@ def test_long_names_of_models_do_not_run_into_each_other(tmp_path):
 
 
 def test_initial_gate_is_the_models_own_and_unknown_where_weights_bring_gates(tmp_path):
-    for model in ('twistnet18', 'twistnet18_gate_m3'):
-        for value in models.TwistNet(base_width=8, **MODELS[model]['twist']).gates().values():
-            assert initial_gate(model, False, None) == pytest.approx(value)
-    assert initial_gate('resnet18', False, None) is None
-    assert initial_gate('stci_resnet18', True, None) is None
-
     def build(model, **options):
         small = dict(base_width=8) if model.startswith('twistnet18') else {}
         return models.build_model(model, num_classes=5, **small, **options)
 
-    def report(weights_of, model):
-        """What is said of `weights_of`'s weights in `model`."""
-        source = build(weights_of)
-        origin = dict(config=dict(defines=dict(model=weights_of)), progress=dict(epoch=3))  # as pretraining saves it
-        torch.save(origin | dict(state_dict=source.state_dict()), tmp_path / 'weights.pt')
-        return build(model, pretrained=tmp_path / 'weights.pt').pretrained
+    for model in ('twistnet18', 'twistnet18_gate_m3'):
+        gates = models.gates_of(build(model))
+        for value in gates.values():
+            assert initial_gate(model, gates, False, None) == pytest.approx(value)
+        assert initial_gate(model, gates, True, None) is None
+    assert initial_gate('resnet18', {}, False, None) is None
 
     closed = pytest.approx(0.1192, abs=1e-4)
     for model, weights_of, value in (
         ('twistnet18', 'twistnet18', None),
+        ('twistnet18', 'twistnet18_stage3', None),  # has half of the gates
         ('twistnet18_gate_0', 'twistnet18', 0.5),
         ('twistnet18_gate_0', 'twistnet18_gate_0', None),
         ('stci_test_resnet', 'test_resnet', closed),
@@ -388,7 +383,22 @@ def test_initial_gate_is_the_models_own_and_unknown_where_weights_bring_gates(tm
         ('stci_test_resnet', 'stci_random_twist_test_resnet', None),
         ('stci_gate_0_test_resnet', 'stci_test_resnet', 0.5),
     ):
-        assert initial_gate(model, True, report(weights_of, model)) == value, (model, weights_of)
+        origin = dict(config=dict(defines=dict(model=weights_of)), progress=dict(epoch=3))  # as pretraining saves it
+        torch.save(origin | dict(state_dict=build(weights_of).state_dict()), tmp_path / 'weights.pt')
+        loaded = build(model, pretrained=tmp_path / 'weights.pt')
+        assert initial_gate(model, models.gates_of(loaded), True, loaded.pretrained) == value, (model, weights_of)
+
+
+@pytest.mark.parametrize(
+    ('report', 'dotted'), [('left as initialised: stci; at zero: fc', True), ('from x.pt', False), (None, False)]
+)
+def test_the_gates_of_a_pretrained_run_have_their_start_where_it_is_known(tmp_path, report, dotted):
+    folder = make(tmp_path, model='stci_resnet18', pretrained='digest')
+    write_log(folder, [(1.0, 20.0, {'stci.stage3': 0.12, 'stci.stage4': 0.13})] * 2)
+    results = json.loads((folder / 'results.json').read_text())
+    runs.write_json(folder / 'results.json', results | dict(pretrained=report))
+    (figure,) = draw(tmp_path, 'gate')
+    assert any(line.get_label() == 'start' for line in figure.axes[0].lines) == dotted
 
 
 def test_rounding_errors_of_a_flat_gate_do_not_fill_the_panel(tmp_path):

@@ -16,7 +16,6 @@ import ablation
 import run_all
 from common import options, parsers, runs
 from common.errors import RunError
-from common.grid import weights_now
 from common.registry import MODELS
 
 STAND_IN = Path(__file__).parent / 'stand_in.py'
@@ -105,27 +104,34 @@ def test_the_data_set_of_a_grid_is_the_one_that_its_folder_is_laid_out_as(tmp_pa
         plan(*photos, '--dataset', 'synthetic')
 
 
-def test_a_complete_run_of_other_weights_is_not_taken_for_this_one(tmp_path, capsys):
-    weights, folder = tmp_path / 'weights.pt', tmp_path / 'dtd_fold1_resnet18_seed42'
+def test_a_complete_run_is_known_by_its_weights_and_not_by_their_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights, folder = tmp_path / 'weights' / 'twistnet18_imagenet.pt', tmp_path / 'dtd_fold1_twistnet18_seed42'
+    weights.parent.mkdir()
     weights.write_bytes(b'first')
-    options_of = ('--dataset', 'dtd', '--data_dir', 'x', '--folds', '1', '--run_dir', str(tmp_path), '--pretrained')
-    made = vars(options.parse_args([*options_of[:4], *options_of[6:], 'elsewhere.pt', '--model', 'resnet18']))
+    size = ('--dataset', 'dtd', '--data_dir', 'x', '--run_dir', str(tmp_path))
+    made = vars(options.parse_args([*size, '--model', 'twistnet18', '--pretrained', 'elsewhere.pt']))
     defines = dict(processes=1, pretrained=runs.digest(b'first'))
     folder.mkdir()
     runs.write_json(folder / 'config.json', dict(options=made, defines=defines, fingerprint='x'))
     runs.write_json(folder / 'results.json', dict(n_train=1880, fingerprint='x'))
+    argv = ('--models', 'twistnet18', '--folds', '1', *size, '--pretrained')
 
-    plan(*options_of, str(weights))
-    assert capsys.readouterr().out.split()[0] == 'complete', 'the same weights under another name'
-    weights.write_bytes(b'second')
-    weights_now.cache_clear()
-    with pytest.raises(RunError, match=f'another configuration: weights {runs.digest(b"first")} -> '):
-        plan(*options_of, str(weights))
-    weights.unlink()
-    weights_now.cache_clear()
+    for named in ((), (str(weights),), ('weights/twistnet18_imagenet.pt',)):
+        plan(*argv, *named)
+        assert capsys.readouterr().out.split()[0] == 'complete', named
+    weights.write_bytes(b'second!')
+    for named in ((), (str(weights),)):
+        with pytest.raises(RunError, match=f'another configuration: pretrained {runs.digest(b"first")} -> '):
+            plan(*argv, *named)
     capsys.readouterr()
-    plan(*options_of, str(weights))
-    assert capsys.readouterr().out.split()[0] == 'complete', 'made of weights that are gone'
+    plan(*argv, 'weigths.pt')
+    out, err = capsys.readouterr()
+    assert out.split()[0] == 'complete'
+    assert 'note: weigths.pt: cannot read the weights (No such file or directory); what was made of them is not' in err
+    weights.unlink()
+    with pytest.raises(RunError, match=r'another configuration: pretrained .* -> resnet18.a1_in1k'):
+        plan(*argv)
 
 
 def test_a_default_that_is_brought_down_is_said_once_and_is_the_same_configuration(tmp_path, capsys):

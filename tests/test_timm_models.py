@@ -14,7 +14,7 @@ from PIL import Image
 
 import train
 import trained
-from common import checkpoint, options, runs
+from common import options, runs, weights
 from common.errors import ModelError, RunError
 from common.images import open_image
 from common.registry import MODELS, STCI_VARIANTS, entry_of
@@ -124,12 +124,12 @@ def test_normalisation_and_crop(tmp_path):
 
 
 def test_the_tag_is_timms_default():
-    assert checkpoint.weights_source('resnet50', True) == 'resnet50.a1_in1k'
-    assert checkpoint.weights_source('resnet50.tv_in1k', True) == 'resnet50.tv_in1k'
-    assert checkpoint.weights_source('stci_no_ais_tf_efficientnet_lite0', True) == 'tf_efficientnet_lite0.in1k'
-    assert checkpoint.weights_source('stci_resnet18', True) == MODELS['resnet18']['weights']
+    assert weights.weights_source('resnet50', True) == 'resnet50.a1_in1k'
+    assert weights.weights_source('resnet50.tv_in1k', True) == 'resnet50.tv_in1k'
+    assert weights.weights_source('stci_no_ais_tf_efficientnet_lite0', True) == 'tf_efficientnet_lite0.in1k'
+    assert weights.weights_source('stci_resnet18', True) == MODELS['resnet18']['weights']
     with pytest.raises(ModelError, match='timm names no ImageNet weights'):
-        checkpoint.weights_source('resnet10t_nowhere', True)
+        weights.weights_source('resnet10t_nowhere', True)
 
 
 # ------------------------------------------------------------------------------------------ runs
