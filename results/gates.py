@@ -3,15 +3,17 @@
     python -m results.gates results/insertion results/pilot_gates
 
 The move is that of the gate's logit, which is what training changes, from the model's own start: -2, where
-sigmoid(gate) is 0.119, or that of a gate_ variant. Runs whose weights may have brought other gates are left out, with a
-note.
+sigmoid(gate) is 0.119, or that of a gate_ variant. Beside the mean and the largest move stands what weight decay alone,
+which pulls a logit to 0, would have moved. Runs whose weights may have brought other gates are left out, with a note.
 """
 
 import argparse
 import math
+import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 from common import runs, tables
 from common.errors import RunError, user_errors
@@ -19,11 +21,16 @@ from common.registry import dataset_label, model_label
 from common.results import initial_gate
 
 
-def last_gates(folder: Path) -> dict[tuple, list[list[float]]]:
-    """sigmoid(gate) of every block after the last epoch of each complete run.
+class End(NamedTuple):
+    """The gates of one run after its last epoch."""
 
-    Returns:
-        a list a run, by (data set, model, lr, gate_lr, epochs, sigmoid(gate) before training).
+    start: float  # sigmoid(gate) before training
+    gates: list[float]  # of every block, the same after it
+    by_decay: float  # how far weight decay alone would have moved their logits; nan where it is not known
+
+
+def last_gates(folder: Path) -> dict[tuple, list[End]]:
+    """The gates of the complete runs of a folder, by (data set, model, lr, gate_lr, epochs).
 
     Raises:
         RunError: a folder without runs, a damaged file, or no complete run with gates whose start is known.
@@ -40,12 +47,28 @@ def last_gates(folder: Path) -> dict[tuple, list[list[float]]]:
         if (start := initial_gate(model, gates, pretrained, results.get('pretrained'))) is None:
             print(f'left out: {run}: its weights may have brought gates of their own', file=sys.stderr)
             continue
-        options = {'gate_lr': 1.0} | config['options']
-        key = *(options[name] for name in ('dataset', 'model', 'lr', 'gate_lr', 'epochs')), start
-        ends[key].append([*gates.values()])
+        options = {'gate_lr': 1.0, 'opt': 'sgd'} | config['options']
+        key = tuple(options[name] for name in ('dataset', 'model', 'lr', 'gate_lr', 'epochs'))
+        by_decay = math.nan
+        if options['opt'] == 'sgd' and 'weight_decay' in options:
+            rates = [epoch['lr'] * options['gate_lr'] for epoch in epochs]
+            steps = results['n_train'] // options['batch_size']
+            by_decay = decayed(logit(start), rates, steps, options['weight_decay'], options['momentum']) - logit(start)
+        ends[key].append(End(start, [*gates.values()], by_decay))
     if not ends:
         raise RunError(f'{folder}: no complete run has gates, or none whose start is known')
     return ends
+
+
+def decayed(value: float, rates: list[float], steps: int, weight_decay: float, momentum: float) -> float:
+    """A parameter without a gradient after epochs of `steps` steps of SGD with Nesterov momentum at these rates."""
+    velocity = 0.0
+    for rate in rates:
+        for _ in range(steps):
+            gradient = weight_decay * value
+            velocity = momentum * velocity + gradient
+            value -= rate * (gradient + momentum * velocity)
+    return value
 
 
 def logit(probability: float) -> float:
@@ -56,14 +79,26 @@ def logit(probability: float) -> float:
 
 def main(args: argparse.Namespace) -> None:
     lines = []
-    for key, found in (item for top in args.folders for item in last_gates(top).items()):
-        dataset, model, *settings, start = key
-        values = [value for gates in found for value in gates]
-        largest = max((logit(value) - logit(start) for value in values), key=abs)
+    for (dataset, model, *settings), found in (item for top in args.folders for item in last_gates(top).items()):
+        values = [value for end in found for value in end.gates]
+        moves = [logit(value) - logit(end.start) for end in found for value in end.gates]
         names = [dataset_label(dataset, {}), model_label(model), *(f'{setting:g}' for setting in settings)]
-        lines.append([*names, str(len(found)), f'{min(values):.4f} to {max(values):.4f}', f'{largest:+.4f}'])
-    head = ['Data', 'Model', 'lr', 'gate_lr', 'epochs', 'runs', 'sigmoid(gate)', 'largest move']
-    tables.print_text('llrrrrrr', head, lines)
+        numbers = statistics.fmean(moves), max(moves, key=abs), statistics.fmean(end.by_decay for end in found)
+        moved = ['-' if math.isnan(number) else f'{number:+.4f}' for number in numbers]
+        lines.append([*names, str(len(found)), f'{min(values):.4f} to {max(values):.4f}', *moved])
+    head = [
+        'Data',
+        'Model',
+        'lr',
+        'gate_lr',
+        'epochs',
+        'runs',
+        'sigmoid(gate)',
+        'mean move',
+        'largest',
+        'by decay alone',
+    ]
+    tables.print_text('llrrrrrrrr', head, lines)
 
 
 def get_args_parser() -> argparse.ArgumentParser:

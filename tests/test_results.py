@@ -5,6 +5,7 @@ import math
 import re
 
 import pytest
+import torch
 from conftest import ROOT, make_run
 
 import summarize_runs
@@ -70,10 +71,12 @@ def test_where_the_gates_end(tmp_path, capsys):
     captured = capsys.readouterr()
     first, variant, second = (line.split() for line in captured.out.splitlines()[1:])
     move = f'{math.log(0.2 / 0.8) + 2:+.4f}'
-    assert first == ['DTD', 'TwistNet-18', '0.01', '1', '100', '1', '0.1200', 'to', '0.2000', move]
-    assert second == ['DTD', 'TwistNet-18', '0.01', '1', '100', '1', '0.1190', 'to', '0.1200', '+0.0076']
+    mean = f'{(math.log(0.2 / 0.8) + math.log(0.12 / 0.88)) / 2 + 2:+.4f}'
+    assert first == ['DTD', 'TwistNet-18', '0.01', '1', '100', '1', '0.1200', 'to', '0.2000', mean, move, '-']
+    assert second[-5:] == ['to', '0.1200', '+0.0028', '+0.0076', '-']
     assert variant[:3] == ['DTD', 'Gate', '0']
-    assert variant[-4:] == ['0.1200', 'to', '0.5000', f'{math.log(0.12 / 0.88):+.4f}']  # the start is 0.5
+    assert variant[7:10] == ['0.1200', 'to', '0.5000']
+    assert variant[-2] == f'{math.log(0.12 / 0.88):+.4f}'  # the start is 0.5
     why = 'its weights may have brought gates of their own'
     assert captured.err == f'left out: {tmp_path}/b/dtd_fold1_stci_resnet18_seed42: {why}\n'
 
@@ -85,3 +88,30 @@ def test_without_gates_it_says_so(tmp_path):
     make_run(tmp_path, fold=2, log=[])
     with pytest.raises(RunError, match='no complete run has gates'):
         gates.last_gates(tmp_path)
+
+
+def test_weight_decay_alone_is_that_of_torch():
+    gate = torch.nn.Parameter(torch.tensor(-2.0, dtype=torch.float64))
+    optimizer = torch.optim.SGD([gate], momentum=0.9, nesterov=True, weight_decay=1e-2)
+    rates = [0.5, 0.1, 0.3]
+    for rate in rates:
+        optimizer.param_groups[0]['lr'] = rate
+        for _ in range(7):
+            gate.grad = torch.zeros_like(gate)
+            optimizer.step()
+    assert gates.decayed(-2.0, rates, 7, 1e-2, 0.9) == pytest.approx(gate.item(), rel=1e-12)
+    assert gate.item() > -1.8
+
+
+def test_the_decay_of_a_run_is_that_of_its_recipe(tmp_path):
+    epochs = [dict(epoch=1, lr=0.1, gates={'layer3.0': 0.13})]
+    folder = make_run(tmp_path, model='twistnet18', log=epochs)
+    config = runs.read_json(folder / 'config.json')
+    config['options'] |= dict(gate_lr=10.0, weight_decay=1e-3, momentum=0.0, batch_size=32)
+    runs.write_json(folder / 'config.json', config)
+    ((end,),) = gates.last_gates(tmp_path).values()
+    assert end.by_decay == pytest.approx(2 * (1e-3 * 0.1 * 10), rel=1e-9)  # one step of 60 images in batches of 32
+    config['options'] |= dict(opt='adamw')
+    runs.write_json(folder / 'config.json', config)
+    ((end,),) = gates.last_gates(tmp_path).values()
+    assert math.isnan(end.by_decay)
