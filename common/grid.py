@@ -97,14 +97,8 @@ def weights_now(wanted: dict, recorded: str) -> str:
     try:
         return weights_identity(wanted['model'], wanted['pretrained'])
     except ModelError as error:
-        note(f'note: {error}; what was made of them is not compared with it')
+        say_once(f'note: {error}; what was made of them is not compared with it')
         return recorded
-
-
-@functools.cache
-def note(text: str) -> None:
-    """Said once."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def epochs_done(run: Run) -> int:
@@ -252,3 +246,6 @@ class Grid:
 def say(message: str) -> None:
     """Progress: a line on stderr, above the progress bar."""
     tqdm.write(message, file=sys.stderr)
+
+
+say_once = functools.cache(say)  # for what is found again at every run of a grid

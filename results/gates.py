@@ -86,18 +86,7 @@ def main(args: argparse.Namespace) -> None:
         numbers = statistics.fmean(moves), max(moves, key=abs), statistics.fmean(end.by_decay for end in found)
         moved = ['-' if math.isnan(number) else f'{number:+.4f}' for number in numbers]
         lines.append([*names, str(len(found)), f'{min(values):.4f} to {max(values):.4f}', *moved])
-    head = [
-        'Data',
-        'Model',
-        'lr',
-        'gate_lr',
-        'epochs',
-        'runs',
-        'sigmoid(gate)',
-        'mean move',
-        'largest',
-        'by decay alone',
-    ]
+    head = ['Data', 'Model', 'lr', 'gate_lr', 'epochs', 'runs', 'sigmoid(gate)', 'mean move', 'largest', 'by decay']
     tables.print_text('llrrrrrrrr', head, lines)
 
 
