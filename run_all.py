@@ -18,12 +18,13 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from common import options, own_options, parsers, runs, tuning
-from common.errors import RunError, user_errors
+from common.errors import DataError, RunError, user_errors
 from common.grid import DONE, OTHER_CONFIG, Grid, Run, say, state_of
 from common.registry import DATASETS
 from common.runs import counted
 
 TRAIN = Path(__file__).resolve().parent / 'train.py'
+OTHER_FOLDER = 'take another --run_dir, or --force to discard them'
 
 
 # ---------------------------------------------------------------------------------------------- plan
@@ -230,7 +231,8 @@ def work_on(args: argparse.Namespace, grid: list[Run], noun: str = 'run', later:
         later: those whose options --tune has still to choose: reported, not made.
 
     Raises:
-        RunError: a folder holds another run, or a run fails.
+        DataError: images or lists are missing that a run needs.
+        RunError: a folder holds another run, or one of other images, or a run fails.
     """
     if args.force and not args.dry_run:
         discard(grid)
@@ -244,22 +246,48 @@ def work_on(args: argparse.Namespace, grid: list[Run], noun: str = 'run', later:
         return
     if others := [folder for folder, state in states.items() if state.startswith(OTHER_CONFIG)]:
         more = f', and {len(others) - 1} others do too' if others[1:] else ''
-        raise RunError(
-            f'{others[0]} holds {states[others[0]]}{more}; take another --run_dir, or --force to discard them'
-        )
+        raise RunError(f'{others[0]} holds {states[others[0]]}{more}; {OTHER_FOLDER}')
+    if args.dry_run or not grid:
+        return
     todo = [run for run in grid if states[run.folder] not in DONE]
-    if todo and not args.dry_run:
+    try:
+        check_data(args, grid, todo)
+    except DataError as error:
+        if todo:
+            raise
+        say(f'note: {error}; the runs, which are complete, are not compared with it')
+    if todo:
         make_runs(args, todo, len(grid), noun)
+
+
+def check_data(args: argparse.Namespace, grid: list[Run], todo: list[Run]) -> None:
+    """Load every fold once here, and not in every run.
+
+    Raises:
+        DataError: images or lists are missing.
+        RunError: complete runs of the grid, or beside it, are of other images.
+    """
+    from common.splits import split_digest  # here, because numpy and the data sets slow --dry_run down
+    from datasets import load_splits, tree_digest
+
+    for fold in args.folds:
+        splits = load_splits(args.dataset, args.data_dir, fold, own_options.split_options(vars(args)))
+        digest = split_digest(splits)
+        for run in grid:
+            if run.options['fold'] == fold and run not in todo:
+                config = runs.read_json(run.folder / 'config.json')
+                had = config.get('defines', {}).get('split')
+                if had not in (None, digest):
+                    difference = f'the images of fold {fold} have changed: {had} -> {digest}'
+                    raise runs.other_configuration(run.folder, difference, OTHER_FOLDER)
+    if todo:
+        runs.check_neighbours(todo[0].folder, todo[0].options, tree_digest(args.dataset, args.data_dir, splits))
 
 
 def make_runs(args: argparse.Namespace, todo: list[Run], total: int, noun: str) -> None:
     """Make the runs that are left of a grid of `total`, here or through SLURM, and report on them."""
-    from common.cache import open_cache  # here, because numpy and the data sets slow --dry_run down
-    from datasets import load_splits, tree_digest
+    from common.cache import open_cache  # here, because numpy slows --dry_run down
 
-    for fold in args.folds:  # raises once here, and not in every run
-        splits = load_splits(args.dataset, args.data_dir, fold, own_options.split_options(vars(args)))
-    runs.check_neighbours(todo[0].folder, todo[0].options, tree_digest(args.dataset, args.data_dir, splits))
     if args.launcher == 'slurm':
         return submit(args, todo, noun)
     open_cache(todo[0].options['cache'])  # so that runs find the images that others have decoded

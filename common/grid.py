@@ -65,8 +65,8 @@ def state_of(run: Run) -> str:
 def difference_to(wanted: dict, config: dict, results: dict | None) -> str:
     """How the options of a run differ from those of the run in its folder; '' if they do not.
 
-    What train.py resolves from the machine or from the content of the data is compared by train.py, which is not
-    started for a complete run. Of weights the content is compared, not the name.
+    What train.py resolves from the machine is compared by train.py, which is not started for a complete run; the images
+    are compared by run_all.py (check_data). Of weights the content is compared, not the name.
     """
     had, unknown = options.NEUTRAL | config.get('options', {}), set(options.SYSTEM_OPTIONS)
     if wanted['amp'] == 'auto':

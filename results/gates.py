@@ -20,6 +20,8 @@ from common.errors import RunError, user_errors
 from common.registry import dataset_label, model_label
 from common.results import initial_gate
 
+SETTINGS = 'lr', 'gate_lr', 'weight_decay', 'epochs'  # runs that differ in one are not pooled
+
 
 class End(NamedTuple):
     """The gates of one run after its last epoch."""
@@ -30,7 +32,7 @@ class End(NamedTuple):
 
 
 def last_gates(folder: Path) -> dict[tuple, list[End]]:
-    """The gates of the complete runs of a folder, by (data set, model, lr, gate_lr, epochs).
+    """The gates of the complete runs of a folder, by (data set, model, lr, gate_lr, weight_decay, epochs).
 
     Raises:
         RunError: a folder without runs, a damaged file, or no complete run with gates whose start is known.
@@ -48,7 +50,7 @@ def last_gates(folder: Path) -> dict[tuple, list[End]]:
             print(f'left out: {run}: its weights may have brought gates of their own', file=sys.stderr)
             continue
         options = {'gate_lr': 1.0, 'opt': 'sgd'} | config['options']
-        key = tuple(options[name] for name in ('dataset', 'model', 'lr', 'gate_lr', 'epochs'))
+        key = tuple(options.get(name) for name in ('dataset', 'model', *SETTINGS))
         by_decay = math.nan
         if options['opt'] == 'sgd' and 'weight_decay' in options:
             rates = [epoch['lr'] * options['gate_lr'] for epoch in epochs]
@@ -82,12 +84,13 @@ def main(args: argparse.Namespace) -> None:
     for (dataset, model, *settings), found in (item for top in args.folders for item in last_gates(top).items()):
         values = [value for end in found for value in end.gates]
         moves = [logit(value) - logit(end.start) for end in found for value in end.gates]
-        names = [dataset_label(dataset, {}), model_label(model), *(f'{setting:g}' for setting in settings)]
+        names = [dataset_label(dataset, {}), model_label(model)]
+        names += ['-' if setting is None else f'{setting:g}' for setting in settings]
         numbers = statistics.fmean(moves), max(moves, key=abs), statistics.fmean(end.by_decay for end in found)
         moved = ['-' if math.isnan(number) else f'{number:+.4f}' for number in numbers]
         lines.append([*names, str(len(found)), f'{min(values):.4f} to {max(values):.4f}', *moved])
-    head = ['Data', 'Model', 'lr', 'gate_lr', 'epochs', 'runs', 'sigmoid(gate)', 'mean move', 'largest', 'by decay']
-    tables.print_text('llrrrrrrrr', head, lines)
+    ends = ['sigmoid(gate)', 'mean move', 'largest', 'by decay']
+    tables.print_text('ll' + 'r' * (len(SETTINGS) + 5), ['Data', 'Model', *SETTINGS, 'runs', *ends], lines)
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -72,10 +72,10 @@ def test_where_the_gates_end(tmp_path, capsys):
     first, variant, second = (line.split() for line in captured.out.splitlines()[1:])
     move = f'{math.log(0.2 / 0.8) + 2:+.4f}'
     mean = f'{(math.log(0.2 / 0.8) + math.log(0.12 / 0.88)) / 2 + 2:+.4f}'
-    assert first == ['DTD', 'TwistNet-18', '0.01', '1', '100', '1', '0.1200', 'to', '0.2000', mean, move, '-']
+    assert first == ['DTD', 'TwistNet-18', '0.01', '1', '-', '100', '1', '0.1200', 'to', '0.2000', mean, move, '-']
     assert second[-5:] == ['to', '0.1200', '+0.0028', '+0.0076', '-']
     assert variant[:3] == ['DTD', 'Gate', '0']
-    assert variant[7:10] == ['0.1200', 'to', '0.5000']
+    assert variant[8:11] == ['0.1200', 'to', '0.5000']
     assert variant[-2] == f'{math.log(0.12 / 0.88):+.4f}'  # the start is 0.5
     why = 'its weights may have brought gates of their own'
     assert captured.err == f'left out: {tmp_path}/b/dtd_fold1_stci_resnet18_seed42: {why}\n'

@@ -10,13 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import HOLD, ROOT, finish, start
+from conftest import HOLD, ROOT, finish, start, write_image
 
 import ablation
 import run_all
 from common import options, parsers, runs
 from common.errors import RunError
+from common.own_options import SplitOptions
 from common.registry import MODELS
+from common.splits import split_digest
+from datasets import load_splits
 
 STAND_IN = Path(__file__).parent / 'stand_in.py'
 WITH_STAND_IN = (
@@ -132,6 +135,42 @@ def test_a_complete_run_is_known_by_its_weights_and_not_by_their_name(tmp_path, 
     weights.unlink()
     with pytest.raises(RunError, match=r'another configuration: pretrained .* -> resnet18.a1_in1k'):
         plan(*argv)
+
+
+def test_a_complete_grid_is_compared_with_the_images_that_are_there(tmp_path, capsys):
+    photographs, lists, made = tmp_path / 'photographs', tmp_path / 'my.csv', tmp_path / 'runs'
+    names = [f'{cls}_{n}.jpg' for cls in 'ab' for n in range(6)]
+    for n, name in enumerate(names):
+        write_image(photographs / name, n)
+
+    def write(label_of) -> None:
+        lists.write_text('\n'.join(['path,label', *(f'{name},{label_of(name)}' for name in names)]))
+
+    argv = ['--lists', str(lists), '--data_dir', str(photographs), '--run_dir', str(made)]
+
+    def again() -> None:
+        run_all.main(*run_all.get_args_parser().parse_known_args(['--models', 'resnet18', '--folds', '1,2', *argv]))
+
+    write(lambda name: name[0])
+    for fold in (1, 2):
+        folder = made / f'lists_fold{fold}_resnet18_seed42'
+        folder.mkdir(parents=True)
+        options_made = vars(options.parse_args([*argv, '--model', 'resnet18', '--fold', str(fold)]))
+        split = split_digest(load_splits('lists', photographs, fold, SplitOptions(str(lists))))
+        runs.write_json(
+            folder / 'config.json', dict(options=options_made, defines=dict(split=split, processes=1), fingerprint='x')
+        )
+        runs.write_json(folder / 'results.json', dict(n_train=32, fingerprint='x'))
+    again()
+    assert capsys.readouterr().err.splitlines()[-1] == f'2 runs in {made}: 2 complete'
+    write(lambda name: 'a' if name == names[-1] else name[0])
+    with pytest.raises(RunError, match=r'fold1.*\(the images of fold 1 have changed: .*--force to discard them'):
+        again()
+    write(lambda name: name[0])
+    lists.rename(tmp_path / 'moved.csv')
+    capsys.readouterr()
+    again()
+    assert 'the runs, which are complete, are not compared with it' in capsys.readouterr().err
 
 
 def test_a_default_that_is_brought_down_is_said_once_and_is_the_same_configuration(tmp_path, capsys):
