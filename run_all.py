@@ -20,7 +20,7 @@ from pathlib import Path
 from common import options, own_options, parsers, runs, tuning
 from common.errors import DataError, RunError, user_errors
 from common.grid import DONE, OTHER_CONFIG, Grid, Run, say, state_of
-from common.registry import DATASETS
+from common.registry import DATASETS, nameable
 from common.runs import counted
 
 TRAIN = Path(__file__).resolve().parent / 'train.py'
@@ -113,16 +113,19 @@ def tune(args: argparse.Namespace, passed: list[str], parsed: argparse.Namespace
     again = args.models if args.force else []
     tuned = tuning.tuned_models(args.run_dir, search, parsed, again)
     left = argparse.Namespace(**vars(args) | dict(models=[model for model in args.models if model not in tuned]))
-    trials = defaultdict(list)  # by model: (setting, run)
     if not args.force:
         check_folders([make_grid(left, passed + tuning.words_of(setting)) for setting in search.settings])
-    left.folds, left.seeds = [search.fold], [search.seed]
+    cell = argparse.Namespace(**vars(args) | dict(folds=[search.fold], seeds=[search.seed]))
+    trials = defaultdict(list)  # by model: (setting, run)
     for setting in search.settings:
-        left.run_dir = tuning.folder_of(args.run_dir, setting)
-        for run in make_grid(left, passed + tuning.words_of(setting)):
+        cell.run_dir = tuning.folder_of(args.run_dir, setting)
+        for run in make_grid(cell, passed + tuning.words_of(setting)):
             trials[run.options['model']].append((setting, run._replace(trial=True)))
+    if not args.dry_run:
+        check_data(args, [run for made in trials.values() for _, run in made], needed=bool(left.models))
+    trials = {model: trials[model] for model in left.models}
     if trials:
-        left.run_dir, left.folds = args.run_dir / tuning.FOLDER, [search.fold, *args.folds]  # all are checked first
+        left.run_dir = args.run_dir / tuning.FOLDER
         if args.force and not args.dry_run:
             discard(make_grid(args, passed))  # now, so that an interrupted search resumes without --force
         if not args.dry_run:
@@ -210,10 +213,13 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     parsed = options.parse_args(base_of(args, passed))
     for line in options.shrunk(parsed, options.RECIPES[parsed.recipe]):
         say(line)
+    grid = make_grid(args, passed)
+    if not args.tune and (args.tune_fold is not None or args.tune_seed is not None):
+        raise RunError('--tune_fold and --tune_seed are of --tune, which is not given')
+    if not args.dry_run:
+        check_data(args, grid, needed=any(is_unmade(args, run) for run in grid))
     if not args.tune:
-        if args.tune_fold is not None or args.tune_seed is not None:
-            raise RunError('--tune_fold and --tune_seed are of --tune, which is not given')
-        return work_on(args, make_grid(args, passed))
+        return work_on(args, grid)
     chosen = tune(args, passed, parsed)
     tuned = argparse.Namespace(**vars(args) | dict(models=[model for model in args.models if model in chosen]))
     untuned = argparse.Namespace(**vars(args) | dict(models=[model for model in args.models if model not in chosen]))
@@ -231,8 +237,7 @@ def work_on(args: argparse.Namespace, grid: list[Run], noun: str = 'run', later:
         later: those whose options --tune has still to choose: reported, not made.
 
     Raises:
-        DataError: images or lists are missing that a run needs.
-        RunError: a folder holds another run, or one of other images, or a run fails.
+        RunError: a folder holds another run, or a run fails.
     """
     if args.force and not args.dry_run:
         discard(grid)
@@ -245,43 +250,54 @@ def work_on(args: argparse.Namespace, grid: list[Run], noun: str = 'run', later:
     if args.force and args.dry_run:
         return
     if others := [folder for folder, state in states.items() if state.startswith(OTHER_CONFIG)]:
-        more = f', and {len(others) - 1} others do too' if others[1:] else ''
+        more = f' (and {counted(len(others) - 1, "other")})' if others[1:] else ''
         raise RunError(f'{others[0]} holds {states[others[0]]}{more}; {OTHER_FOLDER}')
-    if args.dry_run or not grid:
-        return
     todo = [run for run in grid if states[run.folder] not in DONE]
-    try:
-        check_data(args, grid, todo)
-    except DataError as error:
-        if todo:
-            raise
-        say(f'note: {error}; the runs, which are complete, are not compared with it')
-    if todo:
+    if todo and not args.dry_run:
         make_runs(args, todo, len(grid), noun)
 
 
-def check_data(args: argparse.Namespace, grid: list[Run], todo: list[Run]) -> None:
-    """Load every fold once here, and not in every run.
+def is_unmade(args: argparse.Namespace, run: Run) -> bool:
+    return args.force or not (run.folder / 'results.json').exists()
+
+
+def check_data(args: argparse.Namespace, grid: list[Run], needed: bool) -> None:
+    """Refuse, before anything is made or discarded, images that are incomplete or not those of the runs in the folders.
+
+    They are the same if classes, names and, but for the test set, sizes are.
+
+    Args:
+        args: run_all's options.
+        grid: runs; those that have begun are compared unless --force discards them.
+        needed: some of them are to be made; if not, images that cannot be loaded are a note.
 
     Raises:
-        DataError: images or lists are missing.
-        RunError: complete runs of the grid, or beside it, are of other images.
+        DataError: the images of a fold cannot be loaded.
+        RunError: runs of the grid, or complete ones beside it that are called the same, are of other images.
     """
     from common.splits import split_digest  # here, because numpy and the data sets slow --dry_run down
     from datasets import load_splits, tree_digest
 
-    for fold in args.folds:
-        splits = load_splits(args.dataset, args.data_dir, fold, own_options.split_options(vars(args)))
-        digest = split_digest(splits)
-        for run in grid:
-            if run.options['fold'] == fold and run not in todo:
-                config = runs.read_json(run.folder / 'config.json')
-                had = config.get('defines', {}).get('split')
-                if had not in (None, digest):
-                    difference = f'the images of fold {fold} have changed: {had} -> {digest}'
-                    raise runs.other_configuration(run.folder, difference, OTHER_FOLDER)
-    if todo:
-        runs.check_neighbours(todo[0].folder, todo[0].options, tree_digest(args.dataset, args.data_dir, splits))
+    begun, others = defaultdict(list), []
+    for run in grid:
+        if not is_unmade(args, run) or (not args.force and (run.folder / 'last.pt').exists()):
+            begun[run.options['fold']].append(run.folder)
+    for fold in dict.fromkeys(run.options['fold'] for run in grid) if needed else begun:
+        try:
+            splits = load_splits(args.dataset, args.data_dir, fold, own_options.split_options(vars(args)))
+            digest = split_digest(splits) if begun[fold] else None
+        except (DataError, OSError) as error:
+            if needed:
+                raise
+            say(f'note: fold {fold}: {error}; its runs, which are complete, are not compared with it')
+            continue
+        others += [folder for folder in begun[fold] if runs.split_of(folder) not in (None, digest)]
+    if others:
+        more = f' (and {counted(len(others) - 1, "other")})' if others[1:] else ''
+        way_out = f'{runs.NAME_THEM}, {OTHER_FOLDER}' if nameable(args.dataset) else OTHER_FOLDER
+        raise RunError(f'{others[0]} holds a run of other images, labels or folds{more}; {way_out}')
+    if needed and (unmade := [run.folder for run in grid if is_unmade(args, run)]):
+        runs.check_neighbours(unmade, grid[0].options, tree_digest(args.dataset, args.data_dir, splits))
 
 
 def make_runs(args: argparse.Namespace, todo: list[Run], total: int, noun: str) -> None:

@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import RunBusy, RunError
@@ -276,7 +277,7 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
             it cannot be made.
     """
     if force or not (folder / 'results.json').exists():
-        check_neighbours(folder, config['defines'], config.get('tree'))
+        check_neighbours([folder], config['defines'], config.get('tree'))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if force:
@@ -301,11 +302,17 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
     return None, f'begun in another environment ({changes(old.get("environment", {}), config["environment"])})'
 
 
-def check_neighbours(folder: Path, defines: dict, tree: str | None) -> None:
-    """Refuse a run where complete runs beside it are of other images, or of other folds, of the same name.
+def split_of(folder: Path) -> str | None:
+    """The digest of the images that a run was made of; None where it is not known."""
+    with contextlib.suppress(RunError):  # a damaged one is named by whoever reads it
+        return (read_json(folder / 'config.json') or {}).get('defines', {}).get('split')
+
+
+def check_neighbours(folders: Sequence[Path], defines: dict, tree: str | None) -> None:
+    """Refuse runs where complete ones beside them are of other images, or of other folds, of the same name.
 
     Args:
-        folder: of the run.
+        folders: of the runs that are to be made, side by side.
         defines: dataset and name; only images that --name can name are checked, see registry.nameable.
         tree: a digest of all images and folds, as tree_digest gives it.
 
@@ -316,10 +323,10 @@ def check_neighbours(folder: Path, defines: dict, tree: str | None) -> None:
     if tree is None or not nameable(dataset):
         return
     name = defines.get('name') or dataset
-    for path in sorted(folder.parent.glob(f'{name}_fold[0-9]*/results.json')):
+    for path in sorted(folders[0].parent.glob(f'{name}_fold[0-9]*/results.json')):
         with contextlib.suppress(RunError):  # a damaged one is named by whoever reads it
             other = (read_json(path.with_name('config.json')) or {}).get('tree')
-            if path.parent != folder and other not in (None, tree):
+            if path.parent not in folders and other not in (None, tree):
                 break
     else:
         return

@@ -467,7 +467,7 @@ def test_runs_of_older_code_beside_new_ones_are_complete(photographs, tmp_path, 
 
 def test_a_benchmark_has_no_neighbours_to_fear(tmp_path, tiny):
     make_run(tmp_path, dataset='synthetic', fold=2, tree='another')
-    runs.check_neighbours(tmp_path / 'synthetic_fold1_tiny_seed42', dict(dataset='synthetic'), 'mine')
+    runs.check_neighbours([tmp_path / 'synthetic_fold1_tiny_seed42'], dict(dataset='synthetic'), 'mine')
 
 
 # ---------------------------------------------------------------------------------------------- a run and its split

@@ -14,8 +14,8 @@ from conftest import HOLD, ROOT, finish, start, write_image
 
 import ablation
 import run_all
-from common import options, parsers, runs
-from common.errors import RunError
+from common import options, parsers, runs, tuning
+from common.errors import DataError, RunError
 from common.own_options import SplitOptions
 from common.registry import MODELS
 from common.splits import split_digest
@@ -137,7 +137,7 @@ def test_a_complete_run_is_known_by_its_weights_and_not_by_their_name(tmp_path, 
         plan(*argv)
 
 
-def test_a_complete_grid_is_compared_with_the_images_that_are_there(tmp_path, capsys):
+def test_the_images_of_runs_are_compared_with_those_that_are_there(tmp_path, capsys):
     photographs, lists, made = tmp_path / 'photographs', tmp_path / 'my.csv', tmp_path / 'runs'
     names = [f'{cls}_{n}.jpg' for cls in 'ab' for n in range(6)]
     for n, name in enumerate(names):
@@ -146,31 +146,54 @@ def test_a_complete_grid_is_compared_with_the_images_that_are_there(tmp_path, ca
     def write(label_of) -> None:
         lists.write_text('\n'.join(['path,label', *(f'{name},{label_of(name)}' for name in names)]))
 
-    argv = ['--lists', str(lists), '--data_dir', str(photographs), '--run_dir', str(made)]
+    argv = ['--lists', str(lists), '--data_dir', str(photographs)]
 
-    def again() -> None:
-        run_all.main(*run_all.get_args_parser().parse_known_args(['--models', 'resnet18', '--folds', '1,2', *argv]))
+    def again(*more: str) -> None:
+        base = ['--models', 'resnet18', '--folds', '1,2', '--run_dir', str(made), *argv]
+        run_all.main(*run_all.get_args_parser().parse_known_args([*base, *more]))
+
+    def finished(folder: Path, fold: int, *more: str) -> None:
+        folder.mkdir(parents=True)
+        words = [*argv, *more, '--model', 'resnet18', '--fold', str(fold)]
+        split = split_digest(load_splits('lists', photographs, fold, SplitOptions(str(lists))))
+        defines = dict(split=split, processes=1)
+        config = dict(options=vars(options.parse_args(words)), defines=defines, fingerprint='x')
+        runs.write_json(folder / 'config.json', config)
+        runs.write_json(folder / 'results.json', dict(n_train=32, fingerprint='x', best_val_acc=50.0))
 
     write(lambda name: name[0])
     for fold in (1, 2):
-        folder = made / f'lists_fold{fold}_resnet18_seed42'
-        folder.mkdir(parents=True)
-        options_made = vars(options.parse_args([*argv, '--model', 'resnet18', '--fold', str(fold)]))
-        split = split_digest(load_splits('lists', photographs, fold, SplitOptions(str(lists))))
-        runs.write_json(
-            folder / 'config.json', dict(options=options_made, defines=dict(split=split, processes=1), fingerprint='x')
-        )
-        runs.write_json(folder / 'results.json', dict(n_train=32, fingerprint='x'))
+        finished(made / f'lists_fold{fold}_resnet18_seed42', fold)
     again()
     assert capsys.readouterr().err.splitlines()[-1] == f'2 runs in {made}: 2 complete'
+
     write(lambda name: 'a' if name == names[-1] else name[0])
-    with pytest.raises(RunError, match=r'fold1.*\(the images of fold 1 have changed: .*--force to discard them'):
-        again()
+    for more in ((), ('--folds', '1-3')):  # nothing to make, something to make
+        with pytest.raises(RunError, match=r'fold1_.* other images, labels or folds \(and 1 other\); --name NAME'):
+            again(*more)
+    with pytest.raises(RunError, match=r'fold1_.* holds another configuration: lr'):
+        again('--lr', '0.5', '--dry_run')  # which does not look at images
     write(lambda name: name[0])
-    lists.rename(tmp_path / 'moved.csv')
-    capsys.readouterr()
+    tested = Path(load_splits('lists', photographs, 1, SplitOptions(str(lists))).test[0][0])
+    write_image(tested, 0, size=60)
+    with pytest.raises(RunError, match=r'fold2_.* other images, labels or folds; --name NAME'):
+        again()  # of the other fold it is a test image, which counts by its name
+
+    tested.unlink()
     again()
-    assert 'the runs, which are complete, are not compared with it' in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.count(tested.name) == err.count('which are complete, are not compared with it') == 2
+    for more in (('--folds', '1-3'), ('--force',)):
+        with pytest.raises(DataError, match=tested.name):
+            again(*more)
+    assert len(lines_of(made, 'results.json')) == 2, 'nothing is discarded before the images are seen'
+
+    write_image(tested, 0)
+    for lr in (0.1, 0.2):
+        finished(tuning.folder_of(made, dict(lr=lr)) / 'lists_fold1_resnet18_seed0', 1, '--seed', '0', '--lr', str(lr))
+    write(lambda name: 'a' if name == names[-1] else name[0])
+    with pytest.raises(RunError, match=r'lr=0\.1/lists_fold1_resnet18_seed0 holds a run of other images'):
+        again('--tune', 'lr=0.1,0.2', '--seeds', '43')
 
 
 def test_a_default_that_is_brought_down_is_said_once_and_is_the_same_configuration(tmp_path, capsys):
@@ -329,7 +352,7 @@ def test_another_configuration_is_shown_and_nothing_is_started(tmp_path):
     assert finish(grid(tmp_path))[0] == 0
     code, _, err = finish(grid(tmp_path, '--epochs', '7', '--lr', '0.1'))
     assert code == 1
-    assert 'another configuration: epochs 6 -> 7, lr 0.05 -> 0.1, and 3 others do too' in err.splitlines()[-1]
+    assert 'another configuration: epochs 6 -> 7, lr 0.05 -> 0.1 (and 3 others)' in err.splitlines()[-1]
     assert {len(starts) for starts in lines_of(tmp_path, 'starts').values()} == {1}
 
 
@@ -473,8 +496,15 @@ def test_a_grid_of_real_runs(tree, tmp_path):
     assert '1 interrupted' in err
     assert 'summarize_runs.py --run_dir' in err.splitlines()[-1]
     assert runs.read_json(tmp_path / 'dtd_fold1_resnet18_seed42' / 'results.json')['test_acc'] >= 0
-    code, out, err = finish(start('run_all.py', *data, *size, '--dry_run'))
-    assert out.split()[0] == 'complete'
+    image.write_bytes(whole + b' ')
+    code, out, err = finish(start('run_all.py', *data, *size))
+    assert (code, out) == (0, ''), err
+    assert err.splitlines()[-1] == f'1 run in {tmp_path}: 1 complete'
+    trained = image.with_name('class0_0000.jpg')
+    trained.write_bytes(trained.read_bytes() + b' ')
+    code, out, err = finish(start('run_all.py', *data, *size))
+    assert (code, out) == (1, '')
+    assert 'dtd_fold1_resnet18_seed42 holds a run of other images' in err.splitlines()[-1]
 
 
 # ---------------------------------------------------------------------------------------------- ablation.py
