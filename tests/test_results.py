@@ -56,6 +56,14 @@ def test_the_page_has_the_figures_of_the_pilots():
         assert f'{runs.read_json(file)["best_val_acc"]:.1f}' in page, file
 
 
+def test_the_page_has_every_run_from_scratch():
+    page, files = (ROOT / 'RESULTS.md').read_text(), sorted((ROOT / 'results' / 'scratch').glob('*/results.json'))
+    rows = {int(row[1]): row[0] for row in re.finditer(r'^\| (\d) \|.*$', page, re.M)}
+    assert files
+    for results in map(runs.read_json, files):
+        assert f'{results["test_acc"]:.1f} ({results["best_val_acc"]:.1f})' in rows[results['fold']], results
+
+
 def test_where_the_gates_end(tmp_path, capsys):
     def log(*values):
         return [dict(epoch=epoch, gates={'layer3.0': value, 'layer4.0': 0.12}) for epoch, value in enumerate(values, 1)]
