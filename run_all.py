@@ -217,6 +217,8 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     if not args.tune and (args.tune_fold is not None or args.tune_seed is not None):
         raise RunError('--tune_fold and --tune_seed are of --tune, which is not given')
     if not args.dry_run:
+        if not args.force and not args.tune:  # options before images, which they may divide otherwise
+            refuse_others({run.folder: state_of(run) for run in grid})
         check_data(args, grid, needed=any(is_unmade(args, run) for run in grid))
     if not args.tune:
         return work_on(args, grid)
@@ -249,12 +251,17 @@ def work_on(args: argparse.Namespace, grid: list[Run], noun: str = 'run', later:
     say(f'{counted(len(states), noun)} in {args.run_dir}: {counts}')
     if args.force and args.dry_run:
         return
-    if others := [folder for folder, state in states.items() if state.startswith(OTHER_CONFIG)]:
-        more = f' (and {counted(len(others) - 1, "other")})' if others[1:] else ''
-        raise RunError(f'{others[0]} holds {states[others[0]]}{more}; {OTHER_FOLDER}')
+    refuse_others(states)
     todo = [run for run in grid if states[run.folder] not in DONE]
     if todo and not args.dry_run:
         make_runs(args, todo, len(grid), noun)
+
+
+def refuse_others(states: dict[Path, str]) -> None:
+    """Raise RunError where a folder holds another configuration, by the states of the runs."""
+    if others := [folder for folder, state in states.items() if state.startswith(OTHER_CONFIG)]:
+        more = f' (and {counted(len(others) - 1, "other")})' if others[1:] else ''
+        raise RunError(f'{others[0]} holds {states[others[0]]}{more}; {OTHER_FOLDER}')
 
 
 def is_unmade(args: argparse.Namespace, run: Run) -> bool:
@@ -280,7 +287,8 @@ def check_data(args: argparse.Namespace, grid: list[Run], needed: bool) -> None:
 
     begun, others = defaultdict(list), []
     for run in grid:
-        if not is_unmade(args, run) or (not args.force and (run.folder / 'last.pt').exists()):
+        unfinished = (run.folder / 'last.pt').exists() or (run.trial and runs.has_diverged(run.folder))
+        if not args.force and (unfinished or not is_unmade(args, run)):
             begun[run.options['fold']].append(run.folder)
     for fold in dict.fromkeys(run.options['fold'] for run in grid) if needed else begun:
         try:

@@ -137,7 +137,7 @@ def test_a_complete_run_is_known_by_its_weights_and_not_by_their_name(tmp_path, 
         plan(*argv)
 
 
-def test_the_images_of_runs_are_compared_with_those_that_are_there(tmp_path, capsys):
+def test_the_images_of_runs_are_compared_with_those_that_are_there(tmp_path, capsys, monkeypatch):
     photographs, lists, made = tmp_path / 'photographs', tmp_path / 'my.csv', tmp_path / 'runs'
     names = [f'{cls}_{n}.jpg' for cls in 'ab' for n in range(6)]
     for n, name in enumerate(names):
@@ -171,8 +171,14 @@ def test_the_images_of_runs_are_compared_with_those_that_are_there(tmp_path, cap
     for more in ((), ('--folds', '1-3')):  # nothing to make, something to make
         with pytest.raises(RunError, match=r'fold1_.* other images, labels or folds \(and 1 other\); --name NAME'):
             again(*more)
-    with pytest.raises(RunError, match=r'fold1_.* holds another configuration: lr'):
-        again('--lr', '0.5', '--dry_run')  # which does not look at images
+    for more in ((), ('--dry_run',)):
+        with pytest.raises(RunError, match=r'fold1_.* holds another configuration: lr .* \(and 1 other\)'):
+            again('--lr', '0.5', *more)  # options before images, at which --dry_run does not look
+    results = made / 'lists_fold1_resnet18_seed42' / 'results.json'
+    results.rename(results.with_name('last.pt'))
+    with pytest.raises(RunError, match=r'fold1_.* other images, labels or folds \(and 1 other\); --name NAME'):
+        again()  # one is interrupted
+    results.with_name('last.pt').rename(results)
     write(lambda name: name[0])
     tested = Path(load_splits('lists', photographs, 1, SplitOptions(str(lists))).test[0][0])
     write_image(tested, 0, size=60)
@@ -192,8 +198,25 @@ def test_the_images_of_runs_are_compared_with_those_that_are_there(tmp_path, cap
     for lr in (0.1, 0.2):
         finished(tuning.folder_of(made, dict(lr=lr)) / 'lists_fold1_resnet18_seed0', 1, '--seed', '0', '--lr', str(lr))
     write(lambda name: 'a' if name == names[-1] else name[0])
-    with pytest.raises(RunError, match=r'lr=0\.1/lists_fold1_resnet18_seed0 holds a run of other images'):
-        again('--tune', 'lr=0.1,0.2', '--seeds', '43')
+    tune = ('--tune', 'lr=0.1,0.2', '--seeds', '43')
+    with pytest.raises(
+        RunError, match=r'lr=0\.1/lists_fold1_resnet18_seed0 holds a run of other images.* \(and 1 other\)'
+    ):
+        again(*tune)
+    for results in made.glob('tune/*/*/results.json'):
+        results.unlink()
+        results.with_name(runs.LOG).write_text(f'train.py: error: the training loss is nan; {runs.NOT_FINITE}\n')
+    with pytest.raises(
+        RunError, match=r'lr=0\.1/lists_fold1_resnet18_seed0 holds a run of other images.* \(and 1 other\)'
+    ):
+        again(*tune)  # that a trial has diverged was of those images, too
+
+    for config in made.glob('lists_*/config.json'):
+        runs.write_json(config, runs.read_json(config) | dict(tree='another'))
+    begun = []
+    monkeypatch.setattr(run_all, 'make_runs', lambda args, todo, *_: begun.extend(todo))
+    again('--force')  # the way out that is named: what it discards is no neighbour
+    assert len(begun) == 2
 
 
 def test_a_default_that_is_brought_down_is_said_once_and_is_the_same_configuration(tmp_path, capsys):
