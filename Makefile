@@ -40,7 +40,8 @@ results: $(VENV)/run
 	    --intervals > results/primary.txt
 	$(VENV)/bin/python summarize_runs.py --run_dir results/insertion --baseline tf_efficientnet_lite0 \
 	    --intervals --val --csv > results/insertion.csv
-	$(VENV)/bin/python -m results.gates results/scratch results/insertion results/pilot_gates results/pilot_no_decay > results/gates.txt
+	$(VENV)/bin/python -m results.gates results/scratch results/insertion results/pilot_gates results/pilot_no_decay \
+	    > results/gates.txt
 	$(VENV)/bin/python summarize_runs.py --run_dir results/probes --csv > results/probes.csv
 	$(VENV)/bin/python summarize_runs.py --run_dir results/shots --csv > results/shots.csv
 	$(VENV)/bin/python plot_results.py --run_dir results/insertion --save_dir results --plot curves

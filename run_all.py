@@ -260,8 +260,11 @@ def work_on(args: argparse.Namespace, grid: list[Run], noun: str = 'run', later:
 def refuse_others(states: dict[Path, str]) -> None:
     """Raise RunError where a folder holds another configuration, by the states of the runs."""
     if others := [folder for folder, state in states.items() if state.startswith(OTHER_CONFIG)]:
-        more = f' (and {counted(len(others) - 1, "other")})' if others[1:] else ''
-        raise RunError(f'{others[0]} holds {states[others[0]]}{more}; {OTHER_FOLDER}')
+        raise RunError(f'{others[0]} holds {states[others[0]]}{and_more(others)}; {OTHER_FOLDER}')
+
+
+def and_more(others: list[Path]) -> str:
+    return f' (and {counted(len(others) - 1, "other")})' if others[1:] else ''
 
 
 def is_unmade(args: argparse.Namespace, run: Run) -> bool:
@@ -301,9 +304,8 @@ def check_data(args: argparse.Namespace, grid: list[Run], needed: bool) -> None:
             continue
         others += [folder for folder in begun[fold] if runs.split_of(folder) not in (None, digest)]
     if others:
-        more = f' (and {counted(len(others) - 1, "other")})' if others[1:] else ''
         way_out = f'{runs.NAME_THEM}, {OTHER_FOLDER}' if nameable(args.dataset) else OTHER_FOLDER
-        raise RunError(f'{others[0]} holds a run of other images, labels or folds{more}; {way_out}')
+        raise RunError(f'{others[0]} holds a run of other images, labels or folds{and_more(others)}; {way_out}')
     if needed and (unmade := [run.folder for run in grid if is_unmade(args, run)]):
         runs.check_neighbours(unmade, grid[0].options, tree_digest(args.dataset, args.data_dir, splits))
 

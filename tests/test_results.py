@@ -68,7 +68,7 @@ def test_the_page_has_every_run_from_scratch():
         accuracies = '{test_acc:.1f} ({best_val_acc:.1f}), {test_acc_last:.1f}'.format(**run)
         kept[run['fold'], run['model']] = accuracies
     assert shown == kept
-    assert f'{("no", "one", "two", "three", "four", "five")[len(kept)]} of 15 runs' in page
+    assert page.count(f' {len(kept)} of 15 runs') == 2
 
 
 def test_where_the_gates_end(tmp_path, capsys):

@@ -519,6 +519,8 @@ def test_a_grid_of_real_runs(tree, tmp_path):
     assert '1 interrupted' in err
     assert 'summarize_runs.py --run_dir' in err.splitlines()[-1]
     assert runs.read_json(tmp_path / 'dtd_fold1_resnet18_seed42' / 'results.json')['test_acc'] >= 0
+    code, out, err = finish(start('run_all.py', *data, *size, '--dry_run'))
+    assert out.split()[0] == 'complete'
     image.write_bytes(whole + b' ')
     code, out, err = finish(start('run_all.py', *data, *size))
     assert (code, out) == (0, ''), err
