@@ -454,13 +454,18 @@ def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> li
     counts = sorted(set(drawn.values()))
     several = f'{counts[0]}-{counts[-1]}' if len(counts) > 1 else f'{counts[0]}'
     notes = [f'Thin: single runs, {several} a model. Strong: their mean, as far as all have come.'] * (counts[-1] > 1)
-    short = {}
+    begun = {key: {cell for cell, log in logs[key].items() if log} for key in drawn}
+    short, fewer = {}, {}
     for key in drawn:
+        cells = set().union(*(begun[other] for other in begun if other[0] == key[0]))
+        if begun[key] < cells:
+            fewer[key] = f'{len(begun[key])} of {len(cells)}'
         lasts = [max(log, default=0) for log in logs[key].values()]
         if behind := sum(last < table.recipe.get('epochs', 0) for last in lasts):
             short[key] = f'{behind} of {len(lasts)}'
     idle = [key for key in logs if key[0] in table.datasets and not any(logs[key].values())]
     return notes + [
+        list_pairs(table, 'Not of all folds and seeds that others have, so their means do not compare', fewer),
         list_pairs(table, 'Runs that have not come to their last epoch', short),
         list_pairs(table, 'No epoch yet', idle),
         list_pairs(table, 'No run', lacking(table, logs)),

@@ -300,8 +300,25 @@ def test_curves_show_every_run_and_the_mean_where_all_are(tmp_path):
     assert accuracy.get_ylim()[0] == 0
     said = '\n'.join(texts(figure))
     assert 'not come to their last epoch: DTD: ResNet-18 (1 of 2).' in said
+    assert 'do not compare' not in said  # a model a data set
     assert 'No run: DTD: SE-ResNet-18; FMD: ResNet-18.' in said
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['ResNet-18', 'SE-ResNet-18']
+
+
+@pytest.mark.parametrize('plot', ['curves', 'gate'])
+def test_means_of_other_folds_or_seeds_are_named(tmp_path, plot):
+    for model, folds in (('twistnet18', (1, 2, 3)), ('twistnet18_no_ais', (1, 2)), ('twistnet18_no_spiral', (3,))):
+        for fold in folds:
+            write_log(make(tmp_path, model=model, fold=fold), [(1.0, 1.0, GATES)])
+    make(tmp_path, 'fmd', 'twistnet18_no_ais')  # another data set: nothing to compare there
+    write_log(make(tmp_path, fold=1), [(1.0, 1.0, {})])  # without gates: the gates of others are of no fewer runs
+    write_log(make(tmp_path, fold=4), [(1.0, 1.0, {})])
+    (figure,) = draw(tmp_path, plot)
+    said = ' '.join(texts(figure)).replace('\n', ' ')
+    fewer = 'w/o Spiral Twist (1 of 3), w/o AIS (2 of 3)'
+    if plot == 'curves':
+        fewer = 'ResNet-18 (2 of 4), TwistNet-18 (3 of 4), w/o Spiral Twist (1 of 4), w/o AIS (2 of 4)'
+    assert f'Not of all folds and seeds that others have, so their means do not compare: DTD: {fewer}.' in said
 
 
 def test_a_single_run_is_drawn_as_logged_and_one_without_epochs_named(tmp_path):
