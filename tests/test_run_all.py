@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -52,16 +53,19 @@ def wait_for(condition, limit: float = 60) -> None:
 
 @pytest.mark.slow
 def test_the_plan_of_a_large_grid_takes_half_a_second():
+    # Where NumPy takes a quarter of one to import: in turn, because a busy machine takes twice as long for both.
     models = 'resnet18,seresnet18,convnextv2_nano,fastvit_sa12,efficientformerv2_s2,repvit_m1_5,twistnet18'
     argv = ['--data_dir', 'data/dtd', '--dataset', 'dtd', '--models', models, '--folds', '1-10', '--seeds', '42,43,44']
     argv += ['--epochs', '100', '--run_dir', 'runs/main', '--dry_run']
-    seconds = []
+    seconds = {'-c': [], str(ROOT / 'run_all.py'): []}
     for _ in range(5):
-        begin = time.monotonic()  # of a new Python: a process forked from one with torch takes longer to end
-        made = subprocess.run([sys.executable, str(ROOT / 'run_all.py'), *argv], capture_output=True, text=True)
-        seconds.append(time.monotonic() - begin)
-    assert made.returncode == 0
-    assert min(seconds) < 0.5, seconds
+        for program, more in zip(seconds, (['import numpy'], argv)):
+            begin = time.monotonic()  # of a new Python: a process forked from one with torch takes longer to end
+            made = subprocess.run([sys.executable, program, *more], capture_output=True, text=True)
+            seconds[program].append(time.monotonic() - begin)
+            assert made.returncode == 0
+    numpy, plan = map(statistics.median, seconds.values())
+    assert plan < 2 * numpy, seconds
     plan = made.stdout.splitlines()
     assert len(plan) == len(set(plan)) == 210
     assert all(line.startswith('new ') and '--epochs 100' in line for line in plan)
