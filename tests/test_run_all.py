@@ -64,8 +64,8 @@ def test_the_plan_of_a_large_grid_takes_half_a_second():
             made = subprocess.run([sys.executable, program, *more], capture_output=True, text=True)
             seconds[program].append(time.monotonic() - begin)
             assert made.returncode == 0
-    numpy, plan = map(statistics.median, seconds.values())
-    assert plan < 2 * numpy, seconds
+    imported, planned = map(statistics.median, seconds.values())
+    assert planned < 2 * imported, seconds
     plan = made.stdout.splitlines()
     assert len(plan) == len(set(plan)) == 210
     assert all(line.startswith('new ') and '--epochs 100' in line for line in plan)
