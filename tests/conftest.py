@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ HOLD = (
     'import sys, time, pathlib; from common import runs; '
     'runs.claim(pathlib.Path(sys.argv[1])); print(1, flush=True); time.sleep(60)'
 )
+TINY = dict(label='Tiny', twist=dict(base_width=8, layers=(1, 2), twist_stages=(2,)))
+FORKED_TORCHRUN = ROOT / 'tests' / 'forked_torchrun.py'
 RUN_OPTIONS = ('--img_size', '32', '--batch_size', '8', '--epochs', '3', '--warmup_epochs', '1', '--amp', 'off')
 
 
@@ -67,8 +70,8 @@ def tree(tmp_path) -> Path:
 
 @pytest.fixture
 def tiny(monkeypatch) -> str:
-    """The name of a TwistNet of width 8, registered for this test."""
-    monkeypatch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=dict(base_width=8)))
+    """The name of a TwistNet of two stages and width 8, registered for this test."""
+    monkeypatch.setitem(models.MODELS, 'tiny', TINY)
     return 'tiny'
 
 
@@ -113,38 +116,26 @@ def server() -> prefork.Server:
 
 
 def start(
-    script: str, *arguments: str, launcher: tuple[str, ...] = (), cwd: Path | None = None, **kwargs
+    script: str | Path,
+    *arguments: str | Path,
+    launcher: tuple[str, ...] = (),
+    cwd: Path | None = None,
+    **environment: str,
 ) -> subprocess.Popen | prefork.Started:
-    """A script of the project in a process group of its own."""
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    if not launcher and not kwargs:
-        return server().start(ROOT / script, list(arguments), environment, str(cwd or os.getcwd()))
-    command = [sys.executable, *launcher, str(ROOT / script), *arguments]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=environment,
-        cwd=cwd,
-        **kwargs,
-    )
+    """A script of the project in a process group of its own: forked, or by Python anew where it has a launcher."""
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', **environment}
+    if not launcher:
+        return server().start(ROOT / script, [*map(str, arguments)], environment, str(cwd or os.getcwd()))
+    command = [sys.executable, *launcher, ROOT / script, *arguments]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, **pipes, start_new_session=True, env=environment, cwd=cwd)
 
 
 def run_ranks(count: int, script: str | Path, *arguments: str, **environment: str) -> tuple[list[int], str, str]:
     """The processes of one job, as srun starts them, in less time than torchrun: exit codes, stdout and stderr."""
     (port,) = free_ports(1)
-    job = dict(WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
-    ranks = [
-        server().start(
-            ROOT / script,
-            [*arguments],
-            {**os.environ, **job, 'RANK': str(rank), 'LOCAL_RANK': str(rank), **environment},
-            os.getcwd(),
-        )
-        for rank in range(count)
-    ]
+    job = dict(WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), **environment)
+    ranks = [start(script, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **job) for rank in range(count)]
     try:
         codes, outs, errs = zip(*map(finish, ranks))
     finally:
@@ -157,6 +148,15 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def wait_for(path: Path, process: subprocess.Popen | prefork.Started) -> None:
+    """Until the process has made the file."""
+    give_up = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
 
 
 def make_run(

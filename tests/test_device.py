@@ -39,14 +39,6 @@ def _no_job(monkeypatch, one_thread):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
-def tiny(monkeypatch) -> str:
-    """A TwistNet of two stages: what is tested is where its tensors are."""
-    twist = dict(base_width=8, layers=(1, 1), twist_stages=(2,))
-    monkeypatch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=twist))
-    return 'tiny'
-
-
 def results_of(tree, run_dir, *more: str) -> tuple:
     """All that a run gives, but for its times and what it is called."""
     folder, results = run(tree, run_dir, '--epochs', '2', *more)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import sklearn.metrics as metrics
-from conftest import make_dtd, make_run, run, write_image
+from conftest import TINY, make_dtd, make_run, run, write_image
 from cuda_stand_in import CudaStandIn
 
 import evaluate
@@ -26,8 +26,7 @@ CLASSES = ['a', 'b', 'c']
 def done(tmp_path_factory):
     """A trained run and its tree."""
     with pytest.MonkeyPatch.context() as patch:
-        twist = dict(base_width=8, layers=(1, 1), twist_stages=(2,))
-        patch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=twist))
+        patch.setitem(models.MODELS, 'tiny', TINY)
         root = tmp_path_factory.mktemp('evaluate')
         tree = make_dtd(root / 'tree')
         folder, results = run(tree, root / 'runs', '--epochs', '1', '--warmup_epochs', '0')

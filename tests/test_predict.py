@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_dtd, run, write_image
+from conftest import ROOT, TINY, make_dtd, run, write_image
 from cuda_stand_in import CudaStandIn
 from PIL import Image
 
@@ -26,8 +26,7 @@ from common.errors import DataError, ModelError, RunError
 def done(tmp_path_factory):
     """A trained run, its tree, and the absolute paths of its test images with what it said of them."""
     with pytest.MonkeyPatch.context() as patch:
-        twist = dict(base_width=8, layers=(1, 1), twist_stages=(2,))
-        patch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=twist))
+        patch.setitem(models.MODELS, 'tiny', TINY)
         root = tmp_path_factory.mktemp('predict')
         tree = make_dtd(root / 'tree')
         folder, _ = run(tree, root / 'runs', '--epochs', '1', '--warmup_epochs', '0')

@@ -6,8 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 import types
 from pathlib import Path
@@ -16,7 +14,8 @@ import mini_imagenet
 import numpy as np
 import pytest
 import torch
-from conftest import finish, run_ranks, write_image
+from conftest import FORKED_TORCHRUN, TINY, finish, run_ranks, start, wait_for, write_image
+from prefork import Started
 from slurm_node import free_ports
 
 import models
@@ -52,16 +51,10 @@ def run(root: Path, folder: Path, *more: str) -> Path:
     return pretrain(parse_args(argv_of(root, folder, *more)))
 
 
-def drive(root: Path, folder: Path, *more: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
-    command = [sys.executable, *launcher, str(DRIVER), *argv_of(root, folder, *more)]
-    return subprocess.Popen(
-        command, env={**os.environ, 'OMP_NUM_THREADS': '1', **environment}, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def torchrun(processes: int, *more: str) -> tuple[str, ...]:
-    return ('-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--standalone', *more)
+def drive(root: Path, folder: Path, *more: str, torchrun: tuple[str, ...] = (), **environment: str) -> Started:
+    """The driver in the background, through torchrun where its options are given."""
+    scripts = (FORKED_TORCHRUN, *torchrun, DRIVER) if torchrun else (DRIVER,)
+    return start(*scripts, *argv_of(root, folder, *more), **environment)
 
 
 def outcome(folder: Path) -> tuple:
@@ -191,15 +184,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bits(imagenet, tmp_path, tiny,
     assert (folder / 'checkpoints' / 'log.jsonl').read_text().count('\n') == 3
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    give_up = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
-
-
-TWO_RANKS = ('--epochs', '5', '--save_minutes', '0', '--batch_size', '8', '--num_workers', '1')
+TWO_RANKS = ('--epochs', '3', '--save_minutes', '0', '--batch_size', '8', '--num_workers', '1')
 
 
 @pytest.fixture(scope='module')
@@ -214,7 +199,8 @@ def whole_of_two(imagenet, tmp_path_factory) -> tuple:
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_is_started_again_by_torchrun(imagenet, tmp_path, whole_of_two):
-    process = drive(imagenet, tmp_path, *TWO_RANKS, launcher=torchrun(2, '--max-restarts=3'))
+    torchrun = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--max-restarts=3')
+    process = start(DRIVER, *argv_of(imagenet, tmp_path, *TWO_RANKS), launcher=torchrun)
     wait_for(tmp_path / 'checkpoints' / 'latest.pt', process)
     owner = (tmp_path / 'checkpoints' / '.lock').read_text().split()[1]
     os.kill(int(owner), signal.SIGKILL)
@@ -230,8 +216,8 @@ def test_two_machines_meet_and_meet_again_when_a_rank_of_one_is_killed(imagenet,
     # As on two machines: an agent each, one process an agent.
     (port,) = free_ports(1)
     rendezvous = ('--nnodes=2', '--rdzv-backend=c10d', f'--rdzv-endpoint=127.0.0.1:{port}', '--rdzv-id=7')
-    launcher = ('-m', 'torch.distributed.run', '--nproc_per_node=1', '--max-restarts=3', *rendezvous)
-    agents = [drive(imagenet, tmp_path, *TWO_RANKS, launcher=launcher) for _ in range(2)]
+    torchrun = ('--nproc_per_node=1', '--max-restarts=3', *rendezvous)
+    agents = [drive(imagenet, tmp_path, *TWO_RANKS, torchrun=torchrun) for _ in range(2)]
     wait_for(tmp_path / 'checkpoints' / 'latest.pt', agents[0])
     owner = (tmp_path / 'checkpoints' / '.lock').read_text().split()[1]
     ranks = [Path(f'/proc/{agent.pid}/task/{agent.pid}/children').read_text().split() for agent in agents]
@@ -261,13 +247,14 @@ def test_a_signal_saves_and_stops(imagenet, tmp_path):
 @pytest.mark.slow
 def test_three_processes_stopped_through_torchrun_go_on_in_the_same_bits(imagenet, tmp_path):
     # Of three gradients the order matters, which DistributedDataParallel changes after its first backward pass.
-    more = ('--epochs', '4', '--batch_size', '5', '--save_minutes', '1000')
+    more = ('--epochs', '3', '--batch_size', '5', '--save_minutes', '1000')
     codes, _, err = run_ranks(3, DRIVER, *argv_of(imagenet, tmp_path / 'whole', *more), DRIVER_LOOK='2')
     assert not any(codes), err
     ends = []
     for stop in (True, False):
         process = drive(
-            imagenet, tmp_path / 'cut', *more, '--resume', 'auto', launcher=torchrun(3), DRIVER_LOOK='2'
+            imagenet, tmp_path / 'cut', *more, '--resume', 'auto',
+            torchrun=('--standalone', '--nproc_per_node=3'), DRIVER_LOOK='2',
         )  # fmt: skip
         if stop:
             wait_for(tmp_path / 'cut' / 'checkpoints' / 'latest.pt', process)
@@ -598,7 +585,8 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(imagenet, tmp_path, t
 
 
 @pytest.mark.slow
-def test_fp16_skips_the_steps_that_find_its_scale(imagenet, tmp_path, tiny):
+def test_fp16_skips_the_steps_that_find_its_scale(imagenet, tmp_path, tiny, monkeypatch):
+    monkeypatch.setitem(registry.MODELS, 'tiny', TINY | dict(twist=dict(base_width=8)))  # gradients grow with the depth
     run(imagenet, tmp_path, '--amp', 'fp16', '--epochs', '1', '--warmup_epochs', '0')
     line = runs.read_log(tmp_path / 'checkpoints' / 'log.jsonl')[0]
     assert 0 < line['dropped_steps'] < 5, 'a scale of 65536 overflows at first'

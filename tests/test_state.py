@@ -166,7 +166,7 @@ def test_weight_decay_is_of_all_parameters_for_sgd_and_of_kernels_for_the_others
     for more in ((), ('--layer_decay', '0.5'), ('--gate_lr', '10')):
         assert decays(*more) == dict.fromkeys(names.values(), 0.05)
         assert decays('--opt', 'adamw', *more) == {n: 0.05 * (n in kernels) for n in names.values()}
-    assert 'layer3.0.gate' not in kernels
+    assert 'layer2.0.gate' not in kernels
 
 
 def test_what_an_optimiser_refuses_is_one_line(tree, tmp_path, tiny, capfd):
@@ -201,18 +201,18 @@ def test_layer_decay_makes_the_stem_s_step_smaller_by_its_factor(tiny):
     plain = ('--momentum', '0', '--weight_decay', '0')
     whole, _ = one_step(*plain)
     decayed, made = one_step(*plain, '--layer_decay', '0.75')
-    depth = {'stem.0.weight': 9, 'layer1.0.conv1.weight': 8, 'layer4.1.stci.reduce.0.weight': 1, 'fc.weight': 0}
+    depth = {'stem.0.weight': 4, 'layer1.0.conv1.weight': 3, 'layer2.1.stci.reduce.0.weight': 1, 'fc.weight': 0}
     for name, layers in depth.items():
         assert whole[name].norm() > 0
         torch.testing.assert_close(decayed[name], whole[name] * 0.75**layers, rtol=1e-3, atol=1e-7)
-    assert {group['lr_scale'] for group in made.optimizer.param_groups} == {0.75**layers for layers in range(10)}
+    assert {group['lr_scale'] for group in made.optimizer.param_groups} == {0.75**layers for layers in range(5)}
 
 
 def test_the_gates_have_a_learning_rate_of_their_own(tiny):
     whole, _ = one_step()
     faster, _ = one_step('--gate_lr', '100')
     gates = [name for name in whole if name.endswith('.gate')]
-    assert len(gates) == 4
+    assert len(gates) == 2
     for name in whole:
         if name in gates:
             torch.testing.assert_close(faster[name], 100 * whole[name], rtol=1e-2, atol=1e-6)
@@ -222,7 +222,7 @@ def test_the_gates_have_a_learning_rate_of_their_own(tiny):
     names = {id(p): name for name, p in both.model.named_parameters()}
     scales = {names[id(p)]: group['lr_scale'] for group in both.optimizer.param_groups for p in group['params']}
     assert scales.keys() == whole.keys()
-    assert (scales['layer4.1.gate'], scales['layer4.0.gate'], scales['layer4.0.conv1.weight']) == (50, 25, 0.25)
+    assert (scales['layer2.1.gate'], scales['layer2.0.gate'], scales['layer2.0.conv1.weight']) == (50, 25, 0.25)
     frozen, _ = one_step('--gate_lr', '0')
     assert not any(frozen[name].any() for name in gates)
 

@@ -1,0 +1,29 @@
+"""torchrun whose workers are forked instead of started, which saves each of them the imports: 6 s here.
+
+Its options, agent, rendezvous, signals and restarts are torchrun's own.
+"""
+
+import os
+import runpy
+import sys
+
+from torch.distributed import run
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+
+def work(flag: str, script: str, *arguments: str) -> None:
+    """What torchrun runs as `python -u SCRIPT ARGUMENT..`."""
+    assert flag == '-u'
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, os.path.dirname(script))
+    runpy.run_path(script, run_name='__main__')
+
+
+def forked(config: LaunchConfig, entrypoint: str) -> elastic_launch:
+    assert entrypoint == sys.executable
+    config.start_method = 'fork'
+    return elastic_launch(config, work)
+
+
+run.elastic_launch = forked
+run.main()
