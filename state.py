@@ -15,6 +15,7 @@ import models
 from common import distributed
 from common.distributed import autocast
 from common.errors import RunError
+from common.options import NO_GATES
 from common.splits import Splits
 from insertion import attach
 from transforms import Preprocessing, blank_batch, mix, preprocessing_of
@@ -119,7 +120,7 @@ def parameter_groups(args: argparse.Namespace, model: nn.Module) -> list[dict]:
         return groups
     gates = {parameter for name, parameter in model.named_parameters() if name.rpartition('.')[2] == 'gate'}
     if not gates:
-        raise RunError(f'--gate_lr {args.gate_lr}: {args.model} has no gates')
+        raise RunError(NO_GATES.format(**vars(args)))
     rest = [group | dict(params=[p for p in group['params'] if p not in gates]) for group in groups]
     scaled = [group | dict(params=[p for p in group['params'] if p in gates]) for group in groups]
     scaled = [group | dict(lr_scale=args.gate_lr * group.get('lr_scale', 1.0)) for group in scaled]

@@ -8,7 +8,7 @@ from common import parsers
 from common.errors import RunError
 from common.optimizers import has_momentum
 from common.own_options import AS_IT_IS, SplitOptions, add_split_args, check_name, check_split_options, split_options
-from common.registry import DATASETS, MODELS, WEIGHTS_DIR, is_own, size_problem
+from common.registry import DATASETS, MODELS, WEIGHTS_DIR, has_stci, is_own, size_problem
 
 DEFAULT = dict(
     img_size=224,
@@ -74,6 +74,7 @@ OWN_DATA = dict(name=None, groups=None, folds_total=None)
 NEUTRAL = FIXED | OWN_DATA | dict(ema=False, ema_decay=0.9999)
 PRETRAINING_SYSTEM_OPTIONS |= FIXED.keys()
 
+NO_GATES = '--gate_lr {gate_lr}: {model} has no gates'
 BASELINES = ('resnet18', 'twistnet18')  # of tables without --baseline: the first that has runs
 AMP = ('auto', 'bf16', 'fp16', 'off')
 CACHES = ('ram', 'disk', 'none')
@@ -538,5 +539,7 @@ def check(args: argparse.Namespace) -> None:
         raise RunError(f'--ema_decay {args.ema_decay} is of --ema, which is not given')
     if not has_momentum(args.opt) and 'momentum' in args.given:
         raise RunError(f'--momentum {args.momentum}: {args.opt} has no such option; leave one of the two out')
+    if args.gate_lr != 1 and args.model in MODELS and not has_stci(MODELS[args.model]):
+        raise RunError(NO_GATES.format(**vars(args)))
     if problem := size_problem(args.model, args.img_size):
         raise RunError(problem)

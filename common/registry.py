@@ -176,11 +176,16 @@ DATASETS: dict[str, dict] = {
 
 BRANCH = 'stci.'  # begins the names of the parameters that are put into a CNN
 STCI = 'stci_'  # begins the name of a CNN with STCI behind its last two stages
-# The variants of TwistNet-18 by the words that name one, as in stci_no_spiral_NAME; without a stage there is no STCI.
+
+
+def has_stci(entry: dict) -> bool:
+    """Whether one of MODELS has STCI branches and so gates: a TwistNet has, unless in none of its stages."""
+    return 'twist' in entry and bool(entry['twist'].get('twist_stages', True))
+
+
+# The variants of TwistNet-18 by the words that name one, as in stci_no_spiral_NAME.
 STCI_VARIANTS = {
-    name.removeprefix('twistnet18').lstrip('_'): entry
-    for name, entry in MODELS.items()
-    if 'twist' in entry and entry['twist'].get('twist_stages', True)
+    name.removeprefix('twistnet18').lstrip('_'): entry for name, entry in MODELS.items() if has_stci(entry)
 }
 
 

@@ -7,7 +7,6 @@ import math
 import statistics
 
 import numpy as np
-from scipy import optimize, stats
 
 LEVEL = 0.05  # of significance, after Holm's correction
 
@@ -17,6 +16,8 @@ def t_test(value: float, error: float, df: float) -> dict:
     value = float(value)
     if not error > 0:
         return dict(value=value, low=value, high=value, p=None)
+    from scipy import stats  # slow to import, here and below
+
     reach = float(error * stats.t.ppf(0.975, df))
     return dict(value=value, low=value - reach, high=value + reach, p=float(2 * stats.t.sf(abs(value / error), df)))
 
@@ -57,6 +58,8 @@ def detectable(test: dict, df: int, tests: int = 1, power: float = 0.8) -> float
     Returns:
         a positive difference, in the unit of the test's value.
     """
+    from scipy import optimize, stats
+
     edge = stats.t.ppf(1 - LEVEL / tests / 2, df)
 
     def lacking(shift: float) -> float:  # in standard errors; findings of the wrong sign are too rare to count
@@ -75,6 +78,8 @@ def mcnemar(before: np.ndarray, after: np.ndarray) -> dict:
     Args:
         before, after: (N,) bool, which images are right.
     """
+    from scipy import stats
+
     lost, gained, count = int((before & ~after).sum()), int((after & ~before).sum()), len(before)
     middle = (gained - lost) / (count + 2)
     reach = stats.norm.ppf(0.975) * math.sqrt((lost + gained + 1) / (count + 2) - middle**2) / math.sqrt(count + 2)

@@ -73,11 +73,19 @@ def test_who_may_import_what():
     assert importers['benchmark'] == set()
 
 
+def imported(module: str, *packages: str) -> list[str]:
+    """Those of the packages that a module imports."""
+    program = f'import sys, {module}; print(*(name for name in {packages} if name in sys.modules))'
+    return subprocess.check_output([sys.executable, '-c', program], cwd=ROOT, text=True).split()
+
+
 @pytest.mark.parametrize('module', ['run_all', 'ablation', 'common.options', 'common.registry', 'common.runs'])
 def test_a_plan_and_help_need_no_torch(module):
-    heavy = ('torch', 'timm', 'numpy', 'PIL', 'scipy', 'matplotlib')
-    program = f'import sys, {module}; print([name for name in {heavy} if name in sys.modules])'
-    assert subprocess.check_output([sys.executable, '-c', program], cwd=ROOT, text=True) == '[]\n'
+    assert imported(module, 'torch', 'timm', 'numpy', 'PIL', 'scipy', 'matplotlib') == []
+
+
+def test_help_on_tables_takes_numpy_alone():
+    assert imported('summarize_runs', 'torch', 'timm', 'PIL', 'scipy', 'matplotlib') == []
 
 
 def lines(path: Path) -> int:

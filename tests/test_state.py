@@ -228,8 +228,8 @@ def test_the_gates_have_a_learning_rate_of_their_own(tiny):
 
 
 def test_groups_that_a_model_cannot_have_are_refused():
-    with pytest.raises(RunError, match=r'--gate_lr 100\.0: resnet18 has no gates'):
-        state.build_state(args_of('--gate_lr', '100', model='resnet18'), 3, CPU, None, 2)
+    with pytest.raises(RunError, match=r'--gate_lr 100\.0: resnet10t has no gates'):
+        state.build_state(args_of('--gate_lr', '100', model='resnet10t'), 3, CPU, None, 2)
     with pytest.raises(RunError, match=r'--layer_decay 0\.5: timm knows no order of the layers of resnet18'):
         state.build_optimizer(args_of('--layer_decay', '0.5', model='resnet18'), Small())
 
@@ -354,7 +354,7 @@ def test_the_validation_loss_is_not_weighted(tree, tmp_path, tiny, monkeypatch):
 
 def test_runs_with_these_options_are_another_recipe_and_titles_say_so():
     def config(*argv: str) -> dict:
-        defines = options.defining(vars(args_of(*argv, model='resnet18'))) | dict(split='images', processes=1)
+        defines = options.defining(vars(args_of(*argv, model='twistnet18'))) | dict(split='images', processes=1)
         return dict(defines=defines)
 
     variants = [(), ('--opt', 'adamw', '--lr', '3e-4'), ('--gate_lr', '100'), ('--ema',), ('--layer_decay', '0.75')]
