@@ -68,14 +68,6 @@ def outcome(folder: Path) -> tuple:
     return tensors, history, best['epoch'], [t.numpy().tobytes() for t in best['state_dict'].values()]
 
 
-@pytest.fixture
-def one_thread_here():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # ------------------------------------------------------------------------------------------ how it is run
 
 
@@ -155,7 +147,7 @@ def test_learning_rate_scales_with_the_global_batch(imagenet, tmp_path, tiny, ca
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_in_the_same_bits(imagenet, tmp_path, tiny, one_thread_here, monkeypatch):
+def test_killed_at_any_moment_it_ends_in_the_same_bits(imagenet, tmp_path, tiny, one_thread, monkeypatch):
     monkeypatch.setattr(pretrain_imagenet, 'CHECK_EVERY', 4)
     more = ('--epochs', '3', '--ema', '--ema_decay', '0.9', '--save_minutes', '0')
     run(imagenet, tmp_path / 'whole', *more)
