@@ -784,7 +784,7 @@ def test_auto_is_bf16_where_the_processor_has_it(monkeypatch, feature, expected)
 
 @pytest.mark.slow
 def test_a_compiled_run_gives_a_plain_checkpoint(tree, tmp_path, monkeypatch):
-    small = dict(base_width=8, layers=(1, 1), twist_stages=(2,))  # the compiler takes a minute for each stage
+    small = dict(base_width=8, layers=(1,), twist_stages=(1,))  # the compiler takes a minute for each stage
     monkeypatch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=small))
     with torch._inductor.config.patch({'cpp.enable_tiling_heuristics': False}):  # minutes of symbolic algebra
         folder, results = run(tree, tmp_path, '--compile', '--epochs', '2')
