@@ -8,7 +8,7 @@ from common import parsers
 from common.errors import RunError
 from common.optimizers import has_momentum
 from common.own_options import AS_IT_IS, SplitOptions, add_split_args, check_name, check_split_options, split_options
-from common.registry import DATASETS, MODELS, WEIGHTS_DIR, has_stci, is_own, size_problem
+from common.registry import DATASETS, MODELS, WEIGHTS_DIR, entry_of, has_stci, is_own, size_problem
 
 DEFAULT = dict(
     img_size=224,
@@ -74,7 +74,7 @@ OWN_DATA = dict(name=None, groups=None, folds_total=None)
 NEUTRAL = FIXED | OWN_DATA | dict(ema=False, ema_decay=0.9999)
 PRETRAINING_SYSTEM_OPTIONS |= FIXED.keys()
 
-NO_GATES = '--gate_lr {gate_lr}: {model} has no gates'
+NO_GATES = '--gate_lr {gate_lr}: {model} has no gates; train models without gates by a command without --gate_lr'
 BASELINES = ('resnet18', 'twistnet18')  # of tables without --baseline: the first that has runs
 AMP = ('auto', 'bf16', 'fp16', 'off')
 CACHES = ('ram', 'disk', 'none')
@@ -539,7 +539,9 @@ def check(args: argparse.Namespace) -> None:
         raise RunError(f'--ema_decay {args.ema_decay} is of --ema, which is not given')
     if not has_momentum(args.opt) and 'momentum' in args.given:
         raise RunError(f'--momentum {args.momentum}: {args.opt} has no such option; leave one of the two out')
-    if args.gate_lr != 1 and args.model in MODELS and not has_stci(MODELS[args.model]):
+    # A model of a file to import, or of a folder or hub, may have gates of its own: state.py sees when it is built.
+    known = args.model in MODELS or (args.imports is None and ':' not in args.model)
+    if args.gate_lr != 1 and known and not has_stci(entry_of(args.model)):
         raise RunError(NO_GATES.format(**vars(args)))
     if problem := size_problem(args.model, args.img_size):
         raise RunError(problem)

@@ -179,8 +179,8 @@ STCI = 'stci_'  # begins the name of a CNN with STCI behind its last two stages
 
 
 def has_stci(entry: dict) -> bool:
-    """Whether one of MODELS has STCI branches and so gates: a TwistNet has, unless in none of its stages."""
-    return 'twist' in entry and bool(entry['twist'].get('twist_stages', True))
+    """Whether a model has STCI branches and so gates: stci_NAME has, and a TwistNet, unless in none of its stages."""
+    return 'stci' in entry or ('twist' in entry and bool(entry['twist'].get('twist_stages', True)))
 
 
 # The variants of TwistNet-18 by the words that name one, as in stci_no_spiral_NAME.

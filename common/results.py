@@ -20,6 +20,7 @@ from common.registry import (
     MODELS,
     dataset_label,
     entry_of,
+    has_stci,
     is_own,
     model_label,
     nameable,
@@ -408,9 +409,9 @@ def initial_gate(model: str, blocks: Iterable[str], pretrained: bool, report: st
     fresh = report.partition('left as initialised: ')[2].partition(';')[0].split(', ')
     whole = 'stci' in fresh and '(weights of ' not in report  # the branch of stci_NAME, which the weights do not have
     kept = whole or 'without its gate' in report or all(f'{block}.gate' in fresh for block in blocks)
-    branch = entry.get('stci', entry.get('twist'))
-    if branch is None or (pretrained and not kept):
+    if not has_stci(entry) or (pretrained and not kept):
         return None
+    branch = entry.get('stci', entry.get('twist'))
     return 1 / (1 + math.exp(-branch.get('gate_init', GATE_INIT)))
 
 

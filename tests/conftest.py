@@ -146,16 +146,21 @@ def run_ranks(count: int, script: str | Path, *arguments: str, **environment: st
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun then ends its workers
+        raise
     return process.returncode, out, err
 
 
 def wait_for(path: Path, process: subprocess.Popen | prefork.Started) -> None:
-    """Until the process has made the file."""
+    """Until the process has made the file; one that takes longer than two minutes is ended."""
     give_up = time.monotonic() + 120
     while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < give_up
+        if process.poll() is not None or time.monotonic() > give_up:
+            process.terminate()
+            pytest.fail(f'no {path}: {process.communicate(timeout=60)}')
         time.sleep(0.005)
 
 

@@ -1,6 +1,7 @@
 """torchrun whose workers are forked instead of started, which saves each of them the imports: 6 s here.
 
-Its options, agent, rendezvous, signals and restarts are torchrun's own.
+Its options, agent, rendezvous and restarts are torchrun's own. Its workers stay in the agent's process group, and the
+agent ends each by a signal to it alone, where torchrun's workers lead groups of their own that are signalled whole.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""pretrain_imagenet.py with a TwistNet of width 8, called 'tiny', in float64, and the loss of every step in a file.
+"""pretrain_imagenet.py with a small TwistNet in float64, and the loss of every step in a file.
 
-In float64, so that what grows from rounding errors, as they do in small batches under BatchNorm, stays small.
+The model is called 'tiny' and has width 8 and four stages; in float64, so that what grows from rounding errors, as they
+do in small batches under BatchNorm, stays small.
 DRIVER_NORM=group puts GroupNorm in the place of BatchNorm, whose statistics are of a process's own part of a step.
 DRIVER_LOSSES names the file, DRIVER_LOOK the steps between two looks at the loss.
 """

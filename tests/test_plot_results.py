@@ -387,7 +387,8 @@ def test_initial_gate_is_the_models_own_and_unknown_where_weights_bring_gates(tm
         for value in gates.values():
             assert initial_gate(model, gates, False, None) == pytest.approx(value)
         assert initial_gate(model, gates, True, None) is None
-    assert initial_gate('resnet18', {}, False, None) is None
+    for without in ('resnet18', 'twistnet18_first_order', 'resnet10t'):
+        assert initial_gate(without, {}, False, None) is None
 
     closed = pytest.approx(0.1192, abs=1e-4)
     for model, weights_of, value in (

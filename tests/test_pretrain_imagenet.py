@@ -210,12 +210,16 @@ def test_two_machines_meet_and_meet_again_when_a_rank_of_one_is_killed(imagenet,
     rendezvous = ('--nnodes=2', '--rdzv-backend=c10d', f'--rdzv-endpoint=127.0.0.1:{port}', '--rdzv-id=7')
     torchrun = ('--nproc_per_node=1', '--max-restarts=3', *rendezvous)
     agents = [drive(imagenet, tmp_path, *TWO_RANKS, torchrun=torchrun) for _ in range(2)]
-    wait_for(tmp_path / 'checkpoints' / 'latest.pt', agents[0])
-    owner = (tmp_path / 'checkpoints' / '.lock').read_text().split()[1]
-    ranks = [Path(f'/proc/{agent.pid}/task/{agent.pid}/children').read_text().split() for agent in agents]
-    (other,) = (pid for (pid,) in ranks if pid != owner)  # not the main process: its machine has nothing to count
-    os.kill(int(other), signal.SIGKILL)
-    ends = [finish(agent) for agent in agents]
+    try:
+        wait_for(tmp_path / 'checkpoints' / 'latest.pt', agents[0])
+        owner = (tmp_path / 'checkpoints' / '.lock').read_text().split()[1]
+        ranks = [Path(f'/proc/{agent.pid}/task/{agent.pid}/children').read_text().split() for agent in agents]
+        (other,) = (pid for (pid,) in ranks if pid != owner)  # not the main process: its machine has nothing to count
+        os.kill(int(other), signal.SIGKILL)
+        ends = [finish(agent) for agent in agents]
+    finally:
+        for agent in agents:  # one that failed leaves the other waiting for it
+            agent.kill_group()
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert sum(out.count('validation accuracy') for _, out, _ in ends) == 1, 'one process speaks'
     assert any('resuming in epoch' in err for _, _, err in ends)
@@ -242,19 +246,19 @@ def test_three_processes_stopped_through_torchrun_go_on_in_the_same_bits(imagene
     more = ('--epochs', '3', '--batch_size', '5', '--save_minutes', '1000')
     codes, _, err = run_ranks(3, DRIVER, *argv_of(imagenet, tmp_path / 'whole', *more), DRIVER_LOOK='2')
     assert not any(codes), err
-    ends = []
-    for stop in (True, False):
-        process = drive(
-            imagenet, tmp_path / 'cut', *more, '--resume', 'auto',
-            torchrun=('--standalone', '--nproc_per_node=3'), DRIVER_LOOK='2',
-        )  # fmt: skip
-        if stop:
-            wait_for(tmp_path / 'cut' / 'checkpoints' / 'latest.pt', process)
-            process.terminate()
-        ends.append(finish(process))
-    (stopped, _, first), (code, _, second) = ends
-    assert (stopped != 0, code) == (True, 0), ends
+    again = (*more, '--resume', 'auto', '--num_workers', '1')
+    torchrun = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=3')
+    process = start(DRIVER, *argv_of(imagenet, tmp_path / 'cut', *again), launcher=torchrun, DRIVER_LOOK='2')
+    wait_for(tmp_path / 'cut' / 'checkpoints' / 'latest.pt', process)
+    process.terminate()
+    stopped, _, first = finish(process)
+    assert stopped != 0, first
     assert 'is saved; --resume auto continues' in first
+    process = drive(
+        imagenet, tmp_path / 'cut', *again, torchrun=('--standalone', '--nproc_per_node=3'), DRIVER_LOOK='2'
+    )
+    code, _, second = finish(process)
+    assert code == 0, second
     assert re.search(r'resuming in epoch \d, after ([2-9]|1\d) steps', second), second
     assert outcome(tmp_path / 'cut') == outcome(tmp_path / 'whole')
 
