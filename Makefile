@@ -37,9 +37,13 @@ lint: $(VENV)/dev
 results: $(VENV)/run
 	$(VENV)/bin/python summarize_runs.py --run_dir results/insertion --baseline stci_tf_efficientnet_lite0 \
 	    --models tf_efficientnet_lite0,stci_no_spiral_tf_efficientnet_lite0,stci_tf_efficientnet_lite0 \
-	    --intervals > results/primary.txt
+	    --intervals --markdown > results/insertion.md
+	$(VENV)/bin/python summarize_runs.py --run_dir results/scratch --baseline twistnet18 \
+	    --intervals --markdown > results/scratch.md
 	$(VENV)/bin/python summarize_runs.py --run_dir results/insertion --baseline tf_efficientnet_lite0 \
 	    --intervals --val --csv > results/insertion.csv
+	$(VENV)/bin/python -m results.folds results/scratch > results/scratch_folds.txt
+	$(VENV)/bin/python -m results.folds results/insertion > results/insertion_folds.txt
 	$(VENV)/bin/python -m results.gates results/scratch results/insertion results/pilot_gates results/pilot_no_decay \
 	    > results/gates.txt
 	$(VENV)/bin/python summarize_runs.py --run_dir results/probes --csv > results/probes.csv

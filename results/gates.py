@@ -2,9 +2,10 @@
 
     python -m results.gates results/insertion results/pilot_gates
 
-The move is that of the gate's logit, which is what training changes, from the model's own start: -2, where
-sigmoid(gate) is 0.119, or that of a gate_ variant. Beside the mean and the largest move stands what weight decay alone,
-which pulls a logit to 0, would have moved. Runs whose weights may have brought other gates are left out, with a note.
+The move is that of a gate's logit, which is what training changes, from the model's own start: -2, where sigmoid(gate)
+is 0.119, or that of a gate_ variant. Beside the mean move of each gate, in the order of the blocks, and the largest one
+stands what weight decay alone, which pulls a logit to 0, would have moved. Runs whose weights may have brought other
+gates are left out, with a note.
 """
 
 import argparse
@@ -83,13 +84,16 @@ def main(args: argparse.Namespace) -> None:
     lines = []
     for (dataset, model, *settings), found in (item for top in args.folders for item in last_gates(top).items()):
         values = [value for end in found for value in end.gates]
-        moves = [logit(value) - logit(end.start) for end in found for value in end.gates]
+        moves = [[logit(value) - logit(end.start) for value in end.gates] for end in found]
+        by_block = ' '.join(f'{statistics.fmean(block):+.3f}' for block in zip(*moves, strict=True))
+        by_decay = statistics.fmean(end.by_decay for end in found)
         names = [dataset_label(dataset, {}), model_label(model)]
         names += ['-' if setting is None else f'{setting:g}' for setting in settings]
-        numbers = statistics.fmean(moves), max(moves, key=abs), statistics.fmean(end.by_decay for end in found)
-        moved = ['-' if math.isnan(number) else f'{number:+.4f}' for number in numbers]
-        lines.append([*names, str(len(found)), f'{min(values):.4f} to {max(values):.4f}', *moved])
-    ends = ['sigmoid(gate)', 'mean move', 'largest', 'by decay']
+        largest = f'{max((move for run in moves for move in run), key=abs):+.3f}'
+        decay = '-' if math.isnan(by_decay) else f'{by_decay:+.3f}'
+        ends = f'{min(values):.4f} to {max(values):.4f}', by_block, largest, decay
+        lines.append([*names, str(len(found)), *ends])
+    ends = ['sigmoid(gate)', 'mean moves', 'largest', 'by decay']
     tables.print_text('ll' + 'r' * (len(SETTINGS) + 5), ['Data', 'Model', *SETTINGS, 'runs', *ends], lines)
 
 

@@ -1,4 +1,4 @@
-"""The promise of results/: RESULTS.md states what `make results` prints of the runs that are kept."""
+"""The promise of results/: RESULTS.md and results/README.md state what `make results` prints of the runs kept there."""
 
 import csv
 import math
@@ -11,9 +11,9 @@ from conftest import ROOT, make_run
 import summarize_runs
 from common import runs
 from common.errors import RunError
-from results import gates
+from results import folds, gates
 
-SCRIPTS = {'summarize_runs.py': summarize_runs, '-m results.gates': gates}
+SCRIPTS = {'summarize_runs.py': summarize_runs, '-m results.gates': gates, '-m results.folds': folds}
 RECIPE = re.search(r'^results: .*\n((?:\t.*\n)+)', (ROOT / 'Makefile').read_text(), re.M)[1].replace('\\\n', ' ')
 TABLES = re.findall(r'bin/python (\S+\.py|-m \S+) (.*) > (\S+)', RECIPE)
 
@@ -23,9 +23,15 @@ def rounded(text: str) -> str:
     return re.sub(r'-?\d+\.\d+(e-?\d+)?', lambda number: f'{float(number[0]):.6g}', text)
 
 
+def pages() -> str:
+    return (ROOT / 'RESULTS.md').read_text() + (ROOT / 'results' / 'README.md').read_text()
+
+
 def test_the_tables_are_found():
     assert {file for _, _, file in TABLES} == {
-        str(path.relative_to(ROOT)) for path in (ROOT / 'results').glob('*') if path.suffix in ('.txt', '.csv')
+        str(path.relative_to(ROOT))
+        for path in (ROOT / 'results').glob('*.*')
+        if path.suffix in ('.txt', '.csv', '.md') and path.name != 'README.md'
     }
 
 
@@ -38,37 +44,40 @@ def test_a_table_is_that_of_the_runs(script, arguments, file, capsys, monkeypatc
         assert rounded(printed) == rounded(kept)
     else:
         assert printed == kept
-        assert printed in (ROOT / 'RESULTS.md').read_text(), 'RESULTS.md shows another one'
+        assert printed in pages(), 'the page shows another one'
 
 
 @pytest.mark.parametrize('file', ['probes.csv', 'shots.csv'])
 def test_the_page_has_the_figures_of_frozen_features(file):
-    page = (ROOT / 'RESULTS.md').read_text()
+    page = pages()
     for row in csv.DictReader((ROOT / 'results' / file).open()):
         figures = ' ± '.join(f'{float(row[key]):.1f}' for key in ('mean', 'sd'))
         assert figures in page, row
 
 
 def test_the_page_has_the_figures_of_the_pilots():
-    page, files = (ROOT / 'RESULTS.md').read_text(), sorted((ROOT / 'results').glob('pilot_*/*/results.json'))
+    page, files = pages(), sorted((ROOT / 'results').glob('pilot_*/*/results.json'))
     assert len(files) >= 4
     for file in files:
         assert f'{runs.read_json(file)["best_val_acc"]:.1f}' in page, file
 
 
-def test_the_page_has_every_run_from_scratch():
-    page = (ROOT / 'RESULTS.md').read_text()
-    head, *rows = re.findall(r'^\| (fold|\d) \| (.*) \| (.*) \| (.*) \|$', page, re.M)
-    shown = {}
-    for fold, *cells in rows:
-        shown |= {(int(fold), model.strip('`')): cell for model, cell in zip(head[1:], cells) if cell != 'not made'}
-    kept = {}
-    for file in (ROOT / 'results' / 'scratch').glob('*/results.json'):
-        run = runs.read_json(file)
-        accuracies = '{test_acc:.1f} ({best_val_acc:.1f}), {test_acc_last:.1f}'.format(**run)
-        kept[run['fold'], run['model']] = accuracies
-    assert shown == kept
-    assert page.count(f' {len(kept)} of 15 runs') == 2
+def test_every_run_is_shown_by_fold_and_seed(tmp_path, capsys):
+    for fold, seed, model, test in ((2, 42, 'resnet18', 51), (1, 43, 'twistnet18', 52), (1, 43, 'resnet18', 53)):
+        folder = make_run(tmp_path, fold=fold, seed=seed, model=model, test_acc=float(test), best_val_acc=60.0)
+        results = runs.read_json(folder / 'results.json')
+        runs.write_json(folder / 'results.json', results | dict(test_acc_last=54.5))
+    make_run(tmp_path, fold=3, complete=False)
+    folds.main(folds.get_args_parser().parse_args([str(tmp_path)]))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ['fold', 'seed', 'resnet18', 'twistnet18'],
+        ['1', '43', '53.0', '(60.0),', '54.5', '52.0', '(60.0),', '54.5'],
+        ['2', '42', '51.0', '(60.0),', '54.5', 'not', 'made'],
+    ]
+    make_run(tmp_path / 'begun', complete=False)
+    with pytest.raises(RunError, match='no complete run'):
+        folds.cells_of(tmp_path / 'begun')
 
 
 def test_where_the_gates_end(tmp_path, capsys):
@@ -76,6 +85,7 @@ def test_where_the_gates_end(tmp_path, capsys):
         return [dict(epoch=epoch, gates={'layer3.0': value, 'layer4.0': 0.12}) for epoch, value in enumerate(values, 1)]
 
     make_run(tmp_path / 'a', model='twistnet18', log=log(0.13, 0.2))
+    make_run(tmp_path / 'a', model='twistnet18', fold=2, log=log(0.1))
     make_run(tmp_path / 'b', model='twistnet18', fold=2, log=log(0.9, 0.119))
     make_run(tmp_path / 'b', model='twistnet18', fold=3, log=log(0.9), complete=False)
     make_run(tmp_path / 'b', model='twistnet18', fold=4, complete=False)  # before its first epoch has ended
@@ -85,13 +95,13 @@ def test_where_the_gates_end(tmp_path, capsys):
     gates.main(gates.get_args_parser().parse_args([str(tmp_path / 'a'), str(tmp_path / 'b')]))
     captured = capsys.readouterr()
     first, variant, second = (line.split() for line in captured.out.splitlines()[1:])
-    move = f'{math.log(0.2 / 0.8) + 2:+.4f}'
-    mean = f'{(math.log(0.2 / 0.8) + math.log(0.12 / 0.88)) / 2 + 2:+.4f}'
-    assert first == ['DTD', 'TwistNet-18', '0.01', '1', '-', '100', '1', '0.1200', 'to', '0.2000', mean, move, '-']
-    assert second[-5:] == ['to', '0.1200', '+0.0028', '+0.0076', '-']
+    largest, other = math.log(0.2 / 0.8) + 2, math.log(0.1 / 0.9) + 2
+    moves = [f'{(largest + other) / 2:+.3f}', '+0.008', f'{largest:+.3f}', '-']  # without a recipe none by decay
+    assert first == ['DTD', 'TwistNet-18', '0.01', '1', '-', '100', '2', '0.1000', 'to', '0.2000', *moves]
+    assert second == [*first[:6], '1', '0.1190', 'to', '0.1200', '-0.002', '+0.008', '+0.008', '-']
     assert variant[:3] == ['DTD', 'Gate', '0']
     assert variant[8:11] == ['0.1200', 'to', '0.5000']
-    assert variant[-2] == f'{math.log(0.12 / 0.88):+.4f}'  # the start is 0.5
+    assert variant[-2] == f'{math.log(0.12 / 0.88):+.3f}'  # the start is 0.5
     why = 'its weights may have brought gates of their own'
     assert captured.err == f'left out: {tmp_path}/b/dtd_fold1_stci_resnet18_seed42: {why}\n'
 
