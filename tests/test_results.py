@@ -23,8 +23,7 @@ def rounded(text: str) -> str:
     return re.sub(r'-?\d+\.\d+(e-?\d+)?', lambda number: f'{float(number[0]):.6g}', text)
 
 
-def pages() -> str:
-    return (ROOT / 'RESULTS.md').read_text() + (ROOT / 'results' / 'README.md').read_text()
+PAGE, DETAILS = ((ROOT / name).read_text() for name in ('RESULTS.md', 'results/README.md'))
 
 
 def test_the_tables_are_found():
@@ -44,37 +43,42 @@ def test_a_table_is_that_of_the_runs(script, arguments, file, capsys, monkeypatc
         assert rounded(printed) == rounded(kept)
     else:
         assert printed == kept
-        assert printed in pages(), 'the page shows another one'
+        assert printed in (PAGE if file.endswith('.md') else DETAILS), 'the page shows another one'
 
 
-@pytest.mark.parametrize('file', ['probes.csv', 'shots.csv'])
-def test_the_page_has_the_figures_of_frozen_features(file):
-    page = pages()
+@pytest.mark.parametrize(('file', 'page'), [('probes.csv', PAGE), ('shots.csv', DETAILS)], ids=['probes', 'shots'])
+def test_the_page_has_the_figures_of_frozen_features(file, page):
     for row in csv.DictReader((ROOT / 'results' / file).open()):
         figures = ' ± '.join(f'{float(row[key]):.1f}' for key in ('mean', 'sd'))
         assert figures in page, row
 
 
 def test_the_page_has_the_figures_of_the_pilots():
-    page, files = pages(), sorted((ROOT / 'results').glob('pilot_*/*/results.json'))
+    files = sorted((ROOT / 'results').glob('pilot_*/*/results.json'))
     assert len(files) >= 4
     for file in files:
-        assert f'{runs.read_json(file)["best_val_acc"]:.1f}' in page, file
+        assert f'{runs.read_json(file)["best_val_acc"]:.1f}' in DETAILS, file
 
 
 def test_every_run_is_shown_by_fold_and_seed(tmp_path, capsys):
-    for fold, seed, model, test in ((2, 42, 'resnet18', 51), (1, 43, 'twistnet18', 52), (1, 43, 'resnet18', 53)):
-        folder = make_run(tmp_path, fold=fold, seed=seed, model=model, test_acc=float(test), best_val_acc=60.0)
+    made = [('fmd', 2, 42, 'resnet18', 50), ('dtd', 2, 42, 'resnet18', 51)]
+    made += [('dtd', 1, 43, 'twistnet18', 52), ('dtd', 1, 43, 'resnet18', 53)]
+    for dataset, fold, seed, model, test in made:
+        cell = dict(dataset=dataset, fold=fold, seed=seed, model=model)
+        folder = make_run(tmp_path, **cell, test_acc=float(test), best_val_acc=60.0)
         results = runs.read_json(folder / 'results.json')
         runs.write_json(folder / 'results.json', results | dict(test_acc_last=54.5))
     make_run(tmp_path, fold=3, complete=False)
+    probe = make_run(tmp_path, model='resnet18+knn')
     folds.main(folds.get_args_parser().parse_args([str(tmp_path)]))
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines == [
-        ['fold', 'seed', 'resnet18', 'twistnet18'],
-        ['1', '43', '53.0', '(60.0),', '54.5', '52.0', '(60.0),', '54.5'],
-        ['2', '42', '51.0', '(60.0),', '54.5', 'not', 'made'],
+    captured = capsys.readouterr()
+    assert [line.split() for line in captured.out.splitlines()] == [
+        ['Data', 'fold', 'seed', 'resnet18', 'twistnet18'],
+        ['DTD', '1', '43', '53.0', '(60.0),', '54.5', '52.0', '(60.0),', '54.5'],
+        ['DTD', '2', '42', '51.0', '(60.0),', '54.5', 'not', 'made'],
+        ['FMD', '2', '42', '50.0', '(60.0),', '54.5', 'not', 'made'],
     ]
+    assert captured.err == f'left out: {probe}: has no epochs\n'
     make_run(tmp_path / 'begun', complete=False)
     with pytest.raises(RunError, match='no complete run'):
         folds.cells_of(tmp_path / 'begun')
