@@ -32,6 +32,13 @@ STUDIES: dict[str, tuple[str, ...]] = {
     'gate': ('twistnet18_gate_m3', 'twistnet18', 'twistnet18_gate_m1', 'twistnet18_gate_0', 'twistnet18_gate_1'),
     # The initial twist kernels: directional, random, none.
     'kernels': ('twistnet18', 'twistnet18_random_twist', 'twistnet18_no_spiral'),
+    # The last BatchNorm of each trunk block starts at one and at zero, the latter without displacement and products.
+    'start': (
+        'twistnet18',
+        'twistnet18_zero_init',
+        'twistnet18_zero_init_no_spiral',
+        'twistnet18_zero_init_no_products',
+    ),
 }
 
 

@@ -276,6 +276,7 @@ class TwistNet(nn.Module):
         twist_stages: the stages with STCI, any of 1 to 4.
         num_heads, c_red, use_ais, use_spiral, use_products, directional: see STCI.
         gate_init: see TwistBlock.
+        zero_init_last: start the last BatchNorm of each block's trunk at zero instead of one, as timm's ResNets do.
         in_chans: input channels.
         global_pool: timm's name of the pooling before the classifier.
         drop_rate: dropout before the classifier.
@@ -297,6 +298,7 @@ class TwistNet(nn.Module):
         gate_init: float = GATE_INIT,
         use_products: bool = True,
         directional: bool = True,
+        zero_init_last: bool = False,
         in_chans: int = 3,
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
@@ -305,6 +307,7 @@ class TwistNet(nn.Module):
         if not set(twist_stages) <= set(range(1, len(layers) + 1)):
             raise ModelError(f'twist_stages must be among 1 to {len(layers)}; got {tuple(twist_stages)}')
         self.num_classes, self.drop_rate, self.grad_checkpointing = num_classes, drop_rate, False
+        self.zero_init_last = zero_init_last
         stci = dict(num_heads=num_heads, c_red=c_red, use_ais=use_ais, use_spiral=use_spiral)
         stci |= dict(use_products=use_products, directional=directional)
         self.stem = nn.Sequential(
@@ -336,6 +339,8 @@ class TwistNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+            elif isinstance(module, BasicBlock) and self.zero_init_last:
+                nn.init.zeros_(module.bn2.weight)
         for module in self.modules():  # after all others: the loop above would overwrite these
             if isinstance(module, STCI):
                 module.reset_parameters()
@@ -470,7 +475,8 @@ def build_model(
         num_classes: outputs of the classifier.
         pretrained: True for ImageNet weights: timm's for a baseline; for a TwistNet weights/twistnet18_imagenet.pt
             (in the working directory, then beside this file), otherwise timm's ResNet-18 for the stem and stages 1
-            and 2. A path loads that file. What was loaded is printed on stderr and stored in `model.pretrained`, the
+            and 2. 'trunk' loads the whole of that ResNet-18 into TwistNet's trunk, 'trunk=PATH' that of a file; other models
+            take both as if 'trunk' were not there. A path loads that file. What was loaded is printed on stderr and stored in `model.pretrained`, the
             share of the parameters (0 to 1) in `model.loaded`; both are None if nothing was asked for.
         img_size: side of the square input in pixels, for models whose parameters depend on it (default 224).
         **kwargs: passed to the constructor: TwistNet's, or timm's.

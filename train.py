@@ -161,8 +161,11 @@ def train_steps(
         yield step, total, norm
 
 
-def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tqdm) -> float:
-    """Train on every image once; returns the mean loss over all processes.
+def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tqdm) -> tuple[float, float | None]:
+    """Train on every image once; returns means over all processes: of the loss, and of the norm of all gradients.
+
+    The norm is that before clipping. Steps that fp16's scaler skips, where it is not finite, are left out; None where
+    all were.
 
     Raises:
         RunError: the loss is not finite.
@@ -174,20 +177,21 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
     def batch_loss(images: torch.Tensor, labels: torch.Tensor, step: int, _: int) -> torch.Tensor:
         return mixed_loss(args, state, images, labels, classes, ('mix', args.seed, step, rank), run.class_weights)
 
-    total = torch.zeros((), dtype=torch.float64, device=run.device)
+    total = torch.zeros(3, dtype=torch.float64, device=run.device)
     first_step, schedule = (epoch - 1) * steps, partial(lr_at, args=args, steps=steps)
     made = train_steps(state, loader, first_step, schedule, batch_loss, args.clip_grad)
-    for done, (step, loss, _) in enumerate(made, start=1):
-        total += loss
+    for done, (step, loss, norm) in enumerate(made, start=1):
+        total += torch.stack([loss, norm.nan_to_num(0, 0, 0), norm.isfinite()])
         if state.average:
             state.average.update(state.model, step + 1)
         if done % CHECK_EVERY == 0 or done == steps:
-            mean = total.item() / done
+            mean = total[0].item() / done
             if not math.isfinite(mean):
                 raise RunError(f'the training loss is {mean} within {done} steps of this epoch; {runs.NOT_FINITE}')
             bar.set_postfix_str(f'loss {mean:.3f}', refresh=False)
         bar.update()
-    return reduce_sum(total).item() / steps / distributed.world_size()
+    loss, norm, finite = reduce_sum(total).tolist()
+    return loss / steps / distributed.world_size(), norm / finite if finite else None
 
 
 @torch.inference_mode()
@@ -243,7 +247,7 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
     """
     args, model, (train_loader, val_loader, _), start = run.args, state.evaluated, loaders, time.perf_counter()
     bar.set_description(f'{run.folder.name} epoch {epoch}/{args.epochs}', refresh=False)
-    train_loss = train_images(run, state, train_loader, epoch, bar)
+    train_loss, grad_norm = train_images(run, state, train_loader, epoch, bar)
     train_seconds = time.perf_counter() - start
     for module in dict.fromkeys((state.model, model)):
         share_weights(module)
@@ -255,6 +259,7 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
         epoch=epoch,
         lr=lr_at(epoch * len(train_loader) - 1, args, len(train_loader)),  # of its last step
         train_loss=train_loss,
+        grad_norm=grad_norm,
         val_loss=val_loss,
         val_acc=val_acc,
         seconds=round(time.perf_counter() - start, 3),

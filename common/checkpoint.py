@@ -17,7 +17,7 @@ from torch import nn
 
 from common.errors import ModelError, RunError, UnsafeCheckpoint
 from common.registry import BRANCH, MODELS, entry_of, is_own
-from common.weights import weights_source
+from common.weights import split_trunk, weights_source
 
 # ---------------------------------------------------------------------------------------------- files
 
@@ -173,13 +173,14 @@ def accept_published_names(_module: nn.Module | None, state: dict, prefix: str, 
 def load_pretrained(model: nn.Module, name: str, pretrained: bool | str | Path, img_size: int | None = None) -> None:
     """Load the weights that `pretrained` asks for; sets model.pretrained and model.loaded (see models.build_model)."""
     model.pretrained = model.loaded = None
-    source = weights_source(name, pretrained)
+    source, (trunk, _) = weights_source(name, pretrained), split_trunk(pretrained)
     if isinstance(source, Path):
         origin = source.name.removesuffix('_imagenet.pt')  # as pretraining names its files
-        load_weights(model, name, read_weights(source), str(source), origin if origin in MODELS else None)
+        load_weights(model, name, read_weights(source), str(source), origin if origin in MODELS else None, trunk)
     elif source is not None:
         # timm resizes parameters that depend on the image size as it loads them.
-        load_weights(model, name, fetch_from_timm(source, **size_arguments(name, img_size)), f'timm {source}')
+        state = fetch_from_timm(source, **size_arguments(name, img_size))
+        load_weights(model, name, state, f'timm {source}', trunk=trunk)
 
 
 def size_arguments(name: str, img_size: int | None) -> dict:
@@ -237,18 +238,23 @@ def fetch_from_timm(tag: str, **kwargs) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def load_weights(model: nn.Module, name: str, checkpoint: Any, what: str, origin: str | None = None) -> None:
+def load_weights(
+    model: nn.Module, name: str, checkpoint: Any, what: str, origin: str | None = None, trunk: bool = False
+) -> None:
     """Load a state dict, bare or inside a checkpoint; sets model.pretrained and model.loaded, and reports on stderr.
 
     Args:
         model: of the registry's entry `name`.
         what: what the checkpoint is called in messages.
         origin: the model the weights are of, if the checkpoint does not say so itself; None: unknown.
+        trunk: load the whole of a ResNet-18 into a TwistNet, not only stem, layer1 and layer2.
     """
     state, stated = extract_state(checkpoint, what)
     if stated:
         what, origin = f'{what} ({stated})', stated
-    state, partial, note = adapt(model, name, state, origin)
+    if trunk and 'twist' in entry_of(name) and 'conv1.weight' not in state:
+        raise ModelError(f'{what}: is no ResNet-18, whose weights --pretrained trunk loads')
+    state, partial, note = adapt(model, name, state, origin, trunk)
     model.pretrained, model.loaded = load_tensors(model, state, what + note, name, partial)
     print(f'{name}: {model.pretrained}', file=sys.stderr)
 
@@ -273,7 +279,7 @@ def extract_state(checkpoint: Any, what: str) -> tuple[dict[str, torch.Tensor], 
 
 
 def adapt(
-    model: nn.Module, name: str, state: dict[str, torch.Tensor], origin: str | None
+    model: nn.Module, name: str, state: dict[str, torch.Tensor], origin: str | None, trunk: bool = False
 ) -> tuple[dict[str, torch.Tensor], bool, str]:
     """Rename the weights of timm or of the published code, and drop what would turn one variant into another.
 
@@ -285,6 +291,7 @@ def adapt(
         name: its entry in the registry.
         state: the weights.
         origin: the model that they are of, None if unknown.
+        trunk: see load_weights.
 
     Returns:
         the weights, whether some tensors may differ in shape, and a note for the report.
@@ -303,9 +310,10 @@ def adapt(
         return state, False, ''
     note = ''
     if 'conv1.weight' in state:  # a ResNet-18's
-        trunk = {trunk_name(k): v for k, v in state.items()}
-        state = {k: v for k, v in trunk.items() if k.startswith(('stem.', 'layer1.', 'layer2.'))}
-        note, origin = ' (stem, layer1, layer2)', name  # equal in every TwistNet
+        state = {trunk_name(k): v for k, v in state.items()}
+        if not trunk:
+            state = {k: v for k, v in state.items() if k.startswith(('stem.', 'layer1.', 'layer2.'))}
+        note, origin = ' (the trunk)' if trunk else ' (stem, layer1, layer2)', name  # equal in every TwistNet
     state = dict(state)
     accept_published_names(None, state, '')
     stem, channels = state.get('stem.0.weight'), model.stem[0].in_channels

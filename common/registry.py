@@ -16,6 +16,13 @@ MODELS: dict[str, dict] = {
         weights='resnet18.a1_in1k',
         venue='CVPR 2016',
     ),
+    'resnet18_zero_init': dict(  # timm's own start
+        label='ResNet-18, zero init',
+        timm='resnet18',
+        args=dict(zero_init_last=True),
+        weights='resnet18.a1_in1k',
+        venue='CVPR 2016',
+    ),
     # timm has no weights for its seresnet18; those of the older definition fit all but stage 1's SE layers.
     'seresnet18': dict(
         label='SE-ResNet-18',
@@ -65,6 +72,14 @@ MODELS: dict[str, dict] = {
     'twistnet18_gate_m1': dict(label='Gate -1', twist=dict(gate_init=-1.0), keep_init='.gate'),
     'twistnet18_gate_0': dict(label='Gate 0', twist=dict(gate_init=0.0), keep_init='.gate'),
     'twistnet18_gate_1': dict(label='Gate 1', twist=dict(gate_init=1.0), keep_init='.gate'),
+    # The last BatchNorm of each trunk block starts at zero, as timm's ResNets do.
+    'twistnet18_zero_init': dict(label='TwistNet-18, zero init', twist=dict(zero_init_last=True)),
+    'twistnet18_zero_init_no_spiral': dict(
+        label='Zero init, w/o Spiral Twist', twist=dict(zero_init_last=True, use_spiral=False)
+    ),
+    'twistnet18_zero_init_no_products': dict(
+        label='Zero init, w/o Products', twist=dict(zero_init_last=True, use_products=False)
+    ),
 }
 
 PROBES = dict(knn='1-NN', lda='LDA', svm='SVM')  # the classifiers of probe.py, with their names in tables
@@ -183,9 +198,11 @@ def has_stci(entry: dict) -> bool:
     return 'stci' in entry or ('twist' in entry and bool(entry['twist'].get('twist_stages', True)))
 
 
-# The variants of TwistNet-18 by the words that name one, as in stci_no_spiral_NAME.
+# The variants of TwistNet-18's branch by the words that name one, as in stci_no_spiral_NAME.
 STCI_VARIANTS = {
-    name.removeprefix('twistnet18').lstrip('_'): entry for name, entry in MODELS.items() if has_stci(entry)
+    name.removeprefix('twistnet18').lstrip('_'): entry
+    for name, entry in MODELS.items()
+    if has_stci(entry) and 'zero_init_last' not in entry.get('twist', {})  # which is of the trunk
 }
 
 

@@ -13,6 +13,7 @@ from timm.models import get_arch_name, get_pretrained_cfg, list_models, model_en
 from common import checkpoint
 from common.errors import ModelError
 from common.registry import MODELS, STCI, entry_of, is_own
+from common.weights import split_trunk
 
 SIZE = 224  # pixels, where neither timm nor a file says what a model takes
 
@@ -50,6 +51,7 @@ def own_settings(name: str, pretrained: bool | str | Path = False) -> dict:
         return {}
     cfg = get_pretrained_cfg(entry_of(name)['timm'])
     settings = _from_cfg(cfg.to_dict()) if cfg else {}
+    _, pretrained = split_trunk(pretrained)
     if isinstance(pretrained, str | Path):
         settings |= _of_file(Path(pretrained))
     return dict(img_size=SIZE) | settings

@@ -11,17 +11,24 @@ from common.errors import ModelError
 from common.registry import MODELS, WEIGHTS_DIR, entry_of, is_own
 
 
+def split_trunk(pretrained: bool | str | Path) -> tuple[bool, bool | str | Path]:
+    """Whether `pretrained` is `trunk` or `trunk=PATH`, and what is left of it without that word: True or PATH."""
+    word, _, path = str(pretrained).partition('=')
+    return (True, path or True) if word == 'trunk' else (False, pretrained)
+
+
 def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | None:
     """Where `pretrained` takes the weights of a model from: a file, the tag of a timm model, or None for nowhere.
 
     For a TwistNet and True: weights/<name>_imagenet.pt, then the full model's, each in the working directory and then
-    beside models.py; otherwise timm's ResNet-18. For a model outside the registry and True: timm's default tag.
+    beside models.py; otherwise, and for 'trunk', timm's ResNet-18. For a model outside the registry and True: timm's default tag.
 
     Raises:
         ModelError: neither the registry nor timm names weights for this model.
     """
     if pretrained is False or pretrained is None:
         return None
+    trunk, pretrained = split_trunk(pretrained)
     if pretrained is not True:
         return Path(pretrained)
     entry = entry_of(name)
@@ -31,7 +38,7 @@ def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | Non
             whose = 'the registry' if is_own(name) else 'timm'
             raise ModelError(f'{name}: {whose} names no ImageNet weights; give a file (--pretrained PATH) or none')
         return source
-    for stem in dict.fromkeys((name, 'twistnet18')):
+    for stem in dict.fromkeys((name, 'twistnet18')) if not trunk else ():
         for root in (Path(), Path(__file__).parent.parent):
             if (path := root / WEIGHTS_DIR / f'{stem}_imagenet.pt').is_file():
                 return path
@@ -55,11 +62,12 @@ def weights_identity(name: str, pretrained: bool | str | Path) -> str | None:
         ModelError: as weights_source, or the file cannot be read.
     """
     source = weights_source(name, pretrained)
+    prefix = 'trunk=' * (split_trunk(pretrained)[0] and 'twist' in entry_of(name))  # more of the same file is loaded
     if not isinstance(source, Path):
-        return source
+        return source and prefix + source
     try:
         stat = source.stat()
-        return digest_of(source.resolve(), stat.st_mtime_ns, stat.st_size)
+        return prefix + digest_of(source.resolve(), stat.st_mtime_ns, stat.st_size)
     except OSError as error:
         raise ModelError(f'{source}: cannot read the weights ({error.strerror})') from error
 
