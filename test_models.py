@@ -115,6 +115,19 @@ def test_unknown_names_and_keywords_are_refused():
     assert twist_blocks(build_model('twistnet18', num_heads=2))[0].stci.num_heads == 2
 
 
+@pytest.mark.parametrize('name', [name for name in MODELS if name.startswith(('resnet18', 'twistnet18'))])
+def test_the_last_batchnorm_of_each_block_starts_as_the_name_says(name):
+    torch.manual_seed(0)
+    model = build_model(name, 5)
+    torch.manual_seed(0)
+    other = build_model(name.partition('_')[0] if 'zero_init' in name else 'twistnet18', 5).state_dict()
+    last = {k: v for k, v in model.named_parameters() if k.endswith('bn2.weight')}
+    assert len(last) == 8
+    assert all((v == (0 if 'zero_init' in name else 1)).all() for v in last.values())
+    if name in ('resnet18_zero_init', 'twistnet18_zero_init'):  # the rest of the start is that of the plain model
+        assert all(torch.equal(v, other[k]) for k, v in model.state_dict().items() if k not in last)
+
+
 @pytest.mark.slow
 def test_variants_are_what_their_names_say():
     def blocks(name):
@@ -131,6 +144,8 @@ def test_variants_are_what_their_names_say():
     assert isinstance(blocks('twistnet18_no_ais')[0].stci.ais, torch.nn.Identity)
     assert isinstance(blocks('twistnet18_no_spiral')[0].stci.twist, torch.nn.Identity)
     assert blocks('twistnet18_no_products')[0].stci.norm.num_channels == 32
+    assert blocks('twistnet18_zero_init_no_products')[0].stci.norm.num_channels == 32
+    assert isinstance(blocks('twistnet18_zero_init_no_spiral')[0].stci.twist, torch.nn.Identity)
     kernels = blocks('twistnet18_random_twist')[0].stci.twist.dwconv.weight
     assert kernels.std().item() == pytest.approx((2 / 72) ** 0.5, rel=0.15)
 
@@ -685,6 +700,45 @@ def test_warm_up_copies_the_right_tensors(monkeypatch, tmp_path):
     x = torch.randn(1, 3, 64, 64)
     expected = trunk.eval().forward_intermediates(x, indices=[2], intermediates_only=True)
     torch.testing.assert_close(model.eval().forward_intermediates(x, indices=[2], intermediates_only=True), expected)
+
+
+@pytest.mark.parametrize('gate_init', [-float('inf'), -2.0])
+def test_trunk_loads_the_whole_of_resnet18_and_closed_gates_give_its_logits_to_the_bit(
+    monkeypatch, tmp_path, gate_init
+):
+    trunk = timm.create_model('resnet18')
+    for module in trunk.modules():  # running statistics that are not those of the start
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    monkeypatch.setattr(checkpoint, 'fetch_from_timm', lambda tag, **_: trunk.state_dict())
+    path = save(tmp_path / 'resnet18.pth', trunk.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    for asked in ('trunk', f'trunk={path}'):
+        model = build_model('twistnet18', 1000, asked, gate_init=gate_init)
+        equal = torch.equal(model.eval()(x), trunk.eval()(x))
+        assert equal == (gate_init != -2), 'and open gates do not'
+        assert '(the trunk)' in model.pretrained
+        left = 'left as initialised: layer3.0.gate, layer3.0.stci, layer3.1.gate, layer3.1.stci, layer4.0.gate'
+        assert left in model.pretrained
+        assert model.loaded == pytest.approx(count_params(trunk) / count_params(model))
+    assert build_model('twistnet18', 5, 'trunk').loaded == pytest.approx(0.966, abs=1e-3)
+
+
+def test_trunk_is_of_resnet18_and_another_start_than_the_default(tmp_path, monkeypatch, no_hub):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'weights').mkdir()
+    path = save(tmp_path / 'weights' / 'twistnet18_imagenet.pt', build_model('twistnet18').state_dict())
+    assert weights.weights_source('twistnet18', 'trunk') == 'resnet18.a1_in1k', 'not the file'
+    assert weights.weights_identity('twistnet18', 'trunk') == 'trunk=resnet18.a1_in1k'
+    assert weights.weights_identity('twistnet18', f'trunk={path}').startswith('trunk=')
+    assert weights.weights_identity('resnet18', 'trunk') == weights.weights_identity('resnet18', True)
+    assert weights.weights_identity('resnet18', f'trunk={path}') == weights.weights_identity('resnet18', path)
+    with pytest.raises(ModelError, match=r'twistnet18_imagenet.pt: is no ResNet-18, whose weights --pretrained trunk'):
+        build_model('twistnet18', pretrained=f'trunk={path}')
+    build_model('resnet18', pretrained='trunk')  # a grid gives all its models the same options
+    build_model('stci_resnet18', pretrained='trunk')
+    assert no_hub == ['resnet18.a1_in1k'] * 2
 
 
 def test_first_order_is_the_trunk_of_resnet18():

@@ -252,7 +252,7 @@ def add_model_args(parser: argparse.ArgumentParser) -> None:
         metavar='PATH',
         help='start from ImageNet weights: alone, the registered ones (see weights/README.md), or those of '
         'timm; with PATH, that file (.pt, .pth, .safetensors); trunk or trunk=PATH: the whole of a ResNet-18 into the '
-        "trunk of TwistNet-18, instead of stem, layer1 and layer2",
+        'trunk of TwistNet-18, instead of stem, layer1 and layer2',
     )
 
 

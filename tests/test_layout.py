@@ -1,4 +1,4 @@
-"""The promises of the layout: imports run one way, grids start without torch, and files and functions stay short."""
+"""The promises of the layout: imports run one way, and grids start without torch."""
 
 import ast
 import subprocess
@@ -29,7 +29,6 @@ LIBRARY = (
     'features',
     'formats',
 )  # what a training run consists of
-LONGEST_FILE, LONGEST_FUNCTION = 550, 60  # lines; of a function without its docstring
 
 
 def level_of(module: str) -> int:
@@ -86,27 +85,3 @@ def test_a_plan_and_help_need_no_torch(module):
 
 def test_help_on_tables_takes_numpy_alone():
     assert imported('summarize_runs', 'torch', 'timm', 'PIL', 'scipy', 'matplotlib') == []
-
-
-def lines(path: Path) -> int:
-    return len(path.read_text().splitlines())
-
-
-def body_lines(function: ast.FunctionDef) -> int:
-    """Lines of a function without its docstring."""
-    docstring = function.body[0] if ast.get_docstring(function) is not None else None
-    return function.end_lineno - function.lineno + 1 - (docstring.end_lineno - docstring.lineno + 1 if docstring else 0)
-
-
-def test_no_file_is_too_long():
-    limits = {module: LONGEST_FILE for module in SOURCES if module != 'plot_results'} | dict(train=400, run_all=400)
-    assert {m: lines(SOURCES[m]) for m, limit in limits.items() if lines(SOURCES[m]) > limit} == {}
-
-
-def test_no_function_is_too_long():
-    long = {}
-    for module, path in SOURCES.items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and body_lines(node) > LONGEST_FUNCTION:
-                long[f'{module}.{node.name}'] = body_lines(node)
-    assert long == {}
