@@ -21,8 +21,8 @@ def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | Non
     """Where `pretrained` takes the weights of a model from: a file, the tag of a timm model, or None for nowhere.
 
     For a TwistNet and True: weights/<name>_imagenet.pt, then the full model's, each in the working directory and then
-    beside models.py; otherwise, and for 'trunk', timm's ResNet-18. For a model outside the registry and True: timm's default
-    tag.
+    beside models.py; otherwise, and for 'trunk', timm's ResNet-18. For a model outside the registry and True: timm's
+    default tag.
 
     Raises:
         ModelError: neither the registry nor timm names weights for this model.
