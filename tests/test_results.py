@@ -4,16 +4,22 @@ import csv
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_run
+from conftest import ROOT, make_run, run
 
 import summarize_runs
 from common import runs
 from common.errors import RunError
-from results import folds, gates
+from results import folds, gates, keep, start
 
-SCRIPTS = {'summarize_runs.py': summarize_runs, '-m results.gates': gates, '-m results.folds': folds}
+SCRIPTS = {
+    'summarize_runs.py': summarize_runs,
+    '-m results.gates': gates,
+    '-m results.folds': folds,
+    '-m results.start': start,
+}
 RECIPE = re.search(r'^results: .*\n((?:\t.*\n)+)', (ROOT / 'Makefile').read_text(), re.M)[1].replace('\\\n', ' ')
 TABLES = re.findall(r'bin/python (\S+\.py|-m \S+) (.*) > (\S+)', RECIPE)
 
@@ -144,3 +150,86 @@ def test_the_decay_of_a_run_is_that_of_its_recipe(tmp_path):
     runs.write_json(folder / 'config.json', config)
     ((end,),) = gates.last_gates(tmp_path).values()
     assert math.isnan(end.by_decay)
+
+
+def kept_run(folder, model, seed, right, last):
+    """A run as results/keep.py leaves it."""
+    log = [
+        dict(epoch=1, grad_norm=2.0, train_loss=3.0, val_acc=4.0, gates={'layer3.0': 0.2} if 'twist' in model else {})
+    ]
+    run = make_run(folder, model=model, seed=seed, test_acc=100 * np.mean(right), best_val_acc=50.0, log=log)
+    results = runs.read_json(run / 'results.json')
+    runs.write_json(run / 'results.json', results | dict(test_acc_last=last, n_test=len(right)))
+    (run / keep.RIGHT).write_text(''.join(map(str, right)) + '\n')
+    return run
+
+
+def test_the_effects_of_start_and_branch_are_contrasts_by_images_and_by_seeds(tmp_path):
+    right = {start.ONE: [12, 14], start.ZERO: [6, 6], start.TWIST: [12, 12], start.TWIST_ZERO: [10, 8]}  # of 20 images
+    for model, counts in right.items():
+        for seed, count in zip((42, 43), counts):
+            kept_run(tmp_path, model, seed, [1] * count + [0] * (20 - count), last=float(count))
+    kept_run(tmp_path, start.NO_SPIRAL, 42, [1] * 20, last=0.0)  # of one seed: in no effect
+    found = start.effects(start.read_models(tmp_path))
+    values = {name.partition(',')[0].partition(':')[0]: test['value'] for name, test in found.items()}
+    assert values == pytest.approx(
+        {  # points: an image is five
+            'start (one - zero)': 25.0,
+            'branch (with - without)': 5.0,
+            'interaction': 20.0,
+            'start without the branch': 35.0,
+            'start with the branch': 15.0,
+            'branch at one': -5.0,
+            'branch at zero': 15.0,
+            'published pair': 30.0,
+        }
+    )
+    branch = found['branch at zero']  # +20 and +10 points
+    reach = 12.7062 * 5  # t of one degree of freedom, and the standard error
+    assert (branch['low'], branch['high']) == pytest.approx((15 - reach, 15 + reach), rel=1e-4)
+    assert branch['last'] == 3.0
+    low, high = branch['images']  # images 7 to 8 are won by both seeds, 9 and 10 by one: SD of the mean 0.0757
+    assert (low, high) == pytest.approx((15 - 1.96 * 7.5, 15 + 1.96 * 7.5), abs=2.5)
+    assert [name for name, test in found.items() if 'p_holm' in test] == start.PRIMARY
+
+
+def test_runs_of_other_images_or_with_other_bits_are_refused(tmp_path):
+    first = kept_run(tmp_path, start.ONE, 42, [1, 0], last=1.0)
+    (first / keep.RIGHT).write_text('11\n')
+    with pytest.raises(RunError, match='not of the test accuracy'):
+        start.read_models(tmp_path)
+    (first / keep.RIGHT).write_text('10\n')
+    other = kept_run(tmp_path, start.ZERO, 42, [1, 0], last=1.0)
+    config = runs.read_json(other / 'config.json')
+    config['defines']['split'] = 'other'
+    runs.write_json(other / 'config.json', config)
+    with pytest.raises(RunError, match='other images'):
+        start.read_models(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_is_kept_without_weights_and_with_the_spread_of_selection(tree, tiny, tmp_path, capsys):
+    folder, results = run(tree, tmp_path / 'runs')
+    for _ in range(2):  # what is kept is left alone
+        keep.main(keep.get_args_parser().parse_args([str(tmp_path / 'runs'), str(tmp_path / 'kept')]))
+    kept = tmp_path / 'kept' / folder.name
+    assert capsys.readouterr().out.split() == [str(kept)]
+    assert {path.name for path in kept.iterdir()} == {
+        *('config.json', 'log.jsonl', 'results.json', keep.RIGHT, keep.SELECTION)
+    }
+    bits = (kept / keep.RIGHT).read_text().strip()
+    assert 100 * bits.count('1') / len(bits) == pytest.approx(results['test_acc'])
+    spreads = runs.read_json(kept / keep.SELECTION)
+    assert list(spreads) == ['layer2.0', 'layer2.1']
+    for of in spreads.values():
+        assert 0 < of['low'] < of['mean'] < of['high'] < 1
+        assert 0 < of['over_classes'] < of['over_images'] < of['over_channels']
+
+
+def test_the_spreads_are_of_images_of_classes_and_of_channels():
+    weights = np.array([[0.1, 0.5], [0.3, 0.5], [0.3, 0.5], [0.5, 0.5]])[:, None]  # (4 images, 1 head, 2 channels)
+    found = keep.spreads(weights, np.array([0, 0, 1, 1]))
+    assert found['over_images'] == pytest.approx(np.std([0.1, 0.3, 0.3, 0.5], ddof=1) / 2, abs=1e-6)
+    assert found['over_classes'] == pytest.approx(np.std([0.2, 0.4], ddof=1) / 2, abs=1e-6)
+    assert found['over_channels'] == pytest.approx(np.std([0.3, 0.5], ddof=1), abs=1e-6)
+    assert (found['mean'], found['low'], found['high']) == pytest.approx((0.4, 0.1, 0.5))

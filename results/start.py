@@ -1,0 +1,172 @@
+"""The start of the last BatchNorm apart from the branch: the 2 x 2 design of D, from the runs that are kept.
+
+    python -m results.start results/flowers
+
+The first table has each model's test accuracy in % at the chosen epoch, by seed; then their mean, and the means of the
+validation accuracy that chose, and of the test accuracy after the last epoch. The second has the effects in points,
+each with two 95 % intervals: over other test images (paired bootstrap, seeds averaged for each image) and over other
+seeds (t interval of the seeds' differences). The third has means over seeds by epochs: the norm of all gradients before
+clipping, and the training loss. The last has the spreads of AIS's weights (see results/keep.py).
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from common import runs, tables
+from common.errors import RunError, user_errors
+from common.statistics import correct, p_text, t_test
+from results.keep import RIGHT, SELECTION
+
+ONE, ZERO, TWIST, TWIST_ZERO = 'resnet18', 'resnet18_zero_init', 'twistnet18', 'twistnet18_zero_init'
+NO_SPIRAL, NO_PRODUCTS = f'{TWIST_ZERO}_no_spiral', f'{TWIST_ZERO}_no_products'
+# Each effect as the weights of the models' accuracies; the two main effects are the primary comparisons.
+EFFECTS = {
+    'start (one - zero), mean over both': {ONE: 0.5, ZERO: -0.5, TWIST: 0.5, TWIST_ZERO: -0.5},
+    'branch (with - without), mean over both': {ONE: -0.5, ZERO: -0.5, TWIST: 0.5, TWIST_ZERO: 0.5},
+    'interaction: branch at zero - branch at one': {ONE: 1, ZERO: -1, TWIST: -1, TWIST_ZERO: 1},
+    'start without the branch': {ONE: 1, ZERO: -1},
+    'start with the branch': {TWIST: 1, TWIST_ZERO: -1},
+    'branch at one': {TWIST: 1, ONE: -1},
+    'branch at zero': {TWIST_ZERO: 1, ZERO: -1},
+    'published pair: TwistNet-18 at one - ResNet-18 at zero': {TWIST: 1, ZERO: -1},
+    'spiral at zero': {TWIST_ZERO: 1, NO_SPIRAL: -1},
+    'products at zero': {TWIST_ZERO: 1, NO_PRODUCTS: -1},
+}
+PRIMARY = list(EFFECTS)[:2]
+RESAMPLES = 10_000
+SPANS = ((1, 10), (11, 30), (31, 60), (61, 100))  # epochs
+
+
+class Model(NamedTuple):
+    """The complete runs of one model, in the order of their seeds."""
+
+    seeds: list[int]
+    results: list[dict]
+    logs: list[list[dict]]
+    right: np.ndarray  # (seeds, images) bool
+    selection: list[dict]  # by block; empty without AIS
+
+
+def read_models(folder: Path) -> dict[str, Model]:
+    """The models of a folder of kept runs, of one fold, with equal seeds and images.
+
+    Raises:
+        RunError: a run is of other images, or its bits are not those of its test accuracy.
+    """
+    found, split = {}, None
+    for run in runs.find_runs(folder):
+        results, config = runs.read_json(run / 'results.json'), runs.read_json(run / 'config.json')
+        if results is None:
+            continue
+        bits = (run / RIGHT).read_text().strip()
+        right = np.array([bit == '1' for bit in bits])
+        if len(right) != results['n_test'] or abs(100 * right.mean() - results['test_acc']) > 1e-9:
+            raise RunError(f'{run / RIGHT}: is not of the test accuracy in results.json')
+        split = split or config['defines']['split']
+        if config['defines']['split'] != split:
+            raise RunError(f'{run}: is of other images than the runs before')
+        selection = runs.read_json(run / SELECTION)
+        row = results['seed'], results, runs.read_log(run / 'log.jsonl'), right, selection
+        found.setdefault(results['model'], []).append(row)
+    models = {}
+    for name in dict.fromkeys(name for weights in EFFECTS.values() for name in weights):
+        if name in found:
+            seeds, results, logs, right, selection = zip(*sorted(found[name], key=lambda row: row[0]))
+            models[name] = Model([*seeds], [*results], [*logs], np.stack(right), [s for s in selection if s])
+    return models
+
+
+def contrast(models: dict[str, Model], weights: dict[str, float], of: Callable[[Model], np.ndarray]) -> np.ndarray:
+    """The weighted sum of what `of` gives for each model."""
+    return sum(weight * np.asarray(of(models[name]), float) for name, weight in weights.items())
+
+
+def effects(models: dict[str, Model]) -> dict[str, dict]:
+    """Those of EFFECTS whose models are there with equal seeds: contrasts of test accuracies in points.
+
+    Returns:
+        a t-test over seeds; `images`, the bootstrap interval over images; and `last`, the value after the last epoch.
+    """
+    found = {}
+    for name, weights in EFFECTS.items():
+        if weights.keys() <= models.keys() and len({tuple(models[model].seeds) for model in weights}) == 1:
+            by_seed = contrast(models, weights, lambda model: [each['test_acc'] for each in model.results])
+            error = by_seed.std(ddof=1) / len(by_seed) ** 0.5 if len(by_seed) > 1 else 0.0
+            last = contrast(models, weights, lambda model: [each['test_acc_last'] for each in model.results])
+            found[name] = t_test(by_seed.mean(), error, len(by_seed) - 1) | dict(last=last.mean())
+    images = np.stack([100 * contrast(models, EFFECTS[name], lambda model: model.right.mean(0)) for name in found], 1)
+    rng, count = np.random.default_rng(0), len(images)
+    counts = (rng.multinomial(count, np.full(count, 1 / count), RESAMPLES // 20) for _ in range(20))
+    low, high = np.percentile(np.concatenate([some @ images for some in counts]) / count, [2.5, 97.5], axis=0)
+    for test, *interval in zip(found.values(), low, high):
+        test['images'] = interval
+    correct([found[name] for name in PRIMARY if name in found])
+    return found
+
+
+def print_models(models: dict[str, Model]) -> None:
+    rows = []
+    for name, model in models.items():
+        tested = ', '.join(f'{each["test_acc"]:.1f}' for each in model.results)
+        keys = 'test_acc', 'best_val_acc', 'test_acc_last'
+        means = [f'{statistics.fmean(each[key] for each in model.results):.2f}' for key in keys]
+        ends = [log[-1]['gates'] for log in model.logs]
+        gates = ' '.join(f'{statistics.fmean(end[block] for end in ends):.3f}' for block in ends[0])
+        rows.append([name, ', '.join(map(str, model.seeds)), tested, *means, gates or '-'])
+    head = ['model', 'seeds', 'test', 'mean', 'validation', 'last epoch', 'gates at the end']
+    tables.print_text('lrrrrrr', head, rows)
+
+
+def print_effects(models: dict[str, Model]) -> None:
+    rows = []
+    for name, test in effects(models).items():
+        intervals = [f'{low:+.2f} to {high:+.2f}' for low, high in (test['images'], (test['low'], test['high']))]
+        p = p_text(test['p']) + (f' ({p_text(test["p_holm"])})' if 'p_holm' in test else '')
+        rows.append([name, f'{test["value"]:+.2f}', *intervals, p, f'{test["last"]:+.2f}'])
+    head = ['effect, points', 'value', '95 % by images', '95 % by seeds', 'p by seeds (Holm)', 'last epoch']
+    tables.print_text('lrrrrr', head, rows)
+
+
+def print_epochs(models: dict[str, Model]) -> None:
+    rows = []
+    for name, model in models.items():
+        for key in ('grad_norm', 'train_loss', 'val_acc'):
+            means = [
+                statistics.fmean(line[key] for log in model.logs for line in log if first <= line['epoch'] <= last)
+                for first, last in SPANS
+            ]
+            rows.append([name, key, *(f'{mean:.2f}' for mean in means)])
+    tables.print_text('llrrrr', ['model', 'mean of', *(f'epochs {a} to {b}' for a, b in SPANS)], rows)
+
+
+def print_selection(models: dict[str, Model]) -> None:
+    keys, rows = ('mean', 'low', 'high', 'over_images', 'over_classes', 'over_channels'), []
+    for name, model in models.items():
+        for block in model.selection[0] if model.selection else ():
+            values = [statistics.fmean(each[block][key] for each in model.selection) for key in keys]
+            rows.append([name, block, *(f'{value:.4f}' for value in values)])
+    head = ['model', 'block', 'mean weight', 'lowest', 'highest', *(f'SD {key.replace("_", " ")}' for key in keys[3:])]
+    tables.print_text('llrrrrrr', head, rows)
+
+
+def main(args: argparse.Namespace) -> None:
+    models = read_models(args.folder)
+    for number, show in enumerate((print_models, print_effects, print_epochs, print_selection)):
+        print(end='\n' * (number > 0))
+        show(models)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description='The 2 x 2 design of start and branch.')
+    parser.add_argument('folder', type=Path, help='a folder of kept runs')
+    return parser
+
+
+if __name__ == '__main__':
+    with user_errors('results/start.py'):
+        main(get_args_parser().parse_args())
