@@ -136,11 +136,8 @@ def print_epochs(models: dict[str, Model]) -> None:
     rows = []
     for name, model in models.items():
         for key in ('grad_norm', 'train_loss', 'val_acc'):
-            means = [
-                statistics.fmean(line[key] for log in model.logs for line in log if first <= line['epoch'] <= last)
-                for first, last in SPANS
-            ]
-            rows.append([name, key, *(f'{mean:.2f}' for mean in means)])
+            spans = [[line[key] for log in model.logs for line in log if a <= line['epoch'] <= b] for a, b in SPANS]
+            rows.append([name, key, *(f'{statistics.fmean(values):.2f}' if values else '-' for values in spans)])
     tables.print_text('llrrrr', ['model', 'mean of', *(f'epochs {a} to {b}' for a, b in SPANS)], rows)
 
 

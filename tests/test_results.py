@@ -164,7 +164,7 @@ def kept_run(folder, model, seed, right, last):
     return run
 
 
-def test_the_effects_of_start_and_branch_are_contrasts_by_images_and_by_seeds(tmp_path):
+def test_the_effects_of_start_and_branch_are_contrasts_by_images_and_by_seeds(tmp_path, capsys):
     right = {start.ONE: [12, 14], start.ZERO: [6, 6], start.TWIST: [12, 12], start.TWIST_ZERO: [10, 8]}  # of 20 images
     for model, counts in right.items():
         for seed, count in zip((42, 43), counts):
@@ -191,6 +191,10 @@ def test_the_effects_of_start_and_branch_are_contrasts_by_images_and_by_seeds(tm
     low, high = branch['images']  # images 7 to 8 are won by both seeds, 9 and 10 by one: SD of the mean 0.0757
     assert (low, high) == pytest.approx((15 - 1.96 * 7.5, 15 + 1.96 * 7.5), abs=2.5)
     assert [name for name, test in found.items() if 'p_holm' in test] == start.PRIMARY
+    start.main(start.get_args_parser().parse_args([str(tmp_path)]))
+    printed = capsys.readouterr().out
+    assert re.search(r'resnet18_zero_init +42, 43 +30.0, 30.0 +30.00', printed)
+    assert 'branch at zero' in printed
 
 
 def test_runs_of_other_images_or_with_other_bits_are_refused(tmp_path):
