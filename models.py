@@ -20,27 +20,28 @@ h = relu(bn1(conv1(x))) inside a residual block,
 Source: Lian et al., "TwistNet-2D", arXiv 2602.07262. This is an independent implementation.
 """
 
+import contextlib
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import create_classifier
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from common import tables
-from common.checkpoint import accept_published_names, build_for_timm, load_pretrained
-from common.errors import ModelError, user_errors
-from common.registry import GATE_INIT, MODELS, entry_of, size_problem
-from common.timm_models import problem_of
-from insertion import Gated, create, insert
-from transforms import CROP_RATIO
+# This file alone builds and trains a TwistNet. What knows models by name stands in common/ and is imported where it is
+# used; without that folder there are no names.
+try:
+    from common.registry import MODELS
+except ModuleNotFoundError:
+    MODELS = {}
 
+GATE_INIT = -2.0  # of a gated branch, before its sigmoid; common/registry.py, which imports no torch, has it too
 DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1))  # (dy, dx) of 0, 45, 90 and 135 degrees; dy points down
 
 
@@ -150,9 +151,9 @@ class STCI(nn.Module):
     ):
         super().__init__()
         if not 1 <= num_heads <= len(DIRECTIONS):
-            raise ModelError(f'num_heads must be 1 to {len(DIRECTIONS)}, one direction a head; got {num_heads}')
+            raise ValueError(f'num_heads must be 1 to {len(DIRECTIONS)}, one direction a head; got {num_heads}')
         if c_red < 1:
-            raise ModelError(f'c_red must be at least 1; got {c_red}')
+            raise ValueError(f'c_red must be at least 1; got {c_red}')
         self.num_heads, self.c_red, self.use_products = num_heads, c_red, use_products
         width = num_heads * c_red
         dim = num_heads * (c_red + (c_red * (c_red + 1) // 2 if use_products else 0))
@@ -305,7 +306,7 @@ class TwistNet(nn.Module):
     ):
         super().__init__()
         if not set(twist_stages) <= set(range(1, len(layers) + 1)):
-            raise ModelError(f'twist_stages must be among 1 to {len(layers)}; got {tuple(twist_stages)}')
+            raise ValueError(f'twist_stages must be among 1 to {len(layers)}; got {tuple(twist_stages)}')
         self.num_classes, self.drop_rate, self.grad_checkpointing = num_classes, drop_rate, False
         self.zero_init_last = zero_init_last
         stci = dict(num_heads=num_heads, c_red=c_red, use_ais=use_ais, use_spiral=use_spiral)
@@ -332,7 +333,7 @@ class TwistNet(nn.Module):
         self.num_features = self.head_hidden_size = in_channels
         self.global_pool, self.fc = create_classifier(in_channels, num_classes, pool_type=global_pool)
         self.init_weights()
-        self._register_load_state_dict_pre_hook(accept_published_names, with_module=True)  # public from torch 2.5
+        self._register_load_state_dict_pre_hook(self.accept_published_names, with_module=True)  # public from torch 2.5
 
     def init_weights(self) -> None:
         """Initialise convolutions as Kaiming-normal (fan-out), then every STCI branch in its own way."""
@@ -344,6 +345,28 @@ class TwistNet(nn.Module):
         for module in self.modules():  # after all others: the loop above would overwrite these
             if isinstance(module, STCI):
                 module.reset_parameters()
+
+    @staticmethod
+    def accept_published_names(_module: nn.Module | None, state: dict, prefix: str, *_) -> None:
+        """load_state_dict hook: strip wrapper prefixes and join the published per-head tensors into ours, in place."""
+        for key in [k for k in state if k.startswith(prefix)]:
+            state[prefix + re.sub(r'^(module\.|_orig_mod\.)+', '', key[len(prefix) :])] = state.pop(key)
+        heads: dict[str, dict[int, torch.Tensor]] = {}
+        for key in [k for k in state if k.startswith(prefix) and '.mhstci.' in k]:
+            value, key = state.pop(key), key.replace('.mhstci.', '.stci.')
+            match = re.fullmatch(r'(.*\.stci\.)heads\.(\d+)\.(.*)', key)
+            if not match:
+                state[key] = value
+            elif match[3] not in ('idx_i', 'idx_j'):  # the order of the products, which is fixed
+                heads.setdefault(match[1] + match[3], {})[int(match[2])] = value
+        for key, parts in heads.items():
+            if sorted(parts) != list(range(len(parts))) or len({part.shape for part in parts.values()}) > 1:
+                raise ValueError(
+                    f'{key}: the heads {sorted(parts)} of the state dict are not a full set of equal shapes'
+                )
+            tensors = [parts[k] for k in range(len(parts))]
+            dim = 1 if key.endswith('twist.scale') else 0
+            state[key] = tensors[0] if key.endswith('num_batches_tracked') else torch.cat(tensors, dim)
 
     @property
     def stages(self) -> list[nn.Sequential]:
@@ -432,9 +455,9 @@ class TwistNet(nn.Module):
         return dict(stem=r'^stem', blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)')
 
 
-def blocks_of(model: nn.Module) -> dict[str, TwistBlock | Gated]:
+def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     """Name and module of every block with a gated STCI branch (`stci`, `gate`), from the input on."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, TwistBlock | Gated)}
+    return {name: module for name, module in model.named_modules() if isinstance(getattr(module, 'stci', None), STCI)}
 
 
 def gates_of(model: nn.Module) -> dict[str, float]:
@@ -442,7 +465,7 @@ def gates_of(model: nn.Module) -> dict[str, float]:
     return {name: torch.sigmoid(block.gate).item() for name, block in blocks_of(model).items()}
 
 
-@contextmanager
+@contextlib.contextmanager
 def watch_selection(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     """Sums of AIS's weights in every block over the images that pass through the model in the body.
 
@@ -471,7 +494,7 @@ def build_model(
     """Build a model, in training mode.
 
     Args:
-        name: a key of registry.MODELS; any model of timm; or stci_NAME, such a CNN with STCI (see insertion.insert).
+        name: a key of registry.MODELS; any model of timm; or stci_NAME, such a CNN with STCI (see common/insertion.py).
         num_classes: outputs of the classifier.
         pretrained: True for ImageNet weights: timm's for a baseline; for a TwistNet weights/twistnet18_imagenet.pt
             (in the working directory, then beside this file), otherwise timm's ResNet-18 for the stem and stages 1
@@ -486,6 +509,12 @@ def build_model(
         ModelError: unknown name or keyword; an img_size that the model cannot have; weights that are missing, unsafe,
             of another architecture or cannot be fetched.
     """
+    from common.checkpoint import load_pretrained
+    from common.errors import ModelError
+    from common.insertion import create, insert
+    from common.registry import entry_of, size_problem
+    from common.timm_models import problem_of
+
     if problem := problem_of(name) or size_problem(name, img_size):
         raise ModelError(problem)
     entry = entry_of(name)
@@ -496,7 +525,7 @@ def build_model(
             model.pretrained_cfg = model.default_cfg = cfg  # timm saves it with the model
         else:
             model = create(name, num_classes, img_size, **kwargs)
-    except TypeError as error:  # unknown keyword of a constructor
+    except (TypeError, ValueError) as error:  # an unknown keyword of a constructor, or a value that it refuses
         raise ModelError(f'{name}: {error}') from error
     if 'stci' in entry:
         insert(model, name, STCI, img_size, **entry['stci'])
@@ -511,6 +540,8 @@ def count_params(model: nn.Module) -> int:
 
 def list_models(num_classes: int = 47) -> None:
     """Print every model of the registry (not those of timm) with its parameters, venue and source of weights."""
+    from common import tables
+
     rows = []
     for name, entry in MODELS.items():
         with torch.device('meta'):  # sizes without memory or initialisation
@@ -527,7 +558,7 @@ DEFAULT_CFG = dict(
     num_classes=1000,
     input_size=(3, 224, 224),
     pool_size=(7, 7),
-    crop_pct=CROP_RATIO,
+    crop_pct=DEFAULT_CROP_PCT,
     interpolation='bicubic',
     mean=IMAGENET_DEFAULT_MEAN,
     std=IMAGENET_DEFAULT_STD,
@@ -540,6 +571,8 @@ default_cfgs = generate_default_cfgs({name: DEFAULT_CFG for name, entry in MODEL
 
 def _register_with_timm(name: str) -> None:
     def entrypoint(pretrained: bool = False, **kwargs) -> TwistNet:
+        from common.checkpoint import build_for_timm
+
         return build_for_timm(TwistNet, name, pretrained, **{**MODELS[name]['twist'], **kwargs})
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
@@ -553,5 +586,7 @@ for _name, _entry in MODELS.items():
 
 
 if __name__ == '__main__':
+    from common.errors import user_errors
+
     with user_errors('models.py'):
         list_models()

@@ -15,9 +15,9 @@ import models
 from common import distributed
 from common.distributed import autocast
 from common.errors import RunError
+from common.insertion import attach
 from common.options import NO_GATES
 from common.splits import Splits
-from insertion import attach
 from transforms import Preprocessing, blank_batch, mix, preprocessing_of
 
 

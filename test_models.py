@@ -4,6 +4,7 @@ import copy
 import itertools
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from benchmark import saved_bytes
-from common import checkpoint, weights
+from common import checkpoint, registry, weights
 from common.errors import ModelError
 from common.results import initial_gate
 from compute_flops import count_macs
@@ -247,12 +248,15 @@ def test_published_layout_loads_for_other_shapes(kwargs):
     assert torch.equal(source.eval()(x), target.eval()(x))
 
 
-def test_published_heads_that_are_no_whole_set_are_refused():
+def test_published_heads_that_are_no_whole_set_are_refused(tmp_path):
     _, model = reference()
     published = {key: t for name, p in model.state_dict().items() for key, t in published_names(name, p)}
     odd = {k.replace('heads.3.', 'heads.5.'): v for k, v in published.items()}
-    with pytest.raises(ModelError, match=r'heads \[0, 1, 2, 5\] of the state dict'):
+    path = save(tmp_path / 'odd.pt', odd)
+    with pytest.raises(ValueError, match=r'heads \[0, 1, 2, 5\] of the state dict'):
         model.load_state_dict(odd)
+    with pytest.raises(ModelError, match=r'heads \[0, 1, 2, 5\] of the state dict'):
+        build_model('twistnet18', 5, path, base_width=8)
 
 
 # ------------------------------------------------------------------------------------------ the method
@@ -967,3 +971,22 @@ def test_hub_out_of_reach_is_one_line(monkeypatch):
     with pytest.raises(ModelError, match=r'cannot fetch resnet18.a1_in1k from the hub \(cannot connect\)') as caught:
         checkpoint.fetch_from_timm('resnet18.a1_in1k')
     assert '\n' not in str(caught.value)
+
+
+def test_models_py_alone_builds_and_trains_a_twistnet(tmp_path):
+    shutil.copy(models.__file__, tmp_path)
+    program = (
+        'import torch; from models import TwistNet; torch.manual_seed(0)\n'
+        'model = TwistNet(num_classes=3, base_width=8)\n'
+        'x, y = torch.randn(6, 3, 64, 64), torch.arange(6) % 3; optimizer = torch.optim.SGD(model.parameters(), 0.1)\n'
+        'losses = []\n'
+        'for _ in range(20):\n'
+        '    loss = torch.nn.functional.cross_entropy(model(x), y)\n'
+        '    optimizer.zero_grad(); loss.backward(); optimizer.step(); losses.append(loss.item())\n'
+        'assert losses[-1] < losses[0] / 2, losses'
+    )
+    subprocess.run([sys.executable, '-c', program], cwd=tmp_path, check=True, env=os.environ | dict(PYTHONPATH=''))
+
+
+def test_the_gate_starts_as_the_registry_says():
+    assert models.GATE_INIT == registry.GATE_INIT

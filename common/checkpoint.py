@@ -147,26 +147,6 @@ def trunk_name(key: str) -> str:
     return re.sub(r'^bn1\.', 'stem.1.', re.sub(r'^conv1\.', 'stem.0.', key))
 
 
-def accept_published_names(_module: nn.Module | None, state: dict, prefix: str, *_) -> None:
-    """load_state_dict hook: strip wrapper prefixes and join the published per-head tensors into ours, in place."""
-    for key in [k for k in state if k.startswith(prefix)]:
-        state[prefix + strip_wrappers(key[len(prefix) :])] = state.pop(key)
-    heads: dict[str, dict[int, torch.Tensor]] = {}
-    for key in [k for k in state if k.startswith(prefix) and '.mhstci.' in k]:
-        value, key = state.pop(key), key.replace('.mhstci.', '.stci.')
-        match = re.fullmatch(r'(.*\.stci\.)heads\.(\d+)\.(.*)', key)
-        if not match:
-            state[key] = value
-        elif match[3] not in ('idx_i', 'idx_j'):  # the order of the products, which is fixed
-            heads.setdefault(match[1] + match[3], {})[int(match[2])] = value
-    for key, parts in heads.items():
-        if sorted(parts) != list(range(len(parts))) or len({part.shape for part in parts.values()}) > 1:
-            raise ModelError(f'{key}: the heads {sorted(parts)} of the state dict are not a full set of equal shapes')
-        tensors = [parts[k] for k in range(len(parts))]
-        dim = 1 if key.endswith('twist.scale') else 0
-        state[key] = tensors[0] if key.endswith('num_batches_tracked') else torch.cat(tensors, dim)
-
-
 # ---------------------------------------------------------------------------------------------- pretrained weights
 
 
@@ -315,7 +295,10 @@ def adapt(
             state = {k: v for k, v in state.items() if k.startswith(('stem.', 'layer1.', 'layer2.'))}
         note, origin = ' (the trunk)' if trunk else ' (stem, layer1, layer2)', name  # equal in every TwistNet
     state = dict(state)
-    accept_published_names(None, state, '')
+    try:
+        model.accept_published_names(None, state, '')
+    except ValueError as error:
+        raise ModelError(str(error)) from error
     stem, channels = state.get('stem.0.weight'), model.stem[0].in_channels
     if stem is not None and stem.shape[1] == 3 != channels:
         state['stem.0.weight'] = adapt_input_conv(channels, stem)

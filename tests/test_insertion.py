@@ -1,4 +1,4 @@
-"""The promises of insertion.py: any model of timm by its name, and STCI in any CNN of it."""
+"""The promises of common/insertion.py: any model of timm by its name, and STCI in any CNN of it."""
 
 import copy
 import math
@@ -12,8 +12,8 @@ from torch import nn
 import models
 from common import registry
 from common.errors import ModelError
+from common.insertion import Gated, attach
 from compute_flops import count_macs
-from insertion import Gated, attach
 from models import AIS, STCI, blocks_of, build_model, gates_of
 from state import convert_sync_batchnorm
 

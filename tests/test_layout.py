@@ -18,7 +18,6 @@ SOURCES = {
 LEVELS = ('common', 'transforms', 'library', 'interpret', 'script')
 LIBRARY = (
     'datasets',
-    'insertion',
     'models',
     'loader',
     'compute_flops',
