@@ -262,6 +262,15 @@ def test_published_heads_that_are_no_whole_set_are_refused(tmp_path):
 # ------------------------------------------------------------------------------------------ the method
 
 
+def test_the_floor_of_the_norm_is_1e_6():
+    stci = small().layer3[0].stci
+    z = torch.rand(1, 32, 2, 2) + 0.1
+    for length, kept in ((1e-4, 1.0), (1e-6, 1.0), (1e-8, 0.01)):  # vectors of a head shorter than the floor stay short
+        short = z / z.unflatten(1, (4, 8)).square().sum(2, keepdim=True).sqrt().expand(1, 4, 8, 2, 2).flatten(1, 2)
+        first = stci._interact(short * length).unflatten(1, (4, 44))[:, :, :8]
+        torch.testing.assert_close(first.norm(dim=2), torch.full((1, 4, 2, 2), kept), rtol=1e-3, atol=0)
+
+
 def plain_stci(stci: STCI, h: torch.Tensor) -> torch.Tensor:
     """The method head by head and product by product, as its description reads; inference mode of every BatchNorm."""
     outputs = []

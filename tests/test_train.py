@@ -67,6 +67,15 @@ def outcome(folder: Path) -> tuple:
 # ------------------------------------------------------------------------------------------ the run folder
 
 
+def test_the_recipes_are_those_of_the_paper():
+    default = dict(img_size=224, epochs=100, batch_size=32, lr=0.01, min_lr=1e-6, warmup_epochs=5, momentum=0.9)
+    default |= dict(weight_decay=1e-4, label_smoothing=0.1, clip_grad=1.0, mixup=0.8, cutmix=1.0)
+    default |= dict(randaug_n=2, randaug_m=9, crop_scale=[0.08, 1.0], hflip=0.5)
+    scratch = dict(lr=0.05, min_lr=1e-5, epochs=200, batch_size=64, warmup_epochs=10, crop_scale=[0.2, 1.0])
+    assert options.RECIPES['default'] == default
+    assert options.RECIPES['scratch'] == default | scratch
+
+
 def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     folder, results = run(tree, tmp_path / 'runs', '--seed', '7')
     assert folder == tmp_path / 'runs' / 'dtd_fold1_tiny_seed7'

@@ -147,6 +147,14 @@ def test_mixup_and_cutmix_share_images_and_targets_alike():
     assert all(((m == 0) | (m == 1)).all() for m in only)
 
 
+@pytest.mark.parametrize(('kind', 'alphas'), [('MixUp', (0.8, 0)), ('MixUp', (0.3, 0)), ('CutMix', (0, 1.0))])
+def test_the_ratio_of_mixing_is_drawn_with_the_alpha_given(monkeypatch, kind, alphas):
+    made, real = [], getattr(v2, kind)
+    monkeypatch.setattr(v2, kind, lambda **values: made.append(values['alpha']) or real(**values))
+    mix(torch.randn(4, 3, 8, 8), torch.arange(4), 4, *alphas, ('mix', 1))
+    assert made == [max(alphas)]
+
+
 def test_a_line_of_pixels_takes_little_memory(monkeypatch):
     made, real = [], Image.Image.resize
     monkeypatch.setattr(Image.Image, 'resize', lambda image, size, *more: made.append(size) or real(image, size, *more))
