@@ -143,14 +143,15 @@ def hub_arguments(export: Export, license_id: str) -> dict:
         ModelError: timm cannot build the model and load weights into it.
     """
     subject, taken = export.subject, export.preprocessing
-    if not cfg_of(subject) or 'stci' in entry_of(subject.name):
+    if not cfg_of(subject):
         raise ModelError(
-            f"{subject.name}: --format hub is for models that timm's build_model_with_cfg makes under this name, which "
-            'loads the weights; safetensors, pt2 and onnx take any model'
+            f"{subject.name}: --format hub is for models that timm's build_model_with_cfg makes, because it loads the "
+            'weights; safetensors, pt2 and onnx take any model'
         )
-    size, short = taken['img_size'], round(taken['img_size'] / taken['crop_ratio'])
-    # timm resizes to the floor of img_size / crop_pct. The half keeps it from the pixel below.
-    cfg = dict(input_size=(3, size, size), crop_pct=size / (short + 0.5) if short > size else 1.0, crop_mode='center')
+    size, crop_pct = taken['img_size'], taken['crop_ratio']
+    if int(size / crop_pct) != (short := round(size / crop_pct)):  # timm's floor of it, and ours
+        crop_pct = size / (short + 0.25)
+    cfg = dict(input_size=(3, size, size), crop_pct=crop_pct, crop_mode='center')
     cfg |= dict(num_classes=len(subject.classes), license=license_id)
     cfg |= {key: taken[key] for key in ('interpolation', 'mean', 'std')}
     other = ('pool_size', 'test_input_size', 'test_crop_pct', 'label_names', 'label_offset')
@@ -162,6 +163,7 @@ def hub_arguments(export: Export, license_id: str) -> dict:
 
 def load_hub(folder: Path, export: Export) -> tuple[Run, dict]:
     config = json.loads((folder / 'config.json').read_text())
+    models.register(export.subject.name)
     with contextlib.redirect_stderr(io.StringIO()):  # a TwistNet says what it loads
         model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     return model, export.metadata | dict(classes=json.dumps(config['label_names']))

@@ -119,9 +119,7 @@ def bits_for(subjects: list[Subject], paths: Iterable[str]) -> tuple[int | None,
     """
     first, *others = sorted({s.preprocessing.bits for s in subjects} - {None}) or [None]
     if others:
-        raise RunError(
-            f'the models were trained on images of {first} and of {others[0]} bits; --bits says which are given'
-        )
+        raise RunError(f'the models were trained on images of {first} and of {others[0]} bits; --bits chooses')
     return (first, []) if first else image_bits(paths)
 
 
