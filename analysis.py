@@ -36,7 +36,6 @@ from common.errors import RunError, UserError, user_errors
 from common.images import open_image
 from common.results import initial_gate
 from common.runs import counted
-from common.splits import bits_of
 from interpret import findings, questions, trace
 from interpret.questions import HeldOut
 from loader import ImageList
@@ -87,8 +86,7 @@ def read_images(subject: Subject, settings: dict, with_val: bool) -> HeldOut:
             f"class '{name}' has {has} in validation and test together, and comparing classes takes two of each; "
             'add images, or ask --question spiral or gates'
         )
-    bits, _ = bits_of(splits)
-    data = ImageList(kept, lambda image, _: subject.view(image), partial(open_image, bits=bits))
+    data = ImageList(kept, lambda image, _: subject.view(image), partial(open_image, bits=settings['bits']))
     images = torch.stack([data[i][0] for i in range(len(data))])
     n_test, statistics = len(set(kept) & set(splits.test)), subject.preprocessing.statistics
     return HeldOut(images, labels, n_test, len(items) - len(kept), statistics)

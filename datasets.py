@@ -23,7 +23,7 @@ from typing import NamedTuple
 from common import synthetic
 from common.archives import prepare_tree
 from common.errors import DataError, user_errors
-from common.images import SYNTHETIC, image_bits
+from common.images import SYNTHETIC, count_pages, image_bits
 from common.options import choose_dataset
 from common.own_data import count_folds, division_notes, folder_splits, list_notes, list_splits, own_subsets, root_of
 from common.own_options import AS_IT_IS, SplitOptions, add_split_args, check_split_options, split_options, split_words
@@ -404,7 +404,7 @@ def check_tree(dataset: str, data_dir: Path | None, own: SplitOptions = AS_IT_IS
     bits, of_bits = image_bits(images)
     groups, unreadable = group_by_content(images, bits, f'checking {dataset}')
     twice, leaks = compare_copies(groups, images, folds)
-    return Findings(tree, unreadable, twice, leaks, notes + of_bits)
+    return Findings(tree, unreadable, twice, leaks, notes + of_bits + count_pages(images))
 
 
 def _load_folds(dataset: str, data_dir: Path | None, own: SplitOptions) -> tuple[dict[int, Splits], list[str]]:

@@ -66,7 +66,7 @@ import numpy as np
 
 from common import scores, tables
 from common.drawing import Figure, plot_confusion, plot_thumbnails, save, thumbnail
-from common.images import open_image
+from common.images import image_bits, open_image
 from common.predictions import Predictions
 from common.registry import model_label
 from common.results import by_name
@@ -88,7 +88,7 @@ def run_models(args: argparse.Namespace) -> list[Judged]:
     """
     import trained  # and torch, which the predictions of runs do without
     from common import distributed
-    from common.splits import SUBSETS, bits_of
+    from common.splits import SUBSETS
 
     judged, subset = [], args.subset or 'test'
     for path in dict.fromkeys(args.checkpoint):
@@ -101,10 +101,8 @@ def run_models(args: argparse.Namespace) -> list[Judged]:
         elif subset == 'val':
             print(f'note: {path}: images of validation chose its epoch', file=sys.stderr)
         items = [item for name in (SUBSETS if subset == 'all' else [subset]) for item in getattr(splits, name)]
-        bits, notes = bits_of(splits)
-        print(*(f'note: {note}\n' for note in notes), sep='', end='', file=sys.stderr)
         device = distributed.setup(args.device, 0)
-        read, paths = partial(open_image, bits=bits), [path for path, _ in items]
+        read, paths = partial(open_image, bits=data['bits']), [path for path, _ in items]
         probabilities, errors = trained.predict([subject], paths, read, args, device, f'{subset} images')
         if errors:
             raise DataError(
@@ -210,10 +208,11 @@ def draw_mistakes(group: list[Judged]) -> Figure:
     found = scores.mistakes(group)
     if not found:
         raise DataError('there is no mistake')
+    bits, _ = image_bits(path for path, *_ in found)  # so that they are as bright as one another
     panels = []
     for path, truth, said, probability in found[:MISTAKES]:
         words = [f'truth: {truth}', f'said: {said}', f'probability {100 * probability:.0f} %', Path(path).name]
-        panels.append((thumbnail(open_image(path)), words))
+        panels.append((thumbnail(open_image(path, bits)), words))
     title = f'The {len(panels)} most confident of {counted(len(found), "mistake")}: {title_of(group)}'
     return plot_thumbnails(title, panels, columns=4)
 

@@ -92,7 +92,10 @@ from formats import BATCHES, MAKE, Export, check, first_line, hub_arguments, rea
 
 def card_of(export: Export, source: str, args: argparse.Namespace) -> dict:
     subject = export.subject
-    needs = 'models' if 'twist' in entry_of(subject.name) else args.imports and Path(args.imports).stem
+    ours = {'twist', 'stci'} & entry_of(subject.name).keys()
+    modules = [Path(path).stem for path in [args.imports] if path] + ['models'] * bool(ours)
+    needs = ''.join(f'import {module}  # of the repository of this model\n' for module in modules)
+    needs += f"models.register('{subject.name}')\n" * ('stci' in ours)
     facts = export.preprocessing, export.config, export.results
     return model_card(subject.name, subject.classes, *facts, source, args.license, needs)
 

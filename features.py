@@ -230,7 +230,7 @@ def compute(
     Raises:
         DataError: an image cannot be read. RunError: no such layer, or features that are not finite.
     """
-    size, ratio, *statistics = frozen.preprocessing
+    size, ratio, *statistics = frozen.preprocessing[:4]
     frozen.model.to(device, memory_format=torch.channels_last)
     run = tap(frozen.model, frozen.name, layer)
     batches, rows = EvalBatches(len(items)), []

@@ -39,7 +39,7 @@ class Export(NamedTuple):
     def metadata(self) -> dict[str, str]:
         """What the file says of the model; lists and dictionaries as JSON."""
         name, _, classes, epoch, val_acc = self.subject[1:6]
-        facts = dict(model=name, architecture=self.subject.model.pretrained_cfg['architecture'])
+        facts = dict(model=name, architecture=cfg_of(self.subject).get('architecture', name))
         facts |= dict(classes=json.dumps(classes), preprocessing=json.dumps(self.preprocessing))
         return facts | dict(epoch=str(epoch), val_acc=str(val_acc), exported_by=f'torch {torch.__version__}')
 
@@ -47,6 +47,11 @@ class Export(NamedTuple):
         """Noise in the range of normalised images, (number, 3, SIZE, SIZE)."""
         size, generator = self.preprocessing['img_size'], torch.Generator().manual_seed(number)
         return torch.randn(number, 3, size, size, generator=generator)
+
+
+def cfg_of(subject: trained.Subject) -> dict:
+    """timm's configuration of the model; {} where timm's builder did not make it."""
+    return getattr(subject.model, 'pretrained_cfg', None) or {}
 
 
 def read(path: Path) -> Export:
@@ -132,13 +137,25 @@ def load_safetensors(path: Path, export: Export) -> tuple[Run, dict]:
 
 
 def hub_arguments(export: Export, license_id: str) -> dict:
-    """Arguments of save_for_hf and push_to_hf_hub; sets the preprocessing that timm writes with the model."""
+    """Arguments of save_for_hf and push_to_hf_hub; sets the preprocessing that timm writes with the model.
+
+    Raises:
+        ModelError: timm cannot build the model and load weights into it.
+    """
     subject, taken = export.subject, export.preprocessing
-    size = (3, taken['img_size'], taken['img_size'])
-    cfg = dict(input_size=size, crop_pct=taken['crop_ratio'], num_classes=len(subject.classes), license=license_id)
+    if not cfg_of(subject):
+        raise ModelError(
+            f"{subject.name}: --format hub is for models that timm's build_model_with_cfg makes, because it loads the "
+            'weights; safetensors, pt2 and onnx take any model'
+        )
+    size, crop_pct = taken['img_size'], taken['crop_ratio']
+    if int(size / crop_pct) != (short := round(size / crop_pct)):  # timm's floor of it, and ours
+        crop_pct = size / (short + 0.25)
+    cfg = dict(input_size=(3, size, size), crop_pct=crop_pct, crop_mode='center')
+    cfg |= dict(num_classes=len(subject.classes), license=license_id)
     cfg |= {key: taken[key] for key in ('interpolation', 'mean', 'std')}
     other = ('pool_size', 'test_input_size', 'test_crop_pct', 'label_names', 'label_offset')
-    old = {key: value for key, value in subject.model.pretrained_cfg.items() if key not in other}
+    old = {key: value for key, value in cfg_of(subject).items() if key not in other}
     subject.model.pretrained_cfg = old | cfg
     arguments = {**entry_of(subject.name).get('args', {}), **size_arguments(subject.name, subject.img_size)}
     return dict(model_config=dict(label_names=subject.classes), model_args=arguments, safe_serialization='both')
@@ -146,6 +163,7 @@ def hub_arguments(export: Export, license_id: str) -> dict:
 
 def load_hub(folder: Path, export: Export) -> tuple[Run, dict]:
     config = json.loads((folder / 'config.json').read_text())
+    models.register(export.subject.name)
     with contextlib.redirect_stderr(io.StringIO()):  # a TwistNet says what it loads
         model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     return model, export.metadata | dict(classes=json.dumps(config['label_names']))

@@ -19,8 +19,8 @@ from common.cache import SHARED_MEMORY, Cache, open_cache
 from common.distributed import number_in, process_rank, say
 from common.errors import DataError
 from common.images import open_image, read_pixels
-from common.splits import Splits, bits_of
-from transforms import CROP_RATIO, eval_view, eval_view_text, seed_of, to_tensor, train_transform
+from common.splits import Splits
+from transforms import CROP_RATIO, Preprocessing, eval_view, eval_view_text, seed_of, to_tensor, train_transform
 
 EVAL_BATCH = 64  # images; a constant, so that the figures of an evaluation depend on nothing else
 PREFETCH, IN_USE = 2, 2  # batches that each loader process prepares ahead, and that the loop holds
@@ -153,18 +153,16 @@ class EvalBatches(Batches):
 
 
 def make_loaders(
-    args: argparse.Namespace, splits: Splits, device: torch.device, crop_ratio: float = CROP_RATIO
+    args: argparse.Namespace, splits: Splits, device: torch.device, preprocessing: Preprocessing
 ) -> list[DataLoader]:
     """The loaders of train.py: of the training, validation and test images of a fold."""
     rank, world = process_rank()
-    cache, (bits, notes) = open_cache(args.cache), bits_of(splits)
-    for note in notes:
-        say(f'note: {note}')
+    cache, bits = open_cache(args.cache), preprocessing.bits
     augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
     train = ImageList(splits.train, augmentation, partial(read_pixels, cache=cache, bits=bits))
     pairs = [(train, TrainBatches(len(train), args.batch_size, args.seed, rank, world))]
     for items in (splits.val, splits.test):
-        images = eval_images(items, args.img_size, cache, bits, crop_ratio)
+        images = eval_images(items, args.img_size, cache, bits, preprocessing.crop_ratio)
         pairs.append((images, EvalBatches(len(items), rank, world)))
     return start_loaders(pairs, args, device)
 

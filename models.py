@@ -23,13 +23,14 @@ Source: Lian et al., "TwistNet-2D", arXiv 2602.07262. This is an independent imp
 import contextlib
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import create_classifier
-from timm.models import checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs, is_model, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -529,6 +530,7 @@ def build_model(
         raise ModelError(f'{name}: {error}') from error
     if 'stci' in entry:
         insert(model, name, STCI, img_size, **entry['stci'])
+        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, 'architecture': name}
     load_pretrained(model, name, pretrained, img_size)
     return model
 
@@ -569,20 +571,28 @@ DEFAULT_CFG = dict(
 default_cfgs = generate_default_cfgs({name: DEFAULT_CFG for name, entry in MODELS.items() if 'twist' in entry})
 
 
-def _register_with_timm(name: str) -> None:
-    def entrypoint(pretrained: bool = False, **kwargs) -> TwistNet:
+def register(name: str) -> None:
+    """Let timm.create_model build an stci_NAME, also from a folder of the hub; every TwistNet is registered already."""
+    from common.registry import entry_of
+
+    entry = entry_of(name)
+    if is_model(name) or not {'twist', 'stci'} & entry.keys():
+        return
+
+    def entrypoint(pretrained: bool = False, **kwargs) -> nn.Module:
         from common.checkpoint import build_for_timm
 
-        return build_for_timm(TwistNet, name, pretrained, **{**MODELS[name]['twist'], **kwargs})
+        make = partial(TwistNet, **entry['twist']) if 'twist' in entry else partial(build_model, name)
+        return build_for_timm(make, name, pretrained, **kwargs)
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = f'{MODELS[name]["label"]} for timm.create_model.'
+    entrypoint.__doc__ = f'{entry["label"]} for timm.create_model.'
     globals()[name] = register_model(entrypoint)
 
 
 for _name, _entry in MODELS.items():
     if 'twist' in _entry:
-        _register_with_timm(_name)
+        register(_name)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ of the same classes average their probabilities, each at its own size.
 --out has a row an image: path, label, probability, and the next labels up to --top_k. With --tile it has a row a tile
 (path, x, y, label, probability; x and y of its upper left corner in pixels): each square of that side is an image by
 itself, of which the model sees the middle, as of any image. An image that cannot be read is named on stderr, and the
-exit code is 1. Prints the files it wrote.
+exit code is 1. Prints the files it wrote. Stopped by a signal, it writes the table of what it has.
 """
 
 import argparse
@@ -32,7 +32,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument('--sheet', action='store_true', help='pages of thumbnails with their labels')
     parser.add_argument('--tile', type=int, help='side in pixels of the squares of a scan that get a label each')
     parser.add_argument('--stride', type=int, help='from one tile to the next, pixels; --tile if not given')
-    parser.add_argument('--bits', type=int, help='of images of more than eight bits a channel, as training noted them')
+    text = 'of images of more than eight bits a channel; those of the training images if not given'
+    parser.add_argument('--bits', type=int, help=text)
     options.add_inference_args(parser)
     return parser
 
@@ -45,7 +46,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise RunError('--stride needs --tile')
     if args.tile is not None and (args.sheet or args.top_k is not None):
         raise RunError('--tile draws a map and writes one label a tile; leave --sheet and --top_k out')
-    args.stride = args.stride or args.tile
+    if args.stride is None:
+        args.stride = args.tile
     if args.tile is not None and not 1 <= args.stride <= args.tile:
         raise RunError(f'--stride {args.stride} must be from 1 to --tile {args.tile}, or parts would get no label')
     return args
@@ -57,6 +59,7 @@ if __name__ == '__main__':
 
 import glob
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -68,7 +71,7 @@ from PIL import Image
 import trained
 from common import distributed
 from common.drawing import Figure, plot_label_map, plot_thumbnails, save, shorten, thumbnail
-from common.images import image_bits, is_image, open_image
+from common.images import is_image, open_image
 from common.trees import walk
 from trained import Subject
 
@@ -147,20 +150,26 @@ def save_picture(figure: Figure, out: Path, kind: str, number: int, count: int) 
 
 
 def predict_images(
-    args: argparse.Namespace, subjects: list[Subject], paths: list[str], read: Read, device: torch.device
+    args: argparse.Namespace,
+    subjects: list[Subject],
+    paths: list[str],
+    read: Read,
+    device: torch.device,
+    signals: list[int],
 ) -> int:
     """Write the table of the images and their sheets; returns how many images could not be read."""
     classes = subjects[0].classes
     top_k = args.top_k or min(5, len(classes))
     if top_k > len(classes):
         raise RunError(f'--top_k {top_k} must be from 1 to the {len(classes)} classes of {subjects[0].path}')
-    probabilities, errors = trained.predict(subjects, paths, read, args, device, 'images')
-    if len(errors) == len(paths):
-        raise DataError(f'none of {counted(len(paths), "image")} could be read; nothing is written')
+    probabilities, errors = trained.predict(subjects, paths, read, args, device, 'images', signals)
+    done = len(probabilities)
+    if len(errors) == done:
+        raise DataError(f'none of {counted(done, "image")} could be read; nothing is written')
     order = np.argsort(-probabilities, axis=1, kind='stable')[:, :top_k]
     rows = [
         [paths[i], *(value for label in order[i] for value in (classes[label], probabilities[i, label]))]
-        for i in range(len(paths))
+        for i in range(done)
         if i not in errors
     ]
     head = ['path', 'label', 'probability'] + [
@@ -170,6 +179,8 @@ def predict_images(
     size = SHEET[0] * SHEET[1]
     pages = [rows[start : start + size] for start in range(0, len(rows) * args.sheet, size)]
     for number, page in enumerate(pages):
+        if signals:
+            break
         panels = [
             (thumbnail(read(path)), [f'{shorten(label, 13)}  {100 * probability:.0f} %', os.path.basename(path)])
             for path, label, probability, *_ in page
@@ -197,7 +208,12 @@ def cell_edges(starts: list[int], tile: int, length: int) -> np.ndarray:
 
 
 def map_scans(
-    args: argparse.Namespace, subjects: list[Subject], paths: list[str], read: Read, device: torch.device
+    args: argparse.Namespace,
+    subjects: list[Subject],
+    paths: list[str],
+    read: Read,
+    device: torch.device,
+    signals: list[int],
 ) -> int:
     """Write the table of the tiles of all scans and a map of each; returns how many could not be made."""
     rows, failed = [], 0
@@ -212,12 +228,13 @@ def map_scans(
             continue
         xs, ys = (starts_of(side, args.tile, args.stride) for side in scan.size)
         boxes = [(x, y, x + args.tile, y + args.tile) for y in ys for x in xs]
-        probabilities, _ = trained.predict(
-            subjects, boxes, scan.crop, args, device, f'tiles of {os.path.basename(path)}'
-        )
+        what = f'tiles of {os.path.basename(path)}'
+        probabilities, _ = trained.predict(subjects, boxes, scan.crop, args, device, what, signals)
         labels, certain = probabilities.argmax(1), probabilities.max(1)
         classes = subjects[0].classes
         rows += [[path, x, y, classes[k], p] for (x, y, *_), k, p in zip(boxes, labels, certain)]
+        if signals:
+            break
         edges = cell_edges(ys, args.tile, scan.height), cell_edges(xs, args.tile, scan.width)
         shape = len(ys), len(xs)
         title = f'{path}: {len(boxes)} tiles of {args.tile} pixels, stride {args.stride}, by {names_of(subjects)}'
@@ -236,11 +253,16 @@ def main(args: argparse.Namespace) -> None:
     paths = find_images(args.images)
     subjects = load_models(args.checkpoint, args.imports)
     device = distributed.setup(args.device, 0)
-    bits, notes = (args.bits, []) if args.bits else image_bits(paths)
+    bits, notes = (args.bits, []) if args.bits else trained.bits_for(subjects, paths)
     for note in notes:
-        print(f'note: {note}; --bits scales them as the training images were, if that differs', file=sys.stderr)
+        print(f'note: {note}; the checkpoint records none, and --bits gives others', file=sys.stderr)
     make = predict_images if args.tile is None else map_scans
-    if failed := make(args, subjects, paths, partial(open_image, bits=bits), device):
+    with distributed.noted_signals((signal.SIGTERM, signal.SIGINT)) as signals:
+        failed = make(args, subjects, paths, partial(open_image, bits=bits), device, signals)
+    if signals:
+        distributed.say(f'predict.py: stopped; {args.out} has what was done')
+        sys.exit(128 + signals[0])
+    if failed:
         raise DataError(f'{failed} of {counted(len(paths), "image")} left out; {args.out} has the others')
 
 

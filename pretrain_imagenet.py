@@ -225,13 +225,13 @@ def describe_run(args: argparse.Namespace, train: Index, val: Index, device: tor
     return dict(defines=defines, environment=environment, fingerprint=fingerprint, classes=classes)
 
 
-def make_loaders(args: argparse.Namespace, train: Index, val: Index, state: State, bits: int | None) -> list:
-    """The loaders of the training and the validation images; `bits` is that of open_image."""
+def make_loaders(args: argparse.Namespace, train: Index, val: Index, state: State) -> list:
+    """The loaders of the training and the validation images."""
     rank, world = process_rank()
     augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
     global_batch = args.batch_size * args.accumulate * world
     batches = TrainBatches(len(train), global_batch, args.seed, rank, world, args.accumulate)
-    read = partial(open_image, bits=bits)
+    read = partial(open_image, bits=state.preprocessing.bits)
     view = eval_transform(args.img_size, state.preprocessing.crop_ratio)
     pairs = [(ForgivingImages(train, augmentation, read), batches)]
     pairs += [(ImageList(val, view, read), EvalBatches(len(val), rank, world))]
@@ -274,13 +274,14 @@ def pretrain(args: argparse.Namespace) -> Path:
     counts = dict(train=len(images), validate=len(val_images))
     say(runs.opening(args, args.data_dir, counts, config['classes'], None, config['environment'], world_size()))
     bits, notes = share_object(lambda: image_bits(path for index in (images, val_images) for path, _ in index))
+    state = state._replace(preprocessing=state.preprocessing._replace(bits=bits))
     for line in [*([] if last else options.shrunk(args, options.IMAGENET)), *(f'note: {note}' for note in notes)]:
         say(line)
     progress = last['progress'] if last else copy.deepcopy(START)
     if last:
         folder, epoch = args.checkpoint_dir, progress['epoch'] + 1
         say(f'{folder}: resuming in epoch {epoch}, after {progress["step"]} steps of it')
-    loader, val_loader = make_loaders(args, images, val_images, state, bits)
+    loader, val_loader = make_loaders(args, images, val_images, state)
     steps = loader.batch_sampler.steps
     total, done = args.epochs * steps, progress['epoch'] * steps + progress['step']
     bar = tqdm(total=total, initial=done, disable=is_quiet(), smoothing=0.05, **runs.terminal())

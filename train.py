@@ -34,7 +34,7 @@ import models
 from common import checkpoint, distributed, own_data, predictions
 from common.distributed import autocast, is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights
 from common.own_options import split_options
-from common.splits import Splits, split_digest
+from common.splits import Splits, bits_of, split_digest
 from common.timm_models import model_defines
 from common.weights import weights_identity
 from compute_flops import NO_FVCORE, fvcore_counter, measure
@@ -360,10 +360,14 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     start = dict(history=[], best_val_acc=-1.0, best_epoch=0)
     progress = last['run'] if last else start | dict(pretrained=state.model.pretrained, loaded=state.model.loaded)
     say_opening(run, progress)
+    bits, notes = bits_of(splits)
+    state = state._replace(preprocessing=state.preprocessing._replace(bits=bits))
+    for note in notes:
+        say(f'note: {note}')
     if last and is_main() and progress['best_epoch'] == len(progress['history']):
         save_best(run, state, progress)  # of a run killed between last.pt and best.pt
 
-    loaders = make_loaders(args, splits, device, state.preprocessing.crop_ratio)
+    loaders = make_loaders(args, splits, device, state.preprocessing)
     done, (train_batches, val_batches, test_batches) = len(progress['history']), (len(loader) for loader in loaders)
     an_epoch = train_batches + val_batches
     total, initial = args.epochs * an_epoch + 2 * test_batches, done * an_epoch

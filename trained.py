@@ -17,6 +17,7 @@ from common import options, runs
 from common.checkpoint import read_checkpoint
 from common.distributed import AMP_DTYPES, autocast, is_quiet, resolve_amp, say
 from common.errors import DataError, ModelError, RunError
+from common.images import image_bits
 from common.own_data import root_of
 from common.own_options import SplitOptions, split_options
 from common.registry import DATASETS, dataset_label
@@ -107,6 +108,21 @@ def load(path: str | Path, imports: str | Path | None = None) -> Subject:
     return Subject(path, name, model.eval(), classes, checkpoint['epoch'], checkpoint['val_acc'], preprocessing)
 
 
+def bits_for(subjects: list[Subject], paths: Iterable[str]) -> tuple[int | None, list[str]]:
+    """The bits by which images of more than eight bits a channel are scaled: as those that trained the models.
+
+    Returns:
+        the bits, for images.open_image; those of these images where no checkpoint records any, with notes for the user.
+
+    Raises:
+        RunError: the models were trained with different ones.
+    """
+    first, *others = sorted({s.preprocessing.bits for s in subjects} - {None}) or [None]
+    if others:
+        raise RunError(f'the models were trained on images of {first} and of {others[0]} bits; --bits chooses')
+    return (first, []) if first else image_bits(paths)
+
+
 def data_of(args: argparse.Namespace, subject: Subject) -> dict:
     """The images to run a model over, checked against the split that its run recorded.
 
@@ -117,7 +133,7 @@ def data_of(args: argparse.Namespace, subject: Subject) -> dict:
 
     Returns:
         dataset, data_dir and fold; `splits`; `name`, the run's --name or else dataset; `label`, what figures call it;
-        `defines` and `tree` of the run's config.json; and `caution`, a key of CAUTIONS or None.
+        `defines` and `tree` of the run's config.json; `caution`, a key of CAUTIONS or None; and `bits`, of bits_for.
 
     Raises:
         RunError: data set or fold are not known, the classes differ from the model's, or the split is not the run's.
@@ -163,7 +179,10 @@ def data_of(args: argparse.Namespace, subject: Subject) -> dict:
     name = (made.get('name') if same else None) or found['dataset']
     labels = getattr(args, 'labels', {})
     options.check_names('labels', labels, DATASETS | {name: None})
-    known = dict(defines=defines, tree=config.get('tree'), caution=caution)
+    bits, notes = bits_for([subject], (path for subset in splits[:3] for path, _ in subset))
+    for note in notes:
+        print(f'note: {note}', file=sys.stderr)
+    known = dict(defines=defines, tree=config.get('tree'), caution=caution, bits=bits)
     return found | dict(splits=splits, name=name, label=dataset_label(name, labels)) | known
 
 
@@ -249,6 +268,7 @@ def predict(
     args: argparse.Namespace,
     device: torch.device,
     what: str,
+    signals: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """The probabilities of the classes, averaged over models; an item that cannot be read is named on stderr.
 
@@ -259,9 +279,10 @@ def predict(
         args: amp, batch_size and num_workers.
         device: where to compute.
         what: the words before the progress bar.
+        signals: of distributed.noted_signals; once there is one, the items that follow are left out.
 
     Returns:
-        (N, K) float32, and the errors by the index of the item, whose row is NaN.
+        (N, K) float32, or fewer rows after a signal; and the errors by the index of the item, whose row is NaN.
 
     Raises:
         RunError: a model gives something that is not a number.
@@ -270,7 +291,8 @@ def predict(
     batches = EvalBatches(len(views), batch_size=args.batch_size)
     size = batches.largest * sum(3 * subject.img_size**2 for subject in subjects)  # bytes
     asked = min(workers_of(args.num_workers, device), len(batches))
-    loader = make_loader(views, batches, loader_processes(asked, [(len(batches), size)]), device)
+    processes = loader_processes(asked, [(len(batches), size)])
+    loader = make_loader(views, batches, processes, device, ignore_signals=signals is not None)
     precisions = [precision_of(subject, args.amp, device) for subject in subjects]
     for subject in subjects:
         subject.model.to(device, memory_format=torch.channels_last)  # as it was trained
@@ -287,4 +309,6 @@ def predict(
                     say(f'left out: {message}')
             means.append(mean)
             bar.update(len(mean))
+            if signals:
+                break
     return np.concatenate(means), errors

@@ -24,12 +24,16 @@ THIN = 8  # ratio of the sides above which only the middle of an image is resize
 
 
 class Preprocessing(NamedTuple):
-    """What a model takes: square images of img_size pixels, and the statistics that normalise them (of values 0-1)."""
+    """What a model takes: square images of img_size pixels, and the statistics that normalise them (of values 0-1).
+
+    `bits` is that of images.open_image for images of more than eight bits a channel; None where none trained the model.
+    """
 
     img_size: int
     crop_ratio: float = CROP_RATIO
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+    bits: int | None = None
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -174,9 +178,11 @@ def eval_settings(
     crop_ratio: float = CROP_RATIO,
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
+    bits: int | None = None,
 ) -> dict:
-    """A Preprocessing, as plain values for a checkpoint."""
-    return dict(img_size=img_size, crop_ratio=crop_ratio, interpolation='bicubic', mean=list(mean), std=list(std))
+    """A Preprocessing, as plain values for a checkpoint; `bits` only where there are."""
+    settings = dict(img_size=img_size, crop_ratio=crop_ratio, interpolation='bicubic', mean=list(mean), std=list(std))
+    return settings | (dict(bits=bits) if bits else {})
 
 
 def read_settings(settings: dict) -> Preprocessing:

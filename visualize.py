@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     if args.checkpoint is None:
         raise RunError('--checkpoint is missing: the best.pt of a run')
     subject = trained.load(args.checkpoint, args.imports)
-    image = None if args.image is None else open_image(str(args.image.absolute()))
+    image = None if args.image is None else open_image(str(args.image.absolute()), subject.preprocessing.bits)
     survey = functools.cache(lambda: class_views.survey_subset(subject, args))  # one pass for all views
 
     def draw(name: str) -> Figure:

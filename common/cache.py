@@ -29,7 +29,7 @@ from PIL import __version__ as PILLOW
 from common.errors import CacheError
 from common.locks import fcntl
 
-VERSION = f'2 {PILLOW}'  # increase the number when the same source gives other pixels
+VERSION = f'3 {PILLOW}'  # increase the number when the same source gives other pixels
 SHARED_MEMORY = Path('/dev/shm')
 RESERVE = 2**30  # bytes of it that are never used: all of it, in a container with 64 MB
 OLD_LIMIT = 'memory.limit_in_bytes'  # of cgroups version 1

@@ -15,7 +15,7 @@ import torch
 from timm.models import adapt_input_conv, build_model_with_cfg, get_pretrained_cfg, resolve_pretrained_cfg
 from torch import nn
 
-from common.errors import ModelError, RunError, UnsafeCheckpoint
+from common.errors import ModelError, RunError, UnsafeCheckpoint, lfs_pointer
 from common.registry import BRANCH, MODELS, entry_of, is_own
 from common.weights import split_trunk, weights_source
 
@@ -40,7 +40,7 @@ def read_checkpoint(path: str | Path) -> dict:
             ) from error
         if isinstance(error, OSError) and error.strerror:
             raise ModelError(f'{path}: cannot be read ({error.strerror})') from error
-        raise ModelError(f'{path}: damaged or not a PyTorch checkpoint') from error
+        raise ModelError(f'{path}: {lfs_pointer(path) or "damaged or not a PyTorch checkpoint"}') from error
 
 
 def read_weights(path: Path) -> Any:
@@ -55,7 +55,7 @@ def read_weights(path: Path) -> Any:
     try:
         return safetensors.torch.load_file(path)
     except Exception as error:
-        raise ModelError(f'{path}: cannot be read as safetensors ({error})') from error
+        raise ModelError(f'{path}: cannot be read as safetensors ({lfs_pointer(path) or error})') from error
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:

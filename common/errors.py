@@ -8,6 +8,9 @@ from collections.abc import Iterator
 BUSY = 75  # exit code of train.py where another process makes this run (EX_TEMPFAIL of sysexits.h)
 
 
+LFS = b'version https://git-lfs'  # begins a pointer
+
+
 class UserError(Exception):
     """An error of input, options or machine; the message is one line that names it and what to do."""
 
@@ -42,6 +45,14 @@ class ProcessError(RunError):
 
 class CacheError(UserError):
     """The cache of decoded images cannot be used on this machine."""
+
+
+def lfs_pointer(path: str | os.PathLike) -> str:
+    """What a file is that a clone without git-lfs left in place of the real one; '' for any other file."""
+    with contextlib.suppress(OSError), open(path, 'rb') as file:
+        if file.read(len(LFS)) == LFS:
+            return 'it is a pointer of git-lfs, not the file itself; `git lfs pull` fetches that'
+    return ''
 
 
 @contextlib.contextmanager

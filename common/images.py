@@ -1,17 +1,19 @@
 """Images as a viewer shows them: every kind of file as RGB with eight bits a channel. No torch."""
 
 import contextlib
+import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from common import synthetic
 from common.cache import Cache
-from common.errors import DataError
+from common.errors import DataError, lfs_pointer
 from common.runs import counted
 
 # The formats of photographs and textures that Pillow reads, without those of icons, films, pages and project files.
@@ -23,6 +25,7 @@ IMAGE_SUFFIXES = frozenset(
 EIGHT_BITS = {'.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.dib', '.gif', '.webp'}  # a channel at most
 EXIF = frozenset({'exif', 'Raw profile type exif', 'XML:com.adobe.xmp', 'xmp'})  # where Pillow stores it
 ORIENTATION = 0x0112  # the EXIF tag
+SAME = 3  # levels of 255: a profile that changes no colour by more is one of sRGB, as most cameras write it
 TURNS = {  # the operation that turns an image upright, by the tag's value
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -32,10 +35,12 @@ TURNS = {  # the operation that turns an image upright, by the tag's value
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+PAGED = ('.tif', '.tiff', '.gif')  # formats of several pages
 SYNTHETIC = 'synthetic:'  # prefix of the paths that are drawn; no path of a file in a tree begins so
 
 # Pillow refuses images above twice MAX_IMAGE_PIXELS and warns above it, at each read.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # or a PNG with a long text or profile is refused
 
 
 def is_image(name: str) -> bool:
@@ -46,7 +51,8 @@ def is_image(name: str) -> bool:
 def open_image(path: str, bits: int | None = None) -> Image.Image:
     """The RGB image at a path of a split, as a viewer shows it; synthetic ones are drawn.
 
-    It is turned by its EXIF orientation, and transparent parts are laid over white.
+    It is turned by its EXIF orientation, transparent parts are laid over white, and colours are those of sRGB. Of
+    several pages it is the first.
 
     Args:
         path: of a split, or of any image.
@@ -63,25 +69,45 @@ def open_image(path: str, bits: int | None = None) -> Image.Image:
         with Image.open(path) as image:
             deep = _is_deep(image)
             image.load()
-            turn = _turn(image)
+            turn, profile = _turn(image), image.info.get('icc_profile')
             if deep:
                 image = _eight_bits(image, path, bits)
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
+            mode = image.mode if image.mode in ('L', 'CMYK') else 'RGB'
+            if profile and (transform := _to_srgb(profile, mode)):
+                image = transform.apply(image.convert(mode))
             if image.mode != 'RGB':  # convert would copy it
                 image = image.convert('RGB')
             return image if turn is None else image.transpose(turn)
-    except UnidentifiedImageError as error:
-        raise DataError(f'{path}: cannot be read as an image (unknown format)') from error
-    except Image.DecompressionBombError as error:
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        raise DataError(f'{path}: cannot be read as an image ({_reason(error, path)})') from error
+
+
+def _reason(error: Exception, path: str) -> str:
+    """Why an image cannot be read, in one line."""
+    if pointer := lfs_pointer(path):
+        return pointer
+    if isinstance(error, UnidentifiedImageError):
+        return 'unknown format'
+    if isinstance(error, Image.DecompressionBombError):
         most = 2 * Image.MAX_IMAGE_PIXELS
-        raise DataError(
-            f'{path}: cannot be read as an image (it has more than {most:,} pixels, the limit of Pillow); '
-            'reduce it, or cut it into several'
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        raise DataError(f'{path}: cannot be read as an image ({reason})') from error
+        return f'it has more than {most:,} pixels, the limit of Pillow; reduce it, or cut it into several'
+    return getattr(error, 'strerror', None) or ' '.join(str(error).split()) or type(error).__name__
+
+
+@lru_cache(16)  # it takes milliseconds, and the images of a set share a few profiles
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """What turns images of an ICC profile into sRGB; None where it is that already, or cannot be used."""
+    try:
+        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile('sRGB')
+        transform = ImageCms.buildTransform(source, target, mode, 'RGB')
+    except Exception:  # damaged, of other channels, or a Pillow without LittleCMS: viewers show what is stored
+        return None
+    colours = np.stack(np.meshgrid(*[np.arange(0, 256, 17, dtype=np.uint8)] * 3), -1).reshape(256, 16, 3)
+    sample = Image.fromarray(colours).convert(mode)
+    change = np.asarray(transform.apply(sample), int) - np.asarray(sample.convert('RGB'))
+    return transform if np.abs(change).max() > SAME else None
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -158,8 +184,7 @@ def image_bits(paths: Iterable[str]) -> tuple[int | None, list[str]]:
     """The bits by which a data set's images of more than eight bits a channel are scaled: those of the largest value.
 
     Decodes these images, and reads the headers of files that may be such; ignores files that cannot be read.
-    Pretraining and the benchmark do not ask: there each deep image is scaled by its own bits, because a million headers
-    take too long, and ImageNet is JPEGs of eight bits.
+    The benchmark does not ask: there each deep image is scaled by its own bits.
 
     Returns:
         the bits, None where there are no such images; and notes for the user.
@@ -168,9 +193,7 @@ def image_bits(paths: Iterable[str]) -> tuple[int | None, list[str]]:
     for path in paths:
         if path.startswith(SYNTHETIC) or os.path.splitext(path)[1].lower() in EIGHT_BITS:
             continue
-        # A damaged file is reported when it is used.
-        errors = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-        with contextlib.suppress(*errors), Image.open(path) as image:
+        with contextlib.suppress(Exception), Image.open(path) as image:  # a damaged file is reported when it is used
             if _is_deep(image):
                 image.load()
                 highest[path] = _highest(image)
@@ -190,6 +213,18 @@ def image_bits(paths: Iterable[str]) -> tuple[int | None, list[str]]:
             f'the largest, {highest[brightest]} in {brightest}; such as {darkest} with {highest[darkest]}'
         )
     return bits, notes
+
+
+def count_pages(paths: Iterable[str]) -> list[str]:
+    """A note on the images of several pages, of which the first is taken; [] where there are none."""
+    several = []
+    for path in paths:
+        if path.lower().endswith(PAGED):
+            with contextlib.suppress(Exception), Image.open(path) as image:
+                several += [path] * (image.n_frames > 1)
+    if not several:
+        return []
+    return [f'{counted(len(several), "image")} of several pages: the first is taken; such as {several[0]}']
 
 
 def stamp(path: str) -> str:

@@ -6,18 +6,21 @@ from common.runs import counted
 
 ENVIRONMENT = ('python', 'torch', 'torchvision', 'timm', 'device', 'commit')  # of config.json
 LIMITS = (
+    'timm reads colours as a file stores them. In training, transparent parts were laid over white, values of more '
+    'than eight bits scaled to eight, and colours of an ICC profile converted to sRGB.',
     'It names one of its classes for every image, also for one that shows none of them.',
     'The probability it gives is not calibrated.',
 )
 LOAD = """
 ```python
 import timm
-from PIL import Image
+from PIL import Image, ImageOps
 {imports}
 name = '{source}'
 model = timm.create_model(name, pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-probabilities = model(transform(Image.open('photograph.jpg').convert('RGB'))[None]).softmax(1)[0]
+image = ImageOps.exif_transpose(Image.open('photograph.jpg')).convert('RGB')
+probabilities = model(transform(image)[None]).softmax(1)[0]
 print(model.pretrained_cfg.get('label_names', range(len(probabilities)))[probabilities.argmax()])
 ```
 """
@@ -31,7 +34,7 @@ def model_card(
     results: dict,
     source: str,
     license_id: str,
-    needs: str | None = None,
+    needs: str = '',
 ) -> dict:
     """What timm.models.push_to_hf_hub takes as `model_card`: data, accuracy, recipe, limits, and how to load it.
 
@@ -42,7 +45,7 @@ def model_card(
         config, results: of the run; {} where they are not known.
         source: what timm.create_model loads.
         license_id: of the weights, as the hub calls it.
-        needs: the module to import before, where timm does not have the model; None for nothing.
+        needs: lines of Python to run before, where timm does not have the model; '' for nothing.
     """
     made = config.get('options', {})
     dataset = results.get('dataset') or made.get('dataset')
@@ -64,6 +67,7 @@ def model_card(
     details['Input'] = (
         f'short side to {short} pixels ({preprocessing["interpolation"]}), centre crop of {preprocessing["img_size"]}, '
         f'mean {preprocessing["mean"]}, deviation {preprocessing["std"]}'
+        + (f', images of {preprocessing["bits"]} bits' if 'bits' in preprocessing else '')
     )
     details['Classes'] = f'{len(classes)}: {", ".join(classes)}'
     if recipe := {key: made[key] for key in (*DEFAULT, 'amp') if key in made}:
@@ -73,11 +77,10 @@ def model_card(
     if environment := config.get('environment'):
         details['Made with'] = ', '.join(f'{key} {environment[key]}' for key in ENVIRONMENT if environment.get(key))
     details['Limits'] = limits
-    needed = f'import {needs}  # of the repository of this model\n' if needs else ''
     return dict(
         tags=['image-classification', 'timm'],
         license=license_id,
         description=f'{model_label(name)} trained on {data}: {counted(len(classes), "class")}.',
         details=details,
-        usage=LOAD.format(source=source, imports=needed),
+        usage=LOAD.format(source=source, imports=needs),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.errors import DataError
+from common.errors import DataError, lfs_pointer
 from common.images import is_image, open_image
 from common.runs import counted
 
@@ -149,6 +149,8 @@ def require_files(listed: dict[str, str]) -> None:
 
 
 def read_text(path: Path) -> str:
+    if pointer := lfs_pointer(path):
+        raise DataError(f'{path}: cannot be read ({pointer})')
     try:
         return path.read_text(encoding='utf-8-sig')
     except OSError as error:
@@ -187,7 +189,7 @@ def read_mat(path: Path, name: str) -> list[int]:
     except Exception as error:  # scipy raises many kinds for a damaged file
         if isinstance(error, OSError) and error.errno:
             raise
-        raise BadTreeError(f'{path}: damaged, or has no vector {name}') from error
+        raise BadTreeError(f'{path}: {lfs_pointer(path) or f"damaged, or has no vector {name}"}') from error
 
 
 # ---------------------------------------------------------------------------------------------- what is unused

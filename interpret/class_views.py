@@ -16,7 +16,6 @@ from common.drawing import COLORS, MARKERS, PAGE, Axes, Figure, frame, heat_map,
 from common.errors import DataError, ModelError
 from common.images import open_image
 from common.registry import model_label
-from common.splits import bits_of
 from interpret import trace
 from interpret.image_views import ANGLES, DEGREE
 from trained import Subject
@@ -62,10 +61,9 @@ def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
             f"{data_dir or dataset}: class '{splits.classes[few]}' has {('no image', 'one image')[counts[few]]} in the "
             f'{subset} set of fold {fold}; a class needs two to be compared with itself'
         )
-    bits, _ = bits_of(splits)
     features, logits, signatures, selection = [], [], {}, {}  # lists of batches
     for start in tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {dataset}', disable=None):
-        images = [open_image(path, bits) for path, _ in items[start : start + BATCH]]
+        images = [open_image(path, data['bits']) for path, _ in items[start : start + BATCH]]
         record = trace.observe(subject.model, subject.batch(images))
         features.append(record.features)
         logits.append(record.logits)

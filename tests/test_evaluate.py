@@ -12,6 +12,7 @@ import pytest
 import sklearn.metrics as metrics
 from conftest import TINY, make_dtd, make_run, run, write_image
 from cuda_stand_in import CudaStandIn
+from PIL import Image
 
 import evaluate
 import models
@@ -229,6 +230,16 @@ def test_the_most_confident_mistakes_come_first_and_once(tmp_path):
     ]  # fmt: skip
     assert [p for *_, p in found] == pytest.approx([0.8, 0.8, 0.7])
     assert scores.confusions(group).tolist() == [[0, 1, 1], [0, 2, 0], [1, 1, 2]]
+
+
+def test_mistakes_of_more_than_eight_bits_are_as_bright_as_one_another(tmp_path, monkeypatch):
+    for i, value in enumerate((4000, 500)):
+        Image.fromarray(np.full((8, 8), value, np.uint16)).save(tmp_path / f'{i}.png')
+    seen = []
+    monkeypatch.setattr(evaluate, 'thumbnail', lambda image: seen.append(image.getpixel((0, 0))[0]))
+    monkeypatch.setattr(evaluate, 'plot_thumbnails', lambda *_, **__: None)
+    evaluate.draw_mistakes([scores.read_judged(say(tmp_path, [0, 1], [1, 0]), str(tmp_path))])
+    assert seen == [4000 >> 4, 500 >> 4]
 
 
 @pytest.mark.parametrize('classes', [2, 10, pytest.param(102, marks=pytest.mark.slow)])

@@ -10,11 +10,14 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm
 import torch
 from conftest import ROOT
+from PIL import Image
 from safetensors import safe_open
+from test_images import profile_of
 from timm.models import _hub
 
 import export
@@ -23,8 +26,9 @@ import models
 from common import runs
 from common.checkpoint import save_checkpoint, weights_file
 from common.errors import ModelError, RunError
+from common.images import open_image
 from common.model_card import model_card
-from transforms import Preprocessing, eval_settings
+from transforms import Preprocessing, eval_settings, eval_transform, eval_view, normalize
 
 CLASSES = ['bark', 'moss', 'rock, wet']
 SMALL = 'test_resnet'  # timm's own, of a few thousand parameters
@@ -125,7 +129,7 @@ def test_a_hub_folder_has_classes_preprocessing_and_a_card(best):
     assert (config['architecture'], config['label_names']) == (SMALL, CLASSES)
     model = timm.create_model(f'local-dir:{best.parent / "hub"}', pretrained=True)
     data = timm.data.resolve_model_data_config(model)
-    assert (list(data['input_size']), data['crop_pct'], data['interpolation']) == ([3, 32, 32], 0.95, 'bicubic')
+    assert (list(data['input_size']), data['crop_mode'], data['interpolation']) == ([3, 32, 32], 'center', 'bicubic')
     assert (list(data['mean']), list(data['std'])) == ([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
     card = (best.parent / 'hub' / 'README.md').read_text()
     for words in (
@@ -223,6 +227,64 @@ def test_a_pushed_twistnet_takes_import_models(tmp_path, monkeypatch):
     model = timm.create_model(f'local-dir:{best.parent / "hub"}', pretrained=True).eval()
     with torch.no_grad():
         assert torch.equal(model(images_of()), logits_of(best, images_of()))
+
+
+def test_a_cnn_with_stci_is_one_of_timms_once_it_is_registered(tmp_path, monkeypatch):
+    best = make_best(tmp_path / 'run', f'stci_{SMALL}', 64)
+    do(best, 'hub')
+    card = (best.parent / 'hub' / 'README.md').read_text()
+    assert f"\nimport models  # of the repository of this model\nmodels.register('stci_{SMALL}')\n" in card
+    model = timm.create_model(f'local-dir:{best.parent / "hub"}', pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(model(images_of(3, 64)), logits_of(best, images_of(3, 64)))
+
+
+# ---------------------------------------------------------------------------------------------- what it sees
+
+
+@pytest.mark.parametrize(('size', 'ratio'), [(96, 0.875), (224, 0.875), (32, 0.95), (64, 1.0), (288, 0.95)])
+def test_timms_transform_sees_what_the_model_was_tested_on(tmp_path, size, ratio):
+    best = make_best(tmp_path / 'run')
+    taken = eval_settings(size, ratio)
+    formats.hub_arguments(made := formats.read(best)._replace(preprocessing=taken), 'unknown')
+    model = made.subject.model
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (301, 420, 3), dtype=np.uint8))
+    data = timm.data.resolve_model_data_config(model)
+    seen = timm.data.create_transform(**data, is_training=False, normalize=False)(photograph)
+    assert torch.equal(seen, eval_transform(size, ratio)(photograph))
+    assert round(size / data['crop_pct']) == round(size / ratio), 'as --pretrained of its file takes it'
+
+
+def test_the_client_sees_what_predict_sees(tmp_path, monkeypatch):
+    code = (ROOT / 'examples' / 'onnx_inference.py').read_text()
+    assert f'```python\n{code}```' in (ROOT / 'README.md').read_text()
+    prep = eval_settings(61, bits=12)
+    about = dict(classes='["a", "b"]', preprocessing=json.dumps(prep))
+    session = SimpleNamespace(
+        get_modelmeta=lambda: SimpleNamespace(custom_metadata_map=about),
+        get_inputs=lambda: [SimpleNamespace(name='images')],
+        run=lambda _, feeds: seen.extend(feeds.values()) or [np.zeros((1, 2))],
+    )
+    monkeypatch.setitem(sys.modules, 'onnxruntime', SimpleNamespace(InferenceSession=lambda path: session))
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (97, 150, 4), dtype=np.uint8)
+    colours, exif, seen = Image.fromarray(pixels[..., :3]), Image.Exif(), []
+    exif[0x0112] = 6
+    colours.save('photograph.jpg', exif=exif)
+    colours.save('mirrored.png', exif=exif, icc_profile=profile_of())
+    colours.convert('L').save('grey.png', icc_profile=profile_of())  # not of its channels
+    colours.convert('CMYK').save('print.jpg')
+    Image.fromarray(pixels).save('clear.png')
+    Image.fromarray(pixels).save('wide.png', icc_profile=profile_of())
+    colours.quantize(9).save('palette.gif', transparency=3)
+    Image.fromarray(pixels[..., 0].astype(np.uint16) << 4).save('deep.png')
+    colours.resize((61, 400)).save('tall.png')
+    exec(code, client := {})
+    for path in tmp_path.iterdir():
+        expected = eval_view(61)(open_image(str(path), 12))
+        assert np.array_equal(client['view'](path), expected), path.name
+    image = normalize(eval_transform(61)(open_image('photograph.jpg'))[None])
+    assert np.allclose(seen[0], image.numpy(), atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- the hub

@@ -1,5 +1,6 @@
 """The promises of common/images.py: pixels as a viewer shows them, never silently black or white."""
 
+import io
 import struct
 import subprocess
 import sys
@@ -8,13 +9,15 @@ import zlib
 import numpy as np
 import pytest
 from conftest import ROOT
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 import datasets
 from common import images
-from common.errors import DataError
+from common.checkpoint import read_checkpoint, read_weights
+from common.errors import DataError, UserError
 from common.images import IMAGE_SUFFIXES, image_bits, open_image, read_pixels
 from common.splits import bits_of
+from common.trees import read_mat, read_text
 from datasets import load_splits
 
 RAMP = np.linspace(20, 235, 32 * 32).reshape(32, 32).astype(np.uint16)
@@ -214,3 +217,97 @@ def test_an_sgi_file_of_two_bytes_a_value_is_no_dark_image_of_one(tmp_path):
     with pytest.raises(DataError, match=r'a\.sgi.*16 bits a channel'):
         open_image(str(path))
     assert image_bits([str(path)])[0] is not None
+
+
+# ---------------------------------------------------------------------------------------------- colours
+
+
+def profile_of(red=(0.6097, 0.3111, 0.0195), green=(0.2053, 0.6257, 0.0609), blue=(0.1492, 0.0632, 0.7446)) -> bytes:
+    """An ICC profile of a gamma of 2.2 and these primaries; if not given, those of Adobe RGB."""
+
+    def fixed(*values: float) -> bytes:
+        return b''.join(struct.pack('>i', round(65536 * value)) for value in values)
+
+    curve = b'curv\0\0\0\0' + struct.pack('>IH', 1, round(2.2 * 256)) + b'\0\0'
+    tags = dict(desc=b'desc\0\0\0\0' + struct.pack('>I', 5) + b'wide\0' + b'\0' * 79, cprt=b'text\0\0\0\0none')
+    tags |= {f'{c}TRC': curve for c in 'rgb'} | dict(wtpt=b'XYZ \0\0\0\0' + fixed(0.9642, 1, 0.8249))
+    tags |= {f'{c}XYZ': b'XYZ \0\0\0\0' + fixed(*xyz) for c, xyz in zip('rgb', (red, green, blue))}
+    table, body, start = b'', b'', 132 + 12 * len(tags)
+    for name, data in tags.items():
+        data += b'\0' * (-len(data) % 4)
+        table, body = table + name.encode() + struct.pack('>II', start + len(body), len(data)), body + data
+    head = struct.pack('>I4sI4s4s4s', start + len(body), b'lcms', 0x02100000, b'mntr', b'RGB ', b'XYZ ')
+    head += struct.pack('>6H', 2026, 1, 1, 0, 0, 0) + b'acsp' + b'\0' * 28 + fixed(0.9642, 1, 0.8249)
+    return head.ljust(128, b'\0') + struct.pack('>I', len(tags)) + table + body
+
+
+def test_colours_are_those_of_srgb(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    stored, path, wide = Image.fromarray(pixels), str(tmp_path / 'a.png'), profile_of()
+    stored.save(path, icc_profile=wide)
+    srgb = ImageCms.createProfile('sRGB')
+    shown = ImageCms.profileToProfile(stored, ImageCms.ImageCmsProfile(io.BytesIO(wide)), srgb)
+    assert np.abs(np.asarray(shown, int) - pixels).max() > 20
+    assert np.array_equal(open_image(path), shown)
+    whole = ImageCms.ImageCmsProfile(srgb).tobytes()
+    for name, image, profile in (
+        ('sRGB', stored, whole),
+        ('damaged', stored, wide[:200]),
+        ('of other channels', stored.convert('L'), wide),
+    ):
+        image.save(path, icc_profile=profile)
+        assert np.array_equal(open_image(path), image.convert('RGB')), name
+    clear = stored.convert('RGBA')
+    clear.putalpha(Image.new('L', clear.size, 0))
+    clear.save(path, icc_profile=wide)
+    assert np.abs(np.asarray(open_image(path), int) - 255).max() <= 1
+    images._to_srgb.cache_clear()
+    for _ in range(3):
+        open_image(path)
+    assert images._to_srgb.cache_info().misses == 1, 'it takes milliseconds'
+
+
+def test_of_several_pages_the_first_is_taken(tmp_path):
+    red, blue = (Image.new('RGB', (8, 8), colour) for colour in ('red', 'blue'))
+    for name in ('a.tif', 'b.gif'):
+        red.save(tmp_path / name, save_all=True, append_images=[blue])
+    red.save(tmp_path / 'c.gif')
+    paths = [str(tmp_path / name) for name in ('a.tif', 'b.gif', 'c.gif', 'missing.gif')]
+    assert {open_image(path).getpixel((0, 0)) for path in paths[:3]} == {(255, 0, 0)}
+    assert images.count_pages(paths) == [f'2 images of several pages: the first is taken; such as {paths[0]}']
+    assert images.count_pages(paths[2:]) == []
+
+
+# ---------------------------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize('kind', [RuntimeError, struct.error, IndexError, zlib.error, MemoryError, AttributeError])
+def test_whatever_pillow_raises_is_a_damaged_file(tmp_path, monkeypatch, kind):
+    def fails(*_):
+        raise kind
+
+    path = str(tmp_path / 'a.png')
+    Image.new('RGB', (8, 8)).save(path)
+    monkeypatch.setattr('PIL.ImageFile.ImageFile.load', fails)
+    monkeypatch.setattr(images, '_is_deep', lambda image: image.load())
+    with pytest.raises(DataError, match=rf'a\.png: cannot be read as an image \({kind.__name__}\)$'):
+        open_image(path)
+    assert image_bits([path]) == (None, [])
+
+
+def test_a_png_with_a_long_text_is_not_damaged(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text('parameters', 'many ' * 400_000, zip=True)
+    Image.new('RGB', (8, 8), 'red').save(tmp_path / 'a.png', pnginfo=text, icc_profile=profile_of() + b'\0' * 2**21)
+    assert open_image(str(tmp_path / 'a.png')).size == (8, 8)
+
+
+def test_a_pointer_of_git_lfs_is_called_by_its_name(tmp_path):
+    path = tmp_path / 'a.jpg'
+    path.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 46830571\n')
+    for read in (lambda path: open_image(str(path)), read_checkpoint, read_text, lambda path: read_mat(path, 'x')):
+        with pytest.raises(UserError, match=r'a\.jpg: .*pointer of git-lfs.*`git lfs pull`'):
+            read(path)
+    weights = path.rename(tmp_path / 'a.safetensors')
+    with pytest.raises(UserError, match=r'a\.safetensors: .*pointer of git-lfs'):
+        read_weights(weights)

@@ -24,6 +24,7 @@ from common.errors import DataError, RunError, UserError
 from common.own_options import CONTENT, SplitOptions, check_name
 from common.splits import SUBSETS, Splits, split_digest
 from datasets import load_splits, passed_over, tree_digest
+from transforms import Preprocessing
 
 LETTERS = 'abcdefghij'
 
@@ -614,7 +615,7 @@ def test_the_split_that_a_run_stored_is_its_split(photographs, tmp_path, monkeyp
     made = dict(dataset='lists', data_dir=str(photographs), fold=2, **own._asdict())
     runs.write_json(tmp_path / 'config.json', dict(options=made, defines=dict(split=split_digest(splits))))
     own_data.write_split(tmp_path / runs.SPLIT, splits, photographs)
-    subject = SimpleNamespace(path=tmp_path / 'best.pt', classes=splits.classes)
+    subject = SimpleNamespace(path=tmp_path / 'best.pt', classes=splits.classes, preprocessing=Preprocessing(64))
     stored = str(tmp_path / runs.SPLIT)
     args = SimpleNamespace(dataset=None, data_dir=None, lists=stored, fold=1, other_images=None)
     data = trained.data_of(args, subject)

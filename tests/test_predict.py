@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from PIL import Image
 
 import models
 import predict
+import trained
 from common import predictions, runs
 from common.checkpoint import read_checkpoint
 from common.drawing import plt, shorten
@@ -319,3 +321,66 @@ def test_help_and_bad_options_need_no_torch(script, tmp_path):
         assert (ended.returncode, 'was imported' in ended.stderr) == (code, False), ended.stderr
     assert ended.stderr.startswith(f'{script}: error: --')
     assert ended.stderr.count('\n') == 1
+
+
+# ------------------------------------------------------------------------------------------ deep images
+
+
+def test_dark_test_images_of_twelve_bits_get_the_probabilities_of_their_run(tmp_path, tiny, capsys):
+    ramp = np.linspace(20, 235, 32 * 32).reshape(32, 32).astype(np.uint16)
+    for k, cls in enumerate('abc'):
+        (tmp_path / 'set' / cls).mkdir(parents=True)
+        for i in range(6):  # the first uses twelve bits
+            Image.fromarray((ramp << 4) // (1 + 3 * i) + k).save(tmp_path / 'set' / cls / f'{i}.png')
+    more = ['--epochs', '1', '--warmup_epochs', '0', '--batch_size', '4', '--dataset', 'folder', '--folds_total', '3']
+    folder, _ = run(tmp_path / 'set', tmp_path / 'runs', *more)
+    assert read_checkpoint(folder / 'best.pt')['transform']['bits'] == 12
+    found = predictions.read_predictions(folder / runs.PREDICTIONS)
+    dark = [i for i, path in enumerate(found.paths) if not path.endswith('0.png')]
+    paths = [str(tmp_path / 'set' / found.paths[i]) for i in dark]
+    capsys.readouterr()
+    done = SimpleNamespace(best=folder / 'best.pt', found=found)
+    main(done, '--images', *paths)
+    assert np.abs(probabilities(done) - found.probabilities[dark]).max() < 1e-6
+    assert 'note' not in capsys.readouterr().err
+    main(done, '--images', *paths, '--bits', '16')
+    assert np.abs(probabilities(done) - found.probabilities[dark]).max() > 1e-4
+    other = read_checkpoint(done.best)
+    other['transform']['bits'] = 14
+    torch.save(other, tmp_path / 'other.pt')
+    with pytest.raises(RunError, match='trained on images of 12 and of 14 bits; --bits chooses'):
+        main(done, '--checkpoint', done.best, 'other.pt', '--images', *paths)
+
+
+def test_the_checkpoint_of_other_images_records_no_bits(done):
+    assert 'bits' not in read_checkpoint(done.best)['transform']
+
+
+# ------------------------------------------------------------------------------------------ when it is stopped
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_when_it_is_stopped_it_writes_what_it_has(done, monkeypatch, capsys, number):
+    real = trained.Subject.probabilities
+
+    def stopped(*args):
+        os.kill(os.getpid(), number)
+        return real(*args)
+
+    monkeypatch.setattr(trained.Subject, 'probabilities', stopped)
+    Image.new('RGB', (128, 64)).save('scan.png')
+    for more, count in ((('--images', *done.paths, '--sheet'), 2), (('--images', 'scan.png', '--tile', '32'), 2)):
+        with pytest.raises(SystemExit) as caught:
+            main(done, *more, '--batch_size', '2')
+        assert caught.value.code == 128 + number
+        assert len(rows()) == count
+        out, err = capsys.readouterr()
+        assert (out, err.splitlines()[-1]) == (
+            'predictions.csv\n',
+            'predict.py: stopped; predictions.csv has what was done',
+        )
+
+
+def test_a_stride_of_zero_is_refused():
+    with pytest.raises(RunError, match='--stride 0 must be from 1'):
+        predict.parse_args(['--checkpoint', 'x', '--images', 'y', '--tile', '64', '--stride', '0'])

@@ -1,7 +1,9 @@
 """The promises of common/timm_models.py: models outside the registry, what they take, and files that register more."""
 
 import copy
+import importlib.util
 import json
+import re
 import shutil
 import sys
 
@@ -9,9 +11,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import argv_of, finish, run, start
+from conftest import ROOT, argv_of, finish, run, start
 from PIL import Image
 
+import compute_flops
+import evaluate
+import export
+import predict
+import summarize_runs
 import train
 import trained
 from common import options, runs, weights
@@ -252,3 +259,30 @@ def test_what_defines_a_run_is_as_its_file_gives_it_back():
     args = options.parse_args(['--model', 'tf_efficientnet_lite0'])
     defines = model_defines(args)
     assert json.loads(json.dumps(defines)) == defines, 'else a difference is reported where there is none'
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_takes_its_own_net(my_net, tree, tmp_path, capsys, monkeypatch):
+    my_net.write_text(re.search(r'```python\n([^`]*def my_net.*?)```', (ROOT / 'README.md').read_text(), re.S)[1])
+    monkeypatch.chdir(tmp_path)
+    more = ('--epochs', '1', '--warmup_epochs', '0', '--import', str(my_net))
+    folder, _ = run(tree, tmp_path / 'runs', *more, model='my_net')
+    given = ['--import', str(my_net)]
+    best = [*given, '--checkpoint', str(folder / 'best.pt')]
+    cpu = ['--device', 'cpu', '--num_workers', '0']
+    image = str(next((tree / 'images').rglob('*.jpg')))
+    kinds = ['safetensors', 'pt2'] + ['onnx'] * bool(importlib.util.find_spec('onnxscript'))
+    for script, argv in (
+        (predict, [*best, *cpu, '--images', image, '--sheet']),
+        (predict, [*best, *cpu, '--images', image, '--tile', '20']),
+        (evaluate, ['--run_dir', str(tmp_path / 'runs')]),
+        (evaluate, [*best, *cpu]),
+        *((export, [*best, '--format', kind]) for kind in kinds),
+    ):
+        script.main(script.parse_args(argv))
+    compute_flops.main(compute_flops.get_args_parser().parse_args([*given, '--model', 'my_net']))
+    summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', 'runs', '--val', '--latex']))
+    out = capsys.readouterr().out
+    assert 'my_net' in out
+    with pytest.raises(ModelError, match=r"my_net: --format hub is for models that timm's build_model_with_cfg makes"):
+        export.main(export.parse_args([*best, '--format', 'hub']))

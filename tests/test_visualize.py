@@ -329,6 +329,18 @@ def test_a_view_is_a_function_and_its_entry(tmp_path, checkpoint, capsys, monkey
     assert capsys.readouterr().out.splitlines() == [f'{tmp_path}/mine.{suffix}' for suffix in ('pdf', 'png')]
 
 
+def test_an_image_is_scaled_by_the_bits_of_the_checkpoint(tmp_path, checkpoint, monkeypatch):
+    facts = torch.load(checkpoint, weights_only=True)
+    torch.save(facts | dict(transform=eval_settings(64, bits=12)), checkpoint)
+    Image.fromarray(np.full((64, 64), 1000, np.uint16)).save(tmp_path / 'dark.png')
+    seen = []
+    monkeypatch.setitem(visualize.VIEWS, 'mine', visualize.View(lambda _, image: seen.append(image), 'image', True))
+    monkeypatch.setattr(visualize, 'save', lambda *_: [])
+    argv = ('--checkpoint', checkpoint, '--image', tmp_path / 'dark.png')
+    visualize.main(argparse.Namespace(**vars(arguments(*argv)) | dict(view='mine')))
+    assert seen[0].getpixel((0, 0)) == (1000 >> 4,) * 3
+
+
 def test_figures_of_runs_need_no_torch():
     code = "import sys, plot_results; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
