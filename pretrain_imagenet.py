@@ -10,6 +10,7 @@ checkpoint, bit-identical to one that was not. See PRETRAIN_GUIDE.md.
 
 from common import options, runs
 from common.errors import DataError, ModelError, RunError, UnsafeCheckpoint, user_errors
+from common.machine import cores
 
 if __name__ == '__main__':
     with user_errors('pretrain_imagenet.py'):
@@ -262,8 +263,7 @@ def pretrain(args: argparse.Namespace) -> Path:
         options.check(args)
     if args.num_workers is None:
         neighbours = distributed.number_in('LOCAL_WORLD_SIZE') if process_rank()[1] > 1 else None
-        cores = len(os.sched_getaffinity(0)) // (neighbours or 1)
-        args.num_workers = min(max(cores, 1), 16)
+        args.num_workers = min(max(cores() // (neighbours or 1), 1), 16)
     device = distributed.setup(args.device, args.seed)
     torch.set_float32_matmul_precision('high')  # TF32 where the device has it
     args.device, args.amp = device.type, distributed.resolve_amp(args.amp, device)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 import models
 from common import distributed
-from common.distributed import autocast
+from common.distributed import autocast, logits_of
 from common.errors import RunError
 from common.insertion import attach
 from common.options import NO_GATES
@@ -79,7 +80,7 @@ def build_state(
         average.module.load_state_dict(last['average'])
     if args.compile:
         model.compile()  # in place: names in the state dict stay as they are
-    parallel = distributed.parallelise(model, args.amp, blank_batch(batch_size, args.img_size, device))
+    parallel = distributed.parallelise(model, args.amp, blank_batch(batch_size, args.img_size, device), args.model)
     preprocessing = preprocessing_of(args.model, args.img_size, pretrained)
     return State(model, parallel, optimizer, scaler, device, preprocessing, average)
 
@@ -112,6 +113,7 @@ def parameter_groups(args: argparse.Namespace, model: nn.Module) -> list[dict]:
         groups = param_groups_layer_decay(model, layer_decay=args.layer_decay, **decay)
         if args.layer_decay != 1 and len({group['lr_scale'] for group in groups}) == 1:
             raise RunError(f'--layer_decay {args.layer_decay}: timm knows no order of the layers of {args.model}')
+        groups = scale_branches(model, groups)
     elif args.opt == 'sgd':
         groups = [dict(params=list(model.parameters()))]
     else:
@@ -121,10 +123,30 @@ def parameter_groups(args: argparse.Namespace, model: nn.Module) -> list[dict]:
     gates = {parameter for name, parameter in model.named_parameters() if name.rpartition('.')[2] == 'gate'}
     if not gates:
         raise RunError(NO_GATES.format(**vars(args)))
-    rest = [group | dict(params=[p for p in group['params'] if p not in gates]) for group in groups]
-    scaled = [group | dict(params=[p for p in group['params'] if p in gates]) for group in groups]
-    scaled = [group | dict(lr_scale=args.gate_lr * group.get('lr_scale', 1.0)) for group in scaled]
-    return [group for group in rest + scaled if group['params']]
+    return rescaled(groups, gates, lambda scale: args.gate_lr * scale)
+
+
+def rescaled(groups: list[dict], chosen: set[nn.Parameter], scale: Callable[[float], float]) -> list[dict]:
+    """The groups with the `chosen` parameters in groups of their own, whose lr_scale is `scale` of what it was."""
+    rest = [group | dict(params=[p for p in group['params'] if p not in chosen]) for group in groups]
+    own = [group | dict(params=[p for p in group['params'] if p in chosen]) for group in groups]
+    own = [group | dict(lr_scale=scale(group.get('lr_scale', 1.0))) for group in own]
+    return [group for group in rest + own if group['params']]
+
+
+def scale_branches(model: nn.Module, groups: list[dict]) -> list[dict]:
+    """The groups with the branches of stci_NAME at the lr_scale of the layer that they stand behind.
+
+    timm's patterns know no branch and take it for the last layer. The layer before is that of the last parameter up to
+    the end of the stage, which may have none itself.
+    """
+    scales = {p: group['lr_scale'] for group in groups for p in group['params']}
+    for gated in getattr(model, 'stci', {}).values():
+        names = [name for name, _ in model.named_modules()]
+        end = max(i for i, name in enumerate(names) if f'{name}.'.startswith(f'{gated.stage}.'))
+        before = [p for name in names[: end + 1] for p in model.get_submodule(name).parameters(recurse=False)]
+        groups = rescaled(groups, {*gated.parameters()}, lambda _, scale=scales[before[-1]]: scale)
+    return groups
 
 
 def balanced_weights(splits: Splits, device: torch.device) -> torch.Tensor:
@@ -170,4 +192,5 @@ def mixed_loss(
     if weights is not None and targets.ndim == 1:
         targets = F.one_hot(targets, classes).float()
     with autocast(state.device, args.amp):
-        return F.cross_entropy(state.parallel(images), targets, weight=weights, label_smoothing=args.label_smoothing)
+        logits = logits_of(state.parallel, images, args.model)
+        return F.cross_entropy(logits, targets, weight=weights, label_smoothing=args.label_smoothing)

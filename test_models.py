@@ -1,5 +1,6 @@
 """The promises of models.py: sizes, initialisation, the published numbers, gradients, weights and timm's contract."""
 
+import argparse
 import copy
 import itertools
 import os
@@ -922,6 +923,24 @@ def test_weights_of_wrapped_and_checkpointed_models_load(tmp_path, wrap):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), source.state_dict().values()))
     path = save(tmp_path / 'b.pt', dict(model='twistnet18', state_dict=state))
     assert '(twistnet18)' in build_model('twistnet18', num_classes=7, pretrained=str(path)).pretrained
+
+
+@pytest.mark.parametrize(
+    ('prefix', 'more'),
+    [
+        ('', dict(arch='resnet18', args=argparse.Namespace(lr=0.1), metric=71.2)),  # of timm's train.py
+        ('model.', dict(hyper_parameters={})),  # of Lightning
+        ('module.backbone.', {}),
+    ],
+)
+@pytest.mark.parametrize('name', ['resnet18', 'twistnet18'])
+def test_checkpoints_of_other_training_scripts_load(tmp_path, prefix, more, name):
+    state = {prefix + k: v for k, v in build_model('resnet18', num_classes=5).state_dict().items()}
+    state |= {'criterion.weight': torch.ones(5)} if prefix else {}
+    model = build_model(name, num_classes=7, pretrained=save(tmp_path / 'a.pt', more | dict(state_dict=state)))
+    assert torch.equal(model.layer1[0].conv1.weight, state[f'{prefix}layer1.0.conv1.weight'])
+    assert model.loaded > (0.9 if name == 'resnet18' else 0.05)
+    assert ('(resnet18)' in model.pretrained) == ('arch' in more)
 
 
 class Payload:

@@ -305,6 +305,9 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
     statistics = state.preprocessing.statistics
     test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, statistics, probabilities)
     bar.close()
+    if not math.isfinite(test_loss):
+        say(f'note: the test loss is {test_loss}, which results.json holds as null; the accuracy stands')
+        test_loss = None  # JSON has no such number
     named = {} if args.name is None else dict(name=args.name)
     results = {key: getattr(args, key) for key in ('dataset', 'fold', 'seed', 'model')} | dict(
         test_acc=test_acc,

@@ -28,11 +28,11 @@ from PIL import __version__ as PILLOW
 
 from common.errors import CacheError
 from common.locks import fcntl
+from common.machine import memory
 
 VERSION = f'3 {PILLOW}'  # increase the number when the same source gives other pixels
 SHARED_MEMORY = Path('/dev/shm')
 RESERVE = 2**30  # bytes of it that are never used: all of it, in a container with 64 MB
-OLD_LIMIT = 'memory.limit_in_bytes'  # of cgroups version 1
 USERS = '.users'  # every process that uses a cache in ram holds a shared lock on it
 HEADER = 8  # bytes
 
@@ -147,20 +147,3 @@ def _unregister(folder: Path, owner: int) -> None:
         for path in list(folder.iterdir()):
             if path.name != USERS:
                 path.unlink(missing_ok=True)
-
-
-def memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or the limit of a container or scheduler."""
-    sizes = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
-    groups = ['0::/', '1:memory:/']
-    with contextlib.suppress(OSError):  # a system without cgroups
-        groups += Path('/proc/self/cgroup').read_text().splitlines()
-    for group in groups:
-        _, controllers, name = group.split(':', 2)
-        root, limit = ('/sys/fs/cgroup', 'memory.max') if not controllers else ('/sys/fs/cgroup/memory', OLD_LIMIT)
-        path = Path(root + name)
-        while path.is_relative_to(root):  # the limits of all enclosing groups apply
-            with contextlib.suppress(OSError, ValueError):  # no such file; 'max'
-                sizes.append(int((path / limit).read_text()))
-            path = path.parent
-    return min(sizes)

@@ -1,10 +1,12 @@
 """Checkpoint and weights files: read without running code, adapted to a model, written atomically."""
 
+import argparse
 import io
 import logging
 import pickle
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from common.errors import ModelError, RunError, UnsafeCheckpoint, lfs_pointer
 from common.registry import BRANCH, MODELS, entry_of, is_own
 from common.weights import split_trunk, weights_source
 
+# What other training code puts before the names of all tensors: the attribute of a wrapper that holds the model.
+WRAPPERS = ('module', '_orig_mod', 'model', 'backbone', 'net', 'network', 'encoder', 'timm_model')
+
 # ---------------------------------------------------------------------------------------------- files
 
 
@@ -29,6 +34,8 @@ def read_checkpoint(path: str | Path) -> dict:
         FileNotFoundError: there is no such file.
         ModelError: the file cannot be read, is damaged, or holds pickled code and is refused.
     """
+    # Data, which runs no code: the training scripts of timm and torchvision store their options beside the weights.
+    torch.serialization.add_safe_globals([argparse.Namespace])  # here, because timm takes it away after its own reading
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
@@ -36,7 +43,8 @@ def read_checkpoint(path: str | Path) -> dict:
     except Exception as error:  # a damaged file can fail anywhere in the unpickling
         if isinstance(error, pickle.UnpicklingError) and 'unsupported global' in str(error).lower():
             raise UnsafeCheckpoint(
-                f'{path}: refused, the file holds pickled code, not only tensors; get the weights as a state dict'
+                f'{path}: refused, the file holds pickled code, not only tensors; if you trust it, torch.save the '
+                "weights alone: torch.load(FILE, weights_only=False)['state_dict']"
             ) from error
         if isinstance(error, OSError) and error.strerror:
             raise ModelError(f'{path}: cannot be read ({error.strerror})') from error
@@ -142,6 +150,16 @@ def strip_wrappers(key: str) -> str:
     return re.sub(r'^(module\.|_orig_mod\.)+', '', key)
 
 
+def unwrap(state: dict[str, torch.Tensor], own: Iterable[str]) -> dict[str, torch.Tensor]:
+    """A state dict without the WRAPPERS that most of its names begin with, unless it has a name of `own` as it is."""
+    while state and not state.keys() & set(own):
+        ((wrapper, _),) = Counter(key.partition('.')[0] for key in state).most_common(1)
+        if wrapper not in WRAPPERS:
+            break
+        state = {key.removeprefix(f'{wrapper}.'): value for key, value in state.items()}
+    return state
+
+
 def trunk_name(key: str) -> str:
     """A parameter name of timm's resnet18 -> TwistNet's."""
     return re.sub(r'^bn1\.', 'stem.1.', re.sub(r'^conv1\.', 'stem.0.', key))
@@ -230,6 +248,7 @@ def load_weights(
         trunk: load the whole of a ResNet-18 into a TwistNet, not only stem, layer1 and layer2.
     """
     state, stated = extract_state(checkpoint, what)
+    state = unwrap(state, model.state_dict())
     if stated:
         what, origin = f'{what} ({stated})', stated
     if trunk and 'twist' in entry_of(name) and 'conv1.weight' not in state:
@@ -245,7 +264,7 @@ def extract_state(checkpoint: Any, what: str) -> tuple[dict[str, torch.Tensor], 
     whole = checkpoint if isinstance(checkpoint, dict) else {}
     config = whole.get('config')  # of pretraining's latest.pt
     defines = config.get('defines') if isinstance(config, dict) else None
-    names = whole.get('model'), defines.get('model') if isinstance(defines, dict) else None
+    names = whole.get('model'), whole.get('arch'), defines.get('model') if isinstance(defines, dict) else None
     for key in ('state_dict', 'model'):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -255,7 +274,7 @@ def extract_state(checkpoint: Any, what: str) -> tuple[dict[str, torch.Tensor], 
     if not tensors:
         raise ModelError(f'{what}: holds no state dict')
     stated = next((name for name in names if isinstance(name, str)), None)
-    return {strip_wrappers(k): v for k, v in tensors.items()}, stated
+    return tensors, stated
 
 
 def adapt(

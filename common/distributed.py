@@ -23,7 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from common.cache import SHARED_MEMORY
-from common.errors import CacheError, DataError, ProcessError, RunError, UserError
+from common.errors import CacheError, DataError, ModelError, ProcessError, RunError, UserError
+from common.machine import cores
 from common.runs import git_commit
 
 JOB = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')  # what torchrun tells each of its processes
@@ -131,6 +132,8 @@ def setup(device: str, seed: int) -> torch.device:
     if process_rank()[1] > 1:
         join('gloo' if place.type == 'cpu' else 'nccl')
     torch.manual_seed(seed)
+    if (threads := torch.get_num_threads()) > cores():  # torch does not see the quota of a container
+        say(f'note: {threads} threads share {cores()} cores here; OMP_NUM_THREADS={cores()} may be faster')
     return place
 
 
@@ -238,7 +241,7 @@ def environment_of(device: torch.device) -> dict:
         timm=timm.__version__,
         device=torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
         threads=torch.get_num_threads(),
-        commit=git_commit(),
+        commit=git_commit(say),
     )
 
 
@@ -318,21 +321,45 @@ def share_weights(model: nn.Module) -> None:
             dist.broadcast(tensor, 0)
 
 
-def parallelise(model: nn.Module, amp: str, batch: torch.Tensor) -> nn.Module:
+def logits_of(model: nn.Module, images: torch.Tensor, name: str) -> torch.Tensor:
+    """The output of a model in training. Raises ModelError where it is no tensor."""
+    out = model(images)
+    if not isinstance(out, torch.Tensor):
+        raise ModelError(
+            f'{name}: returns a {type(out).__name__} while it trains, not one tensor of logits; leave out what goes '
+            'beside them, such as auxiliary logits'
+        )
+    return out
+
+
+def parallelise(model: nn.Module, amp: str, batch: torch.Tensor, name: str) -> nn.Module:
     """The model with its gradients averaged over processes; the model itself if there is one process.
 
     DistributedDataParallel regroups the gradients after its first backward pass, which changes the order of their sums.
-    A pass over `batch`, of any images, comes before: the first step of a resumed run is then like any other.
+    A pass over `batch`, of any images, comes before: the first step of a resumed run is then like any other. An earlier
+    one, of the model alone, shows which parameters have no gradient: they have to be looked for at every step.
+
+    Raises:
+        ModelError: the model, called `name`, does not return logits.
     """
     if world_size() == 1:
         return model
     # Of a 1x1 kernel the two layouts are the same memory; torch warns of the strides.
     warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
-    device = batch.device
-    parallel = DistributedDataParallel(model, device_ids=[device] if device.type == 'cuda' else None)
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    with autocast(device, amp):
-        parallel.train()(batch).float().sum().backward()
+    device, buffers = batch.device, [buffer.clone() for buffer in model.buffers()]
+
+    def backward(model: nn.Module) -> None:
+        with autocast(device, amp):
+            logits_of(model.train(), batch, name).float().sum().backward()
+
+    backward(model)
+    unused = [key for key, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    if unused:
+        say(f'note: {name}: no gradient reaches {", ".join(unused)}')
+    model.zero_grad(set_to_none=True)
+    ids = [device] if device.type == 'cuda' else None
+    parallel = DistributedDataParallel(model, device_ids=ids, find_unused_parameters=bool(unused))
+    backward(parallel)
     parallel.zero_grad(set_to_none=True)
     with torch.no_grad():
         for buffer, before in zip(model.buffers(), buffers):

@@ -66,7 +66,8 @@ def user_errors(script: str, stopped: str = 'stopped', errors: str = 'replace') 
     """
     if sys.stdout is None:  # closed by the shell (`>&-`)
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
-    sys.stdout.reconfigure(errors=errors)
+    if hasattr(sys.stdout, 'reconfigure'):  # a notebook's has not
+        sys.stdout.reconfigure(errors=errors)
     try:
         yield
         sys.stdout.flush()

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common import options, runs
 from common.errors import BUSY, ModelError, RunError
+from common.machine import cores
 from common.runs import counted
 from common.weights import weights_identity
 
@@ -179,8 +180,7 @@ class Grid:
         """The environment of a child: its share of the cores, unless the user has set it, and its GPU."""
         environment = dict(os.environ)
         if self.args.jobs > 1:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-            environment.setdefault('OMP_NUM_THREADS', str(max(1, cores // self.args.jobs)))
+            environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // self.args.jobs)))
         if self.args.gpus:
             environment['CUDA_VISIBLE_DEVICES'] = self.args.gpus[slot % len(self.args.gpus)]
         return environment

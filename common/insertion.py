@@ -29,7 +29,7 @@ def create(name: str, num_classes: int, img_size: int | None, **kwargs) -> nn.Mo
         ModelError: timm does not have it, or it cannot take images of img_size. TypeError: unknown keyword.
     """
     entry, size = entry_of(name), size_arguments(name, img_size)
-    if ':' not in entry['timm'] and not timm.is_model(entry['timm']):  # 'hf-hub:..', 'local-dir:..'
+    if ':' not in entry['timm'] and not timm.is_model(entry['timm']):  # an entry may name 'hf-hub:..', 'local-dir:..'
         raise ModelError(f"{name}: timm {timm.__version__} has no model '{entry['timm']}'")
     try:
         model = timm.create_model(entry['timm'], num_classes=num_classes, **{**entry.get('args', {}), **size, **kwargs})

@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.errors import RunBusy, RunError
@@ -237,27 +237,31 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def git_commit() -> str | None:
+def git_commit(say: Callable = lambda line: print(line, file=sys.stderr)) -> str | None:
     """The commit of this code, with '-dirty' if files differ from it; None outside a git checkout of its own.
 
-    The folder may lie in a checkout of another repository: this file must be tracked, as common/runs.py.
+    The folder may lie in a checkout of another repository: this file must be tracked, as common/runs.py. In a checkout
+    of this code whose commit git does not tell, `say` gets a note with the reason.
     """
     # A hook of another repository sets these.
     environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
 
-    here = Path(__file__)
+    here = Path(__file__).resolve()
     root, own = here.parent.parent, f'{here.parent.name}/{here.name}'
 
     def git(*command: str) -> str:
-        return subprocess.run(
-            ['git', '-C', str(root), *command], capture_output=True, text=True, env=environment
-        ).stdout.strip()
+        # git refuses a folder that another user owns, as in a container; this code runs from it all the same.
+        command = ['git', '-C', str(root), '-c', f'safe.directory={root}', *command]
+        return subprocess.run(command, capture_output=True, check=True, text=True, env=environment).stdout.strip()
 
     try:
         if git('ls-files', '--full-name', own) != own:
             return None
-        return git('describe', '--always', '--dirty', '--abbrev=40', '--exclude=*') or None
-    except FileNotFoundError:
+        return git('describe', '--always', '--dirty', '--abbrev=40', '--exclude=*')
+    except (OSError, subprocess.CalledProcessError) as error:
+        if (root / '.git').exists():
+            why = getattr(error, 'stderr', None) or str(error)
+            say(f'note: config.json records no commit: {why.strip().splitlines()[0]}')
         return None
 
 

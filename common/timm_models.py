@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib.util
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -15,6 +16,7 @@ from common.errors import ModelError
 from common.registry import MODELS, STCI, entry_of, is_own
 from common.weights import split_trunk
 
+ROOT = Path(__file__).parent.parent  # of this code
 SIZE = 224  # pixels, where neither timm nor a file says what a model takes
 
 
@@ -26,6 +28,11 @@ def problem_of(name: str) -> str | None:
         return f"no model '{name}': {plain} has STCI already"
     if plain in MODELS:
         return None
+    if ':' in plain:  # as timm.create_model takes it
+        return (
+            f"'{plain}' is a place of weights; give the architecture that its config.json names, and its file: "
+            '--model NAME --pretrained FOLDER/model.safetensors'
+        )
     if not timm.is_model(plain):
         near = difflib.get_close_matches(plain, {*MODELS, *list_models()}, 4)
         said = f'near to it: {", ".join(near)}; ' if near else ''
@@ -78,10 +85,11 @@ def _of_file(path: Path) -> dict:
 def import_file(path: str | Path | None) -> None:
     """Run a Python file that registers models with timm (--import); once in a process. None: nothing.
 
-    Its folder comes last on sys.path, so that it can import files beside it.
+    Its folder comes last on sys.path, so that it can import files beside it, but none with the name of a script here.
 
     Raises:
-        ModelError: there is no such file, it fails, it registers no model, or one whose name is taken.
+        ModelError: there is no such file, it fails, it imports such a one, it registers no model, or one whose name is
+            taken.
     """
     if path is None:
         return
@@ -92,6 +100,10 @@ def import_file(path: str | Path | None) -> None:
     if not path.is_file():
         raise ModelError(f'--import {path}: no such file')
     before = {known: model_entrypoint(known) for known in list_models()}
+    for module in re.findall(r'^\s*(?:import|from)\s+(\w+)', path.read_text(errors='replace'), re.MULTILINE):
+        ours, beside = ROOT / f'{module}.py', path.with_name(f'{module}.py')
+        if ours.is_file() and beside.is_file() and not ours.samefile(beside):
+            raise ModelError(f'--import {path}: imports {module}, which would be {ours}; rename {beside}')
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise ModelError(f'--import {path}: is no Python file (.py)')

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, write_image
 
-from common import cache, images
+from common import cache, images, machine
 from common.cache import Cache, open_cache
 from common.errors import CacheError
 
@@ -93,6 +93,20 @@ def test_the_limits_leave_room_for_others(tmp_path, monkeypatch):
     code = 'from common import cache; print(cache.open_cache("ram").limit)'
     limit = int(subprocess.check_output([sys.executable, '-c', code], cwd=ROOT, text=True))
     assert 0 < limit <= cache.memory() // 4
+
+
+@pytest.mark.parametrize('files', [{'cpu.max': '150000 100000'}, {'cpu/cpu.cfs_quota_us': '150000'}])
+def test_the_limits_of_a_container_count(tmp_path, monkeypatch, files):
+    monkeypatch.setattr(machine, 'CGROUPS', tmp_path)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(64))
+    files = {'cpu/cpu.cfs_period_us': '100000', 'memory.max': 'max', 'memory/memory.limit_in_bytes': '4096'} | files
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f'{text}\n')
+    assert (machine.cores(), machine.memory()) == (2, 4096)
+    for name in files:
+        (tmp_path / name).unlink()
+    assert machine.cores() == 64
 
 
 def test_without_a_home_the_user_is_told(monkeypatch):

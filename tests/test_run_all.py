@@ -17,6 +17,7 @@ import ablation
 import run_all
 from common import options, parsers, runs, tuning
 from common.errors import DataError, RunError
+from common.machine import cores
 from common.own_options import SplitOptions
 from common.registry import MODELS
 from common.splits import split_digest
@@ -485,8 +486,7 @@ def test_progress_counts_only_what_is_made_now(tmp_path):
 def test_jobs_share_the_cores_and_the_devices(tmp_path):
     assert finish(grid(tmp_path / 'a', '--gpus', '5,7', '--jobs', '4', '--epochs', '20'))[0] == 0
     starts = [json.loads(line) for lines in lines_of(tmp_path / 'a', 'starts').values() for line in lines]
-    cores = len(os.sched_getaffinity(0))
-    assert {start['OMP_NUM_THREADS'] for start in starts} == {str(max(1, cores // 4))}
+    assert {start['OMP_NUM_THREADS'] for start in starts} == {str(max(1, cores() // 4))}
     assert sorted(start['CUDA_VISIBLE_DEVICES'] for start in starts) == ['5', '5', '7', '7']
     ends = [float(line.split()[1]) for lines in lines_of(tmp_path / 'a', 'made').values() for line in lines]
     assert max(start['begin'] for start in starts) < min(ends), 'four at once'

@@ -1,9 +1,12 @@
 """The promises of runs.py: files that are whole at any moment, and run folders of one configuration each."""
 
+import contextlib
 import errno
+import io
 import multiprocessing
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 from conftest import HOLD, ROOT
 
 from common import runs
-from common.errors import RunBusy, RunError
+from common.errors import RunBusy, RunError, user_errors
 
 
 def test_write_is_atomic_and_leaves_no_temporary_file(tmp_path):
@@ -71,6 +74,27 @@ def test_the_commit_is_that_of_this_code_and_of_no_repository_around_it(tmp_path
     own = runs.git_commit()
     monkeypatch.setenv('GIT_DIR', str(tmp_path / '.git'))  # as in a hook of the other repository
     assert runs.git_commit() == own
+
+
+def test_the_checkout_of_another_user_has_its_commit_or_a_note(tmp_path, monkeypatch, capsys):
+    own, real, git = runs.git_commit(), shutil.which('git'), tmp_path / 'git'
+    refuse = 'echo "fatal: detected dubious ownership" >&2; exit 128'
+    git.write_text(f'#!/bin/sh\ncase "$*" in *safe.directory={ROOT}*) exec {real} "$@";; esac; {refuse}\n')
+    git.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    assert runs.git_commit() == own
+    assert capsys.readouterr().err == ''
+    (tmp_path / 'common').mkdir()
+    (tmp_path / '.git').mkdir()
+    monkeypatch.setattr(runs, '__file__', str(tmp_path / 'common' / 'runs.py'))
+    assert runs.git_commit() is None
+    assert capsys.readouterr().err == 'note: config.json records no commit: fatal: detected dubious ownership\n'
+
+
+def test_a_script_writes_to_a_notebook():
+    with contextlib.redirect_stdout(io.StringIO()) as out, user_errors('train.py'):
+        print('x')
+    assert out.getvalue() == 'x\n'
 
 
 def config(fingerprint, defines, environment=None):

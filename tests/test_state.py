@@ -17,7 +17,7 @@ import train
 import transforms
 from common import grid, options, results, runs
 from common.checkpoint import read_checkpoint
-from common.errors import RunError
+from common.errors import ModelError, RunError
 from common.optimizers import MOMENTUM, UNUSABLE, has_momentum
 from common.splits import Splits
 
@@ -225,6 +225,30 @@ def test_the_gates_have_a_learning_rate_of_their_own(tiny):
     assert (scales['layer2.1.gate'], scales['layer2.0.gate'], scales['layer2.0.conv1.weight']) == (50, 25, 0.25)
     frozen, _ = one_step('--gate_lr', '0')
     assert not any(frozen[name].any() for name in gates)
+
+
+@pytest.mark.parametrize('name', ['stci_resnet10t', 'stci_vgg11'])  # a stage of VGG is a pooling layer
+def test_a_branch_learns_at_the_rate_of_its_stage(name):
+    with torch.device('meta'):
+        model = models.build_model(name, 3)
+    groups = state.parameter_groups(args_of('--layer_decay', '0.5', '--gate_lr', '10', model=name), model)
+    names = {p: key for key, p in model.named_parameters()}
+    scales = {names[p]: group['lr_scale'] for group in groups for p in group['params']}
+    assert scales.keys() == {*names.values()}
+    of_vgg = ('features.18.weight',) * 2
+    ends = dict(stci_resnet10t=('layer3.0.bn2.weight', 'layer4.0.bn2.weight'), stci_vgg11=of_vgg)
+    for stage, end in zip(('stage3', 'stage4'), ends[name]):
+        assert scales[f'stci.{stage}.stci.reduce.0.weight'] == scales[end] < 1
+        assert scales[f'stci.{stage}.gate'] == 10 * scales[end]
+    assert ('resnet' in name) == (scales[ends[name][0]] < scales[ends[name][1]])
+
+
+def test_a_net_that_returns_more_than_logits_while_it_trains_is_named(tiny):
+    args = args_of()
+    built = state.build_state(args, 3, CPU, None, 2)
+    built.model.register_forward_hook(lambda _module, _inputs, out: (out, out))
+    with pytest.raises(ModelError, match='tiny: returns a tuple while it trains, not one tensor of logits'):
+        state.mixed_loss(args, built, torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.long), 3, (0,))
 
 
 def test_groups_that_a_model_cannot_have_are_refused():

@@ -230,6 +230,21 @@ def test_a_file_that_cannot_be_imported(my_net, text, words):
     assert '\n' not in str(caught.value)
 
 
+def test_a_file_beside_that_has_the_name_of_a_script_here(my_net):
+    my_net.write_text(f'from models import STCI\n{NET}')
+    (my_net.parent / 'models.py').touch()
+    with pytest.raises(ModelError, match=r'imports models, which would be .*; rename .*models.py'):
+        import_file(my_net)
+    (my_net.parent / 'models.py').unlink()
+    import_file(my_net)
+
+
+@pytest.mark.parametrize('name', ['local-dir:hub', 'hf-hub:user/name', 'stci_hf-hub:user/name'])
+def test_a_place_of_weights_is_no_model(name):
+    with pytest.raises(RunError, match=r'--model NAME --pretrained FOLDER/model\.safetensors'):
+        options.check_model(name)
+
+
 def test_files_that_are_none(tmp_path):
     with pytest.raises(ModelError, match=r'--import .*/nowhere.py: no such file'):
         import_file(tmp_path / 'nowhere.py')

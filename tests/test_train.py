@@ -474,6 +474,20 @@ def test_what_torch_says_of_the_machine_is_one_line(tree, tmp_path, tiny, monkey
     assert words in fails(argv_of(tree, tmp_path), capfd)
 
 
+def test_a_test_loss_that_is_not_finite_does_not_cost_the_run(tree, tmp_path, tiny, monkeypatch, capfd):
+    real = train.evaluate
+
+    def evaluate(*args):  # of the test set alone with probabilities
+        loss, accuracy = real(*args)
+        return math.nan if len(args) == 7 else loss, accuracy
+
+    monkeypatch.setattr(train, 'evaluate', evaluate)
+    folder, results = run(tree, tmp_path, '--epochs', '1', '--warmup_epochs', '0')
+    assert results['test_loss'] is None
+    assert runs.read_json(folder / 'results.json')['test_loss'] is None
+    assert 'note: the test loss is nan' in capfd.readouterr().err
+
+
 def test_an_error_that_is_not_the_machine_s_keeps_its_traceback(tree, tmp_path, tiny, monkeypatch):
     def train_epoch(*_):
         raise RuntimeError('mat1 and mat2 shapes cannot be multiplied')
@@ -521,6 +535,41 @@ def test_two_processes_train_resume_and_count_every_image_once(tmp_path, one_thr
     assert code == 0, err
     assert 'resuming after epoch' in err
     assert outcome(killed) == outcome(folder)
+
+
+NET = """
+from timm.models import register_model
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 7, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+        self.spare = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@register_model
+def odd_net(pretrained=False, num_classes=1000, **kwargs):
+    return Net(num_classes)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_net_with_a_layer_without_use(tree, tmp_path, one_thread):
+    net = tmp_path / 'net.py'
+    net.write_text(NET)
+    more = ('--import', str(net), '--epochs', '2')
+    codes, _, err = run_ranks(2, 'train.py', *argv_of(tree, tmp_path, *more, model='odd_net'))
+    assert not any(codes), err
+    assert 'note: odd_net: no gradient reaches spare.weight, spare.bias' in err
+    net.write_text(NET.replace('return self.body(x)', 'x = self.body(x)\n        return [x] if self.training else x'))
+    codes, _, err = run_ranks(2, 'train.py', *argv_of(tree, tmp_path, *more, '--force', model='odd_net'))
+    assert codes == [1, 1]
+    assert 'odd_net: returns a list while it trains' in err.splitlines()[-1]
 
 
 @pytest.mark.slow
