@@ -266,7 +266,7 @@ def extract_state(checkpoint: Any, what: str) -> tuple[dict[str, torch.Tensor], 
     config = whole.get('config')  # of pretraining's latest.pt
     defines = config.get('defines') if isinstance(config, dict) else None
     names = whole.get('model'), defines.get('model') if isinstance(defines, dict) else None
-    for key in ('state_dict', 'model'):
+    for key in ('average', 'state_dict', 'model'):  # the first is of --ema: the weights that were validated
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     tensors = {}
