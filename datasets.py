@@ -24,8 +24,20 @@ from common import synthetic
 from common.archives import prepare_tree
 from common.errors import DataError, user_errors
 from common.images import SYNTHETIC, count_pages, image_bits
+from common.names import class_notes, composed, is_hidden, near_miss
 from common.options import choose_dataset
-from common.own_data import count_folds, division_notes, folder_splits, list_notes, list_splits, own_subsets, root_of
+from common.own_data import (
+    absent_notes,
+    count_folds,
+    division_notes,
+    folder_notes,
+    folder_splits,
+    list_notes,
+    list_splits,
+    read_labelled,
+    root_of,
+    takes_groups,
+)
 from common.own_options import AS_IT_IS, SplitOptions, add_split_args, check_split_options, split_options, split_words
 from common.registry import DATASETS
 from common.splits import (
@@ -45,6 +57,7 @@ from common.splits import (
 )
 from common.trees import (
     BadTreeError,
+    disk_finder,
     find_root,
     group_by_content,
     image_names,
@@ -92,6 +105,47 @@ def load_splits(dataset: str, data_dir: str | Path | None, fold: int, own: Split
     return splits
 
 
+def load_labelled(
+    dataset: str, data_dir: str | Path | None, own: SplitOptions, classes: list[str], subset: str
+) -> Splits | None:
+    """The user's own images, for a model that is trained: in the subsets that they state, else all of them as test.
+
+    None is divided, so a class may have one image or none; classes are found by name among the model's.
+
+    Args:
+        dataset, data_dir, own: as for load_splits.
+        classes: of the model.
+        subset: what is asked for, or 'all'.
+
+    Returns:
+        None where a subset is asked for and the images state none: load_splits divides them.
+
+    Raises:
+        DataError: they cannot be read, there is none in the subset, or a class is none of the model's.
+    """
+    root = _root(dataset, data_dir, own)
+    try:
+        found = read_labelled(dataset, root, own)
+    except OSError as error:
+        raise DataError(f'{error.filename}: cannot be read ({error.strerror})') from error
+    if '' in found and subset != 'all':
+        return None
+    where = own.lists or root
+    wanted = {cls for s, items in found.items() if subset in ('all', s) for _, cls in items}
+    if not wanted:
+        raise DataError(f'{where}: has no image' + f' in the subset {subset}' * (subset != 'all'))
+    classes = [composed(name) for name in classes]
+    index = {name: label for label, name in enumerate(classes)}
+    if unknown := sorted(wanted - index.keys()):
+        more = f' (and {len(unknown) - 1} more)' * (len(unknown) > 1)
+        raise DataError(f"{where}: '{unknown[0]}'{more} is no class of the model{near_miss(unknown[0], index)}")
+    if absent := sorted(index.keys() - wanted):
+        more = f' (and {len(absent) - 1} more)' * (len(absent) > 1)
+        print(f"note: {where}: has no image of class '{absent[0]}'{more} of the model", file=sys.stderr)
+    items = {s: sorted((path, index[cls]) for path, cls in pairs if cls in index) for s, pairs in found.items()}
+    return Splits(items.get('train', []), items.get('val', []), items.get('test') or items.get('', []), classes)
+
+
 def _entry(dataset: str) -> dict:
     if dataset not in DATASETS:
         raise DataError(f"unknown data set '{dataset}'; the data sets are: {', '.join(DATASETS)}")
@@ -136,14 +190,16 @@ def dtd_splits(root: Path, fold: int) -> Splits:
         raise DataError(f'{root / "labels"}: holds no train1.txt; it should hold the lists of every fold')
     check_fold(fold, folds, root)
     names = {subset: read_list(root / 'labels' / f'{subset}{fold}.txt') for subset in SUBSETS}
-    classes = sorted({name.split('/')[0] for listed in names.values() for name in listed})
+    classes = sorted({_dtd_class(name) for listed in names.values() for name in listed})
     index = {name: i for i, name in enumerate(classes)}
-    items = {
-        subset: [(os.path.join(root, 'images', name), index[name.split('/')[0]]) for name in listed]
-        for subset, listed in names.items()
-    }
-    require_files({path: f'labels/{subset}{fold}.txt' for subset in SUBSETS for path, _ in items[subset]})
+    path_of = {name: os.path.join(root, 'images', name) for listed in names.values() for name in listed}
+    there = require_files({path_of[name]: f'labels/{subset}{fold}.txt' for subset in SUBSETS for name in names[subset]})
+    items = {s: [(there[path_of[name]], index[_dtd_class(name)]) for name in names[s]] for s in SUBSETS}
     return Splits(*(items[subset] for subset in SUBSETS), classes)
+
+
+def _dtd_class(name: str) -> str:
+    return composed(name.split('/')[0])
 
 
 def _dtd_root(root: Path) -> Path:
@@ -152,7 +208,8 @@ def _dtd_root(root: Path) -> Path:
 
 def _is_dtd(root: Path) -> bool:
     """True for DTD itself, False for another tree in its layout, which may have any size."""
-    return sum(entry.is_dir() for entry in os.scandir(_dtd_root(root) / 'images')) == DATASETS['dtd']['classes']
+    folders = [e for e in os.scandir(_dtd_root(root) / 'images') if e.is_dir() and not is_hidden(e.name)]
+    return len(folders) == DATASETS['dtd']['classes']
 
 
 def _dtd_folds(root: Path) -> int:
@@ -327,14 +384,13 @@ def passed_over(dataset: str, data_dir: str | Path | None, splits: Splits, own: 
     """
     if dataset == 'synthetic':
         return []
-    notes = division_notes(splits, own) if splits.division else []
+    notes = (division_notes(splits, own) if splits.division else []) + absent_notes(splits)
     if dataset == 'lists':
         return notes + list_notes(splits, root_of(data_dir, own.lists), own)
     images, _ = _all_images(dataset, data_dir, splits)
-    lines = notes + unused_files(set(images), top_of(images))
-    if dataset == 'folder' and (own := own_subsets(Path(data_dir))) and 'val' not in own:
-        lines.append(f'{data_dir} has no val/: a tenth of each class of {own["train"]} validates')
-    return lines
+    notes += class_notes(os.path.basename(os.path.dirname(path)) for path in images)
+    notes += unused_files(set(images), top_of(images))
+    return notes + (folder_notes(Path(data_dir)) if dataset == 'folder' else [])
 
 
 def _all_images(dataset: str, data_dir: str | Path | None, splits: Splits) -> tuple[dict[str, str], list[str]]:
@@ -342,12 +398,13 @@ def _all_images(dataset: str, data_dir: str | Path | None, splits: Splits) -> tu
     images = {path: splits.classes[label] for subset in splits[:3] for path, label in subset}
     lists = []
     if DATASETS[dataset].get('lists'):  # the other data sets divide the same images in every fold
-        root = _dtd_root(Path(data_dir))
+        root, look = _dtd_root(Path(data_dir)), disk_finder()
         for fold in range(1, _dtd_folds(root) + 1):
             for subset in SUBSETS:
-                if (path := root / 'labels' / f'{subset}{fold}.txt').is_file():
-                    for name in read_list(path):
-                        images[os.path.join(root, 'images', name)] = name.split('/')[0]
+                if (listed := root / 'labels' / f'{subset}{fold}.txt').is_file():
+                    for name in read_list(listed):
+                        path = os.path.join(root, 'images', name)
+                        images[look(path)[0] or path] = _dtd_class(name)
                         lists.append(f'{subset}{fold} {name}')
     return images, lists
 
@@ -431,8 +488,8 @@ def _count_folds(dataset: str, data_dir: Path | None, own: SplitOptions) -> int:
     return entry.get('folds', 1)
 
 
-def print_findings(dataset: str, root: str | Path | None, found: Findings) -> None:
-    """Print what `check_tree` found, by kind.
+def print_findings(dataset: str, root: str | Path | None, found: Findings, groups: bool = False) -> None:
+    """Print what `check_tree` found, by kind; `groups`: --groups can divide the images anew.
 
     Raises:
         DataError: there are problems; the message counts them.
@@ -445,9 +502,8 @@ def print_findings(dataset: str, root: str | Path | None, found: Findings) -> No
         'of the tree': len(found.tree),
         'of images that cannot be read': len(found.unreadable),
         # Those of a benchmark are part of its protocol.
-        'of images that stand in two subsets of a fold: leave one of each, or keep groups together (--groups)': (
-            0 if benchmark else found.leaks
-        ),
+        'of images that stand in two subsets of a fold: leave one of each'
+        + ', or keep groups together (--groups)' * groups: 0 if benchmark else found.leaks,
     }
     if total := sum(kinds.values()):
         sys.stdout.flush()  # the last line is the error
@@ -502,7 +558,9 @@ def main(args: argparse.Namespace) -> None:
             for path, label in getattr(splits, subset):
                 print(subset, splits.classes[label], path, sep='\t')
     else:
-        print_findings(args.dataset, args.data_dir or own.lists, check_tree(args.dataset, args.data_dir, own))
+        found = check_tree(args.dataset, args.data_dir, own)
+        groups = bool(found.leaks) and takes_groups(args.dataset, args.data_dir, own)
+        print_findings(args.dataset, args.data_dir or own.lists, found, groups)
 
 
 if __name__ == '__main__':

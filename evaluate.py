@@ -30,7 +30,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     what.add_argument('--run_dir', type=Path, nargs='+', metavar='RUN', help='run folders, or folders of runs')
     what.add_argument('--checkpoint', type=Path, nargs='+', metavar='BEST.PT', help='models to run over a subset')
     options.add_data_of_run_args(parser)
-    text = 'of the data set; test if not given. train and all need --other_images: the run trains on these'
+    text = 'of the data set; test if not given. train and all need --other_images: the run trains on these; all takes '
+    text += 'a folder or list of other photographs whole, however few there are of a class'
     parser.add_argument('--subset', choices=('test', 'val', 'train', 'all'), help=text)
     parser.add_argument('--save_dir', type=Path, default=Path('evaluation'), help='of the figures; created if missing')
     parser.add_argument('--figures', action=argparse.BooleanOptionalAction, default=True)
@@ -93,7 +94,7 @@ def run_models(args: argparse.Namespace) -> list[Judged]:
     judged, subset = [], args.subset or 'test'
     for path in dict.fromkeys(args.checkpoint):
         subject = trained.load(path, args.imports)
-        data = trained.data_of(args, subject)
+        data = trained.data_of(args, subject, subset)
         splits, caution = data['splits'], data['caution'] or ''
         if subset in ('train', 'all') and not caution:
             caution = trained.OTHER

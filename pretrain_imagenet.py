@@ -37,6 +37,7 @@ from common import distributed
 from common.checkpoint import read_checkpoint, save_checkpoint, weights_file
 from common.distributed import is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights, world_size
 from common.images import image_bits, open_image
+from common.names import near_miss
 from common.runs import counted
 from common.timm_models import model_defines
 from common.trees import Index, read_index
@@ -201,7 +202,8 @@ def open_run(args: argparse.Namespace, device: torch.device) -> tuple:
     train, val = (read_index(Path(args.data_dir) / subset) for subset in ('train', 'val'))
     if train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))
-        raise DataError(f'{args.data_dir}: class {odd[0]} is not in both train/ and val/')
+        near = near_miss(odd[0], odd)
+        raise DataError(f'{args.data_dir}: class {odd[0]} is not in both train/ and val/{near}')
     if args.batch_size < 2 or global_batch > len(train):
         raise RunError(
             f'--batch_size {args.batch_size} must be at least 2, and times {args.accumulate * world} (processes and '
@@ -410,7 +412,7 @@ def train_epoch(run: Run, loader: DataLoader, bar: tqdm) -> dict:
             now.copy_(torch.where(finite, now, was))
         tally.add(loss, finite)
         if state.average:
-            state.average.update(state.model)
+            state.average.update(state.model, step + 1)
         bar.update()
         run.clock['steps'] += 1
         done = step - first_step + 1
@@ -476,10 +478,10 @@ def estimate(clock: dict, left: int) -> None:
     """Report once how long the `left` steps will take; steps before the first look also started and compiled things."""
     if 'first_look' not in clock:
         clock['first_look'] = time.monotonic(), clock['steps']
-    elif clock['steps'] >= PROJECT_AFTER and 'estimated' not in clock:
+    elif clock['steps'] >= PROJECT_AFTER and left and 'estimated' not in clock:
         then, count = clock['first_look']
         seconds = left * (time.monotonic() - then) / (clock['steps'] - count)
-        say(f'the rest will take about {timedelta(seconds=round(seconds))}, validation apart')
+        say(f'the rest will take about {timedelta(seconds=math.ceil(seconds))}, validation apart')
         clock['estimated'] = True
 
 

@@ -75,7 +75,7 @@ def build_state(
         model.load_state_dict(last['state_dict'])
         optimizer.load_state_dict(last['optimizer'])
         scaler.load_state_dict(last['scaler'])
-    average = ModelEmaV3(model, args.ema_decay, use_warmup=True) if args.ema else None  # warm where steps are counted
+    average = ModelEmaV3(model, args.ema_decay, use_warmup=True) if args.ema else None
     if last and average:
         average.module.load_state_dict(last['average'])
     if args.compile:

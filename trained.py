@@ -18,12 +18,13 @@ from common.checkpoint import read_checkpoint
 from common.distributed import AMP_DTYPES, autocast, is_quiet, resolve_amp, say
 from common.errors import DataError, ModelError, RunError
 from common.images import image_bits
+from common.names import composed
 from common.own_data import root_of
 from common.own_options import SplitOptions, split_options
 from common.registry import DATASETS, dataset_label
 from common.splits import split_digest
 from common.timm_models import import_file, problem_of
-from datasets import load_splits
+from datasets import load_labelled, load_splits
 from loader import EvalBatches, loader_processes, make_loader, workers_of
 from models import blocks_of
 from transforms import Preprocessing, eval_transform, normalize, read_settings
@@ -123,13 +124,15 @@ def bits_for(subjects: list[Subject], paths: Iterable[str]) -> tuple[int | None,
     return (first, []) if first else image_bits(paths)
 
 
-def data_of(args: argparse.Namespace, subject: Subject) -> dict:
+def data_of(args: argparse.Namespace, subject: Subject, subset: str | None = None) -> dict:
     """The images to run a model over, checked against the split that its run recorded.
 
     Args:
         args: dataset, data_dir, lists and fold, each None for the run's own; other_images, to accept images that may
             have trained the model; labels, if there, are names of data sets in figures.
         subject: the model; config.json beside its checkpoint, where there is one, records the data of the run.
+        subset: the one to score, or 'all': with other_images, a folder or a list then needs neither all classes nor
+            images enough to be divided (see datasets.load_labelled).
 
     Returns:
         dataset, data_dir and fold; `splits`; `name`, the run's --name or else dataset; `label`, what figures call it;
@@ -152,23 +155,24 @@ def data_of(args: argparse.Namespace, subject: Subject) -> dict:
     asked = getattr(args, 'lists', None) is not None and args.lists != made.get('lists')
     own = SplitOptions(lists) if asked else own if lists is None else own._replace(lists=lists)
     found = {key: made.get(key) if value is None and same else value for key, value in given.items()}
-    if missing := [key for key in ('dataset', 'fold') if found[key] is None]:
+    caution = splits = None
+    if subset and args.other_images and DATASETS.get(found['dataset'], {}).get('own'):
+        splits = load_labelled(found['dataset'], found['data_dir'], own, subject.classes, subset)
+    if splits:
+        found['fold'] = made.get('fold')  # says which model it is; of the images there is none
+    elif missing := [key for key in ('dataset', 'fold') if found[key] is None]:
         of = '' if missing[0] == 'dataset' or not made else f' of {found["dataset"]}'
         raise RunError(f'{subject.path}: no config.json beside it says the {missing[0]}{of}; give --{missing[0]}')
     if found['dataset'] == 'synthetic':
         found['data_dir'] = None
-    caution = None
-    if made and same and not asked and found['fold'] != made['fold']:
+    if not splits and made and same and not asked and found['fold'] != made['fold']:
         caution = check_other_images(args, subject, made, found)  # before reading a fold that may not exist
-    splits = load_splits(**found, own=own)
-    if splits.classes != subject.classes:
-        where, has = (
-            own.lists or found['data_dir'] or found['dataset'],
-            f'the {len(subject.classes)} that {subject.path}',
-        )
+    splits = splits or load_splits(**found, own=own)
+    if splits.classes != [composed(name) for name in subject.classes]:
+        where = own.lists or found['data_dir'] or found['dataset']
         raise RunError(
-            f'{where}: has other classes than {has} was trained on, {subject.classes[0]} to {subject.classes[-1]}; '
-            '--dataset and --data_dir must name that data set'
+            f'{where}: has other classes than the {len(subject.classes)} that {subject.path} was trained on, '
+            f'{subject.classes[0]} to {subject.classes[-1]}; --dataset and --data_dir must name that data set'
         )
     if 'split' not in defines:
         caution = caution or UNCHECKED

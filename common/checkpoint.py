@@ -265,7 +265,8 @@ def extract_state(checkpoint: Any, what: str) -> tuple[dict[str, torch.Tensor], 
     config = whole.get('config')  # of pretraining's latest.pt
     defines = config.get('defines') if isinstance(config, dict) else None
     names = whole.get('model'), whole.get('arch'), defines.get('model') if isinstance(defines, dict) else None
-    for key in ('state_dict', 'model'):
+    # Averaged weights, of --ema, timm and torchvision, before those of the last step: they were the validated ones.
+    for key in ('average', 'state_dict_ema', 'model_ema', 'state_dict', 'model'):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     tensors = {}

@@ -375,7 +375,8 @@ def get_pretraining_parser() -> argparse.ArgumentParser:
     group.add_argument('--scale_lr', action=switch, default=True, help=text)
     group.add_argument('--sync_bn', action=switch, default=False, help='BatchNorm over the images of all GPUs')
     group.add_argument('--ema', action=switch, default=False, help='average the weights')
-    group.add_argument('--ema_decay', type=float, default=NEUTRAL['ema_decay'], help='of the average, a step')
+    text = 'of the average, a step; at step t at most 1 - t ** (-2 / 3)'
+    group.add_argument('--ema_decay', type=float, default=NEUTRAL['ema_decay'], help=text)
     group.add_argument('--checkpoint_dir', default='checkpoints', help='latest.pt, previous.pt and log.jsonl')
     group.add_argument('--resume', metavar='PATH', help='a checkpoint, or auto for the newest')
     group.add_argument('--save_minutes', type=float, default=15, help='between two checkpoints')

@@ -1,7 +1,7 @@
 """The user's own images: a folder of class folders, or a list in a CSV; folds that keep groups on one side. No torch.
 
 A list has the columns `path` and `label`, and may have
-    subset   train, val or test: taken as it is, as fold 1; without val, a tenth of each class of train validates
+    subset   (or split) train, val or test: as fold 1; without val, a tenth of each class of train validates
     fold     1 to K: in fold f the images of f test, those of f + 1 (wrapping) validate and the rest trains
     group    images that never stand on two sides; an image with an empty cell is a group of its own
 Without subset and fold, and for a folder, the images are divided into --folds_total blocks, of which f tests, f + 1
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import DataError
+from common.names import class_notes, column_of, composed, is_hidden, subset_of
 from common.own_options import CONTENT, FEWEST, FOLDS, SplitOptions
 from common.runs import counted, digest, write_atomic
 from common.splits import (
@@ -34,7 +35,6 @@ from common.splits import (
 )
 from common.trees import BadTreeError, image_names, list_images, read_text, require_files
 
-SUBSET_NAMES = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
 NEEDED, PLACES = ('path', 'label'), ('subset', 'fold')  # columns of a list
 KNOWN = (*NEEDED, *PLACES, 'group')
 
@@ -96,19 +96,18 @@ def draw_vals(files: dict[str, list[str]], name: str) -> tuple[dict[str, list[st
 def own_subsets(root: Path) -> dict[str, Path]:
     """The folders of the subsets in a tree that is split by itself, by subset; empty for a folder of class folders.
 
-    Names may be in capitals, and val/ be called valid/ or validation/. A class may be called train, too: its folder
-    holds no folders.
+    They may have any of names.SUBSET_NAMES, in capitals too. A class may be called train: its folder holds no folders.
 
     Raises:
         DataError: two folders for one subset.
     """
     own: dict[str, Path] = {}
     for name in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
-        if subset := SUBSET_NAMES.get(name.lower()):
+        if subset := subset_of(name):
             if subset in own:
                 raise DataError(f'{root}: has both {own[subset].name}/ and {name}/; remove one of them')
             own[subset] = root / name
-    split = 'train' in own and any(entry.is_dir() and entry.name[0] != '.' for entry in os.scandir(own['train']))
+    split = 'train' in own and any(entry.is_dir() and not is_hidden(entry.name) for entry in os.scandir(own['train']))
     return own if split else {}
 
 
@@ -213,7 +212,7 @@ class List(NamedTuple):
     rows: list[Row]
     place: str  # the column that divides the images: 'subset', 'fold' or ''
     grouped: bool  # it has a column group
-    unused: list[str]  # other columns
+    notes: list[str]  # how the file was read where its form leaves room, and what of it is not used
 
 
 def root_of(data_dir: str | Path | None, lists: str | None) -> Path:
@@ -221,34 +220,43 @@ def root_of(data_dir: str | Path | None, lists: str | None) -> Path:
     return Path(os.path.abspath(data_dir if data_dir is not None else Path(lists).parent))
 
 
-def read_cells(lists: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The names of the columns of a CSV, and (line, cells) of its rows.
+def read_cells(lists: str) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
+    """The columns of a CSV, (line, cells) of its rows, and notes. Empty rows and empty cells at the end do not count.
 
     Raises:
-        DataError: it cannot be read, lacks a column, or a row has another number of cells.
+        DataError: it cannot be read, lacks a column, or a row has more cells than there are columns.
     """
-    reader = csv.reader(io.StringIO(read_text(Path(lists)), newline=''), strict=True)
-    rows = []
+    text, rows, notes = read_text(Path(lists)), [], []
+    mark = max(',;\t', key=text.lstrip().partition('\n')[0].count)  # spreadsheets of some countries write semicolons
+    reader = csv.reader(io.StringIO(text, newline=''), delimiter=mark, strict=True)
     try:
         for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append((reader.line_num, [cell.strip() for cell in cells]))
+            cells = [cell.strip() for cell in cells]
+            while cells and not cells[-1]:
+                cells.pop()
+            if cells:
+                rows.append((reader.line_num, cells))
     except csv.Error as error:
         raise DataError(f'{lists}: line {reader.line_num} is damaged ({error})') from error
-    header = [cell.lower() for cell in rows[0][1]] if rows else []
+    header = [column_of(cell) for cell in rows[0][1]] if rows else []
     if missing := [column for column in NEEDED if column not in header]:
         raise DataError(
             f"{lists}: has no column {missing[0]}, only '{', '.join(header)}'; its first line must name the columns "
             'path and label, with commas between'
         )
-    if twice := [column for column in header if header.count(column) > 1]:
+    if twice := [column for column in header if column and header.count(column) > 1]:
         raise DataError(f'{lists}: has two columns {twice[0]}; remove one of them')
     for line, cells in rows[1:]:
-        if len(cells) != len(header):
+        if len(cells) > len(header):
             raise DataError(f'{lists}: line {line} has {counted(len(cells), "cell")}, its first line {len(header)}')
+        cells += [''] * (len(header) - len(cells))
     if len(rows) < 2:
         raise DataError(f'{lists}: lists no image')
-    return header, rows[1:]
+    if 'subset' in header and (named := rows[0][1][header.index('subset')]).lower() != 'subset':
+        notes.append(f'{lists}: its column {named} is taken as subset')
+    if unused := [column or 'without a name' for column in header if column not in KNOWN]:
+        notes.append(f'{lists}: the columns {", ".join(unused)} are not used')
+    return header, rows[1:], notes
 
 
 def read_list_of(root: Path, lists: str) -> List:
@@ -257,33 +265,37 @@ def read_list_of(root: Path, lists: str) -> List:
     Raises:
         DataError: a cell is wrong, or an image is listed twice.
     """
-    header, cells = read_cells(lists)
+    header, cells, notes = read_cells(lists)
     place = [column for column in PLACES if column in header]
     if len(place) > 1:
         raise DataError(f'{lists}: has a column subset and a column fold; remove one of them')
-    rows, seen = [], {}
+    rows, seen, turned = [], {}, 0
     for line, values in cells:
         cell = dict(zip(header, values))
         for column in NEEDED:
             if not cell[column]:
                 raise DataError(f'{lists}: line {line} has an empty {column}')
         path = os.path.normpath(os.path.join(root, cell['path']))
+        if '\\' in cell['path'] and not os.path.lexists(path):  # as Windows writes it
+            path, turned = os.path.normpath(os.path.join(root, cell['path'].replace('\\', '/'))), turned + 1
         if path in seen:
             raise DataError(f'{lists}: {cell["path"]} is listed twice, in lines {seen[path]} and {line}')
         seen[path] = line
         where = read_place(place[0], cell[place[0]], f'{lists}: line {line}') if place else ''
         group = (cell['group'] or cell['path']) if 'group' in header else ''
-        rows.append(Row(line, path, cell['label'], where, group))
-    unused = [column for column in header if column not in KNOWN]
-    return List(sorted(rows, key=lambda row: row.path), ''.join(place), 'group' in header, unused)
+        rows.append(Row(line, path, composed(cell['label']), where, group))
+    if turned:
+        notes.append(f'{lists}: {counted(turned, "path")} with backslashes are read as with slashes')
+    notes += class_notes(cell[header.index('label')] for _, cell in cells)
+    return List(sorted(rows, key=lambda row: row.path), ''.join(place), 'group' in header, notes)
 
 
 def read_place(column: str, text: str, where: str) -> str:
     """The subset, or the number of the fold, in a cell."""
     if column == 'subset':
-        if text.lower() not in SUBSET_NAMES:
+        if (subset := subset_of(text)) is None:
             raise DataError(f"{where}: subset '{text}' is none of train, val and test")
-        return SUBSET_NAMES[text.lower()]
+        return subset
     if not (text.isascii() and text.isdecimal() and int(text)):
         raise DataError(f"{where}: fold '{text}' is no number from 1")
     return str(int(text))
@@ -322,15 +334,7 @@ def list_splits(root: Path, fold: int, own: SplitOptions) -> Splits:
     check_list(found, own)
     folds = folds_of_list(found, own)
     check_fold(fold, folds, own.lists)
-    try:
-        require_files({row.path: f'line {row.line} of {own.lists}' for row in found.rows})
-    except BadTreeError as error:
-        if len(error.problems) < len(found.rows):
-            raise
-        raise DataError(
-            f'{own.lists}: none of its {counted(len(found.rows), "image")} is there, the first {found.rows[0].path}; '
-            '--data_dir must name the folder that the paths are relative to'
-        ) from error
+    found = found_files(found, own)
     files = defaultdict(list)
     for row in found.rows:
         files[row.label].append(row.path)
@@ -345,6 +349,24 @@ def list_splits(root: Path, fold: int, own: SplitOptions) -> Splits:
     else:
         splits = splits_of_subsets(files, places, own.lists)
     return splits._replace(division={path: (place, groups.get(path, '')) for path, place in places.items()})
+
+
+def found_files(found: List, own: SplitOptions) -> List:
+    """The list with its paths as they are on disk.
+
+    Raises:
+        BadTreeError: images are missing. DataError: all are.
+    """
+    try:
+        there = require_files({row.path: f'line {row.line} of {own.lists}' for row in found.rows})
+    except BadTreeError as error:
+        if len(error.problems) < len(found.rows):
+            raise
+        raise DataError(
+            f'{own.lists}: none of its {counted(len(found.rows), "image")} is there ({error.problems[0]}); '
+            '--data_dir must name the folder that the paths are relative to'
+        ) from error
+    return found._replace(rows=[row._replace(path=there[row.path]) for row in found.rows])
 
 
 def check_list(found: List, own: SplitOptions) -> None:
@@ -385,6 +407,35 @@ def splits_of_subsets(files: dict[str, list[str]], places: dict[str, str], name:
     return sorted_splits(items, classes)
 
 
+def read_labelled(dataset: str, root: Path, own: SplitOptions) -> dict[str, list[tuple[str, str]]]:
+    """(path, class) of all images of `folder` or `lists`, by the subset that they state; '' where they state none.
+
+    Raises:
+        DataError: a folder or the list cannot be read, or images are missing.
+    """
+    items = defaultdict(list)
+    if dataset == 'lists':
+        found = found_files(read_list_of(root, own.lists), own)
+        for row in found.rows:
+            items[row.place if found.place == 'subset' else ''].append((row.path, row.label))
+    else:
+        for subset, folder in (own_subsets(root) or {'': root}).items():
+            items[subset] = [(path, cls) for cls, paths in list_images(folder).items() for path in paths]
+    return items
+
+
+def takes_groups(dataset: str, data_dir: str | Path | None, own: SplitOptions) -> bool:
+    """Whether --groups can divide images: not where a list or a tree says itself which stand together, or which test.
+
+    Raises:
+        DataError: the list cannot be read.
+    """
+    if dataset == 'lists':
+        found = read_list_of(root_of(data_dir, own.lists), own.lists)
+        return not (found.place or found.grouped)
+    return dataset == 'folder' and not own_subsets(Path(data_dir))
+
+
 def count_folds(dataset: str, data_dir: str | Path | None, own: SplitOptions) -> int:
     """How many folds `folder` or `lists` has.
 
@@ -400,7 +451,7 @@ def count_folds(dataset: str, data_dir: str | Path | None, own: SplitOptions) ->
 
 
 def division_notes(splits: Splits, own: SplitOptions) -> list[str]:
-    """What a division did that its user should know: groups, and classes that are not tested.
+    """What a division did that its user should know of its groups.
 
     Args:
         splits: with a division.
@@ -424,11 +475,26 @@ def division_notes(splits: Splits, own: SplitOptions) -> list[str]:
             line = f'groups: {total} in {counted(len(sizes), "group")}, {len(sizes) - len(several)} of one image'
         of_several = f'; {counted(len(mixed), "group")} of images of several classes, such as {min(mixed or [""])}'
         lines.append(line + of_several * bool(mixed))
+    return lines
+
+
+def absent_notes(splits: Splits) -> list[str]:
+    """A line for each of val and test in which classes that train have no image."""
+    lines, trained = [], {label for _, label in splits.train}
     for subset, what in (('val', 'validated'), ('test', 'tested')):
-        absent = set(range(len(splits.classes))) - {label for _, label in getattr(splits, subset)}
-        if absent:
+        if absent := trained - {label for _, label in getattr(splits, subset)}:
             more = f' (and {len(absent) - 1} more)' * (len(absent) > 1)
             lines.append(f"no image of class '{splits.classes[min(absent)]}'{more} is {what} in this fold")
+    return lines
+
+
+def folder_notes(root: Path) -> list[str]:
+    """How the folders of a tree that is split by itself were taken, and the validation set, where it is drawn."""
+    own, lines = own_subsets(root), []
+    if named := [f'{folder.name}/ as {subset}/' for subset, folder in own.items() if folder.name != subset]:
+        lines.append(f'{root}: {", ".join(named)} is taken')
+    if own and 'val' not in own:
+        lines.append(f'{root} has no val/: a tenth of each class of {own["train"]} validates')
     return lines
 
 
@@ -437,11 +503,10 @@ def list_notes(splits: Splits, root: Path, own: SplitOptions) -> list[str]:
     images, left = set(splits.division), []
     for folder in sorted({os.path.dirname(path) for path in images}):
         left += [path for name in image_names(folder, []) if (path := os.path.join(folder, name)) not in images]
-    found, lines = read_list_of(root, own.lists), []
+    found = read_list_of(root, own.lists)
+    lines = found.notes
     if left:
         lines.append(f'passed over {counted(len(left), "image")} that {own.lists} does not list, such as {left[0]}')
-    if found.unused:
-        lines.append(f'{own.lists}: the columns {", ".join(found.unused)} are not used')
     if found.place == 'subset' and not any(row.place == 'val' for row in found.rows):
         lines.append(f'{own.lists} has no subset val: a tenth of each class of train validates')
     return lines

@@ -111,10 +111,10 @@ def data_label(one: Judged) -> str:
 
 def title_of(group: list[Judged]) -> str:
     first = group[0]
-    where = f'fold {first.fold}' + (f', seed {first.seed}' if first.seed is not None else '')
+    where = [f'{key} {value}' for key, value in dict(fold=first.fold, seed=first.seed).items() if value is not None]
     if len(group) > 1:
-        where = f'{counted(len({one.fold for one in group}), "fold")}, {len(group)} runs'
-    return f'{model_label(first.model)} on {data_label(first)}, {where}' + f', {first.caution}' * bool(first.caution)
+        where = [counted(len({one.fold for one in group}), 'fold'), f'{len(group)} runs']
+    return ', '.join([f'{model_label(first.model)} on {data_label(first)}', *where, *filter(None, [first.caution])])
 
 
 # ---------------------------------------------------------------------------------------------- scores

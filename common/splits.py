@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from common.errors import DataError
 from common.images import SYNTHETIC, image_bits
+from common.names import near_miss
 from common.own_options import FEWEST, FOLDS
 from common.registry import DATASETS
 from common.runs import digest
@@ -52,7 +53,9 @@ def check_splits(splits: Splits, root: Path) -> None:
     trained = {label for _, label in splits.train}
     for subset in ('val', 'test'):
         if missing := sorted({label for _, label in getattr(splits, subset)} - trained):
-            raise DataError(f"{root}: class '{splits.classes[missing[0]]}' is in {subset} but has no training image")
+            name, others = splits.classes[missing[0]], [splits.classes[label] for label in sorted(trained)]
+            near = near_miss(name, others)
+            raise DataError(f"{root}: class '{name}' is in {subset} but has no training image{near}")
 
 
 def check_sizes(splits: Splits, root: Path, dataset: str) -> None:

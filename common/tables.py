@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from tabulate import tabulate
 
 LATEX_ESCAPES = {c: f'\\{c}' for c in '&%$#_{}'} | {'~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
-LATEX_ESCAPES |= {'\\': r'\textbackslash{}', '<': '$<$', '*': '$^*$'}
+LATEX_ESCAPES |= {'\\': r'\textbackslash{}', '*': '$^*$', '[': '{[}'}  # a row that begins with [ is an option of \\
+LATEX_ESCAPES |= {c: f'${c}$' for c in '<>|'}  # otherwise other characters in LaTeX's default encoding
 LATEX_ESCAPES |= {'±': r'$\pm$', '†': r'$^\dagger$', '‡': r'$^\ddagger$'}
 
 
@@ -19,6 +20,8 @@ def escape(text: str) -> str:
 def print_text(columns: str, head: Sequence[str], rows: Iterable[Sequence[str]], form: str = 'plain') -> None:
     """Print a table as text; `columns` aligns each one, 'l' or 'r', as in LaTeX; the form 'pipe' is Markdown."""
     align = [dict(l='left', r='right')[column] for column in columns]
+    if form == 'pipe':
+        head, *rows = [[cell.replace('|', r'\|') for cell in row] for row in (head, *rows)]
     print(tabulate(rows, head, tablefmt=form, colalign=align, disable_numparse=True))
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from common.errors import DataError, lfs_pointer
 from common.images import is_image, open_image
+from common.names import composed, is_hidden, loose
 from common.runs import counted
 
 
@@ -35,7 +36,7 @@ def walk(folder: str, seen: frozenset = frozenset()) -> Iterator[str]:
         if (found.st_dev, found.st_ino) in seen:  # a link to a folder around it
             return
         with os.scandir(folder) as entries:
-            inside = sorted((entry.name, entry.is_dir()) for entry in entries if entry.name[0] != '.')
+            inside = sorted((entry.name, entry.is_dir()) for entry in entries if not is_hidden(entry.name))
     except PermissionError:  # it counts as one file
         yield folder
         return
@@ -55,7 +56,15 @@ def images_below(folder: str) -> list[str]:
 
 
 def list_images(root: Path, skip: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    """{class: sorted paths of the images directly in its folder}; other files and the folders `skip` are ignored.
+    """{class: sorted paths of the images directly in its folder}, as list_folders; two Unicode forms are one class."""
+    found = defaultdict(list)
+    for name, paths in list_folders(root, skip).items():
+        found[composed(name)] += paths
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def list_folders(root: Path, skip: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    """{name of a class folder: sorted paths of the images directly in it}; other files and folders `skip` are ignored.
 
     Raises:
         BadTreeError: a class folder without images, a broken link in place of a class or an image, or images but no
@@ -63,7 +72,7 @@ def list_images(root: Path, skip: tuple[str, ...] = ()) -> dict[str, list[str]]:
     """
     found, problems, loose = {}, [], []
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
-        if entry.name[0] == '.' or entry.name in skip:
+        if is_hidden(entry.name) or entry.name in skip:
             continue
         path = os.path.join(root, entry.name)
         if entry.is_dir():
@@ -127,25 +136,46 @@ def find_root(root: Path, parts: tuple[str, ...], inner: str, dataset: str) -> P
     raise BadTreeError(f'{near / missing}: missing, this is not a complete {dataset} tree')
 
 
-def require_files(listed: dict[str, str]) -> None:
-    """Check that the files of {path: where it is listed} exist, by listing each folder once.
+def disk_finder() -> Callable[[str], tuple[str | None, str]]:
+    """A function that finds a path whose names may have another Unicode form on disk; it lists each folder once.
+
+    It returns the path as it is on disk and ''; or None and, in words, a path there that differs by case or spaces
+    alone, if there is one. A link to nothing is not found.
+    """
+    folders: dict[str, tuple[str | None, str, dict[str, str]]] = {}
+
+    def look(path: str) -> tuple[str | None, str]:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            there, near = (folder, '') if os.path.isdir(folder or '.') or folder == path else look(folder)
+            names = []
+            if there is not None and os.path.isdir(there or '.'):
+                with os.scandir(there or '.') as entries:
+                    names = [entry.name for entry in entries if not broken_link(entry)]
+            folders[folder] = there, near, {composed(name): name for name in names} | {name: name for name in names}
+        there, near, names = folders[folder]
+        if found := names.get(name) or names.get(composed(name)):
+            return os.path.join(there, found), ''
+        alike = next((other for other in names if loose(other) == loose(name)), None)
+        return None, near if alike is None else f'; there is {os.path.join(there, alike)}'
+
+    return look
+
+
+def require_files(listed: dict[str, str]) -> dict[str, str]:
+    """{path: as it is on disk} of the files of {path: where it is listed}.
 
     Raises:
         BadTreeError: files are missing.
     """
-    present: dict[str, set[str]] = {}
-    problems = []
+    look, found, problems = disk_finder(), {}, []
     for path, listed_in in listed.items():
-        folder, name = os.path.split(path)
-        if folder not in present:
-            present[folder] = set()
-            if os.path.isdir(folder):
-                with os.scandir(folder) as entries:
-                    present[folder] = {entry.name for entry in entries if not broken_link(entry)}
-        if name not in present[folder]:
-            problems.append(f'{path}: listed in {listed_in} but {broken_link(Path(path)) or "missing"}')
+        found[path], near = look(path)
+        if found[path] is None:
+            problems.append(f'{path}: listed in {listed_in} but {broken_link(Path(path)) or "missing"}{near}')
     if problems:
         raise BadTreeError(*problems)
+    return found
 
 
 def read_text(path: Path) -> str:
@@ -257,19 +287,22 @@ def group_by_content(paths: Iterable[str], bits: int | None, title: str) -> tupl
 class Index:
     """The images of a tree as (path, class index) items, in little memory: a million take some tens of megabytes."""
 
-    def __init__(self, root: Path, classes: list[str], names: np.ndarray, counts: np.ndarray):
-        self.root, self.classes, self.names = str(root), classes, names
+    def __init__(self, root: Path, folders: list[str], names: np.ndarray, counts: np.ndarray):
+        self.root, self.folders, self.names = str(root), folders, names
+        self.classes = sorted({composed(folder) for folder in folders})
+        label_of = {name: label for label, name in enumerate(self.classes)}
+        self.labels = [label_of[composed(folder)] for folder in folders]
         self.ends = np.cumsum(counts)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, i: int) -> tuple[str, int]:
-        label = int(np.searchsorted(self.ends, i, side='right'))
-        return os.path.join(self.root, self.classes[label], os.fsdecode(self.names[i])), label
+        folder = int(np.searchsorted(self.ends, i, side='right'))
+        return os.path.join(self.root, self.folders[folder], os.fsdecode(self.names[i])), self.labels[folder]
 
     def digest(self) -> bytes:
-        """What the fingerprint is made of: file names, and where each class ends."""
+        """What the fingerprint is made of: file names, and where each class folder ends."""
         return self.names.tobytes() + self.ends.tobytes()
 
 
@@ -282,7 +315,7 @@ def read_index(root: Path) -> Index:
     if not root.is_dir():
         raise DataError(f'{root}: no such folder; --data_dir must hold train/ and val/ with a folder for each class')
     try:
-        found = list_images(root)
+        found = list_folders(root)
     except OSError as error:
         raise DataError(f'{error.filename}: cannot be listed ({error.strerror})') from error
     if len(found) < 2:

@@ -195,8 +195,24 @@ def test_new_photographs_of_the_same_classes(done, tmp_path, capsys):
     with pytest.raises(DataError, match='1 image of 15 cannot be read, so no score is of the set'):
         show(capsys, *argv, '--fold', '1', '--num_workers', '0')
     shutil.move(tmp_path / 'new' / 'class0', tmp_path / 'new' / 'wood')
-    with pytest.raises(RunError, match='has other classes than the 3'):
-        show(capsys, *argv, '--fold', '1')
+    with pytest.raises(DataError, match="new: 'wood' is no class of the model"):
+        show(capsys, *argv)
+
+
+@pytest.mark.parametrize('as_list', [False, True])
+def test_a_few_photographs_of_a_new_place_are_scored(done, tmp_path, capsys, as_list):
+    """Two images of one class, one of another and none of the third; a list may call all of them test."""
+    names = ['class0/0.png', 'class0/1.png', 'class2/0.png']
+    for seed, name in enumerate(names):
+        write_image(tmp_path / 'new' / name, seed)
+    (tmp_path / 'my.csv').write_text('path,label,subset\n' + ''.join(f'{n},{n[:6]},test\n' for n in names))
+    argv = ['--checkpoint', done.best, '--data_dir', 'new', '--other_images', '--no-figures', '--num_workers', '0']
+    more = ['--dataset', 'lists', '--lists', 'my.csv'] if as_list else ['--dataset', 'folder', '--subset', 'all']
+    said = show(capsys, *argv, *more)
+    assert ' 1 42 3 ' in words(said.out)
+    counts = [row['n'] for row in table(capsys, *argv, *more)]
+    assert counts == ['3', '2', '0', '1']
+    assert "has no image of class 'class1' of the model" in said.err
 
 
 # ------------------------------------------------------------------------------------------ figures and formats
@@ -278,7 +294,7 @@ def test_latex_is_split_and_escaped(tmp_path, capsys):
 @pytest.mark.skipif(not shutil.which('pdflatex'), reason='needs pdflatex')
 def test_latex_compiles(tmp_path, capsys):
     labels = list(range(60)) * 2
-    names = [f'cl&ss_{i} 100 %' for i in range(60)]
+    names = [f'[cl&ss_{i}] >100 % | <' for i in range(60)]
     folders = [say(tmp_path, labels, [0] * 120, classes=names, model=m) for m in ('resnet18', 'twistnet18')]
     text = show(capsys, '--run_dir', *folders, '--latex', '--no-figures').out
     page = r'\documentclass{article}\usepackage{booktabs}\begin{document}' + text + r'\end{document}'

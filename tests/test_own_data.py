@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import unicodedata
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,7 @@ from common import options, own_data, runs
 from common.errors import DataError, RunError, UserError
 from common.own_options import CONTENT, SplitOptions, check_name
 from common.splits import SUBSETS, Splits, split_digest
+from common.trees import read_index
 from datasets import load_splits, passed_over, tree_digest
 from transforms import Preprocessing
 
@@ -99,6 +101,85 @@ def test_a_list_of_another_system_is_read(photographs, tmp_path):
     assert any('columns by are not used' in line for line in passed_over('lists', root, found, SplitOptions(lists)))
 
 
+@pytest.mark.parametrize('mark', [';', '\t', ','])
+def test_a_list_of_a_spreadsheet_is_read(photographs, tmp_path, mark):
+    """An index, empty cells and rows at the end, backslashes, semicolons, and `split` for `subset`."""
+    subset = ('Training', 'train', 'train', 'train', 'valid', 'Testing')
+    cells = [line.replace('/', '\\').split(',') for line in rows_of(photographs, lambda c, n, v: subset[n])]
+    rows = [mark.join([str(i), *row, '', '']) for i, row in enumerate(cells)] + [mark * 5]
+    own = SplitOptions(write_list(tmp_path / 'my.csv', rows, mark.join(['', 'path', 'label', 'Split', '', ''])))
+    found = load_splits('lists', photographs, 1, own)
+    assert [len(s) for s in found[:3]] == [24, 6, 6]
+    assert {os.path.basename(path)[1] for path, _ in found.test} == {'5'}
+    assert passed_over('lists', photographs, found, own) == [
+        f'{own.lists}: its column Split is taken as subset',
+        f'{own.lists}: the columns without a name are not used',
+        f'{own.lists}: 36 paths with backslashes are read as with slashes',
+    ]
+
+
+def test_names_in_two_unicode_forms_are_one(photographs, tmp_path):
+    """A Mac writes é as two characters. Paths stay as they are on disk."""
+    one, two = (unicodedata.normalize(form, 'béton') for form in ('NFC', 'NFD'))
+    root = tmp_path / 'set'
+    for name, source in ((one, 'a'), (two, 'b'), ('Wood', 'c'), ('wood', 'c')):
+        shutil.copytree(photographs / source, root / name)
+    found = load_splits('folder', root, 1)
+    assert found.classes == ['Wood', one, 'wood']
+    assert sum(label == 1 for s in found[:3] for _, label in s) == 24
+    assert all(os.path.exists(path) for path in place_of(found))
+    notes = [
+        f"class '{one}' is written in 2 Unicode forms (NFC and NFD), which are taken as one class",
+        "classes 'Wood' and 'wood' differ by case or spaces alone, and are taken as different",
+    ]
+    assert passed_over('folder', root, found) == notes
+    index = read_index(root)
+    assert (index.classes, len(index)) == (found.classes, 48)
+    assert {index[i] for i in range(48)} == {(path, label) for s in found[:3] for path, label in s}
+
+    shutil.rmtree(root / one)
+    rows = [f'{one}/b{n}_{v}.png,{one if n else two}' for n in range(6) for v in 'xy']
+    rows += [f'wood/c{n}_{v}.png,wood' for n in range(6) for v in 'xy']
+    own = SplitOptions(write_list(tmp_path / 'my.csv', rows))
+    found = load_splits('lists', root, 1, own)
+    assert (found.classes, sum(map(len, found[:3]))) == ([one, 'wood'], 24)
+    assert all(os.path.exists(path) for path in place_of(found))
+    assert notes[0] in passed_over('lists', root, found, own)
+
+
+def test_subset_folders_have_other_names_and_what_systems_leave_is_no_class(photographs, tmp_path):
+    for subset, source in (('Training', 'ab'), ('TESTING', 'a')):
+        for cls in source:
+            shutil.copytree(photographs / cls, tmp_path / subset / cls)
+    for name in ('__MACOSX', '@eaDir', 'lost+found', '.ipynb_checkpoints', '$RECYCLE.BIN', 'System Volume Information'):
+        for folder in (tmp_path, tmp_path / 'Training', tmp_path / 'Training' / 'a'):
+            write_image(folder / name / 'a0_x.png', 1)
+    found = load_splits('folder', tmp_path, 1)
+    assert (found.classes, [len(s) for s in found[:3]]) == (['a', 'b'], [22, 2, 12])
+    assert passed_over('folder', tmp_path, found) == [
+        "no image of class 'b' is tested in this fold",
+        f'{tmp_path}: TESTING/ as test/, Training/ as train/ is taken',
+        f'{tmp_path} has no val/: a tenth of each class of {tmp_path}/Training validates',
+    ]
+
+
+def test_groups_are_advised_where_they_are_taken(photographs, tmp_path, capsys):
+    grouped = write_list(tmp_path / 'a.csv', rows_of(photographs, lambda c, n, v: n), 'path,label,group')
+    plain = write_list(tmp_path / 'b.csv', rows_of(photographs))
+    for subset in ('train', 'test'):
+        shutil.copytree(photographs, tmp_path / 'own' / subset)
+    for dataset, root, lists, expected in (
+        ('lists', photographs, grouped, False),
+        ('lists', photographs, plain, True),
+        ('folder', tmp_path / 'own', None, False),
+        ('folder', photographs, None, True),
+    ):
+        assert own_data.takes_groups(dataset, root, SplitOptions(lists)) == expected
+    with pytest.raises(DataError) as caught:
+        datasets.main(datasets.get_args_parser().parse_args(['check', 'folder', '--data_dir', str(tmp_path / 'own')]))
+    assert str(caught.value).endswith('stand in two subsets of a fold: leave one of each')
+
+
 def test_subsets_of_a_list_are_taken_as_they_are(photographs, tmp_path):
     subset = ('Train', 'train', 'train', 'train', 'valid', 'TEST')
     lists = write_list(tmp_path / 'my.csv', rows_of(photographs, lambda c, n, v: subset[n]), 'path,label,subset')
@@ -140,7 +221,7 @@ def test_images_that_a_list_leaves_out_are_counted(photographs, tmp_path):
 
 BAD_LISTS = {
     'no label': (['a/a0_x.png'], 'path', "has no column label, only 'path'"),
-    'semicolons': (['a/a0_x.png;a'], 'path;label', "has no column path, only 'path;label'; its first line must name"),
+    'spaces': (['a/a0_x.png a'], 'path label', "has no column path, only 'path label'; its first line must name"),
     'twice': (['x,a,b'], 'path,label,label', 'has two columns label; remove one'),
     'cells': (['a/a0_x.png,a,1'], 'path,label', 'line 2 has 3 cells, its first line 2'),
     'nothing': ([], 'path,label', 'lists no image'),
@@ -155,7 +236,13 @@ BAD_LISTS = {
     'two folds': (['a/a0_x.png,a,1', 'a/a1_x.png,b,2'], 'path,label,fold', 'no image has fold 3; folds are numbered'),
     'one label': (['a/a0_x.png,a', 'a/a1_x.png,a'], 'path,label', "has only the label 'a'"),
     'missing': (['a/gone.png,a', 'b/b0_x.png,b', 'b/gone.png,b'], 'path,label', '(and 1 more); `python datasets.py'),
-    'elsewhere': (['a/gone.png,a', 'b/gone.png,b'], 'path,label', 'none of its 2 images is there, the first'),
+    'elsewhere': (['a/gone.png,a', 'b/gone.png,b'], 'path,label', 'a/gone.png: listed in line 2 of'),
+    'suffix': (['a/a0_x.PNG,a', 'b/b0_x.PNG,b'], 'path,label', 'a/a0_x.png); --data_dir must name'),
+    'case': (
+        ['a/a0_x.png,a,train', 'a/a0_y.png,a,val', 'b/b0_x.png,A,test'],
+        'path,label,subset',
+        "class 'A' is in test but has no training image; 'a' differs by case or spaces alone",
+    ),
     'untrained': (
         ['a/a0_x.png,a,train', 'a/a0_y.png,a,val', 'b/b0_x.png,b,test'],
         'path,label,subset',
@@ -304,7 +391,7 @@ def test_a_class_that_balance_leaves_without_training_images_is_one_line():
 def test_a_class_that_a_fold_does_not_test_is_reported():
     items = [[('r/a', 0), ('r/b', 1), ('r/c', 2)], [('r/d', 0)], [('r/e', 0), ('r/f', 1)]]
     splits = Splits(*items, ['x', 'y', 'z'], {path: ('1', '') for s in items for path, _ in s})
-    assert own_data.division_notes(splits, SplitOptions()) == [
+    assert own_data.absent_notes(splits) == [
         "no image of class 'y' (and 1 more) is validated in this fold",
         "no image of class 'z' is tested in this fold",
     ]

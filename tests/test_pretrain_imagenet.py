@@ -507,6 +507,27 @@ def test_the_best_epoch_is_kept_and_the_average_evaluated(imagenet, tmp_path, ti
     assert not seen[-1][0].equal(own['stem.0.weight']), 'the average is what was evaluated'
 
 
+@pytest.mark.slow
+def test_the_average_of_a_short_run_follows_its_weights_and_is_what_is_loaded(imagenet, tmp_path, tiny):
+    run(imagenet, tmp_path, *ONE_EPOCH, '--ema', '--lr', '5')
+    latest = tmp_path / 'checkpoints' / 'latest.pt'
+    last = read_checkpoint(latest)
+    average, own = (last[key]['stem.1.weight'] for key in ('average', 'state_dict'))
+    assert (average - own).abs().max() < (own - 1).abs().max() / 2, 'it began at one'
+    loaded = models.build_model('tiny', 3, pretrained=str(latest)).state_dict()
+    assert loaded['stem.1.weight'].equal(average)
+
+
+def test_the_time_left_is_not_said_to_be_none(monkeypatch, capsys):
+    monkeypatch.setattr(time, 'monotonic', iter([0.0, 0.001 * 100]).__next__)
+    clock = dict(steps=20)
+    pretrain_imagenet.estimate(clock, 115)
+    clock['steps'] = 120
+    for left in (0, 15):
+        pretrain_imagenet.estimate(clock, left)
+    assert 'about 0:00:01' in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------ bad data, bad numbers
 
 

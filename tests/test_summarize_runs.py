@@ -583,6 +583,7 @@ def test_names_are_escaped():
     assert escape(r'a_b 5% & {x} #~^$\ <') == (
         r'a\_b 5\% \& \{x\} \#\textasciitilde{}\textasciicircum{}\$\textbackslash{} $<$'
     )
+    assert escape('[a] > |b|') == '{[}a] $>$ $|$b$|$', 'after a line break, [ begins the space to leave'
 
 
 def compile_page(folder, width: str) -> None:
