@@ -27,6 +27,7 @@ from common import cache, options, runs
 from common.distributed import is_quiet, say
 from common.errors import DataError, RunError
 from common.images import image_bits, stamp
+from common.registry import UNSURE
 from common.results import recipe_of
 from common.splits import Splits
 from common.timm_models import import_digest, import_file, own_settings
@@ -371,13 +372,13 @@ def draw(items: list[tuple[str, int]], shots: int | None, seed: int, fold: int) 
     return sorted(item for of_class in drawn.values() for item in of_class[:shots])
 
 
-def predict(classifier, features: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def predict(key: str, classifier, features: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """What a fitted classifier predicts, (N,), and the probability of each class, (N, num_classes) float32.
 
     The latter are NaN for an SVM, which has none, and for 1-NN, whose are 0 and 1.
     """
-    if isinstance(classifier, LinearDiscriminantAnalysis):
-        every = np.zeros((len(features), num_classes), np.float32)
-        every[:, classifier.classes_] = classifier.predict_proba(features)
-        return every.argmax(1), every
-    return classifier.predict(features), np.full((len(features), num_classes), np.nan, np.float32)
+    if key in UNSURE:
+        return classifier.predict(features), np.full((len(features), num_classes), np.nan, np.float32)
+    every = np.zeros((len(features), num_classes), np.float32)
+    every[:, classifier.classes_] = classifier.predict_proba(features)
+    return every.argmax(1), every

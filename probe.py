@@ -196,7 +196,7 @@ def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: di
     accuracies = []
     for subset in (splits.val, splits.test):
         rows, labels = arrays(subset)
-        predicted, chances = features.predict(classifier, rows, len(splits.classes))
+        predicted, chances = features.predict(probe.classifier, classifier, rows, len(splits.classes))
         accuracies.append(100 * float((predicted == labels).mean()))
     val_acc, test_acc = accuracies
     cell = {key: value for key, value in config['defines'].items() if key in (*CELL, 'name')}

@@ -16,7 +16,7 @@ from common.errors import RunError
 from common.images import SYNTHETIC
 from common.own_data import root_of
 from common.predictions import Predictions, read_predictions
-from common.registry import dataset_label, model_label
+from common.registry import UNSURE, dataset_label, model_label
 from common.results import read_run, recipe_of, start_of
 from common.runs import counted
 from common.statistics import calibration_error, mcnemar
@@ -57,6 +57,8 @@ def read_judged(folder: Path, data_dir: str | None = None) -> Judged:
         best = folder / 'best.pt'
         raise RunError(f'{folder}: has no {path.name}, being of older code; --checkpoint {best} evaluates it')
     found, defines = read_predictions(path), config['defines']
+    if defines['model'].partition('+')[2].partition('_')[0] in UNSURE:  # older code wrote 0 and 1
+        found = found._replace(probabilities=np.full_like(found.probabilities, np.nan))
     accuracy = 100 * np.mean(found.predicted == found.labels)
     if not (np.isfinite(found.probabilities).all() or np.isnan(found.probabilities).all()):
         raise RunError(f'{path}: damaged, a probability is not a finite number')

@@ -96,6 +96,8 @@ def test_scores_are_those_of_scikit_learn(tmp_path, capsys):
 
 
 def test_a_model_without_probabilities_has_no_calibration_error(tmp_path, capsys):
+    older = say(tmp_path / 'older', [0, 1, 2], [0, 1, 1], confidence=1.0, model='resnet18+svm_5shot')
+    assert table(capsys, '--run_dir', older)[0]['ece'] == ''
     folder = say(tmp_path, [0, 1, 2], [0, 1, 1], confidence=np.nan, model='resnet18+knn')
     rows = list(csv.reader((folder / runs.PREDICTIONS).read_text().splitlines()))
     assert rows[3] == ['2.png', 'c', 'b', '', '', '']
