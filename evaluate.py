@@ -10,8 +10,8 @@ fold first, with the sample standard deviation over folds, and its confusions ar
 are compared by McNemar's exact test.
 
 All scores are percentages. Balanced accuracy is the mean recall, and macro F1 the mean F1, of the classes that have
-images. ECE is the expected calibration error over 15 bins (Guo et al., ICML 2017). Figures go to --save_dir; their
-paths, and all that was left out, to stderr.
+images. ECE is the expected calibration error over 15 bins (Guo et al., ICML 2017); - of a model without probabilities.
+Figures go to --save_dir; their paths, and all that was left out, to stderr.
 """
 
 import argparse
@@ -174,6 +174,11 @@ def print_tables(groups: list[list[Judged]], found: dict[str, Scores], latex: bo
         show(f'{title_of(group)}, in %', 'lrrrr', ['Class', 'n', *OF_CLASS.values()], lines, latex)
 
 
+def numbers_of(keys: dict[str, str], values: np.ndarray) -> dict[str, float]:
+    """Those that are known, by key."""
+    return {key: value for key, value in zip(keys, values.tolist()) if not np.isnan(value)}
+
+
 def print_csv(judged: list[Judged], found: dict[str, Scores]) -> None:
     """Print a row for each run, where `class` is empty, and rows of its classes; McNemar's test with the second run."""
     cell = ('run', 'model', 'dataset', 'subset', 'fold', 'seed')
@@ -181,12 +186,11 @@ def print_csv(judged: list[Judged], found: dict[str, Scores]) -> None:
     rows, test = [], scores.compare(judged)
     for one in judged:
         known, (overall, classes, counts) = blank | dict(zip(cell, one)), found[one.name]
-        rows.append(known | dict(n=len(one.found.labels)) | dict(zip(OVERALL, overall.tolist())))
+        rows.append(known | dict(n=len(one.found.labels)) | numbers_of(OVERALL, overall))
         if test and one is judged[1]:
             rows[-1] |= dict(difference=test['value'], low95=test['low'], high95=test['high'], p=test['p'])
-        for name, n, values in zip(one.found.classes, counts.tolist(), classes.tolist()):
-            numbers = {key: value for key, value in zip(OF_CLASS, values) if not np.isnan(value)}
-            rows.append(known | {'class': name, 'n': n} | numbers)
+        for name, n, values in zip(one.found.classes, counts.tolist(), classes):
+            rows.append(known | {'class': name, 'n': n} | numbers_of(OF_CLASS, values))
     tables.print_csv(rows)
 
 
@@ -212,9 +216,11 @@ def draw_mistakes(group: list[Judged]) -> Figure:
     bits, _ = image_bits(path for path, *_ in found)  # so that they are as bright as one another
     panels = []
     for path, truth, said, probability in found[:MISTAKES]:
-        words = [f'truth: {truth}', f'said: {said}', f'probability {100 * probability:.0f} %', Path(path).name]
+        chance = '-' if np.isnan(probability) else f'{100 * probability:.0f} %'
+        words = [f'truth: {truth}', f'said: {said}', f'probability {chance}', Path(path).name]
         panels.append((thumbnail(open_image(path, bits)), words))
-    title = f'The {len(panels)} most confident of {counted(len(found), "mistake")}: {title_of(group)}'
+    order = '' if np.isnan(found[0][-1]) else ' most confident'
+    title = f'The {len(panels)}{order} of {counted(len(found), "mistake")}: {title_of(group)}'
     return plot_thumbnails(title, panels, columns=4)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import hashlib
 import io
 import json
 import sys
@@ -26,9 +27,9 @@ from common import cache, options, runs
 from common.distributed import is_quiet, say
 from common.errors import DataError, RunError
 from common.images import image_bits, stamp
-from common.own_data import root_of
+from common.registry import UNSURE
 from common.results import recipe_of
-from common.splits import Splits, split_digest
+from common.splits import Splits
 from common.timm_models import import_digest, import_file, own_settings
 from common.weights import weights_identity
 from loader import EvalBatches, eval_images, loader_processes, make_loader, workers_of
@@ -41,53 +42,47 @@ class Frozen(NamedTuple):
     name: str  # as for models.build_model
     model: nn.Module  # in evaluation mode
     preprocessing: Preprocessing
-    weights: str  # a digest of their file, or timm's tag
-    subject: trained.Subject | None = None  # of a checkpoint
-    config: dict = {}  # config.json beside the checkpoint  # noqa: RUF012
+    pretrained: str  # the weights: a digest of their file, timm's tag, or the run of a checkpoint in words
+    weights: str  # a digest of the state dict
+    file: Path | None = None  # of the weights, where images of a data set trained them
+    config: dict = {}  # config.json beside a checkpoint  # noqa: RUF012
     imported: str | None = None  # a digest of the file of --import
 
     @property
     def origin(self) -> str:
         """What messages call it."""
-        return str(self.subject.path) if self.subject else self.name
-
-    @property
-    def pretrained(self) -> str:
-        """The weights in words; the same for the checkpoints of all folds of a data set, which one table pools."""
-        if self.subject is None:
-            return self.weights
-        if 'defines' not in self.config:
-            return 'a run on images that are not recorded'
-        defines = self.config['defines']
-        recipe = runs.fingerprint(recipe_of(self.config))[:8]
-        return f'a run on {defines.get("name") or defines["dataset"]} by recipe {recipe}'
+        return str(self.file or self.name)
 
 
 def frozen_models(args: argparse.Namespace) -> list[Frozen]:
-    """The models of --checkpoint and --models; a checkpoint stands for the model of its name.
+    """The models of --checkpoint and --models.
 
     Args:
         args: imports, checkpoint, models, img_size.
 
     Raises:
-        ModelError: a model or its weights cannot be used. RunError: there is no such model, or img_size is not that of
-            a checkpoint.
+        ModelError: a model or its weights cannot be used. RunError: there is no such model, two have the same name, or
+            img_size is not that of a checkpoint.
     """
     import_file(args.imports)
     found = [of_checkpoint(path) for path in args.checkpoint]
     for frozen in found:
         if args.img_size not in (None, own := frozen.preprocessing.img_size):
-            raise RunError(f'--img_size {args.img_size}: {frozen.origin} is of {own} pixels; leave it out')
-    for name, _, path in (text.partition('=') for text in args.models):
+            raise RunError(f'--img_size {args.img_size}: {frozen.file} is of {own} pixels; leave it out')
+    taken = {frozen.name: frozen.file for frozen in found}
+    for text in args.models:
+        name, _, path = text.partition('=')
         options.check_model(name)
-        if path or name not in [frozen.name for frozen in found]:
-            found.append(with_weights(name, path or None, args.img_size))
+        if name in taken:
+            raise RunError(f'{taken[name]} and {text} are both {name} in results; probe them with a --run_dir each')
+        taken[name] = text
+        found.append(with_weights(name, path or None, args.img_size))
     imported = import_digest(args.imports) if args.imports else None
     return [frozen._replace(imported=imported) for frozen in found]
 
 
 def with_weights(name: str, path: str | None, img_size: int | None) -> Frozen:
-    """A model with its ImageNet weights, or with those of a file.
+    """A model with its ImageNet weights, or with those of a file; what these lack is random by its name alone.
 
     Args:
         name: as for models.build_model.
@@ -99,10 +94,12 @@ def with_weights(name: str, path: str | None, img_size: int | None) -> Frozen:
     """
     source = path or True
     img_size = img_size or own_settings(name, source).get('img_size', options.DEFAULT['img_size'])
+    torch.manual_seed(seed_of('probe', name))
     model = models.build_model(name, 2, source, img_size)  # features do not pass its classifier, so a small one
     if model.loaded < 0.5:
         say(f'note: {name}: {model.loaded:.0%} of the parameters are loaded, so its features are mostly random ones')
-    return Frozen(name, model.eval(), preprocessing_of(name, img_size, source), weights_identity(name, source))
+    preprocessing, file = preprocessing_of(name, img_size, source), trained.trained_file(name, source)
+    return Frozen(name, model.eval(), preprocessing, weights_identity(name, source), state_digest(model), file)
 
 
 def of_checkpoint(path: Path) -> Frozen:
@@ -113,61 +110,66 @@ def of_checkpoint(path: Path) -> Frozen:
     """
     subject = trained.load(path)
     config = runs.read_json(path.with_name('config.json')) or {}
-    return Frozen(subject.name, subject.model, subject.preprocessing, runs.digest(path.read_bytes()), subject, config)
+    words = 'a run on images that are not recorded'
+    if 'defines' in config:  # the same for the checkpoints of all folds of a data set, which one table pools
+        defines = config['defines']
+        recipe = runs.fingerprint(recipe_of(config))[:8]
+        words = f'a run on {defines.get("name") or defines["dataset"]} by recipe {recipe}'
+    weights = state_digest(subject.model)
+    return Frozen(subject.name, subject.model, subject.preprocessing, words, weights, path, config)
 
 
-def folds_of(
-    frozen: Frozen, args: argparse.Namespace, splits: dict[int, Splits], tree: str
-) -> tuple[list[int], str | None]:
+def state_digest(model: nn.Module) -> str:
+    """A digest of the weights and buffers that a model computes with."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
+        found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
+def folds_of(frozen: Frozen, args: argparse.Namespace, splits: dict[int, Splits]) -> tuple[list[int], str | None]:
     """The folds whose test images did not train a model, and a key of trained.CAUTIONS where that is not so.
 
     Args:
         frozen: the model.
-        args: dataset, data_dir, folds and other_images.
+        args: data_dir, folds and other_images.
         splits: of the folds.
-        tree: the digest of the data set.
 
     Raises:
-        RunError: there is none, or the split is not the one that trained the model, and args.other_images is not set.
+        RunError: there is none, and args.other_images is not set.
     """
-    if frozen.subject is None:
+    if frozen.file is None:
         return args.folds, None
-    made, defines, path = frozen.config.get('options'), frozen.config.get('defines', {}), frozen.subject.path
-    if not made:
-        say(f'note: {path}: {trained.CAUTIONS[trained.UNCHECKED]}')
+    known = trained.images_of(frozen.file, args.data_dir)
+    if known is None:
+        say(f'note: {frozen.file}: {trained.CAUTIONS[trained.UNCHECKED]}')
         return args.folds, trained.UNCHECKED
-    names = {made.get('name') or made['dataset'], args.name or args.dataset}
-    roots = [_root(made.get('data_dir'), made.get('lists')), _root(args.data_dir, args.lists)]
-    if len(names) > 1 and frozen.config.get('tree') != tree and (roots[0] is None or roots[0] != roots[1]):
-        return args.folds, None
-    own = made['fold']
+    seen = {fold: len(trained.common_images(known, splits[fold].test)) for fold in args.folds}
+    clean = [fold for fold in args.folds if not seen[fold]]
+    if len(clean) == len(args.folds):
+        return clean, None
     if args.other_images:
-        clean = args.folds == [own] and defines['split'] == split_digest(splits[own])
-        return args.folds, None if clean else trained.OTHER
-    if own not in args.folds:
+        return args.folds, trained.OTHER
+    listed = ', '.join(f'{seen[fold]} of {len(splits[fold].test)} in fold {fold}' for fold in args.folds if seen[fold])
+    if not clean:
         raise RunError(
-            f'--folds: {path} was trained on fold {own} of this data set, and images that other folds test may have '
-            f'trained it; give --folds {own}, or --other_images'
+            f'--folds: {frozen.file}: images that are tested may have trained it ({listed}); give a fold that it did '
+            'not see, or --other_images, and the results say so'
         )
-    if len(args.folds) > 1:
-        say(f'note: {path}: only fold {own}, on which it was trained: images that other folds test trained it')
-    if defines['split'] != split_digest(splits[own]):
-        trained.check_other_images(
-            args, frozen.subject, made, dict(dataset=made['dataset'], data_dir=args.data_dir, fold=own)
-        )
-    return [own], None
+    say(f'note: {frozen.file}: only {words_of(clean)}: images that others test may have trained it ({listed})')
+    return clean, None
 
 
-def _root(data_dir: str | None, lists: str | None) -> Path | None:
-    """The folder of the images, whatever divides them; None for drawn ones."""
-    return None if data_dir is None is lists else root_of(data_dir, lists).resolve()
+def words_of(folds: list[int]) -> str:
+    return 'fold' + 's' * (len(folds) > 1) + f' {", ".join(map(str, folds))}'
 
 
 # ---------------------------------------------------------------------------------------------- one pass
 
 
 def pooled(output: object, layer: str, channels_last: bool) -> torch.Tensor:
-    """The mean over positions of (B, C, H, W), (B, H, W, C) if channels_last, or (B, N, C); (B, C) as it is.
+    """The mean over positions of (B, C, H, W), (B, H, W, C) if channels_last, or (B, N, C); a copy of (B, C).
 
     Raises:
         RunError: `output` is something else.
@@ -176,7 +178,7 @@ def pooled(output: object, layer: str, channels_last: bool) -> torch.Tensor:
     if not isinstance(output, torch.Tensor) or not 2 <= output.ndim <= 4:
         raise RunError(f'--layer {layer}: its output, {shape}, is no map to average')
     positions = {2: (), 3: (1,), 4: (1, 2) if channels_last else (2, 3)}[output.ndim]
-    return output.mean(positions) if positions else output
+    return output.mean(positions) if positions else output.clone()
 
 
 def tap(model: nn.Module, name: str, layer: str | None) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -195,15 +197,24 @@ def tap(model: nn.Module, name: str, layer: str | None) -> Callable[[torch.Tenso
         near = difflib.get_close_matches(layer, modules, 4) or [child for child, _ in model.named_children()]
         raise RunError(f"--layer: {name} has no '{layer}'; it has: {', '.join(near)}")
     seen = {}
-    modules[layer].register_forward_hook(lambda _module, _inputs, output: seen.update(output=output))
     channels_last = getattr(model, 'output_fmt', 'NCHW') == 'NHWC'
+
+    def keep(_module, _inputs, output: object) -> None:
+        seen.update(features=pooled(output, layer, channels_last))  # now: a later operation may write over it
+
+    modules[layer].register_forward_hook(keep)
 
     def run(images: torch.Tensor) -> torch.Tensor:
         seen.clear()
         model(images)
         if not seen:
             raise RunError(f'--layer {layer}: the forward pass of {name} does not call it; take the module around it')
-        return pooled(seen['output'], layer, channels_last)
+        if (rows := len(seen['features'])) != len(images):
+            raise RunError(
+                f'--layer {layer}: gives {rows} rows for {runs.counted(len(images), "image")} (windows of them, say); '
+                'take a module around it'
+            )
+        return seen['features']
 
     return run
 
@@ -301,7 +312,7 @@ def features_of(
     kept = read_kept(path)
     if missing := [item for item in items if kept.get(item[0], ('',))[0] != stamps[item[0]]]:
         computed = compute(frozen, layer, missing, bits, device, workers)
-        kept |= {image: (stamps[image], row) for (image, _), row in zip(missing, computed)}
+        kept |= {image: (stamps[image], row) for (image, _), row in zip(missing, computed, strict=True)}
         buffer = io.BytesIO()
         texts = dict(paths=np.array(list(kept)), stamps=np.array([text for text, _ in kept.values()]))
         np.savez(buffer, **texts, features=np.stack([row for _, row in kept.values()]))
@@ -336,15 +347,17 @@ def check_shots(args: argparse.Namespace, splits: Splits, fold: int) -> None:
         )
 
 
-def check_folds(args: argparse.Namespace, splits: dict[int, Splits]) -> None:
-    """Raise RunError for two folds that fit and test the same images, and would count as two results of a table."""
+def check_cells(args: argparse.Namespace, splits: dict[int, Splits], cells: list[tuple[int, int]], shots: int | None):
+    """Raise RunError for two (fold, seed) of one model that fit and test the same images: they are one result."""
     seen = {}
-    for fold, images in splits.items():
-        key = frozenset(training_images(args, images)), frozenset(images.test)
-        if (other := seen.setdefault(key, fold)) != fold:
+    for fold, seed in cells:
+        fitted = draw(training_images(args, splits[fold]), shots, seed, fold)
+        key = frozenset(fitted), frozenset(splits[fold].test)
+        if (other := seen.setdefault(key, (fold, seed))) != (fold, seed):
+            same = f'fold {other[0]} seed {other[1]} and fold {fold} seed {seed} of {args.dataset}'
             raise RunError(
-                f'--train_on {args.train_on}: folds {other} and {fold} of {args.dataset} have the same images in train '
-                'and val together and test the same, so they are one result; give --folds 1, or --train_on train'
+                f'--train_on {args.train_on}' + f' --shots {shots}' * bool(shots) + f': {same} fit and test the same '
+                'images, so they are one result; give one of them' + ', or --train_on train' * (other[0] != fold)
             )
 
 
@@ -359,11 +372,13 @@ def draw(items: list[tuple[str, int]], shots: int | None, seed: int, fold: int) 
     return sorted(item for of_class in drawn.values() for item in of_class[:shots])
 
 
-def probabilities_of(classifier, features: np.ndarray, num_classes: int) -> np.ndarray:
-    """What a fitted classifier gives each class, (N, num_classes) float32; 1-NN and SVM: 1 for theirs."""
+def predict(key: str, classifier, features: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a fitted classifier predicts, (N,), and the probability of each class, (N, num_classes) float32.
+
+    The latter are NaN for an SVM, which has none, and for 1-NN, whose are 0 and 1.
+    """
+    if key in UNSURE:
+        return classifier.predict(features), np.full((len(features), num_classes), np.nan, np.float32)
     every = np.zeros((len(features), num_classes), np.float32)
-    if hasattr(classifier, 'predict_proba'):
-        every[:, classifier.classes_] = classifier.predict_proba(features)
-    else:
-        every[range(len(features)), classifier.predict(features)] = 1
-    return every
+    every[:, classifier.classes_] = classifier.predict_proba(features)
+    return every.argmax(1), every

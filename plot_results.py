@@ -55,6 +55,7 @@ from common.results import (
     make_tables,
     read_runs,
     recipe_of,
+    source_of,
     title_of,
     tuned_note,
 )
@@ -131,8 +132,9 @@ def read_one(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
     config = by_name(runs.read_json(path.with_name('config.json')) or {})
     defaults = dict(dataset='', model=path.parent.name, fold=1, seed=0)
     dataset, model, *cell = ((defaults | config.get('defines', {}))[key] for key in CELL)
-    recipe = recipe_of(config) if config.get('defines') else {}
-    return [(Table(recipe, [dataset], [model], {}, labels=args.labels), {(dataset, model): {tuple(cell): log}})]
+    recipe, sources = (recipe_of(config), {model: source_of(config)}) if config.get('defines') else ({}, {})
+    table = Table(recipe, [dataset], [model], {}, labels=args.labels, sources=sources)
+    return [(table, {(dataset, model): {tuple(cell): log}})]
 
 
 # ---------------------------------------------------------------------------------------------- words

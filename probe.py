@@ -3,12 +3,13 @@
     python probe.py --models resnet18,tf_efficientnet_lite0=weights/lite0.safetensors --data_dir data/fmd --folds 1-5
     python probe.py --checkpoint runs/main/dtd_fold1_twistnet18_seed42/best.pt --data_dir data/fmd --shots 1,5,10
 
---models are models with their ImageNet weights, or those of NAME=PATH; a --checkpoint stands for the model in it. The
+--models are models with their ImageNet weights, or those of NAME=PATH; a --checkpoint is the model in it. The
 features are the input of the classifier, or the output of --layer, averaged over positions. Classifiers and settings
 are RADAM's (Scabini et al., 2023), on features as they are: 1-NN, linear discriminant analysis with Ledoit and Wolf's
 shrinkage, and a linear SVM with C = 1. Each result is a run folder for summarize_runs.py and plot_results.py. --shots
 draws that many training images a class, by --seeds. A model is run once over each image: features are kept by its
-weights, the preprocessing and the image file. A checkpoint that was trained on this data set is probed on its own fold.
+weights, the preprocessing and the image file. Weights that a run trained are probed on folds whose test images they did
+not see.
 """
 
 import argparse
@@ -120,25 +121,22 @@ class Probe(NamedTuple):
         return args.run_dir / runs.run_name(args.name or args.dataset, self.fold, self.model, self.seed)
 
 
-def list_probes(
-    args: argparse.Namespace, frozen: list[features.Frozen], splits: dict[int, Splits], tree: str
-) -> list[Probe]:
+def list_probes(args: argparse.Namespace, frozen: list[features.Frozen], splits: dict[int, Splits]) -> list[Probe]:
     """The results that the options ask for.
 
     Raises:
-        RunError: two of them have the same name, a class has too few images, or as folds_of.
+        RunError: two of them have the same name, a class has too few images, or as folds_of and check_cells.
     """
     probes, names = [], {}
     for model in frozen:
-        folds, caution = features.folds_of(model, args, splits, tree)
-        if model.subject is None and args.shots is None:
-            features.check_folds(args, splits)
+        folds, caution = features.folds_of(model, args, splits)
         seeds = args.seeds or [model.config.get('options', {}).get('seed', 42)]
+        cells = [(fold, seed) for fold in folds for seed in seeds]
         for fold in folds:
             features.check_shots(args, splits[fold], fold)
-            for shots in args.shots or [None]:
-                for seed in seeds:
-                    probes += [Probe(model, fold, seed, shots, key, caution) for key in args.classifiers]
+        for shots in args.shots or [None]:
+            features.check_cells(args, splits, cells, shots)
+            probes += [Probe(model, *cell, shots, key, caution) for cell in cells for key in args.classifiers]
     for probe in probes:
         name = probe.folder_in(args).name
         if (other := names.setdefault(name, probe)) is not probe:
@@ -172,7 +170,8 @@ def describe(probe: Probe, args: argparse.Namespace, splits: Splits, tree: str, 
     defines |= {key: getattr(args, key) for key in options.OWN_DATA if getattr(args, key) is not None}
     if args.imports:
         defines['imported'] = import_digest(args.imports)
-    values = vars(args) | dict(checkpoint=frozen.origin if frozen.subject else None, fold=probe.fold, seed=probe.seed)
+    checkpoint = frozen.file if frozen.file in args.checkpoint else None
+    values = vars(args) | dict(checkpoint=checkpoint, fold=probe.fold, seed=probe.seed)
     values = {key: str(value) if isinstance(value, Path) else value for key, value in values.items() if key != 'force'}
     return dict(
         options=values,
@@ -194,14 +193,17 @@ def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: di
         return rows, np.array([label for _, label in items])
 
     classifier = features.CLASSIFIERS[probe.classifier]().fit(*arrays(fitted))
-    rows, labels = zip(arrays(splits.test), arrays(splits.val))
-    chances = [features.probabilities_of(classifier, each, len(splits.classes)) for each in rows]
-    test_acc, val_acc = (100 * float((c.argmax(1) == each).mean()) for c, each in zip(chances, labels))
+    accuracies = []
+    for subset in (splits.val, splits.test):
+        rows, labels = arrays(subset)
+        predicted, chances = features.predict(probe.classifier, classifier, rows, len(splits.classes))
+        accuracies.append(100 * float((predicted == labels).mean()))
+    val_acc, test_acc = accuracies
     cell = {key: value for key, value in config['defines'].items() if key in (*CELL, 'name')}
     results = cell | dict(
         test_acc=test_acc,
         best_val_acc=None if args.train_on == 'trainval' else val_acc,
-        features=rows[0].shape[1],
+        features=rows.shape[1],
         **size,
         seconds=round(time.perf_counter() - start, 1),  # without those of the features
         n_train=len(fitted),
@@ -209,13 +211,13 @@ def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: di
         n_val=len(splits.val),
         n_test=len(splits.test),
         pretrained=probe.frozen.model.pretrained or probe.frozen.pretrained,
-        loaded=probe.frozen.model.loaded,
+        loaded=1.0 if probe.frozen.model.loaded is None else probe.frozen.model.loaded,  # a checkpoint: all
         caution=probe.caution,
         fingerprint=config['fingerprint'],
     )
     folder = probe.folder_in(args)
     root = own_data.root_of(args.data_dir, args.lists) if args.lists else args.data_dir
-    predictions.write_predictions(folder / runs.PREDICTIONS, splits.test, splits.classes, chances[0], root)
+    predictions.write_predictions(folder / runs.PREDICTIONS, splits.test, splits.classes, chances, root, predicted)
     runs.write_json(folder / 'results.json', results)
     return results
 
@@ -227,13 +229,13 @@ def main(args: argparse.Namespace) -> None:
     frozen = features.frozen_models(args)
     images = sorted({item for fold in splits.values() for subset in fold[:3] for item in subset})
     known = {}
-    for probe in list_probes(args, frozen, splits, tree):
+    for probe in list_probes(args, frozen, splits):
         folder, fold = probe.folder_in(args), splits[probe.fold]
         config = describe(probe, args, fold, tree, device)
         runs.claim(folder)
         results, _ = runs.open_run(folder, config, args.force)
         if results is None:
-            if (key := probe.frozen.origin) not in known:
+            if (key := (probe.frozen.name, probe.frozen.origin)) not in known:
                 size = measure(probe.frozen.name, 2, probe.frozen.preprocessing.img_size)  # with a small classifier
                 place = args.features_dir, device, args.num_workers
                 rows = features.features_of(probe.frozen, args.layer, images, *place)

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
+import trained
 from common import checkpoint, distributed, own_data, predictions
 from common.distributed import autocast, is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights
 from common.own_options import split_options
@@ -88,6 +89,12 @@ def save_best(run: Run, state: State, progress: dict) -> None:
     weights, transform = state.evaluated.state_dict(), eval_settings(*state.preprocessing)
     best = checkpoint.weights_file(run.args.model, run.splits.classes, epoch, val_acc, weights, transform=transform)
     checkpoint.save_checkpoint(run.folder / 'best.pt', best)
+
+
+def start_of(run: Run, model: nn.Module) -> dict:
+    """The progress of a run that begins: what was loaded, and whether images of its fold trained that."""
+    seen = share_object(lambda: trained.seen_before(run.args, run.splits))
+    return dict(history=[], best_val_acc=-1.0, best_epoch=0, pretrained=model.pretrained, loaded=model.loaded, **seen)
 
 
 def say_opening(run: Run, progress: dict) -> None:
@@ -323,6 +330,7 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
         loaded=progress.get('loaded'),  # a checkpoint of older code does not say
         fingerprint=run.config['fingerprint'],
         **named,
+        **{key: progress[key] for key in ('caution', 'seen') if key in progress},
     )
     if is_main():
         runs.write_log(folder / 'log.jsonl', progress['history'])  # may be an epoch behind last.pt after a kill
@@ -360,8 +368,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     size = measure(args.model, len(splits.classes), args.img_size)  # now: it must not fail after the training
     if fvcore_counter() is None:
         say(NO_FVCORE)
-    start = dict(history=[], best_val_acc=-1.0, best_epoch=0)
-    progress = last['run'] if last else start | dict(pretrained=state.model.pretrained, loaded=state.model.loaded)
+    progress = last['run'] if last else start_of(run, state.model)
     say_opening(run, progress)
     bits, notes = bits_of(splits)
     state = state._replace(preprocessing=state.preprocessing._replace(bits=bits))

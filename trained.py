@@ -14,16 +14,17 @@ from tqdm import tqdm
 
 import models
 from common import options, runs
-from common.checkpoint import read_checkpoint
+from common.checkpoint import read_checkpoint, read_weights
 from common.distributed import AMP_DTYPES, autocast, is_quiet, resolve_amp, say
 from common.errors import DataError, ModelError, RunError
-from common.images import image_bits
+from common.images import SYNTHETIC, image_bits
 from common.names import composed
 from common.own_data import root_of
 from common.own_options import SplitOptions, split_options
 from common.registry import DATASETS, dataset_label
-from common.splits import split_digest
+from common.splits import Splits, split_digest
 from common.timm_models import import_file, problem_of
+from common.weights import is_imagenet, weights_source
 from datasets import load_labelled, load_splits
 from loader import EvalBatches, loader_processes, make_loader, workers_of
 from models import blocks_of
@@ -32,10 +33,11 @@ from transforms import Preprocessing, eval_transform, normalize, read_settings
 # Where images are not known to be held out, figures and reports say so: in the title, and in a sentence.
 OTHER = 'images that may have trained the model'
 UNCHECKED = 'images not checked against those that trained the model'
+SEEN = 'images that validate or test may have trained the weights it started from'
 CAUTIONS = {
     OTHER: 'The split is not the one that the run recorded: its test or validation images may have trained the model.',
-    UNCHECKED: 'No config.json beside the checkpoint records the split of the run, so it is not checked that these '
-    'images did not train the model.',
+    UNCHECKED: 'No config.json beside the checkpoint records the split of the run, or its images are gone: it is not '
+    'checked that these images did not train the model.',
 }
 
 
@@ -227,6 +229,92 @@ def check_other_images(args: argparse.Namespace, subject: Subject, made: dict, f
         f'{differs}, so the split is another one and images of any part of it may have trained the model; {way_out}; '
         '--other_images takes them anyway, and figure and report say so'
     )
+
+
+# ---------------------------------------------------------------------------------------------- what trained it
+
+
+def trained_file(name: str, pretrained: bool | str | Path) -> Path | None:
+    """The file of the weights that `pretrained` asks for, where they are of a trained classifier.
+
+    That is one which names its classes, or has config.json of a run or of an export beside it. None for ImageNet's
+    weights, bare weights, and timm's.
+
+    Raises:
+        ModelError: as weights_source, or the file cannot be read.
+    """
+    path = weights_source(name, pretrained)
+    if not isinstance(path, Path) or is_imagenet(path):
+        return None
+    config = runs.read_json(path.with_name('config.json')) or {}
+    if 'defines' in config or 'label_names' in config:
+        return path
+    saved = read_weights(path)
+    return path if isinstance(saved, dict) and isinstance(saved.get('classes'), list) else None
+
+
+def images_of(path: Path, data_dir: str | None) -> set[str] | None:
+    """Digests of the images that trained or validated the weights in a file, by config.json of a run beside it.
+
+    An image that the run's own test set holds too is not among them. Where the data set has changed since, all its
+    images are: each may have trained them.
+
+    Args:
+        path: of the file.
+        data_dir: where the data set may stand, too.
+
+    Returns:
+        None where no run is recorded, or its images are not there.
+    """
+    config = runs.read_json(path.with_name('config.json')) or {}
+    made, recorded, changed = config.get('options', {}), config.get('defines', {}).get('split'), None
+    for root in dict.fromkeys((made.get('data_dir'), data_dir)) if recorded else ():
+        try:
+            splits = load_splits(made['dataset'], root, made['fold'], split_options(made))
+        except (DataError, RunError):
+            continue
+        if split_digest(splits) == recorded:
+            return _digests(splits.train + splits.val) - _digests(splits.test)
+        if root == made.get('data_dir'):
+            changed = _digests([item for subset in splits[:3] for item in subset])
+    return changed
+
+
+def common_images(known: set[str], items: list[tuple[str, int]]) -> list[str]:
+    """The paths among `items` of images whose digest is known."""
+    return [path for path, _ in items if _content(path) in known]
+
+
+def _digests(items: list[tuple[str, int]]) -> set[str]:
+    return {_content(path) for path, _ in items}
+
+
+def _content(path: str) -> str:
+    """A digest of the file at a path of a split; the path of a drawn image."""
+    return path if path.startswith(SYNTHETIC) else runs.digest(Path(path).read_bytes())
+
+
+def seen_before(args: argparse.Namespace, splits: Splits) -> dict:
+    """What results.json records of a fold whose images may have trained the initial weights; says so. {} without.
+
+    Args:
+        args: model, pretrained and data_dir.
+        splits: the fold.
+
+    Returns:
+        `caution`, and `seen`: how many images that validate and that test are among those that trained the weights.
+    """
+    if (file := trained_file(args.model, args.pretrained) if args.pretrained else None) is None:
+        return {}
+    if (known := images_of(file, args.data_dir)) is None:
+        say(f'note: {file}: {CAUTIONS[UNCHECKED]}')
+        return dict(caution=UNCHECKED)
+    seen = {subset: len(common_images(known, getattr(splits, subset))) for subset in ('val', 'test')}
+    if not any(seen.values()):
+        return {}
+    counts = ' and '.join(f'{count} of {len(getattr(splits, subset))} of {subset}' for subset, count in seen.items())
+    say(f'note: {file}: images of this fold may have trained it ({counts}); the results say so')
+    return dict(caution=SEEN, seen=seen)
 
 
 # ---------------------------------------------------------------------------------------------- predictions

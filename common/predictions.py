@@ -22,7 +22,7 @@ class Predictions(NamedTuple):
     paths: list[str]  # relative to the root of the data set where they are in it
     labels: np.ndarray  # (N,) class indices
     predicted: np.ndarray  # (N,) class indices
-    probabilities: np.ndarray  # (N, K) float32
+    probabilities: np.ndarray  # (N, K) float32; NaN where the model gives none
 
 
 def write_predictions(
@@ -31,15 +31,17 @@ def write_predictions(
     classes: list[str],
     probabilities: np.ndarray,
     root: str | Path | None = None,
+    predicted: np.ndarray | None = None,
 ) -> None:
-    """Write the file; the class of the highest probability, the first on ties, is the prediction.
+    """Write the file.
 
     Args:
         path: of the file.
         items: (path of the image, class index), one a row.
         classes: their names, one a column.
-        probabilities: (N, K) float32, written with the nine digits that give the same number when read.
+        probabilities: (N, K) float32, written with the nine digits that give the same number when read; NaN: empty.
         root: of the data set; paths inside are written relative to it.
+        predicted: (N,) class indices; None for those of the highest probability, the first on ties.
 
     Raises:
         RunError: the file cannot be written.
@@ -47,10 +49,12 @@ def write_predictions(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow([*FIRST, *classes])
-    for (image, label), row in zip(items, probabilities, strict=True):
+    predicted = probabilities.argmax(1) if predicted is None else predicted
+    for (image, label), best, row in zip(items, predicted, probabilities, strict=True):
         if root is not None and Path(image).is_relative_to(root):
             image = Path(image).relative_to(root).as_posix()
-        writer.writerow([image, classes[label], classes[row.argmax()], *(f'{value:.9g}' for value in row)])
+        chances = ('' if np.isnan(value) else f'{value:.9g}' for value in row)
+        writer.writerow([image, classes[label], classes[best], *chances])
     write_atomic(path, os.fsencode(text.getvalue()))  # names of files need not be UTF-8
 
 
@@ -74,7 +78,7 @@ def read_predictions(path: Path) -> Predictions:
     index = {name: number for number, name in enumerate(classes)}
     try:
         labels, predicted = (np.array([index[row[column]] for row in rows[1:]]) for column in (1, 2))
-        probabilities = np.array([[float(value) for value in row[3:]] for row in rows[1:]], dtype=np.float32)
+        probabilities = np.array([[float(value or 'nan') for value in row[3:]] for row in rows[1:]], dtype=np.float32)
     except (KeyError, ValueError, IndexError) as error:
         raise RunError(f'{path}: damaged ({error} in a row)') from error
     if probabilities.shape != (len(labels), len(classes)):

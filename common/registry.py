@@ -83,6 +83,7 @@ MODELS: dict[str, dict] = {
 }
 
 PROBES = dict(knn='1-NN', lda='LDA', svm='SVM')  # the classifiers of probe.py, with their names in tables
+UNSURE = ('knn', 'svm')  # those without probabilities
 
 _VGG = 'https://www.robots.ox.ac.uk/~vgg/data'
 # One entry a data set. `archives` are (url, md5) pairs; the tree is in the folder `top` of them or in their root, and

@@ -28,6 +28,7 @@ from common.registry import (
 )
 from common.runs import counted
 from common.statistics import correct, corrected_t_test, detectable
+from common.weights import is_imagenet, split_trunk
 
 CELL = ('dataset', 'model', 'fold', 'seed')  # what tells the runs of one table apart
 NUMBERS = ('test_acc', 'n_train', 'n_test', 'params_M')  # of results.json, in every complete run
@@ -128,6 +129,7 @@ class Table:
     notes: list[str] = field(default_factory=list)  # what is missing or cannot be compared, by data set
     labels: dict[str, str] = field(default_factory=dict)  # of data sets, where they differ from the registry's
     tuned: dict[tuple[str, str], dict] = field(default_factory=dict)  # of rows, and of runs that are not complete yet
+    sources: dict[str, str | None] = field(default_factory=dict)  # of the weights that each model began with
     asked: tuple[str, ...] = ()  # optional columns to show
 
     def label(self, dataset: str) -> str:
@@ -257,6 +259,21 @@ def start_of(config: dict) -> dict:
     return kept | dict(imported=None if is_own(plain_model(defines['model'])) else defines.get('imported'))
 
 
+def source_of(config: dict) -> str | None:
+    """Where the weights that a run began with come from, in words: ImageNet, a file or a run; None without any."""
+    made, defines = config.get('options', {}), config['defines']
+    if not (pretrained := defines.get('pretrained')):
+        return None
+    given = made.get('pretrained')
+    if 'probe' in defines:
+        if made.get('checkpoint'):
+            return pretrained
+        given = dict(text.partition('=')[::2] for text in made['models']).get(defines['model'].partition('+')[0])
+    _, given = split_trunk(given or True)
+    path = Path(given) if isinstance(given, str) else given
+    return 'ImageNet weights' if is_imagenet(path) else '/'.join(path.parts[-2:])  # the run folder of a best.pt
+
+
 def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
     """A table for each recipe, the one with most runs first.
 
@@ -277,7 +294,8 @@ def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
 def _make_table(group: Found, args: argparse.Namespace) -> Table:
     rows: dict[tuple[str, str], Row] = {}
     cells = defaultdict(set)  # (fold, seed) of every run of a data set, complete or not
-    weights, tuned, starts = {}, {}, {}  # by model, by data set and model, by model; of every run, complete or not
+    # By model, by data set and model, by model, by model; of every run, complete or not.
+    weights, tuned, starts, sources = {}, {}, {}, {}
     for config, results in group:
         dataset, model, *cell = (config['defines'][key] for key in CELL)
         cells[dataset].add(tuple(cell))
@@ -288,6 +306,7 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
                 'folders of their own'
             )
         _check_start(starts.setdefault(model, {}), model, start_of(config))
+        sources.setdefault(model, source_of(config))
         setting = config.get('tuned')
         if setting and tuned.setdefault((dataset, model), setting) != setting:
             texts = ' and '.join(tuning.text_of(each['options']) for each in (tuned[dataset, model], setting))
@@ -302,9 +321,11 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
     baselines = [*options.BASELINES, *(models if 'probe' in recipe_of(group[0][0]) else ())]
     baseline = args.baseline or next((name for name in baselines if name in models), baselines[0])
     datasets = [name for name in [*DATASETS, *sorted(cells.keys() - DATASETS.keys())] if name in cells]
-    table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, labels=args.labels, tuned=tuned)
+    start = dict(sources={model: sources[model] for model in models})
+    table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, labels=args.labels, tuned=tuned, **start)
     for dataset in datasets:
         _note_missing(table, dataset, cells[dataset])
+        _note_cautions(table, dataset)
         _compare(table, dataset, asked=args.baseline is not None)
     return table
 
@@ -339,6 +360,17 @@ def _note_missing(table: Table, dataset: str, cells: set[tuple[int, int]]) -> No
     for cells, names in lacking.items():
         if cells:
             table.note(dataset, f'{", ".join(names)} {"lack" if names[1:] else "lacks"} {cells}')
+
+
+def _note_cautions(table: Table, dataset: str) -> None:
+    """Note the models whose weights images of their folds may have trained."""
+    said = defaultdict(list)
+    for model in table.models:
+        if row := table.rows.get((dataset, model)):
+            for caution in dict.fromkeys(row.recorded('caution')):
+                said[caution].append(model_label(model))
+    for caution, names in said.items():
+        table.note(dataset, f'{", ".join(names)}: {caution}')
 
 
 def _compare(table: Table, dataset: str, asked: bool) -> None:
@@ -380,7 +412,7 @@ def title_of(table: Table, among: list[dict]) -> str:
     if 'probe' in recipe:
         return title_of_probe(recipe, differing - {'train_on', 'shots', 'img_size', 'probe', 'pretrained'})
     words = [counted(recipe.get('epochs'), 'epoch'), f'{recipe.get("img_size")} px']
-    words += ['from ImageNet weights' if recipe['pretrained'] else 'from scratch']
+    words += [f'from {" and ".join(filter(None, dict.fromkeys(table.sources.values()))) or "scratch"}']
     if any(len(known) > 1 for known in shares):
         words += [f'{percent_range(set().union(*shares))} of the parameters loaded']
     if table.tuned and 'tuned' not in differing:
@@ -416,7 +448,7 @@ def initial_gate(model: str, blocks: Iterable[str], pretrained: bool, report: st
 
 
 def loaded_percent(table: Table, by: str) -> dict[str, set[int]]:
-    """Shares of the parameters loaded from ImageNet weights, in whole percent, by 'dataset' or 'model'."""
+    """Shares of the parameters loaded, in whole percent, by 'dataset' or 'model'."""
     shares = defaultdict(set)
     for row in table.rows.values() if table.recipe.get('pretrained') else ():
         shares[getattr(row, by)] |= {round(100 * share) for share in row.recorded('loaded')}
@@ -424,18 +456,16 @@ def loaded_percent(table: Table, by: str) -> dict[str, set[int]]:
 
 
 def loaded_note(table: Table) -> str:
-    """How much of each model of a table from ImageNet weights was loaded; '' for one of runs from scratch."""
-    shares = loaded_percent(table, 'model')
-    words = {}
+    """What the models of a table began with, and how much of it was loaded; '' for one of runs from scratch."""
+    shares, by_source = loaded_percent(table, 'model'), defaultdict(dict)
     for model in (model for model in table.models if model in shares):
-        words[model] = percent_range(shares[model])
-        if 'probe' in table.recipe and not shares[model]:
-            row = next(row for row in table.rows.values() if row.model == model)
-            words[model] = f'none (weights of {row.last("pretrained")})'
-    listed = ', '.join(f'{model_label(model)} {share}' for model, share in words.items())
-    if len(set(words.values())) == 1:
-        listed = words.popitem()[1]
-    return f'Parameters loaded from ImageNet weights: {listed}.' * bool(shares)
+        by_source[table.sources[model]][model_label(model)] = percent_range(shares[model])
+    notes = []
+    for source, words in by_source.items():
+        one = len(by_source) == 1 and len(set(words.values())) == 1
+        listed = [*words.values()][:1] if one else [f'{label} {share}' for label, share in words.items()]
+        notes.append(f'Parameters loaded from {source}: {", ".join(listed)}.')
+    return ' '.join(notes)
 
 
 def tuned_note(table: Table) -> str:

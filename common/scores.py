@@ -16,7 +16,7 @@ from common.errors import RunError
 from common.images import SYNTHETIC
 from common.own_data import root_of
 from common.predictions import Predictions, read_predictions
-from common.registry import dataset_label, model_label
+from common.registry import UNSURE, dataset_label, model_label
 from common.results import read_run, recipe_of, start_of
 from common.runs import counted
 from common.statistics import calibration_error, mcnemar
@@ -57,18 +57,20 @@ def read_judged(folder: Path, data_dir: str | None = None) -> Judged:
         best = folder / 'best.pt'
         raise RunError(f'{folder}: has no {path.name}, being of older code; --checkpoint {best} evaluates it')
     found, defines = read_predictions(path), config['defines']
+    if defines['model'].partition('+')[2].partition('_')[0] in UNSURE:  # older code wrote 0 and 1
+        found = found._replace(probabilities=np.full_like(found.probabilities, np.nan))
     accuracy = 100 * np.mean(found.predicted == found.labels)
-    if not np.isfinite(found.probabilities).all():
+    if not (np.isfinite(found.probabilities).all() or np.isnan(found.probabilities).all()):
         raise RunError(f'{path}: damaged, a probability is not a finite number')
     # Probabilities may tie where the logits of the results did not: one image is allowed to differ.
     if len(found.labels) != results['n_test'] or abs(accuracy - results['test_acc']) > 100.5 / len(found.labels):
         raise RunError(f'{path}: is not of this run, whose results.json says {results["test_acc"]:.2f} %')
     cell = [defines[key] for key in ('model', 'dataset', 'fold', 'seed')]
-    made = config.get('options', {})
+    made, caution = config.get('options', {}), results.get('caution') or ''
     root = data_dir or made.get('data_dir')
     if made.get('lists'):
         root = str(root_of(root, made['lists']))
-    return Judged(str(folder), *cell[:2], 'test', *cell[2:], group_key(config, found.classes), found, root, '')
+    return Judged(str(folder), *cell[:2], 'test', *cell[2:], group_key(config, found.classes), found, root, caution)
 
 
 def group_key(config: dict, classes: list[str]) -> tuple:
@@ -123,7 +125,7 @@ def title_of(group: list[Judged]) -> str:
 class Scores(NamedTuple):
     """Of one run, in percent."""
 
-    overall: np.ndarray  # (4,), the columns OVERALL
+    overall: np.ndarray  # (4,), the columns OVERALL; NaN for the ECE of a model without probabilities
     classes: np.ndarray  # (K, 3), the columns OF_CLASS; NaN where there is nothing to divide by
     counts: np.ndarray  # (K,) images
 
@@ -178,7 +180,7 @@ def confusions(group: list[Judged]) -> np.ndarray:
 def mistakes(group: list[Judged]) -> list[tuple[str, str, str, float]]:
     """Path, true class, prediction and its probability of each image that a run of a group got wrong, each image once.
 
-    The most confident come first.
+    The most confident come first; the probability is NaN where the model gives none.
     """
     found = {}
     for one in group:
@@ -188,4 +190,4 @@ def mistakes(group: list[Judged]) -> list[tuple[str, str, str, float]]:
             names = (one.found.classes[labels[i]], one.found.classes[predicted[i]])
             found.setdefault(path, []).append((path, *names, float(probabilities[i].max())))
     worst = [max(said, key=lambda row: row[-1]) for said in found.values()]
-    return sorted(worst, key=lambda row: (-row[-1], row[0]))
+    return sorted(worst, key=lambda row: (-np.nan_to_num(row[-1]), row[0]))

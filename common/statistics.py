@@ -119,10 +119,12 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15)
     Modern Neural Networks", ICML 2017, equation 3 (M = 15 in its tables).
 
     Args:
-        confidence: (N,) in (0, 1].
+        confidence: (N,) in (0, 1]; NaN gives NaN.
         right: (N,) bool.
         bins: how many; each includes its upper edge.
     """
+    if np.isnan(confidence).any():
+        return float('nan')
     number = np.clip(np.ceil(confidence.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(number, right - confidence.astype(np.float64), minlength=bins)  # n times the gap of each bin
     return float(np.abs(gaps).sum() / len(confidence))

@@ -46,6 +46,11 @@ def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | Non
     return MODELS['resnet18']['weights']
 
 
+def is_imagenet(source: Path | str) -> bool:
+    """Whether weights_source gives ImageNet weights: timm's, or a file as pretrain_imagenet.py names it."""
+    return not isinstance(source, Path) or source.name.endswith('_imagenet.pt')
+
+
 def default_tag(name: str) -> str | None:
     """The model of timm with the tag of its default weights, as 'resnet50.a1_in1k'; None where timm has no weights."""
     from timm.models import get_pretrained_cfg  # here, because it imports torch

@@ -175,11 +175,12 @@ def make_run(
     folder = run_dir / runs.run_name(*(defines[key] for key in ('dataset', 'fold', 'model', 'seed')))
     folder.mkdir(parents=True, exist_ok=True)
     fingerprint = runs.digest(json.dumps(defines, sort_keys=True).encode())
-    config = dict(options=defines, defines=defines, fingerprint=fingerprint)
+    given = defines | dict(pretrained=bool(defines['pretrained']))  # the option, of which `defines` has a digest
+    config = dict(options=given, defines=defines, fingerprint=fingerprint)
     runs.write_json(folder / 'config.json', config | (dict(tree=tree) if tree else {}))
     results = {key: defines[key] for key in cell} | dict(test_acc=50.0, n_train=60, n_val=20, n_test=40)
     results |= dict(params_M=11.2006, macs_G=1.8186, seconds=90.0, fingerprint=fingerprint)
-    results |= {k: v for k, v in changes.items() if k in results or k in ('loaded', 'best_val_acc')}
+    results |= {k: v for k, v in changes.items() if k in results or k in ('loaded', 'best_val_acc', 'caution')}
     if complete:
         runs.write_json(folder / 'results.json', results)
     if log is not None:

@@ -43,11 +43,11 @@ def _small(tmp_path, monkeypatch):
 def say(run_dir, labels, predicted, confidence=0.9, classes=CLASSES, paths=None, **cell):
     """A run folder whose model said `predicted` of images of `labels`, both class indices."""
     values = np.full((len(labels), len(classes)), (1 - confidence) / (len(classes) - 1), np.float32)
-    values[range(len(labels)), predicted] = confidence
+    values[range(len(labels)), predicted] = confidence  # NaN: none gives any
     accuracy = 100 * float(np.mean(np.array(labels) == predicted))
     folder = make_run(run_dir, test_acc=accuracy, n_test=len(labels), **cell)
     paths = paths or [f'{i}.png' for i in range(len(labels))]
-    predictions.write_predictions(folder / runs.PREDICTIONS, list(zip(paths, labels)), classes, values)
+    predictions.write_predictions(folder / runs.PREDICTIONS, list(zip(paths, labels)), classes, values, None, predicted)
     return folder
 
 
@@ -94,6 +94,23 @@ def test_scores_are_those_of_scikit_learn(tmp_path, capsys):
             [100 * values[label] for values in expected[:3]]
         )
         assert int(row['n']) == (labels == label).sum()
+
+
+def test_a_model_without_probabilities_has_no_calibration_error(tmp_path, capsys):
+    older = say(tmp_path / 'older', [0, 1, 2], [0, 1, 1], confidence=1.0, model='resnet18+svm_5shot')
+    assert table(capsys, '--run_dir', older)[0]['ece'] == ''
+    folder = say(tmp_path, [0, 1, 2], [0, 1, 1], confidence=np.nan, model='resnet18+knn')
+    rows = list(csv.reader((folder / runs.PREDICTIONS).read_text().splitlines()))
+    assert rows[3] == ['2.png', 'c', 'b', '', '', '']
+    first, *_ = table(capsys, '--run_dir', folder)
+    assert (first['ece'], round(float(first['accuracy']), 1)) == ('', 66.7)
+    assert '3 66.7 66.7 55.6 -' in words(show(capsys, '--run_dir', folder, '--no-figures').out)
+    write_image(tmp_path / '2.png', 1)
+    group = [scores.read_judged(folder, str(tmp_path))]
+    shown = ' '.join(text.get_text() for text in evaluate.draw_mistakes(group).findobj(plt.Text))
+    assert 'probability -' in shown
+    assert 'nan' not in shown
+    assert 'confident' not in shown
 
 
 def test_what_cannot_be_divided_is_no_zero(tmp_path, capsys):

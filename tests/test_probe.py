@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, finish, make_dtd, make_run, run, start, write_image
+from conftest import ROOT, TINY, finish, make_run, run, start, write_image
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
@@ -21,11 +21,11 @@ import plot_results
 import probe
 import summarize_runs
 import train
-from common import options, predictions, runs
+from common import checkpoint, options, predictions, runs
 from common.errors import DataError, ModelError, RunError
 from common.images import open_image
 from datasets import load_splits
-from transforms import eval_transform, normalize
+from transforms import eval_settings, eval_transform, normalize, preprocessing_of
 
 WEIGHTS = ROOT.parent / 'shared' / 'weights' / 'tf_efficientnet_lite0.safetensors'
 FMD = ROOT.parent / 'shared' / 'data' / 'fmd'
@@ -99,6 +99,8 @@ def test_the_results_are_those_of_scikit_learn_on_the_input_of_the_classifier(tr
         assert (made[name]['best_val_acc'] is None) == (train_on == 'trainval')
         if key == 'lda':
             np.testing.assert_allclose(written.probabilities, classifier.predict_proba(test), atol=1e-3)
+        else:
+            assert np.isnan(written.probabilities).all()
     assert made[name]['n_train'] == len(fitted)
     assert made[name]['features'] == 64
 
@@ -128,7 +130,7 @@ def test_tables_and_figures_take_them_and_pool_them_with_nothing_trained(tree, w
     assert table.startswith('frozen features of the last layer, classifiers on train and val, 32 px\n')
     assert 'Tiny + 1-NN ' in table
     assert 'Difference to Tiny + 1-NN' in table
-    assert 'Parameters loaded from ImageNet weights: 100 %.' in table
+    assert re.search(r'Parameters loaded from \S+/tiny\.pt: 100 %\.', table)
     trained = tmp_path / 'trained'
     tree_of = runs.read_json(run_dir / 'dtd_fold1_tiny+lda_seed42' / 'config.json')
     make_run(trained, tree=tree_of['tree'])
@@ -151,10 +153,10 @@ def test_the_table_of_checkpoints_says_whose_weights_they_are(tree, tiny, tmp_pa
     checkpoints = [str(path) for path in sorted((tmp_path / 'runs').glob('*/best.pt'))]
     data = ('--dataset', 'dtd', '--data_dir', str(tree), '--run_dir', str(tmp_path / 'probes'), '--num_workers', '0')
     do('--checkpoint', *checkpoints, *data, '--folds', '1-2', '--classifiers', 'lda')
-    assert f'{checkpoints[1]}: only fold 2, on which it was trained' in capsys.readouterr().err
+    assert f'{checkpoints[1]}: only fold 2: images that others test may have trained it' in capsys.readouterr().err
     assert set(results_in(tmp_path / 'probes')) == {'dtd_fold1_tiny+lda_seed42', 'dtd_fold2_tiny+lda_seed42'}
     summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(tmp_path / 'probes')]))
-    text = r'loaded from ImageNet weights: none \(weights of a run on dtd by recipe [0-9a-f]{8}\)\.'
+    text = r'Parameters loaded from a run on dtd by recipe [0-9a-f]{8}: 100 %\.'
     assert re.search(text, capsys.readouterr().out)
 
 
@@ -264,6 +266,22 @@ def test_a_layer_is_averaged_over_positions(weights):
         torch.testing.assert_close(features.tap(model, 'tiny', 'fc')(images), model(images))
 
 
+def test_a_layer_that_a_later_one_writes_over_is_taken_before_it():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(inplace=True))
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        want = net[1](net[0](images)).mean((2, 3))
+        torch.testing.assert_close(features.tap(net, 'net', '1')(images), want)
+        flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4), torch.nn.ReLU(inplace=True))
+        torch.testing.assert_close(features.tap(flat, 'net', '1')(images), flat[1](images.flatten(1)))
+
+
+def test_a_layer_of_windows_is_refused():
+    model = models.build_model('swin_tiny', 2, img_size=64).eval()
+    with torch.no_grad(), pytest.raises(RunError, match=r'layers\.0\.blocks\.0\.attn: gives \d+ rows for 2 images'):
+        features.tap(model, 'swin_tiny', 'layers.0.blocks.0.attn')(torch.zeros(2, 3, 64, 64))
+
+
 def test_maps_tokens_and_vectors_are_pooled_and_others_refused():
     x = torch.randn(2, 5, 3, 4)
     torch.testing.assert_close(features.pooled(x, 'a', False), x.sum((2, 3)) / 12)
@@ -325,19 +343,27 @@ def test_each_number_of_shots_is_a_table(tree, weights, capsys):
 # ---------------------------------------------------------------------------------------------- what may be probed
 
 
-def test_folds_that_differ_in_validation_alone_are_one_result(tree, weights):
+def test_folds_that_differ_in_validation_alone_are_one_result(tree, weights, tmp_path):
     for subset in ('train', 'val', 'test'):
         shutil.copy(tree / 'labels' / f'{subset}1.txt', tree / 'labels' / f'{subset}2.txt')
     lists = [tree / 'labels' / f'{subset}2.txt' for subset in ('train', 'val')]
     first, second = (path.read_text().splitlines() for path in lists)
     for path, names in zip(lists, (second[:1] + first[1:], first[:1] + second[1:])):
         path.write_text('\n'.join(names))
-    with pytest.raises(
-        RunError, match='--train_on trainval: folds 1 and 2 of dtd have the same images in train and val'
-    ):
-        do(*argv_of(tree, weights, '--folds', '1-2', '--classifiers', 'knn'))
-    do(*argv_of(tree, weights, '--folds', '1-2', '--classifiers', 'knn', '--train_on', 'train'))
-    do(*argv_of(tree, weights, '--folds', '1-2', '--classifiers', 'knn', '--shots', '2'))  # other draws
+    both = argv_of(tree, weights, '--folds', '1-2', '--classifiers', 'knn')
+    bare = tmp_path / 'best.pt'  # of a run that is not known
+    model = models.build_model('tiny', 3)
+    transform = eval_settings(*preprocessing_of('tiny', 32))
+    torch.save(checkpoint.weights_file('tiny', ['a', 'b', 'c'], 1, 50.0, model.state_dict(), transform=transform), bare)
+    for argv in (both, ['--checkpoint', str(bare), *both[2:]]):
+        with pytest.raises(RunError, match='trainval: fold 1 seed 42 and fold 2 seed 42 of dtd fit and test'):
+            do(*argv)
+    with pytest.raises(RunError, match=r'trainval --shots 12: .* so they are one result'):  # all images of a class
+        do(*both, '--shots', '2,12')
+    with pytest.raises(RunError, match='trainval --shots 12: fold 1 seed 1 and fold 1 seed 2'):
+        do(*argv_of(tree, weights, '--shots', '12', '--seeds', '1,2'))
+    do(*both, '--train_on', 'train')
+    do(*both, '--shots', '2')  # other draws
 
 
 @pytest.fixture
@@ -349,18 +375,19 @@ def best(tree, tiny, tmp_path) -> Path:
 def test_a_checkpoint_is_probed_where_its_images_did_not_train_it(best, tree, tmp_path, capsys):
     data = ('--dataset', 'dtd', '--data_dir', str(tree), '--num_workers', '0', '--classifiers', 'knn')
     new = ('--run_dir', str(tmp_path / 'probes'))
-    with pytest.raises(RunError, match=r'--folds: .*best\.pt was trained on fold 1 of this .* give --folds 1'):
+    with pytest.raises(RunError, match=r'--folds: .*best\.pt: images that are tested may .* \(24 of 24 in fold 2\)'):
         do('--checkpoint', str(best), *data, *new, '--folds', '2')
     do('--checkpoint', str(best), *data, *new, '--folds', '2', '--other_images')
     assert results_in(tmp_path / 'probes')['dtd_fold2_tiny+knn_seed42']['caution'].startswith('images that may have')
-    other = make_dtd(tmp_path / 'other', classes=4)
-    do('--checkpoint', str(best), '--dataset', 'folder', '--data_dir', str(other / 'images'), *data[4:], *new)
+    for path in (tmp_path / 'other' / name / f'{i}.png' for name in 'ab' for i in range(5)):
+        write_image(path, seed=int(path.stem) + 1000 * ord(path.parent.name))
+    do('--checkpoint', str(best), '--dataset', 'folder', '--data_dir', str(tmp_path / 'other'), *data[4:], *new)
     assert results_in(tmp_path / 'probes')['folder_fold1_tiny+knn_seed42']['caution'] is None
     lists = tree / 'labels' / 'train1.txt', tree / 'labels' / 'test1.txt'
     texts = [path.read_text() for path in lists]
     for path, text in zip(lists, reversed(texts)):
         path.write_text(text)
-    with pytest.raises(RunError, match='so the split is another one'):
+    with pytest.raises(RunError, match='images that are tested may have trained it'):
         do('--checkpoint', str(best), *data, *new)
     best.with_name('config.json').unlink()
     capsys.readouterr()
@@ -368,16 +395,72 @@ def test_a_checkpoint_is_probed_where_its_images_did_not_train_it(best, tree, tm
     assert f'note: {best}: No config.json beside the checkpoint' in capsys.readouterr().err
 
 
-def test_a_checkpoint_stands_for_the_model_of_its_name(best, tree, weights, tmp_path):
+@pytest.mark.parametrize('other', ['name', 'root', 'moved', 'fewer', 'option', 'renamed'])
+def test_images_that_trained_weights_are_recognised(best, tree, tmp_path, other):
+    images, copy = tree / 'images', tmp_path / 'copy'
+    root, name, what = tree, 'same', ['--checkpoint', str(best)]
+    if other in ('root', 'moved'):
+        shutil.copytree(tree, root := copy)
+    if other == 'moved':
+        shutil.rmtree(tree)
+    if other == 'fewer':
+        for subset in ('train', 'test'):  # an image of each fold
+            lists = tree / 'labels' / f'{subset}1.txt'
+            lists.write_text('\n'.join(lists.read_text().splitlines()[1:]))
+    if other == 'option':
+        what = ['--models', f'tiny={best}']
+    if other == 'renamed':
+        for path in images.rglob('*.jpg'):
+            (copy / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy / path.parent.name / f'new_{path.name}')
+    data = ('folder', copy) if other == 'renamed' else ('dtd', root)
+    data = ['--dataset', data[0], '--data_dir', str(data[1]), '--num_workers', '0', '--classifiers', 'knn']
+    data += ['--run_dir', str(tmp_path / 'probes'), '--img_size', '32', '--name', name]
+    folds = '1-5' if other == 'renamed' else '2'
+    with pytest.raises(RunError, match=r'best\.pt: images that are tested may have trained it \(\d+ of \d+ in fold \d'):
+        do(*what, *data, '--folds', folds)
+    if other not in ('fewer', 'renamed'):
+        do(*what, *data, '--folds', '1')  # its own
+        assert results_in(tmp_path / 'probes')['same_fold1_tiny+knn_seed42']['caution'] is None
+
+
+def test_a_file_with_classes_and_no_run_is_not_taken_for_untrained(best, tree, tmp_path, capsys):
+    (tmp_path / 'there').mkdir()
+    for name, said in (('copied.pt', True), ('tiny_imagenet.pt', False)):
+        path = shutil.copy(best, tmp_path / 'there' / name)
+        data = ('--dataset', 'dtd', '--data_dir', str(tree), '--num_workers', '0', '--classifiers', 'knn')
+        do('--models', f'tiny={path}', *data, '--run_dir', str(tmp_path / name), '--img_size', '32', '--folds', '2')
+        assert (f'note: {path}: No config.json beside the checkpoint' in capsys.readouterr().err) == said
+        (made,) = results_in(tmp_path / name).values()
+        assert (made['caution'] is None) != said
+
+
+def test_a_model_and_a_checkpoint_of_one_name_are_not_pooled(best, tree, weights, tmp_path):
     data = ('--dataset', 'dtd', '--data_dir', str(tree), '--num_workers', '0', '--classifiers', 'knn')
     new = ('--run_dir', str(tmp_path / 'probes'))
-    do('--models', 'tiny', '--checkpoint', str(best), *data, *new)
-    (made,) = results_in(tmp_path / 'probes').values()
-    assert re.fullmatch(r'a run on dtd by recipe [0-9a-f]{8}', made['pretrained'])
-    with pytest.raises(RunError, match=r'best\.pt and tiny would both be dtd_fold1_tiny\+knn_seed42; probe them with'):
-        do('--models', f'tiny={weights}', '--checkpoint', str(best), *data, *new)
+    for models_of in (['tiny'], [f'tiny={weights}']):
+        with pytest.raises(RunError, match=r'best\.pt and tiny.* are both tiny in results; probe them'):
+            do('--models', *models_of, '--checkpoint', str(best), *data, *new)
     with pytest.raises(RunError, match=r'--img_size 64: .*best\.pt is of 32 pixels; leave it out'):
         do('--checkpoint', str(best), *data, *new, '--img_size', '64')
+
+
+def test_random_parts_of_a_model_do_not_depend_on_the_other_models(tree, weights, monkeypatch, tmp_path):
+    monkeypatch.setitem(models.MODELS, 'other', models.MODELS['tiny'] | dict(label='Other'))
+    state = {k: v for k, v in torch.load(weights, weights_only=True).items() if k.startswith(('stem', 'layer1'))}
+    torch.save(state, weights)
+    alone = features.with_weights('tiny', str(weights), 32)
+    other = features.with_weights('other', str(weights), 32)
+    after = features.with_weights('tiny', str(weights), 32)
+    assert alone.weights == after.weights != other.weights
+    assert alone.pretrained == other.pretrained, 'the same file'
+    items = load_splits('dtd', str(tree), 1).test[:2]
+    kept = []
+    with torch.no_grad():
+        next(after.model.layer2.parameters()).mul_(2)
+    for each in (alone, after._replace(weights=features.state_digest(after.model))):
+        kept.append(features.features_of(each, None, items, tmp_path / 'kept', torch.device('cpu'), 0))
+    assert all((kept[0][path] != kept[1][path]).any() for path, _ in items)
 
 
 def test_mostly_random_features_are_said_to_be(monkeypatch, tree, weights, capsys):
@@ -469,7 +552,7 @@ def test_the_same_folder_under_another_name_is_not_other_images(tree, tiny, tmp_
         '--run_dir',
         str(tmp_path / 'p'),
     )
-    with pytest.raises(RunError, match='so the split is another one and images of any part of it may have trained'):
+    with pytest.raises(RunError, match='images that are tested may have trained it'):
         do(*probes, '--name', 'second', '--groups', r'(\d+)\.jpg')
     do(*probes, '--name', 'second')  # the same split
 

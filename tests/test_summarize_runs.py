@@ -246,6 +246,38 @@ def test_runs_of_different_recipes_are_never_pooled(tmp_path, capsys):
     ]
 
 
+@pytest.mark.parametrize(
+    ('given', 'words'),
+    [
+        (True, 'ImageNet weights'),
+        ('trunk', 'ImageNet weights'),
+        ('weights/twistnet18_imagenet.pt', 'ImageNet weights'),
+        ('/data/weights/mine.pt', 'weights/mine.pt'),
+        ('trunk=resnet18.safetensors', 'resnet18.safetensors'),
+        ('runs/main/dtd_fold1_resnet18_seed42/best.pt', 'dtd_fold1_resnet18_seed42/best.pt'),
+    ],
+)
+def test_a_title_says_where_the_weights_come_from(tmp_path, capsys, given, words):
+    folder = make_run(tmp_path, pretrained='abc', loaded=0.5)
+    config = runs.read_json(folder / 'config.json')
+    runs.write_json(folder / 'config.json', config | dict(options=config['options'] | dict(pretrained=given)))
+    make_run(tmp_path, model='twistnet18')
+    out = show(tmp_path, capsys, '--models', 'resnet18')
+    assert out.startswith(f'100 epochs, 224 px, from {words}\n')
+    assert f'Parameters loaded from {words}: 50 %.' in out
+
+
+def test_models_of_different_sources_are_told_apart(tmp_path, capsys):
+    folder = make_run(tmp_path, pretrained='abc', loaded=0.5)
+    config = runs.read_json(folder / 'config.json')
+    runs.write_json(folder / 'config.json', config | dict(options=config['options'] | dict(pretrained='w/a.pt')))
+    make_run(tmp_path, model='swin_tiny', pretrained='def', loaded=0.5, caution='images seen')
+    out = show(tmp_path, capsys)
+    assert out.startswith('100 epochs, 224 px, from w/a.pt and ImageNet weights\n')
+    assert 'loaded from w/a.pt: ResNet-18 50 %. Parameters loaded from ImageNet weights: Swin-T' in out
+    assert 'DTD: Swin-Tiny: images seen.' in out
+
+
 def test_runs_from_different_weights_are_refused(tmp_path):
     make_run(tmp_path, fold=1, pretrained='abc')
     make_run(tmp_path, fold=2, pretrained='def')

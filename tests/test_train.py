@@ -36,6 +36,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 import datasets
 import models
 import state as training_state
+import summarize_runs
 import train
 from common import checkpoint, distributed, images, options, predictions, runs
 from common.checkpoint import read_checkpoint
@@ -263,6 +264,24 @@ def test_weights_are_part_of_the_configuration_and_of_the_results(tree, tmp_path
     run(tree, tmp_path, '--pretrained', str(tmp_path / 'c.pt'))  # the same bytes
     with pytest.raises(RunError, match='pretrained'):
         run(tree, tmp_path, '--pretrained', str(tmp_path / 'b.pt'))
+
+
+def test_weights_that_images_of_the_fold_trained_are_said_and_recorded(tree, tmp_path, tiny, capsys):
+    short = ('--epochs', '1', '--warmup_epochs', '0')
+    folder, results = run(tree, tmp_path / 'runs', *short)
+    assert 'caution' not in results
+    capsys.readouterr()
+    best = folder / 'best.pt'
+    for fold, count in ((1, '12 of 12 of val and 0 of 12 of test'), (2, '12 of 12 of val and 24 of 24 of test')):
+        _, results = run(tree, tmp_path / 'tuned', *short, '--pretrained', str(best), '--fold', str(fold))
+        said = f'note: {best}: images of this fold may have trained it ({count}); the results say so'
+        assert said in capsys.readouterr().err
+        assert results['seen'] == dict(val=12, test=24 * (fold == 2))
+    summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(tmp_path / 'tuned')]))
+    out = capsys.readouterr().out
+    assert out.startswith('1 epoch, 32 px, from dtd_fold1_tiny_seed42/best.pt\n')
+    assert 'Parameters loaded from dtd_fold1_tiny_seed42/best.pt: 100 %.' in out
+    assert 'DTD: Tiny: images that validate or test may have trained the weights it started from.' in out
 
 
 def test_without_fvcore_a_run_has_no_macs_and_says_so_once(tree, tmp_path, tiny, no_fvcore, capsys):
