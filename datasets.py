@@ -24,9 +24,16 @@ from common import synthetic
 from common.archives import prepare_tree
 from common.errors import DataError, user_errors
 from common.images import SYNTHETIC, image_bits
-from common.options import choose_dataset
+from common.options import (
+    AS_IT_IS,
+    SplitOptions,
+    add_split_args,
+    check_split_options,
+    choose_dataset,
+    split_options,
+    split_words,
+)
 from common.own_data import count_folds, division_notes, folder_splits, list_notes, list_splits, own_subsets, root_of
-from common.own_options import AS_IT_IS, SplitOptions, add_split_args, check_split_options, split_options, split_words
 from common.registry import DATASETS
 from common.splits import (
     SUBSETS,
@@ -507,5 +514,5 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == '__main__':
     # Names of files need not be UTF-8: they are printed as they are.
-    with user_errors('datasets.py', 'stopped; the same command resumes it', 'surrogateescape'):
+    with user_errors('datasets.py', 'stopped; the same command starts again', 'surrogateescape'):
         main(get_args_parser().parse_args())

@@ -17,8 +17,8 @@ from common import options, runs
 from common.checkpoint import read_checkpoint
 from common.distributed import AMP_DTYPES, autocast, is_quiet, resolve_amp, say
 from common.errors import DataError, ModelError, RunError
+from common.options import SplitOptions, split_options
 from common.own_data import root_of
-from common.own_options import SplitOptions, split_options
 from common.registry import DATASETS, dataset_label
 from common.splits import split_digest
 from common.timm_models import import_file, problem_of

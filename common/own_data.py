@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import DataError
-from common.own_options import CONTENT, FEWEST, FOLDS, SplitOptions
+from common.options import CONTENT, FEWEST, FOLDS, SplitOptions
 from common.runs import counted, digest, write_atomic
 from common.splits import (
     SUBSETS,

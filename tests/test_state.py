@@ -18,7 +18,7 @@ import transforms
 from common import grid, options, results, runs
 from common.checkpoint import read_checkpoint
 from common.errors import RunError
-from common.optimizers import MOMENTUM, UNUSABLE, has_momentum
+from common.options import MOMENTUM, UNUSABLE, has_momentum
 from common.splits import Splits
 
 CPU = torch.device('cpu')
@@ -177,7 +177,7 @@ def test_what_an_optimiser_refuses_is_one_line(tree, tmp_path, tiny, capfd):
 def test_the_learning_rate_of_sgd_under_another_optimiser_is_noted():
     for argv, words in (('--opt adamw', ["note: --lr 0.05 is the recipe's for sgd"]), ('--opt adamw --lr 1e-3', [])):
         args = options.parse_args(argv.split())
-        notes = options.shrunk(args, options.RECIPES['demo'])
+        notes = options.lowered_defaults(args, options.RECIPES['demo'])
         assert [word in note for word, note in zip(words, notes, strict=True)] == [True] * len(words)
 
 
