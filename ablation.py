@@ -12,7 +12,7 @@ part of every study, is trained once for all of them.
 import argparse
 
 import run_all
-from common import parsers
+from common import options
 from common.errors import RunError, user_errors
 
 STUDIES: dict[str, tuple[str, ...]] = {
@@ -62,8 +62,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--study',
-        **parsers.LIST,
-        type=parsers.parse_names,
+        **options.LIST,
+        type=options.parse_names,
         default='components',
         help=f'with commas or spaces between: {", ".join(STUDIES)}; or all',
     )

@@ -25,11 +25,11 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
 import train
-from common import distributed, options, parsers, tables
+from common import distributed, options, tables
 from common.cache import open_cache
 from common.errors import RunError, user_errors
 from common.images import open_image, read_pixels
-from common.own_options import split_options
+from common.options import split_options
 from common.runs import counted
 from common.timm_models import SIZE
 from compute_flops import BASELINE, NO_FVCORE, add_size_args, choose, fvcore_counter, measure
@@ -437,7 +437,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True)
     shown = dict(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     models = commands.add_parser('models', help='images a second in training and inference, and memory', **shown)
-    models.add_argument('--models', type=parsers.parse_names, help='with commas; all if not given')
+    models.add_argument('--models', type=options.parse_names, help='with commas; all if not given')
     add_size_args(models, SIZE)
     models.add_argument('--batch_size', type=int, default=32, help='images of a training step and an inference pass')
     models.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')

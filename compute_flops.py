@@ -16,7 +16,7 @@ import warnings
 import torch
 from torch import nn
 
-from common import options, parsers, tables
+from common import options, tables
 from common.errors import ModelError, user_errors
 from common.registry import MODELS, entry_of, size_problem
 from common.timm_models import SIZE, import_file, own_settings
@@ -161,7 +161,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         description='Parameters and multiply-accumulates of the models.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('--model', type=parsers.parse_names, help='one, or several with commas; all if not given')
+    parser.add_argument('--model', type=options.parse_names, help='one, or several with commas; all if not given')
     add_size_args(parser, None)
     return parser
 

@@ -25,7 +25,15 @@ from common.archives import prepare_tree
 from common.errors import DataError, user_errors
 from common.images import SYNTHETIC, count_pages, image_bits
 from common.names import class_notes, composed, is_hidden, near_miss
-from common.options import choose_dataset
+from common.options import (
+    AS_IT_IS,
+    SplitOptions,
+    add_split_args,
+    check_split_options,
+    choose_dataset,
+    split_options,
+    split_words,
+)
 from common.own_data import (
     absent_notes,
     count_folds,
@@ -38,7 +46,6 @@ from common.own_data import (
     root_of,
     takes_groups,
 )
-from common.own_options import AS_IT_IS, SplitOptions, add_split_args, check_split_options, split_options, split_words
 from common.registry import DATASETS
 from common.splits import (
     SUBSETS,
@@ -565,5 +572,5 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == '__main__':
     # Names of files need not be UTF-8: they are printed as they are.
-    with user_errors('datasets.py', 'stopped; the same command resumes it', 'surrogateescape'):
+    with user_errors('datasets.py', 'stopped; the same command starts again', 'surrogateescape'):
         main(get_args_parser().parse_args())

@@ -15,65 +15,25 @@ Figures go to --save_dir; their paths, and all that was left out, to stderr.
 """
 
 import argparse
-from pathlib import Path
-
-from common import options
-from common.errors import DataError, RunError, user_errors
-from common.runs import counted
-
-OF_CHECKPOINT = ('dataset', 'fold', 'other_images', 'subset')  # options that runs do not take
-
-
-def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='What a trained model gets right and wrong.', allow_abbrev=False)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument('--run_dir', type=Path, nargs='+', metavar='RUN', help='run folders, or folders of runs')
-    what.add_argument('--checkpoint', type=Path, nargs='+', metavar='BEST.PT', help='models to run over a subset')
-    options.add_data_of_run_args(parser)
-    text = 'of the data set; test if not given. train and all need --other_images: the run trains on these; all takes '
-    text += 'a folder or list of other photographs whole, however few there are of a class'
-    parser.add_argument('--subset', choices=('test', 'val', 'train', 'all'), help=text)
-    parser.add_argument('--save_dir', type=Path, default=Path('evaluation'), help='of the figures; created if missing')
-    parser.add_argument('--figures', action=argparse.BooleanOptionalAction, default=True)
-    style = parser.add_mutually_exclusive_group()
-    style.add_argument('--latex', action='store_true', help='tables for booktabs, nothing else on stdout')
-    style.add_argument('--csv', action='store_true', help='every digit: a row a run, and a row a run and class')
-    options.add_inference_args(parser)
-    return parser
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The options, checked. Raises RunError."""
-    args = get_args_parser().parse_args(argv)
-    options.check_bounds(args, batch_size=(1, 100_000))
-    if args.run_dir and (given := [name for name in OF_CHECKPOINT if getattr(args, name) is not None]):
-        raise RunError(f'--{given[0]} needs --checkpoint; --run_dir reads what the run said of its own test images')
-    if args.subset in ('train', 'all') and not args.other_images:
-        raise RunError(
-            f'--subset {args.subset}: holds images that train a model of this split; --other_images takes them'
-        )
-    return args
-
-
-if __name__ == '__main__':
-    with user_errors('evaluate.py'):
-        parse_args()  # --help and bad options are answered before the libraries are imported, which takes seconds
-
 import sys
 from collections import defaultdict
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from common import scores, tables
+from common import options, scores, tables
 from common.drawing import Figure, plot_confusion, plot_thumbnails, save, thumbnail
+from common.errors import DataError, RunError, user_errors
 from common.images import image_bits, open_image
 from common.predictions import Predictions
 from common.registry import model_label
 from common.results import by_name
+from common.runs import counted
 from common.scores import OF_CLASS, OVERALL, Judged, Scores, data_label, over_folds, title_of
 from common.statistics import p_text
 
+OF_CHECKPOINT = ('dataset', 'fold', 'other_images', 'subset')  # options that runs do not take
 MISTAKES = 12  # in the picture
 HEAD = ['Model', 'Data', 'Fold', 'Seed', 'n', *OVERALL.values()]
 
@@ -235,6 +195,40 @@ def draw(groups: list[list[Judged]], save_dir: Path) -> None:
                 print(f'not drawn: {kind}{name}: {error}', file=sys.stderr)
                 continue
             print(*save(figure, save_dir, kind + name), sep='\n', file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description='What a trained model gets right and wrong.', allow_abbrev=False)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--run_dir', type=Path, nargs='+', metavar='RUN', help='run folders, or folders of runs')
+    what.add_argument('--checkpoint', type=Path, nargs='+', metavar='BEST.PT', help='models to run over a subset')
+    options.add_data_of_run_args(parser)
+    text = 'of the data set; test if not given. train and all need --other_images: the run trains on these; all takes '
+    text += 'a folder or list of other photographs whole, however few there are of a class'
+    parser.add_argument('--subset', choices=('test', 'val', 'train', 'all'), help=text)
+    parser.add_argument('--save_dir', type=Path, default=Path('evaluation'), help='of the figures; created if missing')
+    parser.add_argument('--figures', action=argparse.BooleanOptionalAction, default=True)
+    style = parser.add_mutually_exclusive_group()
+    style.add_argument('--latex', action='store_true', help='tables for booktabs, nothing else on stdout')
+    style.add_argument('--csv', action='store_true', help='every digit: a row a run, and a row a run and class')
+    options.add_inference_args(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options, checked. Raises RunError."""
+    args = get_args_parser().parse_args(argv)
+    options.check_bounds(args, batch_size=(1, 100_000))
+    if args.run_dir and (given := [name for name in OF_CHECKPOINT if getattr(args, name) is not None]):
+        raise RunError(f'--{given[0]} needs --checkpoint; --run_dir reads what the run said of its own test images')
+    if args.subset in ('train', 'all') and not args.other_images:
+        raise RunError(
+            f'--subset {args.subset}: holds images that train a model of this split; --other_images takes them'
+        )
+    return args
 
 
 def main(args: argparse.Namespace) -> None:

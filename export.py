@@ -15,78 +15,30 @@ is loaded again and its logits are compared with the model's for several batch s
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
-from pathlib import Path
-
-from common import options
-from common.errors import RunError, user_errors
-
-ONNX_TORCH = (2, 6)  # whose exporter takes any number of images
-SUFFIXES = dict(onnx='.onnx', pt2='.pt2', safetensors='.safetensors', hub='')
-
-
-def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='A trained model as a file for other programs.', allow_abbrev=False)
-    parser.add_argument('--checkpoint', type=Path, required=True, metavar='BEST.PT', help='of a run of train.py')
-    parser.add_argument('--format', choices=tuple(SUFFIXES), required=True)
-    parser.add_argument('--out', type=Path, help='file or folder; if not given, beside the checkpoint')
-    parser.add_argument('--overwrite', action='store_true', help='replace what is there')
-    parser.add_argument('--repo', metavar='USER/NAME', help='of hub: push to this repository; a README there stays')
-    parser.add_argument('--license', default='unknown', help='of the weights, as the model card of hub states it')
-    options.add_import_arg(parser)
-    return parser
-
-
-def check_onnx() -> None:
-    """Raise RunError where a package is missing or too old. Without torch, which knows its version too."""
-    if missing := [name for name in ('onnx', 'onnxscript') if importlib.util.find_spec(name) is None]:
-        raise RunError(f'--format onnx: {" and ".join(missing)} missing; pip install onnx onnxscript onnxruntime')
-    version = importlib.metadata.version('torch')
-    if tuple(map(int, version.split('.')[:2])) < ONNX_TORCH:
-        raise RunError(f'--format onnx: torch {version} is too old, it takes {".".join(map(str, ONNX_TORCH))}')
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The options, checked. Raises RunError."""
-    args = get_args_parser().parse_args(argv)
-    if args.repo and (args.format != 'hub' or args.out):
-        raise RunError('--repo pushes what --format hub makes, and leaves no folder; leave --out out')
-    if args.format == 'onnx':
-        check_onnx()
-    if args.out is None:
-        args.out = args.checkpoint.with_suffix(SUFFIXES[args.format])
-        args.out = args.out.with_name('hub') if args.format == 'hub' else args.out
-    if args.out.exists() and not args.repo:
-        if args.out.is_dir() != (args.format == 'hub'):
-            raise RunError(f'{args.out}: is a {"folder" if args.out.is_dir() else "file"}; take another --out')
-        if not args.overwrite:
-            raise RunError(f'{args.out}: is there already; --overwrite replaces it, --out takes another name')
-    return args
-
-
-if __name__ == '__main__':
-    with user_errors('export.py'):
-        parse_args()  # --help and bad options are answered before torch is imported, which takes seconds
-
-import contextlib
 import io
 import os
 import signal
 import tempfile
 import warnings
+from pathlib import Path
 
 from safetensors import SafetensorError
 from timm.models import push_to_hf_hub, save_for_hf
 from timm.models._hub import generate_readme
 
+from common import options
 from common.distributed import say, training_process
-from common.errors import ModelError
+from common.errors import ModelError, RunError, user_errors
 from common.model_card import model_card
 from common.registry import entry_of
 from common.timm_models import import_file
 from formats import BATCHES, MAKE, Export, check, first_line, hub_arguments, read
 
+ONNX_TORCH = (2, 6)  # whose exporter takes any number of images
+SUFFIXES = dict(onnx='.onnx', pt2='.pt2', safetensors='.safetensors', hub='')
 # ---------------------------------------------------------------------------------------------- one export
 
 
@@ -145,6 +97,48 @@ def push(export: Export, args: argparse.Namespace) -> str:
         )
     except Exception as error:  # network, login and hub each raise their own
         raise RunError(f'--repo {args.repo}: not pushed ({first_line(error)}); `hf auth login` logs in') from error
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description='A trained model as a file for other programs.', allow_abbrev=False)
+    parser.add_argument('--checkpoint', type=Path, required=True, metavar='BEST.PT', help='of a run of train.py')
+    parser.add_argument('--format', choices=tuple(SUFFIXES), required=True)
+    parser.add_argument('--out', type=Path, help='file or folder; if not given, beside the checkpoint')
+    parser.add_argument('--overwrite', action='store_true', help='replace what is there')
+    parser.add_argument('--repo', metavar='USER/NAME', help='of hub: push to this repository; a README there stays')
+    parser.add_argument('--license', default='unknown', help='of the weights, as the model card of hub states it')
+    options.add_import_arg(parser)
+    return parser
+
+
+def check_onnx() -> None:
+    """Raise RunError where a package is missing or too old. Without torch, which knows its version too."""
+    if missing := [name for name in ('onnx', 'onnxscript') if importlib.util.find_spec(name) is None]:
+        raise RunError(f'--format onnx: {" and ".join(missing)} missing; pip install onnx onnxscript onnxruntime')
+    version = importlib.metadata.version('torch')
+    if tuple(map(int, version.split('.')[:2])) < ONNX_TORCH:
+        raise RunError(f'--format onnx: torch {version} is too old, it takes {".".join(map(str, ONNX_TORCH))}')
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options, checked. Raises RunError."""
+    args = get_args_parser().parse_args(argv)
+    if args.repo and (args.format != 'hub' or args.out):
+        raise RunError('--repo pushes what --format hub makes, and leaves no folder; leave --out out')
+    if args.format == 'onnx':
+        check_onnx()
+    if args.out is None:
+        args.out = args.checkpoint.with_suffix(SUFFIXES[args.format])
+        args.out = args.out.with_name('hub') if args.format == 'hub' else args.out
+    if args.out.exists() and not args.repo:
+        if args.out.is_dir() != (args.format == 'hub'):
+            raise RunError(f'{args.out}: is a {"folder" if args.out.is_dir() else "file"}; take another --out')
+        if not args.overwrite:
+            raise RunError(f'{args.out}: is there already; --overwrite replaces it, --out takes another name')
+    return args
 
 
 def main(args: argparse.Namespace) -> None:

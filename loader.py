@@ -1,7 +1,6 @@
 """From lists of images to batches: the data set as torch's loader reads it, samplers, and loader processes."""
 
 import argparse
-import contextlib
 import math
 import multiprocessing
 import os
@@ -27,16 +26,10 @@ PREFETCH, IN_USE = 2, 2  # batches that each loader process prepares ahead, and 
 
 
 class ImageList:
-    """A map-style data set over one subset.
+    """A map-style data set of (transformed image, class index) over (path, class index) pairs.
 
-    Args:
-        items: (path, class index) pairs.
-        transform: called as transform(image, key), where key is the index given to __getitem__; the training
-            transform draws its randomness from it.
-        read: what makes the image from a path.
-
-    Indexing takes an int, or a tuple whose last entry is the position, e.g. (seed, epoch, i); it returns
-    (transformed image, class index).
+    The key of an image is its position i, or a tuple that ends with it, such as (seed, epoch, i). `read` makes the
+    image from its path; the transform is called with image and key, from which it may draw its randomness.
     """
 
     def __init__(self, items: Sequence[tuple[str, int]], transform: Callable, read: Callable = open_image):
@@ -81,21 +74,12 @@ def eval_images(
 
 
 class Batches:
-    """A batch sampler; subclasses define `batches`, the batches of one pass, and `largest`, the images of a full one.
+    """A batch sampler; subclasses define `batches`, those of one pass, and `largest`, the images of a full one."""
 
-    A loader fetches its first batches as soon as it starts its processes. Inside `withheld()` there are none to fetch.
-    """
-
-    _withheld = False
+    withheld = False  # there are none yet, see make_loader
 
     def __iter__(self) -> Iterator[list]:
-        return iter(()) if self._withheld else self.batches()
-
-    @contextlib.contextmanager
-    def withheld(self) -> Iterator[None]:
-        self._withheld = True
-        yield
-        self._withheld = False
+        return iter(()) if self.withheld else self.batches()
 
 
 class TrainBatches(Batches):
@@ -170,14 +154,7 @@ def make_loaders(
 def start_loaders(
     pairs: list[tuple[ImageList, Batches]], args: argparse.Namespace, device: torch.device, ignore_signals: bool = False
 ) -> list[DataLoader]:
-    """A loader for each data set and sampler, with --num_workers processes each, or as many as memory has room for.
-
-    Args:
-        pairs: data sets and samplers; one loader is read at a time.
-        args: img_size and num_workers.
-        device: where the batches go.
-        ignore_signals: as for make_loader.
-    """
+    """A loader for each data set and sampler, with --num_workers processes each, or as many as memory has room for."""
     image = 3 * args.img_size**2  # bytes, uint8
     processes = loader_processes(args.num_workers, [(len(batches), batches.largest * image) for _, batches in pairs])
     return [make_loader(images, batches, processes, device, ignore_signals) for images, batches in pairs]
@@ -191,10 +168,8 @@ def workers_of(num_workers: int | None, device: torch.device) -> int:
 def loader_processes(asked: int, batches: list[tuple[int, int]]) -> int:
     """The number of loader processes that shared memory has room for, at most `asked`; a note says if it is less.
 
-    They pass their batches through /dev/shm, which has 64 MB in a Docker container.
-
-    Args:
-        batches: (number, bytes) of the batches of each loader; one loader is read at a time.
+    They pass their batches through /dev/shm, which has 64 MB in a Docker container. `batches` are (number, bytes) of
+    the batches of each loader; one loader is read at a time.
     """
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free
@@ -231,14 +206,16 @@ def make_loader(
         prefetch_factor=PREFETCH if num_workers > 0 else None,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == 'cuda',
-        worker_init_fn=_ignore_signals if ignore_signals else _leave_signals_to_parent,
+        worker_init_fn=partial(_leave_signals_to_parent, ignore_all=ignore_signals),
         # The sampler has its own order; without a generator the loader would draw from the model's random stream.
         generator=torch.Generator(),
     )
     if num_workers > 0:
-        # Later this process holds gigabytes, and after a fork it would have to copy each page that it writes.
-        with batches.withheld():
-            iter(loader)
+        # Later this process holds gigabytes, and after a fork it would have to copy each page that it writes. A loader
+        # fetches its first batches as soon as it starts its processes, but the epoch is not known yet.
+        batches.withheld = True
+        iter(loader)
+        batches.withheld = False
     return loader
 
 
@@ -256,16 +233,11 @@ def watch(loader: Iterable, clock: dict, bad: set[int]) -> Iterator[tuple[torch.
         yield images, labels
 
 
-def _leave_signals_to_parent(_: int) -> None:
+def _leave_signals_to_parent(_: int, ignore_all: bool) -> None:
     """The main process handles a signal to the whole group; a loader process exits, and not as a failure."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    sys.excepthook = _unless_parent_left
-
-
-def _ignore_signals(_: int) -> None:
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if ignore_all else lambda *_: os._exit(0))
     sys.excepthook = _unless_parent_left
 
 

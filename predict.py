@@ -15,63 +15,25 @@ exit code is 1. Prints the files it wrote. Stopped by a signal, it writes the ta
 
 import argparse
 import csv
-import io
-from pathlib import Path
-
-from common import options
-from common.errors import DataError, RunError, user_errors
-from common.runs import counted, write_atomic
-
-
-def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='What trained models say of photographs.', allow_abbrev=False)
-    parser.add_argument('--checkpoint', type=Path, nargs='+', required=True, metavar='BEST.PT', help='one or several')
-    parser.add_argument('--images', nargs='+', required=True, metavar='PATH', help='files, folders or quoted globs')
-    parser.add_argument('--out', type=Path, default=Path('predictions.csv'), help='pictures have its name and folder')
-    parser.add_argument('--top_k', type=int, help='labels an image; 5 if not given, or all where there are fewer')
-    parser.add_argument('--sheet', action='store_true', help='pages of thumbnails with their labels')
-    parser.add_argument('--tile', type=int, help='side in pixels of the squares of a scan that get a label each')
-    parser.add_argument('--stride', type=int, help='from one tile to the next, pixels; --tile if not given')
-    text = 'of images of more than eight bits a channel; those of the training images if not given'
-    parser.add_argument('--bits', type=int, help=text)
-    options.add_inference_args(parser)
-    return parser
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The options, checked. Raises RunError."""
-    args = get_args_parser().parse_args(argv)
-    options.check_bounds(args, batch_size=(1, 100_000), top_k=(1, 10**6), tile=(8, 10**6), bits=(8, 16))
-    if args.tile is None and args.stride is not None:
-        raise RunError('--stride needs --tile')
-    if args.tile is not None and (args.sheet or args.top_k is not None):
-        raise RunError('--tile draws a map and writes one label a tile; leave --sheet and --top_k out')
-    if args.stride is None:
-        args.stride = args.tile
-    if args.tile is not None and not 1 <= args.stride <= args.tile:
-        raise RunError(f'--stride {args.stride} must be from 1 to --tile {args.tile}, or parts would get no label')
-    return args
-
-
-if __name__ == '__main__':
-    with user_errors('predict.py'):
-        parse_args()  # --help and bad options are answered before torch is imported, which takes seconds
-
 import glob
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
 import trained
-from common import distributed
+from common import distributed, options
 from common.drawing import Figure, plot_label_map, plot_thumbnails, save, shorten, thumbnail
+from common.errors import DataError, RunError, user_errors
 from common.images import is_image, open_image
+from common.runs import counted, write_atomic
 from common.trees import walk
 from trained import Subject
 
@@ -247,6 +209,39 @@ def map_scans(
         raise DataError(f'none of {counted(len(paths), "image")} could be read; nothing is written')
     write_csv(args.out, ['path', 'x', 'y', 'label', 'probability'], rows)
     return failed
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description='What trained models say of photographs.', allow_abbrev=False)
+    parser.add_argument('--checkpoint', type=Path, nargs='+', required=True, metavar='BEST.PT', help='one or several')
+    parser.add_argument('--images', nargs='+', required=True, metavar='PATH', help='files, folders or quoted globs')
+    parser.add_argument('--out', type=Path, default=Path('predictions.csv'), help='pictures have its name and folder')
+    parser.add_argument('--top_k', type=int, help='labels an image; 5 if not given, or all where there are fewer')
+    parser.add_argument('--sheet', action='store_true', help='pages of thumbnails with their labels')
+    parser.add_argument('--tile', type=int, help='side in pixels of the squares of a scan that get a label each')
+    parser.add_argument('--stride', type=int, help='from one tile to the next, pixels; --tile if not given')
+    text = 'of images of more than eight bits a channel; those of the training images if not given'
+    parser.add_argument('--bits', type=int, help=text)
+    options.add_inference_args(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options, checked. Raises RunError."""
+    args = get_args_parser().parse_args(argv)
+    options.check_bounds(args, batch_size=(1, 100_000), top_k=(1, 10**6), tile=(8, 10**6), bits=(8, 16))
+    if args.tile is None and args.stride is not None:
+        raise RunError('--stride needs --tile')
+    if args.tile is not None and (args.sheet or args.top_k is not None):
+        raise RunError('--tile draws a map and writes one label a tile; leave --sheet and --top_k out')
+    if args.stride is None:
+        args.stride = args.tile
+    if args.tile is not None and not 1 <= args.stride <= args.tile:
+        raise RunError(f'--stride {args.stride} must be from 1 to --tile {args.tile}, or parts would get no label')
+    return args
 
 
 def main(args: argparse.Namespace) -> None:

@@ -8,14 +8,6 @@ The steps, the evaluation and the state are those of train.py. A run that was ki
 checkpoint, bit-identical to one that was not. See PRETRAIN_GUIDE.md.
 """
 
-from common import options, runs
-from common.errors import DataError, ModelError, RunError, UnsafeCheckpoint, user_errors
-from common.machine import cores
-
-if __name__ == '__main__':
-    with user_errors('pretrain_imagenet.py'):
-        options.parse_pretraining_args()  # --help and bad options are answered before torch is imported
-
 import argparse
 import contextlib
 import copy
@@ -33,10 +25,12 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from common import distributed
+from common import distributed, options, runs
 from common.checkpoint import read_checkpoint, save_checkpoint, weights_file
 from common.distributed import is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights, world_size
+from common.errors import DataError, ModelError, RunError, UnsafeCheckpoint
 from common.images import image_bits, open_image
+from common.machine import cores
 from common.names import near_miss
 from common.runs import counted
 from common.timm_models import model_defines
@@ -277,7 +271,10 @@ def pretrain(args: argparse.Namespace) -> Path:
     say(runs.opening(args, args.data_dir, counts, config['classes'], None, config['environment'], world_size()))
     bits, notes = share_object(lambda: image_bits(path for index in (images, val_images) for path, _ in index))
     state = state._replace(preprocessing=state.preprocessing._replace(bits=bits))
-    for line in [*([] if last else options.shrunk(args, options.IMAGENET)), *(f'note: {note}' for note in notes)]:
+    for line in [
+        *([] if last else options.lowered_defaults(args, options.IMAGENET)),
+        *(f'note: {note}' for note in notes),
+    ]:
         say(line)
     progress = last['progress'] if last else copy.deepcopy(START)
     if last:

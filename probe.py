@@ -13,78 +13,9 @@ not see.
 """
 
 import argparse
-from pathlib import Path
-
-from common import options, parsers
-from common.errors import RunError, user_errors
-from common.own_options import check_name, split_options
-from common.registry import PROBES
-
-
-def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description='Simple classifiers on the frozen features of models.', allow_abbrev=False
-    )
-    group = parser.add_argument_group('features')
-    text = 'with ImageNet weights, or those of a file: a,b=PATH'
-    group.add_argument(
-        '--models', type=parsers.parse_names, default=[], metavar='NAME[=PATH],..', help=text, **parsers.LIST
-    )
-    group.add_argument('--checkpoint', type=Path, nargs='+', default=[], metavar='BEST.PT', help='of runs of train.py')
-    options.add_import_arg(group)
-    group.add_argument('--layer', help='a module by its name, e.g. layer3; if not given, the input of the classifier')
-    group.add_argument('--img_size', type=int, help="side of the square input, pixels; if not given, the model's own")
-    group.add_argument('--features_dir', type=Path, help='where features are kept (default: RUN_DIR/features)')
-    group = parser.add_argument_group('data')
-    options.add_dataset_args(group)
-    options.add_name_arg(group)
-    group.add_argument(
-        '--folds', type=parsers.parse_numbers, default=[1], help='such as 1-5 (default: 1)', **parsers.LIST
-    )
-    text = 'take folds whose images may have trained the checkpoint; the results say so'
-    group.add_argument('--other_images', action='store_true', help=text)
-    group = parser.add_argument_group('classifiers')
-    text = f'of {",".join(PROBES)} (default: all)'
-    group.add_argument('--classifiers', type=parsers.parse_names, default=list(PROBES), help=text, **parsers.LIST)
-    text = 'the images that fit the classifier: train, or train and val together (default)'
-    group.add_argument('--train_on', choices=('train', 'trainval'), default='trainval', help=text)
-    group.add_argument('--shots', type=parsers.parse_numbers, help='images a class of these: 1,5,10', **parsers.LIST)
-    group.add_argument(
-        '--seeds', type=parsers.parse_numbers, help='of the draws of --shots (default: 42)', **parsers.LIST
-    )
-    group = parser.add_argument_group('system')
-    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
-    group.add_argument('--num_workers', type=int, help='loader processes')
-    group.add_argument('--run_dir', type=Path, default=Path('runs/probe'), help='where run folders are made')
-    group.add_argument('--force', action='store_true', help='make complete runs again')
-    return parser
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The options, checked. Raises RunError."""
-    args = get_args_parser().parse_args(argv)
-    args.dataset = options.choose_dataset(args.dataset, args.data_dir, split_options(vars(args)))
-    check_name(args.name, args.dataset)
-    options.check_names('classifiers', args.classifiers, PROBES)
-    options.check_bounds(args)
-    if not args.models and not args.checkpoint:
-        raise RunError('nothing to probe: give --models NAME,.. or --checkpoint BEST.PT')
-    if args.shots is not None and 0 in args.shots:
-        raise RunError('--shots 0: at least one image a class')
-    if args.seeds and not args.shots:
-        raise RunError('--seeds draws the images of --shots; without these every seed gives the same result')
-    if args.shots == [1] and args.classifiers == ['lda']:
-        raise RunError('--shots 1: lda needs two images a class, to see how they differ')
-    args.features_dir = args.features_dir or args.run_dir / 'features'
-    return args
-
-
-if __name__ == '__main__':
-    with user_errors('probe.py'):
-        parse_args()  # --help and bad options are answered before torch is imported, which takes seconds
-
 import signal
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -92,8 +23,11 @@ import sklearn
 import torch
 
 import features
-from common import distributed, own_data, predictions, runs
+from common import distributed, options, own_data, predictions, runs
 from common.distributed import say
+from common.errors import RunError, user_errors
+from common.options import check_name, split_options
+from common.registry import PROBES
 from common.results import CELL
 from common.splits import Splits, split_digest
 from common.timm_models import import_digest
@@ -220,6 +154,67 @@ def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: di
     predictions.write_predictions(folder / runs.PREDICTIONS, splits.test, splits.classes, chances, root, predicted)
     runs.write_json(folder / 'results.json', results)
     return results
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description='Simple classifiers on the frozen features of models.', allow_abbrev=False
+    )
+    group = parser.add_argument_group('features')
+    text = 'with ImageNet weights, or those of a file: a,b=PATH'
+    group.add_argument(
+        '--models', type=options.parse_names, default=[], metavar='NAME[=PATH],..', help=text, **options.LIST
+    )
+    group.add_argument('--checkpoint', type=Path, nargs='+', default=[], metavar='BEST.PT', help='of runs of train.py')
+    options.add_import_arg(group)
+    group.add_argument('--layer', help='a module by its name, e.g. layer3; if not given, the input of the classifier')
+    group.add_argument('--img_size', type=int, help="side of the square input, pixels; if not given, the model's own")
+    group.add_argument('--features_dir', type=Path, help='where features are kept (default: RUN_DIR/features)')
+    group = parser.add_argument_group('data')
+    options.add_dataset_args(group)
+    options.add_name_arg(group)
+    group.add_argument(
+        '--folds', type=options.parse_numbers, default=[1], help='such as 1-5 (default: 1)', **options.LIST
+    )
+    text = 'take folds whose images may have trained the checkpoint; the results say so'
+    group.add_argument('--other_images', action='store_true', help=text)
+    group = parser.add_argument_group('classifiers')
+    text = f'of {",".join(PROBES)} (default: all)'
+    group.add_argument('--classifiers', type=options.parse_names, default=list(PROBES), help=text, **options.LIST)
+    text = 'the images that fit the classifier: train, or train and val together (default)'
+    group.add_argument('--train_on', choices=('train', 'trainval'), default='trainval', help=text)
+    group.add_argument('--shots', type=options.parse_numbers, help='images a class of these: 1,5,10', **options.LIST)
+    group.add_argument(
+        '--seeds', type=options.parse_numbers, help='of the draws of --shots (default: 42)', **options.LIST
+    )
+    group = parser.add_argument_group('system')
+    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
+    group.add_argument('--num_workers', type=int, help='loader processes')
+    group.add_argument('--run_dir', type=Path, default=Path('runs/probe'), help='where run folders are made')
+    group.add_argument('--force', action='store_true', help='make complete runs again')
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options, checked. Raises RunError."""
+    args = get_args_parser().parse_args(argv)
+    args.dataset = options.choose_dataset(args.dataset, args.data_dir, split_options(vars(args)))
+    check_name(args.name, args.dataset)
+    options.check_names('classifiers', args.classifiers, PROBES)
+    options.check_bounds(args)
+    if not args.models and not args.checkpoint:
+        raise RunError('nothing to probe: give --models NAME,.. or --checkpoint BEST.PT')
+    if args.shots is not None and 0 in args.shots:
+        raise RunError('--shots 0: at least one image a class')
+    if args.seeds and not args.shots:
+        raise RunError('--seeds draws the images of --shots; without these every seed gives the same result')
+    if args.shots == [1] and args.classifiers == ['lda']:
+        raise RunError('--shots 1: lda needs two images a class, to see how they differ')
+    args.features_dir = args.features_dir or args.run_dir / 'features'
+    return args
 
 
 def main(args: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from common import options, own_options, parsers, runs, tuning
+from common import options, runs, tuning
 from common.errors import DataError, RunError, user_errors
 from common.grid import DONE, OTHER_CONFIG, Grid, Run, say, state_of
 from common.registry import DATASETS, nameable
@@ -63,7 +63,7 @@ def base_of(args: argparse.Namespace, passed: list[str]) -> list[str]:
         if any(word == single or word.startswith(f'{single}=') for word in passed):
             raise RunError(f"{single} is train.py's; here it is {single}s")
     base = ['--dataset', args.dataset, *(['--data_dir', args.data_dir] if args.data_dir else [])]
-    base += own_options.split_words(own_options.split_options(vars(args)))
+    base += options.split_words(options.split_options(vars(args)))
     return [*base, '--run_dir', str(args.run_dir), *passed]
 
 
@@ -162,17 +162,17 @@ def check_folders(grids: list[list[Run]]) -> None:
 def add_grid_args(parser: argparse.ArgumentParser) -> None:
     """The options of a grid but for its models: shared with ablation.py."""
     options.add_dataset_args(parser)
-    parser.add_argument('--folds', **parsers.LIST, type=parsers.parse_numbers, default='1', help='such as 1-10 or 1,3')
-    parser.add_argument('--seeds', **parsers.LIST, type=parsers.parse_numbers, default='42', help='such as 42,43,44')
+    parser.add_argument('--folds', **options.LIST, type=options.parse_numbers, default='1', help='such as 1-10 or 1,3')
+    parser.add_argument('--seeds', **options.LIST, type=options.parse_numbers, default='42', help='such as 42,43,44')
     parser.add_argument('--run_dir', type=Path, default=Path('runs'), help='where run folders are made')
     parser.add_argument('--dry_run', action='store_true', help='print the plan and stop')
     parser.add_argument('--jobs', type=int, help='runs at once; by default one, or one for each of --gpus')
-    parser.add_argument('--gpus', **parsers.LIST, type=parsers.parse_gpus, help='as CUDA_VISIBLE_DEVICES: 0,1')
+    parser.add_argument('--gpus', **options.LIST, type=options.parse_gpus, help='as CUDA_VISIBLE_DEVICES: 0,1')
     parser.add_argument('--launcher', choices=('local', 'slurm'), default='local', help='slurm: --jobs tasks at once')
     parser.add_argument(
         '--slurm',
-        **parsers.LIST,
-        type=parsers.parse_sbatch,
+        **options.LIST,
+        type=options.parse_sbatch,
         default={},
         metavar='NAME=VALUE,..',
         help='long options of sbatch, such as partition=gpu,gres=gpu:1,cpus-per-task=4,time=600 (in minutes)',
@@ -195,7 +195,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument('--models', **parsers.LIST, type=parsers.parse_names, required=True, help='such as a,b')
+    parser.add_argument('--models', **options.LIST, type=options.parse_names, required=True, help='such as a,b')
     add_grid_args(parser)
     return parser
 
@@ -204,14 +204,14 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     args.jobs = len(args.gpus or '1') if args.jobs is None else args.jobs
     if args.jobs < 1:
         raise RunError(f'--jobs {args.jobs} must be at least 1')
-    named, own = args.dataset or args.lists, own_options.split_options(vars(args))
+    named, own = args.dataset or args.lists, options.split_options(vars(args))
     args.dataset = options.choose_dataset(args.dataset, args.data_dir, own)
     if named is None:
         where = '' if args.data_dir is None else f': the layout of {args.data_dir}'
         say(f'note: --dataset is {args.dataset}{where}; --dataset can name another')
     args.folds = available_folds(args.dataset, args.folds)
     parsed = options.parse_args(base_of(args, passed))
-    for line in options.shrunk(parsed, options.RECIPES[parsed.recipe]):
+    for line in options.lowered_defaults(parsed, options.RECIPES[parsed.recipe]):
         say(line)
     grid = make_grid(args, passed)
     if not args.tune and (args.tune_fold is not None or args.tune_seed is not None):
@@ -295,7 +295,7 @@ def check_data(args: argparse.Namespace, grid: list[Run], needed: bool) -> None:
             begun[run.options['fold']].append(run.folder)
     for fold in dict.fromkeys(run.options['fold'] for run in grid) if needed else begun:
         try:
-            splits = load_splits(args.dataset, args.data_dir, fold, own_options.split_options(vars(args)))
+            splits = load_splits(args.dataset, args.data_dir, fold, options.split_options(vars(args)))
             digest = split_digest(splits) if begun[fold] else None
         except (DataError, OSError) as error:
             if needed:
@@ -312,11 +312,8 @@ def check_data(args: argparse.Namespace, grid: list[Run], needed: bool) -> None:
 
 def make_runs(args: argparse.Namespace, todo: list[Run], total: int, noun: str) -> None:
     """Make the runs that are left of a grid of `total`, here or through SLURM, and report on them."""
-    from common.cache import open_cache  # here, because numpy slows --dry_run down
-
     if args.launcher == 'slurm':
         return submit(args, todo, noun)
-    open_cache(todo[0].options['cache'])  # so that runs find the images that others have decoded
     work = Grid(todo, total - len(todo), args)
     work.run()
     for run in work.failed:

@@ -34,7 +34,7 @@ import models
 import trained
 from common import checkpoint, distributed, own_data, predictions
 from common.distributed import autocast, is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights
-from common.own_options import split_options
+from common.options import split_options
 from common.splits import Splits, bits_of, split_digest
 from common.timm_models import model_defines
 from common.weights import weights_identity
@@ -108,7 +108,7 @@ def say_opening(run: Run, progress: dict) -> None:
     images = dict(train=len(splits.train), validate=len(splits.val), test=len(splits.test))
     weights, environment, world = progress['pretrained'], run.config['environment'], process_rank()[1]
     say(runs.opening(args, f'{data}, fold {args.fold}', images, len(splits.classes), weights, environment, world))
-    for line in options.shrunk(args, options.RECIPES[args.recipe]):
+    for line in options.lowered_defaults(args, options.RECIPES[args.recipe]):
         say(line)
     for line in share_object(lambda: passed_over(args.dataset, args.data_dir, splits, split_options(vars(args)))):
         say(f'note: {line}')

@@ -19,8 +19,8 @@ from common.distributed import AMP_DTYPES, autocast, is_quiet, resolve_amp, say
 from common.errors import DataError, ModelError, RunError
 from common.images import SYNTHETIC, image_bits
 from common.names import composed
+from common.options import SplitOptions, split_options
 from common.own_data import root_of
-from common.own_options import SplitOptions, split_options
 from common.registry import DATASETS, dataset_label
 from common.splits import Splits, split_digest
 from common.timm_models import import_file, problem_of

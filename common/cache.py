@@ -1,22 +1,20 @@
 """A cache of decoded images, shared between epochs and between all runs on this machine. No torch.
 
 Each image is a file: height and width as two little-endian 32-bit integers, then height * width RGB pixels. Its name is
-a digest of its source, so a changed source is another file. Files are written atomically; any number of runs may read
-and write at once. What does not fit is decoded each time.
+a digest of its source, so a changed source is another file. Any number of runs may read, write and remove files at
+once, as they are written atomically and an image that is not there is decoded. What does not fit is decoded each time;
+a cache that is full is emptied by the next run.
 
-    ram    in the memory of the machine (/dev/shm); the last run that uses it empties it, unless it is killed
-    disk   in the user's cache folder, permanently
+    ram    in the memory of the machine (/dev/shm), until that is restarted or the folder removed
+    disk   in the user's cache folder
     none   no cache
 """
 
-import atexit
 import contextlib
-import errno
 import hashlib
 import mmap
 import os
 import shutil
-import stat
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -27,13 +25,13 @@ import numpy as np
 from PIL import __version__ as PILLOW
 
 from common.errors import CacheError
-from common.locks import fcntl
 from common.machine import memory
 
 VERSION = f'3 {PILLOW}'  # increase the number when the same source gives other pixels
 SHARED_MEMORY = Path('/dev/shm')
 RESERVE = 2**30  # bytes of it that are never used: all of it, in a container with 64 MB
-USERS = '.users'  # every process that uses a cache in ram holds a shared lock on it
+SLACK = 2**26  # bytes below the limit from which a cache is full
+SUFFIX = '.rgb'
 HEADER = 8  # bytes
 
 
@@ -48,11 +46,9 @@ class Cache(NamedTuple):
 
         Returns:
             (H, W, 3) uint8; changes to it stay in this process.
-
-        Raises:
-            CacheError: the folder cannot be written for a reason other than a full disk.
         """
-        path = self.folder / hashlib.sha256(f'{VERSION} {source}'.encode(errors='surrogateescape')).hexdigest()[:32]
+        digest = hashlib.sha256(f'{VERSION} {source}'.encode(errors='surrogateescape')).hexdigest()[:32]
+        path = self.folder / f'{digest}{SUFFIX}'
         image = _read(path)
         if image is None:
             image = make()
@@ -60,7 +56,8 @@ class Cache(NamedTuple):
         return image
 
     def _write(self, path: Path, image: np.ndarray) -> None:
-        temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
+        """Write a file atomically, or none where it does not fit or the disk refuses."""
+        temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}')
         try:
             if shutil.disk_usage(self.folder).used + image.nbytes > self.limit:
                 return
@@ -70,11 +67,14 @@ class Cache(NamedTuple):
                 file.flush()
                 os.fsync(file.fileno())  # or a crash of the machine may leave zeros; free in memory
             os.replace(temporary, path)
-        except OSError as error:
-            with contextlib.suppress(FileNotFoundError):
+        except OSError:
+            with contextlib.suppress(OSError):
                 temporary.unlink()
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):  # full disk; folder removed by the user
-                raise CacheError(f'{path}: cannot be written ({error.strerror}); --cache none avoids it') from error
+
+    def empty_if_full(self) -> None:
+        if shutil.disk_usage(self.folder).used > self.limit - SLACK:
+            for path in self.folder.glob(f'*{SUFFIX}*'):
+                path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> np.ndarray | None:
@@ -90,7 +90,7 @@ def _read(path: Path) -> np.ndarray | None:
 
 
 def open_cache(kind: str) -> Cache | None:
-    """The cache of this user on this machine, None for 'none'; this process is registered as a user until it ends.
+    """The cache of this user on this machine; None for 'none'.
 
     Raises:
         CacheError: its folder cannot be made or belongs to another user.
@@ -98,52 +98,19 @@ def open_cache(kind: str) -> Cache | None:
     if kind == 'none':
         return None
     in_memory = kind == 'ram' and os.access(SHARED_MEMORY, os.W_OK)
-    if in_memory:
-        folder = SHARED_MEMORY / f'twistnet-{os.getuid()}'
-    elif kind == 'ram':  # a system without /dev/shm
-        folder = Path(tempfile.gettempdir()) / f'twistnet-{os.getuid()}'
-    else:
-        folder = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')) / 'twistnet'
-        if not folder.is_absolute():
-            raise CacheError('--cache disk: there is no home directory; set XDG_CACHE_HOME to a folder')
     try:
-        if folder.is_symlink() and not folder.exists():
-            raise CacheError(f'{folder}: a link to {os.readlink(folder)}, which is not there')
+        if kind == 'ram':  # some systems have no /dev/shm
+            folder = Path(SHARED_MEMORY if in_memory else tempfile.gettempdir(), f'twistnet-{os.getuid()}')
+        else:
+            folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache', 'twistnet')
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # A link of the user is followed; one in /dev/shm may be another user's.
-        if not stat.S_ISDIR(folder.stat().st_mode) or {folder.lstat().st_uid, folder.stat().st_uid} != {os.getuid()}:
-            raise CacheError(f'{folder}: belongs to another user; --cache none avoids it')
-        if kind == 'ram':
-            _register(folder)
         total = shutil.disk_usage(folder).total
-    except OSError as error:
-        raise CacheError(f'{folder}: cannot be made ({error.strerror}); --cache none avoids it') from error
+        # A link of the user is followed; one in /dev/shm may be another user's.
+        if {folder.lstat().st_uid, folder.stat().st_uid} != {os.getuid()}:
+            raise CacheError(f'{folder}: belongs to another user; --cache none avoids it')
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
+        raise CacheError(f'--cache {kind}: {error}; --cache none avoids it') from error
     # Loader processes pass batches through /dev/shm too, and files there count as memory of the processes.
-    return Cache(folder, min(max(0, total - RESERVE) // 2, memory() // 4) if in_memory else total - total // 10)
-
-
-_users: dict[Path, object] = {}  # open lock files, by folder
-
-
-def _register(folder: Path) -> None:
-    """Register this process as a user of a folder; the last user empties it at its end."""
-    if folder in _users:
-        return
-    file = open(folder / USERS, 'a')  # noqa: SIM115
-    fcntl.flock(file, fcntl.LOCK_SH)  # waits while the last user empties it
-    _users[folder] = file
-    atexit.register(_unregister, folder, os.getpid())
-
-
-def _unregister(folder: Path, owner: int) -> None:
-    if os.getpid() != owner:  # a forked child
-        return
-    file = _users.pop(folder)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # others use it
-        return
-    with contextlib.suppress(FileNotFoundError):  # the user has removed the folder
-        for path in list(folder.iterdir()):
-            if path.name != USERS:
-                path.unlink(missing_ok=True)
+    cache = Cache(folder, min(max(0, total - RESERVE) // 2, memory() // 4) if in_memory else total - total // 10)
+    cache.empty_if_full()
+    return cache

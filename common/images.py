@@ -242,15 +242,8 @@ def read_pixels(
 ) -> np.ndarray:
     """The image at a path of a split as a writable (H, W, 3) uint8 array, from the cache if it is there.
 
-    Args:
-        path: of a split.
-        cache: where to store it.
-        what: describes `prepare` in full: part of the key in the cache.
-        prepare: applied before it is stored.
-        bits: as for open_image.
-
-    Raises:
-        DataError: as open_image.
+    `prepare` is applied before it is stored, and `what` describes it in full: both are part of the key in the cache.
+    `bits`, and errors, are those of open_image.
     """
 
     def make() -> np.ndarray:
@@ -261,6 +254,6 @@ def read_pixels(
         return make()
     try:
         source = stamp(path)
-    except OSError as error:
-        raise DataError(f'{path}: cannot be read as an image ({error.strerror})') from error
+    except OSError:  # make() says why
+        return make()
     return cache.load(f'{what} {bits} {source}', make)

@@ -1,14 +1,15 @@
-"""Options: the recipes, the parser of train.py, parsers that scripts share, and the bounds of values. No torch."""
+"""Options: the recipes, the groups of options that scripts share, and what their values may be. No torch."""
 
 import argparse
+import re
+import shlex
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
+from typing import NamedTuple
 
-from common import parsers
 from common.errors import RunError
-from common.optimizers import has_momentum
-from common.own_options import AS_IT_IS, SplitOptions, add_split_args, check_name, check_split_options, split_options
-from common.registry import DATASETS, MODELS, WEIGHTS_DIR, entry_of, has_stci, is_own, size_problem
+from common.registry import DATASETS, MODELS, WEIGHTS_DIR, entry_of, has_stci, is_own, nameable, size_problem
 
 DEFAULT = dict(
     img_size=224,
@@ -28,30 +29,24 @@ DEFAULT = dict(
     crop_scale=[0.08, 1.0],
     hflip=0.5,
 )
-RECIPES = {
-    'default': DEFAULT,
-    # The paper's later protocol, from scratch (arXiv 2602.07262).
-    'scratch': DEFAULT | dict(lr=0.05, min_lr=1e-5, epochs=200, batch_size=64, warmup_epochs=10, crop_scale=[0.2, 1.0]),
-    # A minute on a laptop. No flip: it would turn the synthetic classes at 45 degrees into those at 135.
-    'demo': DEFAULT
-    | dict(
-        img_size=64,
-        epochs=10,
-        lr=0.05,
-        warmup_epochs=1,
-        mixup=0.0,
-        cutmix=0.0,
-        randaug_n=0,
-        crop_scale=[0.5, 1.0],
-        hflip=0.0,
-    ),
-}
+# The paper's later protocol, from scratch (arXiv 2602.07262).
+SCRATCH = DEFAULT | dict(lr=0.05, min_lr=1e-5, epochs=200, batch_size=64, warmup_epochs=10, crop_scale=[0.2, 1.0])
+# A minute on a laptop. No flip: it would turn the synthetic classes at 45 degrees into those at 135.
+DEMO = DEFAULT | dict(img_size=64, epochs=10, lr=0.05, warmup_epochs=1, mixup=0.0, cutmix=0.0, randaug_n=0)
+DEMO |= dict(crop_scale=[0.5, 1.0], hflip=0.0)
+RECIPES = dict(default=DEFAULT, scratch=SCRATCH, demo=DEMO)
 # Pretraining: the batch is each process's, the learning rate that of a global batch of BASE_BATCH images.
 BASE_BATCH = 1024
 IMAGENET = DEFAULT | dict(epochs=600, batch_size=256, lr=0.1, mixup=0.0, cutmix=0.0, randaug_n=0, clip_grad=0.0)
+
+# Options of train.py at the values that change nothing. At these they are left out of fingerprints, so that an option
+# that is added later leaves those of plain runs as they are. Pretraining has those of FIXED fixed.
+FIXED = dict(opt='sgd', layer_decay=None, gate_lr=1.0, class_weights=None)
+OWN_DATA = dict(name=None, groups=None, folds_total=None)
+NEUTRAL = FIXED | OWN_DATA | dict(ema=False, ema_decay=0.9999)
 # Options that determine where and how a run is computed, but not its result: not part of the fingerprint.
 # The file of --import counts by its content, see train.describe_run.
-SYSTEM_OPTIONS = (
+SYSTEM_OPTIONS = {
     'data_dir',
     'lists',
     'run_dir',
@@ -62,17 +57,10 @@ SYSTEM_OPTIONS = (
     'cache',
     'given',
     'imports',
-)
+}
 # The same of pretraining, whose fingerprint has the global batch in place of batch_size and accumulate.
-PRETRAINING_SYSTEM_OPTIONS = {*SYSTEM_OPTIONS, 'checkpoint_dir', 'weights_dir', 'resume', 'save_minutes', 'overwrite'}
-PRETRAINING_SYSTEM_OPTIONS |= {'max_bad_images', 'max_skipped', 'batch_size', 'accumulate'}
-
-# Options of train.py at the values that change nothing. They came after its first runs, whose fingerprints they leave
-# as they are; pretraining has those of FIXED fixed.
-FIXED = dict(opt='sgd', layer_decay=None, gate_lr=1.0, class_weights=None)
-OWN_DATA = dict(name=None, groups=None, folds_total=None)
-NEUTRAL = FIXED | OWN_DATA | dict(ema=False, ema_decay=0.9999)
-PRETRAINING_SYSTEM_OPTIONS |= FIXED.keys()
+PRETRAINING_SYSTEM_OPTIONS = SYSTEM_OPTIONS | FIXED.keys() | {'batch_size', 'accumulate', 'checkpoint_dir', 'resume'}
+PRETRAINING_SYSTEM_OPTIONS |= {'weights_dir', 'overwrite', 'save_minutes', 'max_bad_images', 'max_skipped'}
 
 NO_GATES = '--gate_lr {gate_lr}: {model} has no gates; train models without gates by a command without --gate_lr'
 BASELINES = ('resnet18', 'twistnet18')  # of tables without --baseline: the first that has runs
@@ -106,68 +94,61 @@ BOUNDS = dict(
     max_skipped=(1, 10**9),
 )
 
-
-def add_data_args(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('data')
-    add_dataset_args(group)
-    group.add_argument('--fold', type=int, default=1, help='from 1')
-    group.add_argument('--img_size', type=int, help='side of the square input, pixels')
-    add_name_arg(group)
+MOMENTUM = dict(sgd=True, adamw=False)  # whether an optimiser has it; timm knows of all others, but imports torch
+# Optimisers of timm that no run can use: they need second derivatives, bitsandbytes or apex, or do not resume in the
+# same bits.
+UNUSABLE = ['adahessian', 'bnb*', 'fused*', 'kron*']
 
 
-def add_name_arg(group) -> None:
-    group.add_argument(
-        '--name', help='what run folders, tables and figures call data of your own; if not given, the --dataset'
-    )
+# ---------------------------------------------------------------------------------------------- options with commas
 
 
-def add_dataset_args(group) -> None:
-    """The data set, its folder and how it is divided; see choose_dataset."""
-    group.add_argument(
-        '--dataset',
-        help=f'one of {", ".join(DATASETS)}; if not given, by the layout of --data_dir, or synthetic without it',
-    )
-    group.add_argument('--data_dir', help='root of the data set; synthetic has none')
-    add_split_args(group)
+class Listed(argparse.Action):
+    """Joins values separated by commas, spaces or both: '--seeds 42 43' is '--seeds 42,43'."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        joined, *rest = values  # a list or a dictionary each, as `type` returns it
+        for part in rest:
+            joined = joined | part if isinstance(part, dict) else joined + part
+        setattr(namespace, self.dest, joined)
 
 
-def choose_dataset(dataset: str | None, data_dir: str | Path | None, own: SplitOptions = AS_IT_IS) -> str:
-    """The data set that is named, or else `lists` for a list, or else the one whose layout data_dir has.
-
-    Args:
-        dataset: a key of DATASETS, or None.
-        data_dir: its root, or None, as for 'synthetic'.
-        own: how it is divided.
-
-    Raises:
-        RunError: no such data set, `synthetic` with a folder, which it would not read, or options that do not fit.
-    """
-    dataset = _chosen(dataset or ('lists' if own.lists is not None else None), data_dir)
-    check_split_options(dataset, own)
-    return dataset
+LIST = dict(nargs='+', action=Listed)  # arguments of add_argument for an option that takes a list
 
 
-def _chosen(dataset: str | None, data_dir: str | Path | None) -> str:
-    if dataset is not None and dataset not in DATASETS:
-        raise RunError(f"unknown data set '{dataset}'; the data sets are: {', '.join(DATASETS)}")
-    if dataset == 'synthetic' and data_dir is not None:
-        raise RunError(
-            f'--dataset synthetic is drawn and would not read --data_dir {data_dir}; leave --dataset out for the '
-            'images there, or --data_dir for the drawn ones'
-        )
-    if dataset is not None or data_dir is None:
-        return dataset or 'synthetic'
-    for name, entry in DATASETS.items():
-        for root in (Path(data_dir), Path(data_dir) / entry.get('top', '')):
-            if 'layout' in entry and all(next(root.glob(pattern), None) for pattern in entry['layout']):
-                return name
-    return 'folder'
+def parse_numbers(text: str) -> list[int]:
+    """'1-3,7' is [1, 2, 3, 7], in this order, each once; a comma at an end is ignored."""
+    numbers: list[int] = []
+    for part in text.strip(' ,').split(','):
+        first, dash, last = part.strip().partition('-')
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers such as 1-10 or 42,43,44")
+        first, last = int(first), int(last or first)
+        if last < first or last - first > 10_000:
+            raise argparse.ArgumentTypeError(f"'{part}' is no range of numbers such as 1-10")
+        numbers += range(first, last + 1)
+    return list(dict.fromkeys(numbers))
 
 
-def check_names(option: str, names: Iterable[str], known: dict) -> None:
-    """Raise RunError for a name that the registry does not have."""
-    if unknown := [name for name in names if name not in known]:
-        raise RunError(f"--{option}: unknown '{unknown[0]}'; there are: {', '.join(known)}")
+def parse_names(text: str) -> list[str]:
+    """'a,b' is ['a', 'b'], each once."""
+    names = [name.strip() for name in text.split(',') if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError('names nothing')
+    return list(dict.fromkeys(names))
+
+
+def parse_gpus(text: str) -> list[str]:
+    """'0,0,1' is ['0', '0', '1']: two runs share the first device."""
+    return [name.strip() for name in text.split(',') if name.strip()]
+
+
+def parse_sbatch(text: str) -> dict[str, str | bool]:
+    """'partition=gpu,exclusive' is {'partition': 'gpu', 'exclusive': True}."""
+    pairs = [pair.strip().removeprefix('--').partition('=') for pair in text.strip(' ,').split(',')]
+    if not all(name for name, _, _ in pairs):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of NAME=VALUE or NAME")
+    return {name: value if equals else True for name, equals, value in pairs}
 
 
 def labels(text: str) -> dict[str, str]:
@@ -175,24 +156,152 @@ def labels(text: str) -> dict[str, str]:
     return dict(pair.split('=', 1) for pair in text.split(','))
 
 
-def add_labels_arg(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--labels',
-        type=labels,
-        default={},
-        metavar='KEY=NAME,..',
-        help="other names for data sets, for a tree of one's own in DTD's layout, say",
+# ---------------------------------------------------------------------------------------------- data
+
+
+CONTENT = 'content'  # of --groups: files of the same bytes
+FOLDS = 5  # of a partition without --folds_total
+FEWEST = 3  # folds: one tests, the next validates and the rest train
+NAME = r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}'  # of --name
+
+
+class SplitOptions(NamedTuple):
+    """How the user's own images are divided; see common/own_data.py."""
+
+    lists: str | None = None  # a CSV of images
+    groups: str | None = None  # a regular expression, or CONTENT
+    folds_total: int | None = None  # None: FOLDS
+
+
+AS_IT_IS = SplitOptions()  # no option is given
+
+
+def split_options(values: dict) -> SplitOptions:
+    """Those among options by name."""
+    return SplitOptions(*(values.get(key) for key in SplitOptions._fields))
+
+
+def split_words(custom: SplitOptions) -> list[str]:
+    """The words of a command line that give these options."""
+    return [f'--{key}={value}' for key, value in custom._asdict().items() if value is not None]
+
+
+def add_split_args(group) -> None:
+    """How the user's own images are divided: the fields of SplitOptions."""
+    text = 'images of --dataset lists: path, label and, if there, subset or fold, and group'
+    group.add_argument('--lists', metavar='CSV', help=text)
+    text = (
+        'of folder and lists: images whose names have the same match (its first group, if it has one) stand on '
+        f'one side; {CONTENT}: files of the same bytes do'
     )
+    group.add_argument('--groups', metavar='REGEX', help=text)
+
+    def folds(text: str) -> int | None:
+        return None if int(text) == FOLDS else int(text)
+
+    text = f'of folder and lists: how many folds, {FOLDS} if not given'
+    group.add_argument('--folds_total', type=folds, metavar='K', help=text)
+
+
+def add_dataset_args(group) -> None:
+    """The data set, its folder and how it is divided; see choose_dataset."""
+    names = ', '.join(DATASETS)
+    text = f'one of {names}; if not given, by the layout of --data_dir, or synthetic without it'
+    group.add_argument('--dataset', help=text)
+    group.add_argument('--data_dir', help='root of the data set; synthetic has none')
+    add_split_args(group)
+
+
+def add_name_arg(group) -> None:
+    text = 'what run folders, tables and figures call data of your own; if not given, the --dataset'
+    group.add_argument('--name', help=text)
+
+
+def choose_dataset(dataset: str | None, data_dir: str | Path | None, custom: SplitOptions = AS_IT_IS) -> str:
+    """The data set that is named, or else `lists` for a list, or else the one whose layout data_dir has.
+
+    Raises:
+        RunError: no such data set, `synthetic` with a folder, which it would not read, or options that do not fit.
+    """
+    dataset = dataset or ('lists' if custom.lists is not None else None)
+    if dataset is not None and dataset not in DATASETS:
+        raise RunError(f"unknown data set '{dataset}'; the data sets are: {', '.join(DATASETS)}")
+    if dataset == 'synthetic' and data_dir is not None:
+        raise RunError(
+            f'--dataset synthetic is drawn and would not read --data_dir {data_dir}; leave --dataset out for the '
+            'images there, or --data_dir for the drawn ones'
+        )
+    dataset = dataset or ('synthetic' if data_dir is None else _layout_of(Path(data_dir)))
+    check_split_options(dataset, custom)
+    return dataset
+
+
+def _layout_of(data_dir: Path) -> str:
+    for name, entry in DATASETS.items():
+        for root in (data_dir, data_dir / entry.get('top', '')):
+            if 'layout' in entry and all(next(root.glob(pattern), None) for pattern in entry['layout']):
+                return name
+    return 'folder'
+
+
+def check_split_options(dataset: str, custom: SplitOptions) -> None:
+    """Raise RunError for options that do not fit the data set."""
+    lists, groups, folds_total = custom
+    if lists is None and dataset == 'lists':
+        raise RunError('--dataset lists needs --lists, a CSV file with the columns path and label')
+    if lists is not None and dataset != 'lists':
+        raise RunError(f'--lists {lists} is for --dataset lists, not for {dataset}; leave one of them out')
+    option = '--groups' if groups is not None else '--folds_total' if folds_total is not None else None
+    if option and not DATASETS[dataset].get('own'):
+        raise RunError(
+            f'{option} is for folder and lists, and {dataset} has folds of its own; leave it out, or name '
+            '--dataset folder'
+        )
+    try:
+        re.compile(groups or '')
+    except re.error as error:
+        raise RunError(f'--groups {groups}: is no regular expression ({error})') from error
+    if folds_total is not None and not FEWEST <= folds_total <= 1000:
+        raise RunError(
+            f'--folds_total {folds_total} must be from {FEWEST} to 1000: one fold tests, one validates, the rest train'
+        )
+
+
+def check_name(name: str | None, dataset: str) -> None:
+    """Raise RunError for a --name that is no part of a folder's name, or that is taken."""
+    if name is None:
+        return
+    if not re.fullmatch(NAME, name) or re.search(r'_fold\d', name):
+        raise RunError(
+            f'--name {shlex.quote(name)} must be letters, digits, - and _, at most 64, the first a letter or digit, '
+            "without '_fold1' and the like"
+        )
+    if name.casefold() in {word.casefold() for key, entry in DATASETS.items() for word in (key, entry['label'])}:
+        raise RunError(f'--name {name} is what a data set of the registry is called; take another name')
+    if not nameable(dataset):
+        raise RunError(f'--name {name}: {dataset} has a name; --name is for folder, lists and trees laid out as dtd')
+
+
+# ---------------------------------------------------------------------------------------------- groups of options
+
+
+def add_import_arg(group) -> None:
+    text = 'a file of your own that registers models with timm'
+    group.add_argument('--import', dest='imports', metavar='FILE.py', help=text)
+
+
+def add_labels_arg(parser: argparse.ArgumentParser) -> None:
+    text = "other names for data sets, for a tree of one's own in DTD's layout, say"
+    parser.add_argument('--labels', type=labels, default={}, metavar='KEY=NAME,..', help=text)
 
 
 def add_run_args(parser: argparse.ArgumentParser) -> None:
     """Which runs: of summarize_runs.py and plot_results.py."""
     parser.add_argument('--run_dir', type=Path, nargs='+', default=[Path('runs')], help='one folder or several')
-    parser.add_argument('--models', type=parsers.parse_names, help='only these, in this order: a,b')
+    parser.add_argument('--models', type=parse_names, help='only these, in this order: a,b')
     add_labels_arg(parser)
-    parser.add_argument(
-        '--baseline', help=f'the model that the others are compared with (default: {", else ".join(BASELINES)})'
-    )
+    text = f'the model that the others are compared with (default: {", else ".join(BASELINES)})'
+    parser.add_argument('--baseline', help=text)
 
 
 def add_inside_args(parser: argparse.ArgumentParser) -> None:
@@ -212,12 +321,8 @@ def add_data_of_run_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--data_dir', help="its root; if not given, the run's own")
     group.add_argument('--fold', type=int, help="from 1; if not given, the run's own")
     group.add_argument('--lists', metavar='CSV', help="the list of --dataset lists; if not given, the run's own")
-    group.add_argument(
-        '--other_images',
-        action='store_true',
-        default=None,  # as of the other options that only a checkpoint takes
-        help='take images of another split than the one the run recorded, which may have trained the model',
-    )
+    text = 'take images of another split than the one the run recorded, which may have trained the model'
+    group.add_argument('--other_images', action='store_true', default=None, help=text)  # None: not given
 
 
 def add_inference_args(parser: argparse.ArgumentParser) -> None:
@@ -231,29 +336,29 @@ def add_inference_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--num_workers', type=int, help='loader processes; the result does not depend on it')
 
 
-def add_import_arg(group) -> None:
-    group.add_argument(
-        '--import', dest='imports', metavar='FILE.py', help='a file of your own that registers models with timm'
-    )
+def add_data_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('data')
+    add_dataset_args(group)
+    group.add_argument('--fold', type=int, default=1, help='from 1')
+    group.add_argument('--img_size', type=int, help='side of the square input, pixels')
+    add_name_arg(group)
 
 
-MODEL_HELP = 'a name that `python models.py` lists, any model of timm, or stci_NAME: such a CNN with STCI put in'
+def add_model_arg(group) -> None:
+    text = 'a name that `python models.py` lists, any model of timm, or stci_NAME: such a CNN with STCI put in'
+    group.add_argument('--model', default='twistnet18', help=text)
+    add_import_arg(group)
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('model')
-    group.add_argument('--model', default='twistnet18', help=MODEL_HELP)
-    add_import_arg(group)
-    group.add_argument(
-        '--pretrained',
-        nargs='?',
-        const=True,
-        default=False,
-        metavar='PATH',
-        help='start from ImageNet weights: alone, the registered ones (see weights/README.md), or those of '
+    add_model_arg(group)
+    text = (
+        'start from ImageNet weights: alone, the registered ones (see weights/README.md), or those of '
         'timm; with PATH, that file (.pt, .pth, .safetensors); trunk or trunk=PATH: the whole of a ResNet-18 into the '
-        'trunk of TwistNet-18, instead of stem, layer1 and layer2',
+        'trunk of TwistNet-18, instead of stem, layer1 and layer2'
     )
+    group.add_argument('--pretrained', nargs='?', const=True, default=False, metavar='PATH', help=text)
 
 
 def add_optimisation_args(parser: argparse.ArgumentParser, batch_of: str = 'of all processes together') -> None:
@@ -272,36 +377,24 @@ def add_optimisation_args(parser: argparse.ArgumentParser, batch_of: str = 'of a
 def add_optimizer_args(parser: argparse.ArgumentParser) -> None:
     """What of the optimisation train.py lets a run choose, beyond the recipe; see NEUTRAL."""
     group = parser.add_argument_group('optimiser')
-    group.add_argument(
-        '--opt',
-        type=str.lower,
-        metavar='NAME',
-        help="sgd, or a name of timm.optim's: adamw, lion, lamb, .. Weight decay is of all parameters for sgd; for the "
-        'others, as in timm, of those with two dimensions or more: not of biases, norms and gates',
+    text = (
+        "sgd, or a name of timm.optim's: adamw, lion, lamb, .. Weight decay is of all parameters for sgd; for the "
+        'others, as in timm, of those with two dimensions or more: not of biases, norms and gates'
     )
-    group.add_argument(
-        '--layer_decay',
-        type=float,
-        metavar='FACTOR',
-        help='of the learning rate from a block to the one before it, 0.75 say; the classifier learns at --lr',
+    group.add_argument('--opt', type=str.lower, metavar='NAME', help=text)
+    text = 'of the learning rate from a block to the one before it, 0.75 say; the classifier learns at --lr'
+    group.add_argument('--layer_decay', type=float, metavar='FACTOR', help=text)
+    text = 'of the learning rate of the gates of STCI branches'
+    group.add_argument('--gate_lr', type=float, metavar='FACTOR', help=text)
+    text = 'average the weights over the steps; the averaged ones are validated, chosen, saved and tested'
+    group.add_argument('--ema', action=argparse.BooleanOptionalAction, help=text)
+    text = 'of the average, a step; at step t at most 1 - t ** (-2 / 3), for short runs'
+    group.add_argument('--ema_decay', type=float, help=text)
+    text = (
+        'balanced: in the training loss, class c of K with n_c of the n training images weighs n / (K n_c), of '
+        'mixed and smoothed targets too; the validation and test losses are not weighted'
     )
-    group.add_argument(
-        '--gate_lr', type=float, metavar='FACTOR', help='of the learning rate of the gates of STCI branches'
-    )
-    group.add_argument(
-        '--ema',
-        action=argparse.BooleanOptionalAction,
-        help='average the weights over the steps; the averaged ones are validated, chosen, saved and tested',
-    )
-    group.add_argument(
-        '--ema_decay', type=float, help='of the average, a step; at step t at most 1 - t ** (-2 / 3), for short runs'
-    )
-    group.add_argument(
-        '--class_weights',
-        choices=('balanced',),
-        help='balanced: in the training loss, class c of K with n_c of the n training images weighs n / (K n_c), of '
-        'mixed and smoothed targets too; the validation and test losses are not weighted',
-    )
+    group.add_argument('--class_weights', choices=('balanced',), help=text)
     parser.set_defaults(**NEUTRAL)
 
 
@@ -312,9 +405,8 @@ def add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--randaug_n', type=int, help='RandAugment operations an image; 0: none')
     group.add_argument('--randaug_m', type=int, help='magnitude of RandAugment, 0 to 30')
     group.add_argument('--mixup', type=float, help='alpha of Mixup; 0: off')
-    group.add_argument(
-        '--cutmix', type=float, help='alpha of CutMix; 0: off. Where both are on, one of the two a batch'
-    )
+    text = 'alpha of CutMix; 0: off. Where both are on, one of the two a batch'
+    group.add_argument('--cutmix', type=float, help=text)
 
 
 def add_system_args(parser: argparse.ArgumentParser) -> None:
@@ -326,27 +418,18 @@ def add_system_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--num_workers', type=int, help='loader processes; the result does not depend on it')
 
 
+# ---------------------------------------------------------------------------------------------- training scripts
+
+
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='train.py',
-        description='Train one model on one fold of one data set.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        '--recipe',
-        choices=tuple(RECIPES),
-        help="default values of the options below; if not given, 'demo' for synthetic and 'default' for the rest",
-    )
+    parser = new_parser('train.py', 'Train one model on one fold of one data set.')
+    text = "default values of the options below; if not given, 'demo' for synthetic and 'default' for the rest"
+    parser.add_argument('--recipe', choices=tuple(RECIPES), help=text)
     for add in (add_data_args, add_model_args, add_optimisation_args, add_optimizer_args, add_augmentation_args):
         add(parser)
     add_system_args(parser)
-    parser.add_argument(
-        '--cache',
-        choices=CACHES,
-        default='ram',
-        help='where decoded images are kept, for all runs on this machine (see common/cache.py)',
-    )
+    text = 'where decoded images are kept, for all runs on this machine (see common/cache.py)'
+    parser.add_argument('--cache', choices=CACHES, default='ram', help=text)
     parser.add_argument('--run_dir', default='runs', help='where run folders are made')
     parser.add_argument('--force', action='store_true', help='discard the run in the folder and start again')
     parser.set_defaults(**RECIPES['default'])
@@ -354,17 +437,13 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def get_pretraining_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='pretrain_imagenet.py',
-        description='Pretrain a model on ImageNet-1K, or any tree of train/ and val/ class folders.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+    parser = new_parser(
+        'pretrain_imagenet.py', 'Pretrain a model on ImageNet-1K, or any tree of train/ and val/ class folders.'
     )
     group = parser.add_argument_group('data and model')
     group.add_argument('--data_dir', required=True, help='holds train/ and val/, each with a folder for each class')
     group.add_argument('--img_size', type=int, help='side of the square input, pixels')
-    group.add_argument('--model', default='twistnet18', help=MODEL_HELP)
-    add_import_arg(group)
+    add_model_arg(group)
     add_optimisation_args(parser, batch_of='of each process')
     add_augmentation_args(parser)
     add_system_args(parser)
@@ -388,6 +467,12 @@ def get_pretraining_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def new_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser that shows defaults and takes no abbreviations."""
+    shown = argparse.ArgumentDefaultsHelpFormatter
+    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=shown, allow_abbrev=False)
+
+
 def read(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     """The parsed command line, with `given`: the names of the options that it contains."""
     args = parser.parse_args(argv)
@@ -397,7 +482,7 @@ def read(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Na
 
 
 def fill(args: argparse.Namespace, recipe: dict) -> argparse.Namespace:
-    """Set options that were not given to the recipe's values, lowered to fit those that were given (see shrunk)."""
+    """Set options that were not given to the recipe's values, lowered to fit those that were (see lowered_defaults)."""
     for name, value in recipe.items():
         if name not in args.given:
             setattr(args, name, value)
@@ -409,11 +494,7 @@ def fill(args: argparse.Namespace, recipe: dict) -> argparse.Namespace:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Options of train.py from the command line, those not given from the recipe.
-
-    Raises:
-        RunError: the data set is unknown or not read, see choose_dataset, or its name is none.
-    """
+    """Options of train.py from the command line, those not given from the recipe."""
     args = read(get_args_parser(), argv)
     args.dataset = choose_dataset(args.dataset, args.data_dir, split_options(vars(args)))
     check_name(args.name, args.dataset)
@@ -424,6 +505,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def parse_pretraining_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of pretrain_imagenet.py from the command line."""
     return fill(read(get_pretraining_parser(), argv), IMAGENET)
+
+
+def defining(values: dict) -> dict:
+    """Of train.py's options by name, those that can change a bit of the result: the part of them in a fingerprint."""
+    neutral = {k for k, v in NEUTRAL.items() if values.get(k, v) == v}
+    return {k: v for k, v in values.items() if k not in SYSTEM_OPTIONS and k not in neutral}
+
+
+# ---------------------------------------------------------------------------------------------- values
 
 
 def largest_batch(values: dict, n_train: int, n_images: int, processes: int) -> int:
@@ -443,11 +533,7 @@ def largest_batch(values: dict, n_train: int, n_images: int, processes: int) -> 
 
 
 def check_batch(args: argparse.Namespace, n_train: int, n_images: int, world: int) -> None:
-    """Bring a default batch size down to what the data and the processes can fill; refuse a given one that is not.
-
-    Raises:
-        RunError: with the option and its bounds.
-    """
+    """Lower a default batch size to what the data and the processes can fill; raise RunError for a given one."""
     if 'batch_size' not in args.given:
         args.batch_size = largest_batch(vars(args), n_train, n_images, world)
     if not 2 * world <= args.batch_size <= n_train:
@@ -459,13 +545,7 @@ def check_batch(args: argparse.Namespace, n_train: int, n_images: int, world: in
         raise RunError(f'--batch_size {args.batch_size} must be a multiple of the {world} processes')
 
 
-def defining(values: dict) -> dict:
-    """Of train.py's options by name, those that can change a bit of the result: the part of them in a fingerprint."""
-    neutral = {k for k, v in NEUTRAL.items() if values.get(k, v) == v}
-    return {k: v for k, v in values.items() if k not in SYSTEM_OPTIONS and k not in neutral}
-
-
-def shrunk(args: argparse.Namespace, recipe: dict) -> list[str]:
+def lowered_defaults(args: argparse.Namespace, recipe: dict) -> list[str]:
     """One line for each default that was lowered, with what it had to fit, or that is another optimiser's."""
     bounds = dict(
         warmup_epochs=f'--epochs {args.epochs}',
@@ -482,12 +562,14 @@ def shrunk(args: argparse.Namespace, recipe: dict) -> list[str]:
     return notes
 
 
-def check_bounds(args: argparse.Namespace, **bounds: tuple[float, float]) -> None:
-    """Refuse values outside BOUNDS or `bounds`.
+def check_names(option: str, names: Iterable[str], known: dict) -> None:
+    """Raise RunError for a name that the registry does not have."""
+    if unknown := [name for name in names if name not in known]:
+        raise RunError(f"--{option}: unknown '{unknown[0]}'; there are: {', '.join(known)}")
 
-    Raises:
-        RunError: with the option and its bounds.
-    """
+
+def check_bounds(args: argparse.Namespace, **bounds: tuple[float, float]) -> None:
+    """Raise RunError for a value outside BOUNDS or `bounds`."""
     for name, (low, high) in (BOUNDS | bounds).items():
         value = getattr(args, name, None)
         if value is not None and not low <= value <= high:  # NaN fails too
@@ -503,13 +585,25 @@ def check_model(name: str) -> None:
             raise RunError(problem)
 
 
+def has_momentum(opt: str) -> bool:
+    """Whether an optimiser takes --momentum. Raises RunError for one that timm does not have or no run can use."""
+    if opt in MOMENTUM:
+        return MOMENTUM[opt]
+    import timm.optim  # here, because it imports torch
+
+    names = timm.optim.list_optimizers(exclude_filters=UNUSABLE)
+    if opt not in names:
+        close = get_close_matches(opt, names, n=5, cutoff=0.5) or [*MOMENTUM, 'lion', 'lamb']
+        raise RunError(
+            f'--opt {opt}: no optimiser of timm {timm.__version__} that runs can use; there are {", ".join(close)}, ..'
+        )
+    return timm.optim.get_optimizer_info(opt).has_momentum
+
+
 def fit_to_model(args: argparse.Namespace) -> None:
     """Import the file of --import, refuse an unknown model, and set an --img_size that is not given to its model's own.
 
     The registry's models keep the recipe's size, and a recipe that is small on purpose (demo) keeps its own.
-
-    Raises:
-        RunError: there is no such model. ModelError: the file to import, or that of the weights, cannot be used.
     """
     if args.imports is not None:
         from common.timm_models import import_file
@@ -523,11 +617,7 @@ def fit_to_model(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse values that no run can have, whatever its data set, after fit_to_model.
-
-    Raises:
-        RunError: with the option and its bounds. ModelError: as fit_to_model.
-    """
+    """Fit the options to the model, and raise RunError or ModelError for those that no run can have on any data."""
     fit_to_model(args)
     check_bounds(args)
     low, high = args.crop_scale

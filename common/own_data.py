@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from common.errors import DataError
 from common.names import class_notes, column_of, composed, is_hidden, subset_of
-from common.own_options import CONTENT, FEWEST, FOLDS, SplitOptions
+from common.options import CONTENT, FEWEST, FOLDS, SplitOptions
 from common.runs import counted, digest, write_atomic
 from common.splits import (
     SUBSETS,

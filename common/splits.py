@@ -10,7 +10,7 @@ from typing import NamedTuple
 from common.errors import DataError
 from common.images import SYNTHETIC, image_bits
 from common.names import near_miss
-from common.own_options import FEWEST, FOLDS
+from common.options import FEWEST, FOLDS
 from common.registry import DATASETS
 from common.runs import digest
 from common.trees import BadTreeError

@@ -20,6 +20,7 @@ from slurm_node import free_ports
 import models
 import train
 from common import options, registry, runs, tuning
+from common.cache import SHARED_MEMORY
 
 ROOT = Path(__file__).parent.parent
 # A program that holds the lock of a run folder until it is killed.
@@ -73,6 +74,16 @@ def tiny(monkeypatch) -> str:
     """The name of a TwistNet of two stages and width 8, registered for this test."""
     monkeypatch.setitem(models.MODELS, 'tiny', TINY)
     return 'tiny'
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _no_images_left():
+    """The images that tests put into --cache ram are of no use to anyone."""
+    folder = SHARED_MEMORY / f'twistnet-{os.getuid()}'
+    before = set(folder.glob('*'))
+    yield
+    for path in set(folder.glob('*')) - before:
+        path.unlink(missing_ok=True)
 
 
 @pytest.fixture

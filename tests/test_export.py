@@ -451,23 +451,6 @@ def test_bad_checkpoints_are_one_line(tmp_path):
     assert {path.suffix for path in tmp_path.iterdir()} == {'.pt'}
 
 
-def test_a_bad_option_is_one_line_before_torch(tmp_path):
-    (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
-    (tmp_path / 'there.pt2').touch()
-    command = [sys.executable, str(ROOT / 'export.py'), '--checkpoint', 'best.pt', '--format', 'pt2']
-    made = subprocess.run(
-        [*command, '--out', str(tmp_path / 'there.pt2')],
-        capture_output=True,
-        text=True,
-        env=dict(PYTHONPATH=str(tmp_path), PATH='/usr/bin'),
-    )
-    assert made.returncode == 1
-    assert made.stderr == (
-        f'export.py: error: {tmp_path / "there.pt2"}: is there already; --overwrite replaces it, --out takes another '
-        'name\n'
-    )
-
-
 def test_the_card_says_what_of_the_recipe_is_not_the_default():
     made = dict(dataset='folder', name='bricks', fold=1, lr=0.001, opt='adamw', ema=True, ema_decay=0.9999)
     taken = dict(img_size=32, crop_ratio=0.9, interpolation='bicubic', mean=[0.5], std=[0.5])

@@ -1,4 +1,4 @@
-"""The promises of common/own_data.py and own_options.py: lists, groups, folds and names of the user's own images."""
+"""The promises of common/own_data.py and options.py: lists, groups, folds and names of the user's own images."""
 
 import csv
 import itertools
@@ -22,7 +22,7 @@ import trained
 import visualize
 from common import options, own_data, runs
 from common.errors import DataError, RunError, UserError
-from common.own_options import CONTENT, SplitOptions, check_name
+from common.options import CONTENT, SplitOptions, check_name
 from common.splits import SUBSETS, Splits, split_digest
 from common.trees import read_index
 from datasets import load_splits, passed_over, tree_digest

@@ -123,7 +123,7 @@ def test_no_option_but_the_folder_is_needed(imagenet, tmp_path, tiny, monkeypatc
 
 def test_a_default_warm_up_makes_room_for_few_epochs():
     args = parse_args(['--data_dir', 'x', '--epochs', '3'])
-    assert (args.warmup_epochs, options.shrunk(args, options.IMAGENET)) == (
+    assert (args.warmup_epochs, options.lowered_defaults(args, options.IMAGENET)) == (
         2, ['note: --warmup_epochs is 2, not its default 5, to fit --epochs 3']
     )  # fmt: skip
     with pytest.raises(RunError, match='--epochs 3 must be greater than --warmup_epochs 3'):

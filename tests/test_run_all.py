@@ -15,10 +15,10 @@ from conftest import HOLD, ROOT, finish, start, write_image
 
 import ablation
 import run_all
-from common import options, parsers, runs, tuning
+from common import options, runs, tuning
 from common.errors import DataError, RunError
 from common.machine import cores
-from common.own_options import SplitOptions
+from common.options import SplitOptions
 from common.registry import MODELS
 from common.splits import split_digest
 from datasets import load_splits
@@ -75,11 +75,11 @@ def test_the_plan_of_a_large_grid_takes_half_a_second():
 
 
 def test_numbers():
-    assert parsers.parse_numbers('1-3,7,2') == [1, 2, 3, 7]
-    assert parsers.parse_numbers('42, 43') == [42, 43]
+    assert options.parse_numbers('1-3,7,2') == [1, 2, 3, 7]
+    assert options.parse_numbers('42, 43') == [42, 43]
     for wrong in ('', '3-1', 'a', '1-', '1..3', '-1', '1-99999999'):
         with pytest.raises(argparse.ArgumentTypeError):
-            parsers.parse_numbers(wrong)
+            options.parse_numbers(wrong)
 
 
 @pytest.mark.parametrize('words', ['42,43', '42 43', '42, 43', '42,43 42'])
@@ -499,12 +499,12 @@ def test_jobs_share_the_cores_and_the_devices(tmp_path):
 
 
 def test_devices_and_options_of_sbatch():
-    assert parsers.parse_gpus('0,0, 1') == ['0', '0', '1'], 'two runs on the first device'
-    assert parsers.parse_sbatch('partition=gpu,--exclusive,gres=gpu:1') == dict(
+    assert options.parse_gpus('0,0, 1') == ['0', '0', '1'], 'two runs on the first device'
+    assert options.parse_sbatch('partition=gpu,--exclusive,gres=gpu:1') == dict(
         partition='gpu', exclusive=True, gres='gpu:1'
     )
     with pytest.raises(argparse.ArgumentTypeError):
-        parsers.parse_sbatch('=3')
+        options.parse_sbatch('=3')
 
 
 @pytest.mark.slow

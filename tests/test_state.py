@@ -7,33 +7,34 @@ import pytest
 import timm.optim
 import torch
 import torch.nn.functional as F
-from conftest import argv_of, run
-from test_train import fails, outcome, stop_after_one_epoch
+from conftest import run
+from test_train import outcome, stop_after_one_epoch
 from torch import nn
 
 import models
 import state
 import train
 import transforms
-from common import grid, options, results, runs
+from common import options, results, runs
 from common.checkpoint import read_checkpoint
 from common.errors import ModelError, RunError
-from common.optimizers import MOMENTUM, UNUSABLE, has_momentum
+from common.options import MOMENTUM, UNUSABLE, has_momentum
 from common.splits import Splits
 
 CPU = torch.device('cpu')
+ONE_EPOCH = ('--epochs', '1', '--warmup_epochs', '0')
 
 
-def args_of(*argv: str, model: str = 'tiny') -> argparse.Namespace:
-    plain = ('--warmup_epochs', '0', '--img_size', '32', '--amp', 'off', '--mixup', '0', '--cutmix', '0')
-    args = options.parse_args(['--model', model, *plain, *argv])
+def args_of(argv: str = '', model: str = 'tiny') -> argparse.Namespace:
+    plain = '--warmup_epochs 0 --img_size 32 --amp off --mixup 0 --cutmix 0'
+    args = options.parse_args(['--model', model, *plain.split(), *argv.split()])
     options.check(args)
     return args
 
 
-def one_step(*argv: str) -> tuple[dict[str, torch.Tensor], state.State]:
+def one_step(argv: str = '') -> tuple[dict[str, torch.Tensor], state.State]:
     """By how much each parameter of the tiny TwistNet moves in a step, and the state after it."""
-    args = args_of('--clip_grad', '0', *argv)
+    args = args_of(f'--clip_grad 0 {argv}')
     torch.manual_seed(0)
     made = state.build_state(args, 3, CPU, None, 8)
     before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
@@ -45,70 +46,6 @@ def one_step(*argv: str) -> tuple[dict[str, torch.Tensor], state.State]:
 
     list(train.train_steps(made, [batch], 0, lambda _: args.lr, loss, args.clip_grad))
     return {name: p.detach() - before[name] for name, p in made.model.named_parameters()}, made
-
-
-# ------------------------------------------------------------------------------------------ the default is the seed's
-
-
-@pytest.mark.parametrize(
-    ('argv', 'expected'),
-    [
-        ('--dataset dtd --data_dir x', '6df20589f733c0f6'),
-        ('', '73ba22bfc45c0300'),
-        ('--dataset fmd --data_dir x --recipe scratch --pretrained', 'c40cfc090b9e4efb'),
-    ],
-)
-def test_options_that_came_later_leave_fingerprints_as_they_were(argv, expected):
-    args = options.parse_args(argv.split())
-    assert runs.fingerprint(options.defining(vars(args))) == expected  # of the code before there were any
-    for more in ('--opt adamw', '--layer_decay 0.9', '--gate_lr 10', '--ema', '--class_weights balanced'):
-        changed = options.defining(vars(options.parse_args([*argv.split(), *more.split()])))
-        assert runs.fingerprint(changed) != expected
-        assert changed[more.split()[0][2:]] == getattr(
-            options.parse_args([*argv.split(), *more.split()]), more[2:].split()[0]
-        )
-
-
-def test_pretraining_keeps_its_fingerprint_and_takes_no_other_optimiser(capsys):
-    args = options.parse_pretraining_args(['--data_dir', 'x', '--ema'])
-    defines = {k: v for k, v in vars(args).items() if k not in options.PRETRAINING_SYSTEM_OPTIONS}
-    assert runs.fingerprint(defines) == 'b71a6b17aea991dd'
-    with pytest.raises(SystemExit):
-        options.parse_pretraining_args(['--data_dir', 'x', '--opt', 'adamw'])
-    assert '--opt' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize('fused', [False, True])
-@pytest.mark.parametrize('momentum', ['0', '0.9'])
-def test_sgd_is_torch_s_with_nesterov_momentum_over_one_group(tiny, momentum, fused):
-    args = args_of('--momentum', momentum)
-    model = models.build_model('tiny', 3)
-    made = state.build_optimizer(args, model, fused)
-    recipe = dict(momentum=float(momentum), nesterov=float(momentum) > 0, weight_decay=1e-4, fused=fused or None)
-    expected = torch.optim.SGD(model.parameters(), args.lr, **recipe)
-    assert type(made) is torch.optim.SGD
-    assert made.state_dict() == expected.state_dict()
-    assert [*map(id, made.param_groups[0]['params'])] == [*map(id, model.parameters())]
-
-
-def test_a_grid_knows_runs_from_before_these_options():
-    wanted = vars(args_of(model='resnet18'))
-    old = {k: v for k, v in wanted.items() if k not in options.NEUTRAL}
-    assert grid.difference_to(wanted, dict(options=old), None) == ''
-    assert grid.difference_to(wanted | dict(opt='adamw'), dict(options=old), None) == 'opt sgd -> adamw'
-
-
-# ------------------------------------------------------------------------------------------ optimisers
-
-
-USABLE = timm.optim.list_optimizers(exclude_filters=list(UNUSABLE))
-
-
-def test_momentum_of_the_usual_optimisers_is_as_timm_knows_it():
-    assert {name: timm.optim.get_optimizer_info(name).has_momentum for name in MOMENTUM} == MOMENTUM
-    assert has_momentum('lars')
-    assert not has_momentum('lamb')
-    assert options.parse_args(['--opt', 'AdamW']).opt == 'adamw'
 
 
 class Small(nn.Module):
@@ -123,14 +60,78 @@ class Small(nn.Module):
         return self.fc(self.body(x))
 
 
-@pytest.mark.parametrize('name', USABLE)
-def test_every_optimiser_moves_and_resumes_in_the_same_bits(name):
-    args = args_of('--opt', name, '--lr', '0.01', model='resnet18')
+# ------------------------------------------------------------------------------------------ fingerprints and tables
 
+CHANGES = {  # options, and what the title of their table says
+    '--opt adamw --lr 3e-4': 'lr 0.0003, opt adamw',
+    '--gate_lr 100': 'gate_lr 100.0',
+    '--ema': 'ema True',
+    '--layer_decay 0.75': 'layer_decay 0.75',
+    '--class_weights balanced': 'class_weights balanced',
+}
+
+
+@pytest.mark.parametrize(
+    ('argv', 'expected'),
+    [
+        ('--dataset dtd --data_dir x', '6df20589f733c0f6'),
+        ('', '73ba22bfc45c0300'),
+        ('--dataset fmd --data_dir x --recipe scratch --pretrained', 'c40cfc090b9e4efb'),
+    ],
+)
+def test_options_at_their_defaults_leave_fingerprints_as_they_are(argv, expected):
+    def fingerprint(more: str = '') -> str:
+        return runs.fingerprint(options.defining(vars(options.parse_args([*argv.split(), *more.split()]))))
+
+    assert fingerprint() == expected
+    assert expected not in [fingerprint(more) for more in CHANGES]
+
+
+def test_pretraining_has_a_fingerprint_of_its_own_and_takes_no_other_optimiser():
+    args = options.parse_pretraining_args(['--data_dir', 'x', '--ema'])
+    defines = {k: v for k, v in vars(args).items() if k not in options.PRETRAINING_SYSTEM_OPTIONS}
+    assert runs.fingerprint(defines) == 'b71a6b17aea991dd'
+    with pytest.raises(SystemExit):
+        options.parse_pretraining_args(['--data_dir', 'x', '--opt', 'adamw'])
+
+
+def test_runs_with_these_options_are_another_recipe_and_titles_say_so():
+    def recipe(argv: str) -> dict:
+        defines = options.defining(vars(args_of(argv, model='twistnet18'))) | dict(split='images', processes=1)
+        return results.recipe_of(dict(defines=defines))
+
+    recipes = [recipe(argv) for argv in ('', *CHANGES)]
+    titles = [results.title_of(results.Table(recipe, [], [], {}), recipes) for recipe in recipes]
+    assert len(set(titles)) == len(recipes)
+    assert [words for title, words in zip(titles, ('scratch', *CHANGES.values())) if words not in title] == []
+    assert recipes[0] == recipe('--opt sgd')
+
+
+# ------------------------------------------------------------------------------------------ optimisers
+
+
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('momentum', ['0', '0.9'])
+def test_sgd_is_torch_s_with_nesterov_momentum_over_one_group(tiny, momentum, fused):
+    args, model = args_of(f'--momentum {momentum}'), models.build_model('tiny', 3)
+    made = state.build_optimizer(args, model, fused)
+    recipe = dict(momentum=float(momentum), nesterov=float(momentum) > 0, weight_decay=1e-4, fused=fused or None)
+    assert type(made) is torch.optim.SGD
+    assert made.state_dict() == torch.optim.SGD(model.parameters(), args.lr, **recipe).state_dict()
+    assert [*map(id, made.param_groups[0]['params'])] == [*map(id, model.parameters())]
+
+
+def test_momentum_of_the_usual_optimisers_is_as_timm_knows_it():
+    assert {name: timm.optim.get_optimizer_info(name).has_momentum for name in MOMENTUM} == MOMENTUM
+    assert [has_momentum('lars'), has_momentum('lamb')] == [True, False]
+    assert options.parse_args(['--opt', 'AdamW']).opt == 'adamw'
+
+
+@pytest.mark.parametrize('name', timm.optim.list_optimizers(exclude_filters=UNUSABLE))
+def test_every_optimiser_moves_and_resumes_in_the_same_bits(name):
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
-        torch.manual_seed(0)
         model = Small()
-        return model, state.build_optimizer(args, model)
+        return model, state.build_optimizer(args_of(f'--opt {name} --lr 0.01', model='resnet18'), model)
 
     def steps(model, optimizer, numbers) -> None:
         for number in numbers:
@@ -139,14 +140,12 @@ def test_every_optimiser_moves_and_resumes_in_the_same_bits(name):
             F.cross_entropy(model(torch.randn(4, 3, 8, 8)), torch.randint(3, (4,))).backward()
             optimizer.step()
 
-    model, optimizer = build()
+    (model, optimizer), (again, other), file = build(), build(), io.BytesIO()
     start = model.fc.weight.detach().clone()
     steps(model, optimizer, range(2))
-    file = io.BytesIO()
     torch.save((model.state_dict(), optimizer.state_dict()), file)
     steps(model, optimizer, range(2, 4))
     file.seek(0)
-    again, other = build()
     for module, values in zip((again, other), torch.load(file, weights_only=True)):
         module.load_state_dict(values)
     steps(again, other, range(2, 4))
@@ -158,27 +157,35 @@ def test_weight_decay_is_of_all_parameters_for_sgd_and_of_kernels_for_the_others
     model = models.build_model('tiny', 3)
     names = {id(p): name for name, p in model.named_parameters()}
 
-    def decays(*argv) -> dict[str, float]:
-        optimizer = state.build_optimizer(args_of('--weight_decay', '0.05', *argv), model)
+    def decays(argv: str) -> dict[str, float]:
+        optimizer = state.build_optimizer(args_of(f'--weight_decay 0.05 {argv}'), model)
         return {names[id(p)]: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
 
     kernels = {name for name, p in model.named_parameters() if p.ndim > 1}
-    for more in ((), ('--layer_decay', '0.5'), ('--gate_lr', '10')):
-        assert decays(*more) == dict.fromkeys(names.values(), 0.05)
-        assert decays('--opt', 'adamw', *more) == {n: 0.05 * (n in kernels) for n in names.values()}
+    for more in ('', '--layer_decay 0.5', '--gate_lr 10'):
+        assert decays(more) == dict.fromkeys(names.values(), 0.05)
+        assert decays(f'--opt adamw {more}') == {n: 0.05 * (n in kernels) for n in names.values()}
     assert 'layer2.0.gate' not in kernels
 
 
-def test_what_an_optimiser_refuses_is_one_line(tree, tmp_path, tiny, capfd):
-    message = fails(argv_of(tree, tmp_path, '--opt', 'sgdw', '--momentum', '0'), capfd)
-    assert '--opt sgdw: Nesterov momentum requires a momentum' in message
+@pytest.mark.parametrize(
+    ('model', 'argv', 'words'),
+    [
+        ('tiny', '--gate_lr 100', r'--gate_lr 100\.0: tiny has no gates'),
+        ('resnet18', '--layer_decay 0.5', r'--layer_decay 0\.5: timm knows no order of the layers of resnet18'),
+        ('resnet18', '--opt sgdw --momentum 0', '--opt sgdw: Nesterov momentum requires a momentum'),
+    ],
+)
+def test_what_a_network_or_an_optimiser_cannot_have_is_refused(tiny, model, argv, words):
+    with pytest.raises(RunError, match=words):
+        state.build_optimizer(args_of(argv, model), Small())
 
 
-def test_the_learning_rate_of_sgd_under_another_optimiser_is_noted():
-    for argv, words in (('--opt adamw', ["note: --lr 0.05 is the recipe's for sgd"]), ('--opt adamw --lr 1e-3', [])):
-        args = options.parse_args(argv.split())
-        notes = options.shrunk(args, options.RECIPES['demo'])
-        assert [word in note for word, note in zip(words, notes, strict=True)] == [True] * len(words)
+@pytest.mark.parametrize(('argv', 'notes'), [('', ["note: --lr 0.05 is the recipe's for sgd"]), ('--lr 1e-3', [])])
+def test_the_learning_rate_of_sgd_under_another_optimiser_is_noted(argv, notes):
+    args = options.parse_args(['--opt', 'adamw', *argv.split()])
+    found = options.lowered_defaults(args, options.RECIPES['demo'])
+    assert [note.partition(';')[0] for note in found] == notes
 
 
 @pytest.mark.slow
@@ -186,21 +193,19 @@ def test_the_learning_rate_of_sgd_under_another_optimiser_is_noted():
 def test_reduced_precision_takes_all_of_them(tree, tmp_path, tiny, amp):
     more = ['--opt', 'adamw', '--lr', '0.001', '--layer_decay', '0.75', '--gate_lr', '10', '--ema']
     more += ['--class_weights', 'balanced']
-    losses = {}
-    for precision in (amp, 'off'):
-        folder, _ = run(tree, tmp_path / precision, *more, '--amp', precision)
-        losses[precision] = [line['train_loss'] for line in runs.read_log(folder / 'log.jsonl')]
-    assert losses[amp] == pytest.approx(losses['off'], rel=0.05)
-    assert losses[amp] != losses['off']
+    folders = [run(tree, tmp_path / precision, *more, '--amp', precision)[0] for precision in (amp, 'off')]
+    reduced, full = ([line['train_loss'] for line in runs.read_log(folder / 'log.jsonl')] for folder in folders)
+    assert reduced == pytest.approx(full, rel=0.05)
+    assert reduced != full
 
 
 # ------------------------------------------------------------------------------------------ groups of parameters
 
 
 def test_layer_decay_makes_the_stem_s_step_smaller_by_its_factor(tiny):
-    plain = ('--momentum', '0', '--weight_decay', '0')
-    whole, _ = one_step(*plain)
-    decayed, made = one_step(*plain, '--layer_decay', '0.75')
+    plain = '--momentum 0 --weight_decay 0'
+    whole, _ = one_step(plain)
+    decayed, made = one_step(f'{plain} --layer_decay 0.75')
     depth = {'stem.0.weight': 4, 'layer1.0.conv1.weight': 3, 'layer2.1.stci.reduce.0.weight': 1, 'fc.weight': 0}
     for name, layers in depth.items():
         assert whole[name].norm() > 0
@@ -210,7 +215,7 @@ def test_layer_decay_makes_the_stem_s_step_smaller_by_its_factor(tiny):
 
 def test_the_gates_have_a_learning_rate_of_their_own(tiny):
     whole, _ = one_step()
-    faster, _ = one_step('--gate_lr', '100')
+    faster, _ = one_step('--gate_lr 100')
     gates = [name for name in whole if name.endswith('.gate')]
     assert len(gates) == 2
     for name in whole:
@@ -218,12 +223,12 @@ def test_the_gates_have_a_learning_rate_of_their_own(tiny):
             torch.testing.assert_close(faster[name], 100 * whole[name], rtol=1e-2, atol=1e-6)
         else:
             assert torch.equal(faster[name], whole[name])
-    _, both = one_step('--gate_lr', '100', '--layer_decay', '0.5')
+    _, both = one_step('--gate_lr 100 --layer_decay 0.5')
     names = {id(p): name for name, p in both.model.named_parameters()}
     scales = {names[id(p)]: group['lr_scale'] for group in both.optimizer.param_groups for p in group['params']}
     assert scales.keys() == whole.keys()
     assert (scales['layer2.1.gate'], scales['layer2.0.gate'], scales['layer2.0.conv1.weight']) == (50, 25, 0.25)
-    frozen, _ = one_step('--gate_lr', '0')
+    frozen, _ = one_step('--gate_lr 0')
     assert not any(frozen[name].any() for name in gates)
 
 
@@ -284,7 +289,7 @@ def test_the_averaged_weights_are_validated_chosen_saved_and_tested(tree, tmp_pa
 
     monkeypatch.setattr(train, 'build_state', build)
     monkeypatch.setattr(train, 'evaluate', evaluate)
-    folder, _ = run(tree, tmp_path, '--ema', '--ema_decay', '0.5', '--epochs', '1', '--warmup_epochs', '0')
+    folder, _ = run(tree, tmp_path, '--ema', '--ema_decay', '0.5', *ONE_EPOCH)
     start, validated, last, chosen = judged
     saved = read_checkpoint(folder / 'best.pt')['state_dict']['fc.weight']
     assert all(torch.equal(saved, weight) for weight in (validated, last, chosen))
@@ -319,39 +324,36 @@ def test_an_averaged_run_resumes_in_the_same_bits(tree, tmp_path, tiny, monkeypa
 
 
 def test_a_kill_between_last_and_best_loses_no_average(tree, tmp_path, tiny, monkeypatch):
-    whole, _ = run(tree, tmp_path / 'whole', '--ema', '--epochs', '1', '--warmup_epochs', '0')
+    whole, _ = run(tree, tmp_path / 'whole', '--ema', *ONE_EPOCH)
     with monkeypatch.context() as patch:
-        patch.setattr(train, 'save_best', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run(tree, tmp_path / 'cut', '--ema', '--epochs', '1', '--warmup_epochs', '0')
-    cut, _ = run(tree, tmp_path / 'cut', '--ema', '--epochs', '1', '--warmup_epochs', '0')
+        patch.setattr(train, 'save_best', lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(tree, tmp_path / 'cut', '--ema', *ONE_EPOCH)
+    cut, _ = run(tree, tmp_path / 'cut', '--ema', *ONE_EPOCH)
     assert outcome(whole) == outcome(cut)
 
 
 # ------------------------------------------------------------------------------------------ weights of classes
 
 
-def splits_of(*labels: int, classes: int = 3) -> Splits:
-    return Splits(
-        [(f'{i}.jpg', label) for i, label in enumerate(labels)], [], [], [f'class{k}' for k in range(classes)]
-    )
+def weights_of(*labels: int) -> torch.Tensor:
+    items = [(f'{i}.jpg', label) for i, label in enumerate(labels)]
+    return state.balanced_weights(Splits(items, [], [], ['class0', 'class1', 'class2']), CPU)
 
 
 def test_balanced_weights():
-    weights = state.balanced_weights(splits_of(0, 0, 0, 1, 1, 2), CPU)
-    torch.testing.assert_close(weights, torch.tensor([6 / 9, 6 / 6, 6 / 3]))
+    torch.testing.assert_close(weights_of(0, 0, 0, 1, 1, 2), torch.tensor([6 / 9, 6 / 6, 6 / 3]))
     with pytest.raises(RunError, match="class 'class2' has no training image"):
-        state.balanced_weights(splits_of(0, 1, 1), CPU)
+        weights_of(0, 1, 1)
 
 
 @pytest.mark.parametrize('smoothing', ['0', '0.1'])
 @pytest.mark.parametrize('mixup', ['0', '0.8'])
 def test_weights_act_on_the_training_loss_of_mixed_and_smoothed_targets(tiny, mixup, smoothing):
-    args = args_of('--mixup', mixup, '--label_smoothing', smoothing)
+    args = args_of(f'--mixup {mixup} --label_smoothing {smoothing}')
     made = state.build_state(args, 3, CPU, None, 8)
     images, labels = torch.randn(8, 3, 32, 32), torch.tensor([0, 0, 0, 0, 0, 1, 1, 2])
-    weights = state.balanced_weights(splits_of(0, 1, 1, 1, 1, 2), CPU)  # of a set with other shares than this batch
-    key = ('mix', 0, 0)
+    weights, key = weights_of(0, 1, 1, 1, 1, 2), ('mix', 0, 0)  # of a set with other shares than this batch
     made.model.eval()
     loss = train.mixed_loss(args, made, images, labels, 3, key, weights)
     mixed, targets = transforms.mix(images, labels, 3, args.mixup, 0, key)
@@ -371,24 +373,3 @@ def test_the_validation_loss_is_not_weighted(tree, tmp_path, tiny, monkeypatch):
     assert len(judged) == 3 + 2, 'a batch each: three validations, two tests'
     assert all('weight' not in kw for kw in judged)
     assert all(kw['weight'] is weights for kw in seen if kw not in judged)
-
-
-# ------------------------------------------------------------------------------------------ tables
-
-
-def test_runs_with_these_options_are_another_recipe_and_titles_say_so():
-    def config(*argv: str) -> dict:
-        defines = options.defining(vars(args_of(*argv, model='twistnet18'))) | dict(split='images', processes=1)
-        return dict(defines=defines)
-
-    variants = [(), ('--opt', 'adamw', '--lr', '3e-4'), ('--gate_lr', '100'), ('--ema',), ('--layer_decay', '0.75')]
-    variants += [('--class_weights', 'balanced')]
-    recipes = [results.recipe_of(config(*argv)) for argv in variants]
-    titles = [results.title_of(results.Table(recipe, [], [], {}), recipes) for recipe in recipes]
-    assert len(set(titles)) == len(variants)
-    for title, words in zip(
-        titles, ('scratch', 'lr 0.0003, opt adamw', 'gate_lr 100.0', 'ema True', 'layer_decay 0.75')
-    ):
-        assert words in title
-    assert 'class_weights balanced' in titles[-1]
-    assert recipes[0] == results.recipe_of(config('--opt', 'sgd'))
