@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.errors import DataError
-from common.locks import fcntl
+from common.runs import fcntl
 
 CHUNK = 1 << 20  # bytes
 ATTEMPTS = 5  # connections in a row without new data, after which a download fails

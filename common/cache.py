@@ -27,7 +27,7 @@ import numpy as np
 from PIL import __version__ as PILLOW
 
 from common.errors import CacheError
-from common.locks import fcntl
+from common.runs import fcntl
 
 VERSION = f'2 {PILLOW}'  # increase the number when the same source gives other pixels
 SHARED_MEMORY = Path('/dev/shm')

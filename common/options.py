@@ -1,6 +1,7 @@
 """Options: the recipes, the parser of train.py, parsers that scripts share, and the bounds of values. No torch."""
 
 import argparse
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -62,6 +63,7 @@ SYSTEM_OPTIONS = (
     'cache',
     'given',
     'imports',
+    'tuned',
 )
 # The same of pretraining, whose fingerprint has the global batch in place of batch_size and accumulate.
 PRETRAINING_SYSTEM_OPTIONS = {*SYSTEM_OPTIONS, 'checkpoint_dir', 'weights_dir', 'resume', 'save_minutes', 'overwrite'}
@@ -349,6 +351,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--run_dir', default='runs', help='where run folders are made')
     parser.add_argument('--force', action='store_true', help='discard the run in the folder and start again')
+    # What run_all.py --tune says of the options that it chose, for config.json and tables.
+    parser.add_argument('--tuned', type=json.loads, help=argparse.SUPPRESS)
     parser.set_defaults(**RECIPES['default'])
     return parser
 
