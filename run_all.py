@@ -59,12 +59,7 @@ def base_of(args: argparse.Namespace, passed: list[str]) -> list[str]:
 def make_grid(args: argparse.Namespace, passed: list[str], chosen: dict[str, list[str]] | None = None) -> list[Run]:
     """The runs, fold by fold, so that an unfinished grid can be compared on the folds that it has.
 
-    Args:
-        args, passed: as base_of.
-        chosen: more arguments of train.py, by model.
-
-    Raises:
-        UserError: an option that no run can have; unless --dry_run, images that cannot be used.
+    `passed` are arguments of train.py, and `chosen` more of them by model. Options that no run can have are refused.
     """
     base, made = base_of(args, passed), []
     words = {model: base + (chosen or {}).get(model, []) for model in args.models}
@@ -83,9 +78,7 @@ def make_grid(args: argparse.Namespace, passed: list[str], chosen: dict[str, lis
 def with_images(args: argparse.Namespace, made: list[Run]) -> list[Run]:
     """Runs with the digest of their images, so that state_of compares them with those of the runs in the folders.
 
-    Raises:
-        DataError: the images of a fold with runs to make cannot be loaded; if all are complete, it is a note.
-        RunError: complete runs beside these are called the same and are of other images.
+    Images that cannot be loaded are refused where runs of their fold are to be made, and noted where all are complete.
     """
     from common.splits import split_digest  # here, because numpy and the data sets slow --dry_run down
     from datasets import tree_digest
@@ -122,14 +115,9 @@ def with_values(args: argparse.Namespace, **changes) -> argparse.Namespace:
 
 
 def tune(args: argparse.Namespace, passed: list[str], parsed: argparse.Namespace) -> dict[str, list[str]]:
-    """The arguments of train.py that --tune chose for each model, after the trials that tuned.json does not have yet.
+    """The arguments of train.py that --tune chose, by model, after the trials that tuned.json does not have yet.
 
-    Args:
-        args, passed: as base_of.
-        parsed: train.py's options, without the searched ones.
-
-    Returns:
-        the arguments by model, without the models whose trials are not complete yet (--dry_run, SLURM).
+    Models whose trials are not complete yet (--dry_run, SLURM) are left out. `parsed` are the options of train.py.
     """
     search = grid.plan_search(args)
     if given := search.values.keys() & {*parsed.given}:
@@ -168,11 +156,7 @@ def check_folders(args: argparse.Namespace, passed: list[str], search: Search) -
 
 
 def choose(args: argparse.Namespace, search: Search, parsed: argparse.Namespace, trials: dict) -> dict[str, dict]:
-    """What grid.choose says of the models whose trials are complete, written into tuned.json.
-
-    Args:
-        trials: by model, (setting, run) of each.
-    """
+    """What grid.choose says of the models whose trials, (setting, run) of each, are complete; tuned.json gets it."""
     choices = {}
     for model, made in trials.items():
         if (args.force and args.dry_run) or not all(state_of(run)[0] in DONE for _, run in made):
@@ -193,11 +177,7 @@ def choose(args: argparse.Namespace, search: Search, parsed: argparse.Namespace,
 def work_on(args: argparse.Namespace, made: list[Run], noun: str = 'run', later: list[Run] = ()) -> None:
     """Report the states of runs and make those that are left, or with --dry_run print them.
 
-    Args:
-        args: run_all's options.
-        made: the runs.
-        noun: what to call one.
-        later: those whose options --tune has still to choose: reported, not made.
+    `noun` is what one is called; `later` are those whose options --tune has still to choose.
     """
     if args.force and not args.dry_run:
         discard(made)
@@ -237,15 +217,16 @@ def make_here(args: argparse.Namespace, todo: list[Run], total: int, noun: str) 
     from common.cache import open_cache  # here, because numpy slows --dry_run down
 
     open_cache(todo[0].options['cache'])  # so that runs find the images that others have decoded
-    complete, failed, stopped = grid.make_here(todo, total, args)
-    for run in failed:
+    local = grid.Local(todo, total, args.jobs, args.gpus)
+    local.run()
+    for run in local.failed:
         print(f'\nfailed: {run.folder / runs.LOG}', *runs.log_tail(run.folder), sep='\n    ', file=sys.stderr)
-    if stopped:
+    if local.signals:
         again = 'the same command without --force' if args.force else 'the same command'
-        say(f'stopped with {complete} of {total} {noun}s complete; {again} resumes')
-        sys.exit(128 + stopped)
-    if failed:
-        raise RunError(f'{len(failed)} of {total} {noun}s failed; the same command tries them again')
+        say(f'stopped with {local.complete} of {total} {noun}s complete; {again} resumes')
+        sys.exit(128 + local.signals[0])
+    if local.failed:
+        raise RunError(f'{len(local.failed)} of {total} {noun}s failed; the same command tries them again')
     table = f'; `python summarize_runs.py --run_dir {args.run_dir}` makes a table of them' if noun == 'run' else ''
     say(f'{total} {noun}s complete{table}')
 
@@ -329,10 +310,8 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
             raise RunError('--tune_fold and --tune_seed are of --tune, which is not given')
         return work_on(args, make_grid(args, passed))
     chosen = tune(args, passed, parsed)
-    tuned, waiting = (
-        with_values(args, models=[model for model in args.models if (model in chosen) == wanted])
-        for wanted in (True, False)
-    )
+    tuned = with_values(args, models=[*chosen])
+    waiting = with_values(args, models=[model for model in args.models if model not in chosen])
     work_on(tuned, make_grid(tuned, passed, chosen), later=make_grid(waiting, passed))
 
 

@@ -93,7 +93,7 @@ def state_of(run: Run) -> tuple[State, str]:
         return State.COMPLETE, ''
     if runs.is_claimed(run.folder):
         return State.RUNNING, ''
-    if run.trial and (run.folder / runs.DIVERGED).exists() and not difference and not other_images:
+    if run.trial and (run.folder / runs.DIVERGED_MARK).exists() and not difference and not other_images:
         return State.DIVERGED, ''
     return (State.INTERRUPTED if begun else State.NEW), ''
 
@@ -137,15 +137,56 @@ def fraction_done(run: Run) -> float:
 
 
 class Local:
-    """Makes runs, `jobs` at once, each by a train.py in a session of its own: Ctrl-C reaches run_all.py alone."""
+    """Makes runs, `jobs` at once, each by a train.py in a session of its own, so that Ctrl-C reaches run_all.py alone.
 
-    def __init__(self, jobs: int, gpus: list[str] | None):
-        self.jobs, self.gpus = jobs, gpus
-        self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()  # the free ones of range(jobs)
-        for slot in range(jobs):
-            self.slots.put(slot)
+    Afterwards `complete` counts the runs of the grid, `failed` lists runs, and `signals` has what stopped it, if any.
+    """
+
+    def __init__(self, todo: list[Run], total: int, jobs: int, gpus: list[str] | None):
+        self.todo, self.total, self.jobs = todo, total, jobs
+        self.complete = total - len(todo)
+        self.failed: list[Run] = []
+        self.elsewhere: set[Path] = set()  # folders of runs that other processes make
         self.children: set[subprocess.Popen] = set()
         self.signals: list[int] = []
+        self.devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # the free ones, one for each job
+        for job in range(jobs):
+            self.devices.put(gpus[job % len(gpus)] if gpus else None)
+
+    def run(self) -> None:
+        """Make all runs, or as many as a signal allows; no child outlives it."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP
+                signal.signal(number, self.stop)
+        # Where the bar starts: epochs of an earlier start must not count for the speed of this one.
+        started, initial = time.monotonic(), self.complete + sum(map(fraction_done, self.todo))
+        bar = tqdm(
+            total=self.total,
+            initial=initial,
+            smoothing=0,  # mean speed, because runs differ
+            disable=None,  # off where stderr is no terminal
+            **runs.terminal(),
+            bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}',
+        )
+        with bar, ThreadPoolExecutor(self.jobs) as pool:
+            pending = {pool.submit(self.make, run): run for run in self.todo}
+            try:
+                while pending:
+                    ended = wait(pending, timeout=SHOW, return_when=FIRST_COMPLETED).done
+                    codes = [(pending.pop(future), future.result()) for future in ended]
+                    for run, code in codes:
+                        self.count(run, code)
+                        if run.folder in self.elsewhere:
+                            pending[pool.submit(self.make, run)] = run
+                    bar.n = self.complete + len(self.failed) + sum(map(fraction_done, pending.values()))
+                    if bar.disable:
+                        left = time_left(bar.n - initial, self.total - bar.n, time.monotonic() - started)
+                        for run, _ in filter(lambda made: made[1] == 0, codes):
+                            say(f'{self.complete}/{self.total} complete, {left} left: {run.folder.name}')
+                    bar.set_description_str(self.text(len(pending)))
+            finally:
+                if pending and not self.signals:
+                    self.stop(signal.SIGTERM)
 
     def make(self, run: Run) -> int:
         """Make a run unless it is made already; returns train.py's exit code, BUSY where another process makes it."""
@@ -156,9 +197,9 @@ class Local:
         if runs.is_claimed(run.folder):
             time.sleep(BUSY_POLL)
             return BUSY
-        slot = self.slots.get()
+        device = self.devices.get()
         try:
-            child = runs.start(run.folder, run.command, self.environment(slot), start_new_session=True)
+            child = runs.start(run.folder, run.command, self.environment(device), start_new_session=True)
             self.children.add(child)
             if self.signals:  # they came before there was a child to stop
                 child.terminate()
@@ -168,90 +209,53 @@ class Local:
             say(f'{run.folder.name}: {error}')
             return error.exit_code
         finally:
-            self.slots.put(slot)
+            self.devices.put(device)
         return 0 if run.trial and code == DIVERGED else code
 
-    def environment(self, slot: int) -> dict[str, str]:
+    def environment(self, device: str | None) -> dict[str, str]:
         """The environment of a child: its share of the cores, unless the user has set it, and its GPU."""
         environment = dict(os.environ)
         if self.jobs > 1:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
             environment.setdefault('OMP_NUM_THREADS', str(max(1, cores // self.jobs)))
-        if self.gpus:
-            environment['CUDA_VISIBLE_DEVICES'] = self.gpus[slot % len(self.gpus)]
-        return environment
+        return environment if device is None else environment | dict(CUDA_VISIBLE_DEVICES=device)
+
+    def count(self, run: Run, code: int) -> None:
+        """Count a run by the exit code of its train.py; one that a signal stopped is left out."""
+        self.elsewhere.discard(run.folder)
+        if code == 0:
+            self.complete += 1
+        elif code == BUSY and not self.signals:
+            self.elsewhere.add(run.folder)
+        elif not self.signals:
+            self.failed.append(run)
+            cause = f'exit code {code}' if code > 0 else f'killed by {signal.Signals(-code).name}'
+            say(f'failed: {run.folder.name} ({cause}), see {run.folder / runs.LOG}')
+
+    def text(self, pending: int) -> str:
+        """What stands before the bar."""
+        if len(self.elsewhere) == pending > 0:
+            say_once(f'waiting for runs that other processes make: {", ".join(sorted(map(str, self.elsewhere)))}')
+        counts = {'at work': len(self.children), 'elsewhere': len(self.elsewhere), 'failed': len(self.failed)}
+        return ', '.join([f'{self.complete}/{self.total} runs', *(f'{n} {what}' for what, n in counts.items() if n)])
 
     def stop(self, number: int, *_) -> None:
         """Ask the children to stop; kill them when asked again."""
         self.signals.append(number)
         children = list(self.children)
-        if len(self.signals) > 1:
+        if len(self.signals) == 1:
+            say(f'stopping {counted(len(children), "run")}; a second signal kills them')
             for child in children:
-                with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
+                child.terminate()
             return
-        say(f'stopping {counted(len(children), "run")}; a second signal kills them')
         for child in children:
-            child.terminate()
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
 
 
-def make_here(todo: list[Run], total: int, args: argparse.Namespace) -> tuple[int, list[Run], int | None]:
-    """Make runs on this machine, `args.jobs` at once; no child outlives it.
-
-    Returns:
-        how many of the `total` runs of the grid are complete, those that failed, and the signal that stopped it.
-    """
-    local, complete, failed, elsewhere, told = Local(args.jobs, args.gpus), total - len(todo), [], set(), False
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP
-            signal.signal(number, local.stop)
-    # Where the bar starts: epochs of an earlier start must not count for the speed of this one.
-    started, initial = time.monotonic(), complete + sum(map(fraction_done, todo))
-    bar = tqdm(
-        total=total,
-        initial=initial,
-        smoothing=0,  # mean speed, because runs differ
-        disable=None,  # off where stderr is no terminal
-        **runs.terminal(),
-        bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}',
-    )
-    with bar, ThreadPoolExecutor(args.jobs) as pool:
-        pending = {pool.submit(local.make, run): run for run in todo}
-        try:
-            while pending:
-                ended = wait(pending, timeout=SHOW, return_when=FIRST_COMPLETED).done
-                for run, code in [(pending.pop(future), future.result()) for future in ended]:
-                    elsewhere.discard(run.folder)
-                    if code == 0:
-                        complete += 1
-                        if bar.disable:
-                            left, what = time_left(bar, initial, started), 'trials' if run.trial else 'runs'
-                            say(f'{complete}/{total} {what} complete, {left} left: {run.folder.name}')
-                    elif code == BUSY and not local.signals:
-                        elsewhere.add(run.folder)
-                        pending[pool.submit(local.make, run)] = run
-                    elif not local.signals:
-                        failed.append(run)
-                        cause = f'exit code {code}' if code > 0 else f'killed by {signal.Signals(-code).name}'
-                        say(f'failed: {run.folder.name} ({cause}), see {run.folder / runs.LOG}')
-                if elsewhere and len(elsewhere) == len(pending) and not told:
-                    told = True
-                    others = counted(len(elsewhere), 'run')
-                    say(f'waiting for {others} that other processes make, the first: {min(elsewhere)}')
-                bar.n = min(total, complete + len(failed) + sum(map(fraction_done, pending.values())))
-                counts = {'at work': len(local.children), 'elsewhere': len(elsewhere), 'failed': len(failed)}
-                words = [f'{complete}/{total} runs', *(f'{n} {what}' for what, n in counts.items() if n)]
-                bar.set_description_str(', '.join(words))
-        finally:
-            if pending and not local.signals:
-                local.stop(signal.SIGTERM)
-    return complete, failed, local.signals[0] if local.signals else None
-
-
-def time_left(bar: tqdm, initial: float, started: float) -> str:
-    """Of a grid, as 'mm:ss', by the speed since `started`, when `initial` runs were complete."""
-    speed = (bar.n - initial) / (time.monotonic() - started)
-    return tqdm.format_interval((bar.total - bar.n) / speed) if speed > 0 else '?'
+def time_left(done: float, left: float, seconds: float) -> str:
+    """As 'mm:ss', where so many runs were made in some seconds and so many are left."""
+    return tqdm.format_interval(left * seconds / done) if done > 0 else '?'
 
 
 # ---------------------------------------------------------------------------------------------- SLURM
@@ -503,6 +507,7 @@ def read_choices(
             f'{run_dir / FILE} is of another search ({difference}); give its options, take another --run_dir, or '
             'delete it (trials that fit are kept)'
         )
+    entry['options'] = common
     return record, entry['models']
 
 

@@ -27,8 +27,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import errors
-from common.errors import RunBusy, RunError
+from common.errors import DIVERGED, RunBusy, RunError
 from common.registry import nameable
 
 try:
@@ -39,8 +38,8 @@ except ModuleNotFoundError:  # on Windows; one line instead of a traceback
 LOG = 'train.log'
 HEADER = '--- '  # begins the line before each start in LOG
 NAME_THEM = '--name NAME gives these images a name of their own'
-PREDICTIONS, SPLIT, DIVERGED = 'test_predictions.csv', 'split.csv', 'diverged'
-RUN_FILES = ('config.json', SPLIT, 'log.jsonl', 'last.pt', 'best.pt', PREDICTIONS, DIVERGED, 'results.json')
+PREDICTIONS, SPLIT, DIVERGED_MARK = 'test_predictions.csv', 'split.csv', 'diverged'
+RUN_FILES = ('config.json', SPLIT, 'log.jsonl', 'last.pt', 'best.pt', PREDICTIONS, DIVERGED_MARK, 'results.json')
 
 
 def counted(number: int, noun: str) -> str:
@@ -190,7 +189,7 @@ def start(folder: Path, command: list[str], environment: dict[str, str], **popen
     """Start a command that makes the run in a folder; its output is appended to the folder's LOG."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / DIVERGED).unlink(missing_ok=True)
+        (folder / DIVERGED_MARK).unlink(missing_ok=True)
         with open(folder / LOG, 'a', encoding='utf-8', errors='backslashreplace') as log:
             log.write(f'{HEADER}{time.strftime("%Y-%m-%d %H:%M:%S")} {shlex.join(command)}\n')
             log.flush()
@@ -200,10 +199,10 @@ def start(folder: Path, command: list[str], environment: dict[str, str], **popen
 
 
 def finish(folder: Path, child: subprocess.Popen) -> int:
-    """Wait for what `start` started; returns its exit code and, of errors.DIVERGED, leaves a mark in the folder."""
+    """Wait for what `start` started; returns its exit code and, of DIVERGED, leaves a mark in the folder."""
     code = child.wait()
-    if code == errors.DIVERGED:
-        (folder / DIVERGED).touch()
+    if code == DIVERGED:
+        (folder / DIVERGED_MARK).touch()
     return code
 
 

@@ -382,7 +382,7 @@ def test_a_run_that_turns_out_to_be_made_elsewhere_is_waited_for(tmp_path):
     owner.kill()
     owner.communicate()
     code, _, err = finish(process)
-    assert (code, f'waiting for 1 run that other processes make, the first: {folder}' in err) == (0, True)
+    assert (code, f'waiting for runs that other processes make: {folder}' in err) == (0, True)
     assert len(lines_of(tmp_path, 'made')) == 2
 
 
@@ -461,9 +461,10 @@ def test_progress_counts_only_what_is_made_now(tmp_path):
     assert common.grid.fraction_done(run) == 0
     (tmp_path / 'log.jsonl').write_text('{}\n' * 150)
     assert common.grid.fraction_done(run) == 0.75
-    bar = argparse.Namespace(total=4, n=3.0)
-    assert common.grid.time_left(bar, 2.75, time.monotonic() - 60) == '04:00', 'a quarter of a run a minute'
-    assert common.grid.time_left(bar, 3.0, time.monotonic() - 60) == '?'
+    made = run_all.grid.Local([run, run._replace(folder=tmp_path / 'new')], 4, 1, None)
+    assert made.complete == 2, 'of four, two are left'
+    assert run_all.grid.time_left(0.25, 1.0, 60) == '04:00', 'a quarter of a run per minute'
+    assert run_all.grid.time_left(0, 1.0, 60) == '?'
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_a_start_that_diverges_leaves_a_mark_until_the_next(tmp_path):
     for code, marked in ((DIVERGED, True), (1, False), (DIVERGED, True)):
         child = runs.start(tmp_path, [sys.executable, '-c', f'print(1); raise SystemExit({code})'], {})
         assert runs.finish(tmp_path, child) == code
-        assert (tmp_path / runs.DIVERGED).exists() == marked
+        assert (tmp_path / runs.DIVERGED_MARK).exists() == marked
     assert runs.log_tail(tmp_path) == ['1'], 'of the last start'
     runs.discard(tmp_path)
     assert os.listdir(tmp_path) == [runs.LOG]
