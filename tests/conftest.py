@@ -192,5 +192,7 @@ def write_tuned(run_dir: Path, chosen: dict[tuple[str, str], dict], tune: str = 
     for path in run_dir.glob('*/config.json'):
         config = runs.read_json(path)
         setting = chosen.get((config['defines']['dataset'], config['defines']['model']))
-        config['options']['tuned'] = setting and dict(tune=tune, fold=1, seed=0, options=setting, tried=3, diverged=1)
+        config.setdefault('options', {})['tuned'] = setting and dict(
+            tune=tune, fold=1, seed=0, options=setting, tried=3, diverged=1
+        )
         runs.write_json(path, config)
