@@ -306,13 +306,9 @@ class Task:
 
 
 def submit(todo: list[Run], folder: Path, at_once: int, sbatch: dict[str, str | bool]) -> list[str]:
-    """Submit runs to SLURM as an array; returns the numbers of the jobs.
+    """Submit runs to SLURM as an array of which `at_once` may run at a time; returns the numbers of the jobs.
 
-    Args:
-        todo: the runs.
-        folder: for the output of the jobs.
-        at_once: tasks that may run at the same time.
-        sbatch: long options of sbatch by name, True for those without a value; `time` in minutes.
+    `folder` is for their output; `sbatch` has long options of sbatch by name, `time` in minutes, True for no value.
     """
     try:
         import submitit
@@ -323,8 +319,8 @@ def submit(todo: list[Run], folder: Path, at_once: int, sbatch: dict[str, str | 
     if not minutes.isdigit() or int(minutes) < 1:
         raise RunError(f'--slurm time={minutes}: must be a number of minutes')
     here = shlex.quote(str(Path(__file__).resolve().parent.parent))
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         # However often a run is interrupted, it resumes.
         executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=1_000_000)
         executor.update_parameters(
@@ -338,8 +334,6 @@ def submit(todo: list[Run], folder: Path, at_once: int, sbatch: dict[str, str | 
         )
         with executor.batch():
             jobs = [executor.submit(Task(run.folder.resolve(), run.command)) for run in todo]
-    except OSError as error:
-        raise RunError(f'{error.filename or folder}: cannot be written ({error.strerror})') from error
     except (RuntimeError, submitit.core.utils.FailedJobError) as error:  # no sbatch; sbatch's refusal
         raise RunError(f'SLURM: {" ".join(str(error).split())}') from error
     return [job.job_id for job in jobs]
@@ -430,9 +424,7 @@ def words_of(setting: dict) -> list[str]:
 def choose(model: str, trials: Iterable[tuple[dict, Path]]) -> dict:
     """What tuned.json says of a model: the setting with the best validation accuracy, the first on ties, and all.
 
-    Args:
-        model: its name.
-        trials: (setting, run folder); without results where the trial has diverged.
+    Of each trial it takes the setting and the run folder, which has no results where the trial has diverged.
     """
     found = [(setting, runs.read_json(folder / 'results.json')) for setting, folder in trials]
     listed = [dict(options=setting, val_acc=results and results['best_val_acc']) for setting, results in found]

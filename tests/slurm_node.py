@@ -47,8 +47,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def output(command: list[str], env: dict[str, str]) -> str:
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
-    return done.stdout.strip()
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=30).stdout.strip()
 
 
 def wait_for(what: str, ready: Callable[[], bool], daemons: list[subprocess.Popen], folder: Path) -> None:

@@ -399,15 +399,6 @@ def test_a_failed_run_does_not_stop_the_others_and_is_listed(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_grids_on_one_folder_make_each_run_once(tmp_path):
-    several = [start_grid(tmp_path, '--folds', '1-3', '--jobs', '2') for _ in range(3)]
-    assert [finish(process)[0] for process in several] == [0, 0, 0]
-    made = lines_of(tmp_path, 'made')
-    assert len(made) == 6
-    assert {len(lines) for lines in made.values()} == {1}
-
-
-@pytest.mark.slow
 def test_the_run_of_a_dead_owner_is_taken_over(tmp_path):
     first = start_grid(tmp_path, '--epochs', '100')
     wait_for(lambda: has_begun(tmp_path))

@@ -230,10 +230,13 @@ def test_runs_that_fit_no_setting_are_found_before_the_trials(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_grids_with_other_models_write_one_file(tmp_path):
-    several = [start_grid(tmp_path, '--tune', 'lr=0.1,0.01', '--models', model) for model in BEST]
-    assert [finish(process)[0] for process in several] == [0, 0]
+def test_several_grids_on_one_folder_make_each_run_once_and_write_one_file(tmp_path):
+    models = (*BEST, ','.join(BEST))
+    several = [start_grid(tmp_path, '--tune', 'lr=0.1,0.01', '--models', each, '--jobs', '2') for each in models]
+    assert [finish(process)[0] for process in several] == [0, 0, 0]
     assert {model: entry(tmp_path, model)['chosen']['lr'] for model in BEST} == BEST
+    assert [*trials(tmp_path).values()] == [1] * 4
+    assert [len(lines) for lines in lines_of(tmp_path, 'made').values()] == [1] * 4
 
 
 def test_slurm_gets_the_trials_and_then_the_grid(tmp_path, monkeypatch):
