@@ -236,8 +236,8 @@ def git_commit() -> str | None:
     # A hook of another repository sets GIT_DIR and the like.
     environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
 
-    def git(*words: str) -> str:
-        command = ['git', '-C', str(root), *words]
+    def git(*words: str) -> str:  # a checkout of another user, in a container say, is read too
+        command = ['git', '-c', 'safe.directory=*', '-C', str(root), *words]
         return subprocess.run(command, capture_output=True, text=True, env=environment).stdout.strip()
 
     try:
