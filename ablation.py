@@ -43,11 +43,7 @@ STUDIES: dict[str, tuple[str, ...]] = {
 
 
 def models_of(studies: list[str]) -> list[str]:
-    """The models of some studies, each once; 'all' means every study.
-
-    Raises:
-        RunError: there is no such study.
-    """
+    """The models of some studies, each once; 'all' means every study."""
     if unknown := [study for study in studies if study not in (*STUDIES, 'all')]:
         raise RunError(f"unknown study '{unknown[0]}'; the studies are: {', '.join(STUDIES)}, all")
     chosen = STUDIES if 'all' in studies else studies

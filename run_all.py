@@ -12,30 +12,27 @@ Several run_all.py, here or on other machines that share the file system, may wo
 """
 
 import argparse
+import functools
+import json
 import shlex
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
-from common import options, runs, tuning
+from common import grid, options, runs
 from common.errors import DataError, RunError, user_errors
-from common.grid import DONE, OTHER_CONFIG, Grid, Run, say, state_of
+from common.grid import DONE, OTHER, TRIAL_SEED, Run, Search, State, say, say_once, state_of
 from common.registry import DATASETS, nameable
 from common.runs import counted
 
 TRAIN = Path(__file__).resolve().parent / 'train.py'
-OTHER_FOLDER = 'take another --run_dir, or --force to discard them'
 
 
 # ---------------------------------------------------------------------------------------------- plan
 
 
 def available_folds(dataset: str, folds: list[int], option: str = '--folds') -> list[int]:
-    """The folds that exist; those that are often asked for and do not (registry: no_fold) are left out.
-
-    Raises:
-        RunError: a fold that no data set of this name has.
-    """
+    """The folds that exist; those that are often asked for and do not (registry: no_fold) are left out with a note."""
     entry = DATASETS[dataset]
     number, missing = entry.get('folds'), entry.get('no_fold', {})
     for fold in sorted(missing.keys() & set(folds)):
@@ -50,15 +47,7 @@ def available_folds(dataset: str, folds: list[int], option: str = '--folds') -> 
 
 
 def base_of(args: argparse.Namespace, passed: list[str]) -> list[str]:
-    """The arguments of train.py that all runs of a grid share.
-
-    Args:
-        args: run_all's own options.
-        passed: the options of train.py.
-
-    Raises:
-        RunError: an option of a single run.
-    """
+    """The arguments of train.py that all runs share: those of run_all.py's options, and those passed on."""
     for single in ('--model', '--fold', '--seed'):
         if any(word == single or word.startswith(f'{single}=') for word in passed):
             raise RunError(f"{single} is train.py's; here it is {single}s")
@@ -67,93 +56,196 @@ def base_of(args: argparse.Namespace, passed: list[str]) -> list[str]:
     return [*base, '--run_dir', str(args.run_dir), *passed]
 
 
-def make_grid(args: argparse.Namespace, passed: list[str], own: dict[str, list[str]] | None = None) -> list[Run]:
+def make_grid(args: argparse.Namespace, passed: list[str], chosen: dict[str, list[str]] | None = None) -> list[Run]:
     """The runs, fold by fold, so that an unfinished grid can be compared on the folds that it has.
 
-    Args:
-        args, passed: as base_of.
-        own: more options of train.py, by model.
-
-    Raises:
-        RunError: a value that no run can have.
+    `passed` are arguments of train.py, and `chosen` more of them by model. Options that no run can have are refused.
     """
-    base, grid = base_of(args, passed), []
-    words = {model: base + (own or {}).get(model, []) for model in dict.fromkeys(args.models)}
-    parsed = {model: vars(options.parse_args(words[model])) for model in words}  # raises, before anything starts
+    base, made = base_of(args, passed), []
+    words = {model: base + (chosen or {}).get(model, []) for model in args.models}
+    parsed = {model: vars(options.parse_args(words[model])) for model in words}
     for seed in dict.fromkeys(args.seeds):
         for fold in dict.fromkeys(args.folds):
             for model in words:
                 cell = dict(model=model, fold=fold, seed=seed)
-                options.check(chosen := argparse.Namespace(**parsed[model] | cell))
-                folder = args.run_dir / runs.run_name(chosen.name or args.dataset, fold, model, seed)
+                options.check(values := argparse.Namespace(**parsed[model] | cell))
+                folder = args.run_dir / runs.run_name(values.name or args.dataset, fold, model, seed)
                 more = [word for key, value in cell.items() for word in (f'--{key}', str(value))]
-                grid.append(Run(folder, [sys.executable, str(TRAIN), *words[model], *more], vars(chosen)))
-    return grid
+                made.append(Run(folder, [sys.executable, str(TRAIN), *words[model], *more], vars(values)))
+    return made if args.dry_run else with_images(args, made)
+
+
+def with_images(args: argparse.Namespace, made: list[Run]) -> list[Run]:
+    """Runs with the digest of their images, so that state_of compares them with those of the runs in the folders.
+
+    Images that cannot be loaded are refused where runs of their fold are to be made, and noted where all are complete.
+    """
+    from common.splits import split_digest  # here, because numpy and the data sets slow --dry_run down
+    from datasets import tree_digest
+
+    to_make = [run for run in made if args.force or not (run.folder / 'results.json').exists()]
+    needed, digests = {run.options['fold'] for run in to_make}, {}
+    for fold in args.folds:
+        try:
+            splits = load_fold(args.dataset, args.data_dir, fold, options.split_options(vars(args)))
+            digests[fold] = split_digest(splits)
+        except (DataError, OSError) as error:
+            if fold in needed:
+                raise
+            say_once(f'note: fold {fold}: {error}; its runs, which are complete, are not compared with it')
+    if to_make and nameable(args.dataset):
+        tree = tree_digest(args.dataset, args.data_dir, splits)
+        runs.check_neighbours([run.folder for run in to_make], made[0].options, tree)
+    return [run._replace(split=digests.get(run.options['fold'])) for run in made]
+
+
+@functools.cache
+def load_fold(*args):
+    """datasets.load_splits; --tune asks for the same fold several times."""
+    from datasets import load_splits
+
+    return load_splits(*args)
 
 
 # ---------------------------------------------------------------------------------------------- tuning
 
 
-def tune(args: argparse.Namespace, passed: list[str], parsed: argparse.Namespace) -> dict[str, dict]:
-    """The options that --tune chose for each model, after the trials of those for which tuned.json has none yet.
+def with_values(args: argparse.Namespace, **changes) -> argparse.Namespace:
+    return argparse.Namespace(**vars(args) | changes)
 
-    Args:
-        args, passed: as base_of.
-        parsed: train.py's options, without the searched ones.
 
-    Returns:
-        the options by model, without the models whose trials are not complete yet (--dry_run, SLURM).
+def tune(args: argparse.Namespace, passed: list[str], parsed: argparse.Namespace) -> dict[str, list[str]]:
+    """The arguments of train.py that --tune chose, by model, after the trials that tuned.json does not have yet.
+
+    Models whose trials are not complete yet (--dry_run, SLURM) are left out. `parsed` are the options of train.py.
     """
-    search = tuning.plan_search(args.run_dir, args.tune, args.tune_fold, args.tune_seed, args.folds[0])
+    search = grid.plan_search(args)
     if given := search.values.keys() & {*parsed.given}:
         raise RunError(f'--{min(given)} is given, and --tune searches it too; leave one of the two out')
     available_folds(args.dataset, [search.fold], '--tune_fold')
     if search.seed in args.seeds:
         say(f'note: seed {search.seed} is of the grid and of the trials, so that counted runs are among those compared')
     again = args.models if args.force else []
-    tuned = tuning.tuned_models(args.run_dir, search, parsed, again)
-    left = argparse.Namespace(**vars(args) | dict(models=[model for model in args.models if model not in tuned]))
-    if not args.force:
-        check_folders([make_grid(left, passed + tuning.words_of(setting)) for setting in search.settings])
-    cell = argparse.Namespace(**vars(args) | dict(folds=[search.fold], seeds=[search.seed]))
-    trials = defaultdict(list)  # by model: (setting, run)
-    for setting in search.settings:
-        cell.run_dir = tuning.folder_of(args.run_dir, setting)
-        for run in make_grid(cell, passed + tuning.words_of(setting)):
-            trials[run.options['model']].append((setting, run._replace(trial=True)))
-    if not args.dry_run:
-        check_data(args, [run for made in trials.values() for _, run in made], needed=bool(left.models))
-    trials = {model: trials[model] for model in left.models}
-    if trials:
-        left.run_dir = args.run_dir / tuning.FOLDER
-        if args.force and not args.dry_run:
-            discard(make_grid(args, passed))  # now, so that an interrupted search resumes without --force
+    _, choices = grid.read_choices(args.run_dir, search, parsed, again)
+    left = with_values(args, models=[model for model in args.models if model not in choices])
+    if left.models:
+        check_folders(left, passed, search)
+        trials = {}
+        for setting in search.settings:
+            folder = grid.folder_of(args.run_dir, setting)
+            cell = with_values(left, folds=[search.fold], seeds=[search.seed], run_dir=folder)
+            for run in make_grid(cell, passed + grid.words_of(setting)):
+                trials.setdefault(run.options['model'], []).append((setting, run._replace(trial=True)))
         if not args.dry_run:
-            tuning.add_models(args.run_dir, search, parsed, {}, again)
+            if args.force:  # now, so that an interrupted search resumes without --force
+                discard(make_grid(args, passed))
+            grid.add_choices(args.run_dir, search, parsed, {}, again)
+        left.run_dir = args.run_dir / grid.FOLDER
         work_on(left, [run for made in zip(*trials.values()) for _, run in made], 'trial')
-    chosen = {}
-    for model, made in trials.items():
-        if all(state_of(run) in DONE for _, run in made) and not (args.force and args.dry_run):
-            accuracies = [(setting, tuning.accuracy_of(run.folder)) for setting, run in made]
-            chosen[model] = tuning.choose(model, accuracies)
-            what = f'{model} on {args.dataset}: {tuning.text_of(chosen[model]["chosen"])}'
-            say(f'{what}, validation accuracy {chosen[model]["val_acc"]:.2f} %, the best of {len(made)} settings')
-            for note in tuning.edge_notes(chosen[model]['chosen'], search.values):
-                say(f'note: {model} on {args.dataset}: {note}')
-    if chosen and not args.dry_run:
-        tuning.add_models(args.run_dir, search, parsed, chosen, [])
-    return {model: entry['chosen'] for model, entry in (tuned | chosen).items()}
+        choices |= choose(args, search, parsed, trials)
+    words = {model: ['--tuned', json.dumps(grid.tuning_of(search, choices[model]))] for model in choices}
+    return {model: words[model] + grid.words_of(choices[model]['chosen']) for model in args.models if model in choices}
 
 
-def check_folders(grids: list[list[Run]]) -> None:
-    """Raise RunError, before trials are made, for a run folder that fits the grid of no setting."""
-    for alike in zip(*grids):
+def check_folders(args: argparse.Namespace, passed: list[str], search: Search) -> None:
+    """Refuse, before trials are made, a run folder that fits the grid of no setting."""
+    for alike in zip(*(make_grid(args, passed + grid.words_of(setting)) for setting in search.settings)):
         states = [state_of(run) for run in alike]
-        if all(state.startswith(OTHER_CONFIG) for state in states):
-            raise RunError(
-                f'{alike[0].folder} holds {states[0]}, and fits no setting of --tune; take another --run_dir, or '
-                '--force to discard it'
-            )
+        if not args.force and all(state in OTHER for state, _ in states):
+            raise refusal(alike[0], *states[0], ', and fits no setting of --tune')
+
+
+def choose(args: argparse.Namespace, search: Search, parsed: argparse.Namespace, trials: dict) -> dict[str, dict]:
+    """What grid.choose says of the models whose trials, (setting, run) of each, are complete; tuned.json gets it."""
+    choices = {}
+    for model, made in trials.items():
+        if (args.force and args.dry_run) or not all(state_of(run)[0] in DONE for _, run in made):
+            continue
+        choices[model] = choice = grid.choose(model, [(setting, run.folder) for setting, run in made])
+        what = f'{model} on {args.dataset}: {grid.text_of(choice["chosen"])}'
+        say(f'{what}, validation accuracy {choice["val_acc"]:.2f} %, the best of {len(made)} settings')
+        for note in grid.edge_notes(choice['chosen'], search.values):
+            say(f'note: {model} on {args.dataset}: {note}')
+    if choices and not args.dry_run:
+        grid.add_choices(args.run_dir, search, parsed, choices)
+    return choices
+
+
+# ---------------------------------------------------------------------------------------------- work
+
+
+def work_on(args: argparse.Namespace, made: list[Run], noun: str = 'run', later: list[Run] = ()) -> None:
+    """Report the states of runs and make those that are left, or with --dry_run print them.
+
+    `noun` is what one is called; `later` are those whose options --tune has still to choose.
+    """
+    if args.force and not args.dry_run:
+        discard(made)
+    states = [(run, *state_of(run)) for run in made] + [(run, State.NOT_TUNED, '') for run in later]
+    if args.dry_run:
+        for run, state, _ in states:
+            print(f'{state.value:12} {shlex.join(run.command)}')
+    counts = ', '.join(f'{n} {state.value}' for state, n in Counter(state for _, state, _ in states).items())
+    say(f'{counted(len(states), noun)} in {args.run_dir}: {counts}')
+    if args.force and args.dry_run:
+        return
+    if others := [found for found in states if found[1] in OTHER]:
+        raise refusal(*others[0], f' (and {counted(len(others) - 1, "other")})' if others[1:] else '')
+    todo = [run for run, state, _ in states if state not in (*DONE, State.NOT_TUNED)]
+    if args.dry_run:
+        return
+    for run, state, _ in states:
+        if state in (State.COMPLETE, State.INTERRUPTED):
+            grid.record_tuning(run)
+    if todo and args.launcher == 'slurm':
+        submit(args, todo, noun)
+    elif todo:
+        make_here(args, todo, len(made), noun)
+
+
+def refusal(run: Run, state: State, difference: str, more: str) -> RunError:
+    """The error for a folder that holds another run, with the way out."""
+    way_out = 'take another --run_dir, or --force to discard them'
+    if state is State.OTHER_IMAGES and nameable(run.options['dataset']):
+        way_out = f'{runs.NAME_THEM}, {way_out}'
+    what = f'{state.value}: {difference}' if difference else f'a run of {state.value}'
+    return RunError(f'{run.folder} holds {what}{more}; {way_out}')
+
+
+def make_here(args: argparse.Namespace, todo: list[Run], total: int, noun: str) -> None:
+    """Make the runs that are left of a grid of `total` on this machine, and report on them."""
+    from common.cache import open_cache  # here, because numpy slows --dry_run down
+
+    open_cache(todo[0].options['cache'])  # so that runs find the images that others have decoded
+    local = grid.Local(todo, total, args.jobs, args.gpus)
+    local.run()
+    for run in local.failed:
+        print(f'\nfailed: {run.folder / runs.LOG}', *runs.log_tail(run.folder), sep='\n    ', file=sys.stderr)
+    if local.signals:
+        again = 'the same command without --force' if args.force else 'the same command'
+        say(f'stopped with {local.complete} of {total} {noun}s complete; {again} resumes')
+        sys.exit(128 + local.signals[0])
+    if local.failed:
+        raise RunError(f'{len(local.failed)} of {total} {noun}s failed; the same command tries them again')
+    table = f'; `python summarize_runs.py --run_dir {args.run_dir}` makes a table of them' if noun == 'run' else ''
+    say(f'{total} {noun}s complete{table}')
+
+
+def submit(args: argparse.Namespace, todo: list[Run], noun: str) -> None:
+    """Submit the runs to SLURM and return."""
+    jobs = grid.submit(todo, args.run_dir / 'slurm', args.jobs, args.slurm)
+    print(*jobs, sep='\n')
+    then = ', and without it goes on when they are complete' if noun == 'trial' else ''
+    say(f'{counted(len(jobs), noun)} submitted; the same command with --dry_run shows their states{then}')
+
+
+def discard(made: list[Run]) -> None:
+    """Discard all runs once, before anything starts, so that a run interrupted later is resumed."""
+    for run in made:
+        if run.folder.is_dir():
+            runs.claim(run.folder)
+            runs.discard(run.folder)
+            runs.release(run.folder)
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -186,7 +278,7 @@ def add_grid_args(parser: argparse.ArgumentParser) -> None:
         'the choice by validation accuracy goes into RUN_DIR/tuned.json, and the grid runs each model with its own',
     )
     parser.add_argument('--tune_fold', type=int, help='the fold of the trials; by default the first of --folds')
-    parser.add_argument('--tune_seed', type=int, help=f'the seed of the trials; by default {tuning.SEED}')
+    parser.add_argument('--tune_seed', type=int, help=f'the seed of the trials; by default {TRIAL_SEED}')
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -213,140 +305,14 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
     parsed = options.parse_args(base_of(args, passed))
     for line in options.lowered_defaults(parsed, options.RECIPES[parsed.recipe]):
         say(line)
-    grid = make_grid(args, passed)
-    if not args.tune and (args.tune_fold is not None or args.tune_seed is not None):
-        raise RunError('--tune_fold and --tune_seed are of --tune, which is not given')
-    if not args.dry_run:
-        if not args.force and not args.tune:  # options before images, which they may divide otherwise
-            refuse_others({run.folder: state_of(run) for run in grid})
-        check_data(args, grid, needed=any(is_unmade(args, run) for run in grid))
     if not args.tune:
-        return work_on(args, grid)
+        if args.tune_fold is not None or args.tune_seed is not None:
+            raise RunError('--tune_fold and --tune_seed are of --tune, which is not given')
+        return work_on(args, make_grid(args, passed))
     chosen = tune(args, passed, parsed)
-    tuned = argparse.Namespace(**vars(args) | dict(models=[model for model in args.models if model in chosen]))
-    untuned = argparse.Namespace(**vars(args) | dict(models=[model for model in args.models if model not in chosen]))
-    own = {model: tuning.words_of(setting) for model, setting in chosen.items()}
-    work_on(tuned, make_grid(tuned, passed, own), later=make_grid(untuned, passed))
-
-
-def work_on(args: argparse.Namespace, grid: list[Run], noun: str = 'run', later: list[Run] = ()) -> None:
-    """Report the states of runs and make those that are left, or with --dry_run print them.
-
-    Args:
-        args: run_all's options.
-        grid: the runs.
-        noun: what to call one.
-        later: those whose options --tune has still to choose: reported, not made.
-
-    Raises:
-        RunError: a folder holds another run, or a run fails.
-    """
-    if args.force and not args.dry_run:
-        discard(grid)
-    states = {run.folder: state_of(run) for run in grid} | {run.folder: 'not tuned' for run in later}
-    if args.dry_run:
-        for run in (*grid, *later):
-            print(f'{states[run.folder]:12} {shlex.join(run.command)}')
-    counts = ', '.join(f'{n} {state}' for state, n in Counter(s.partition(':')[0] for s in states.values()).items())
-    say(f'{counted(len(states), noun)} in {args.run_dir}: {counts}')
-    if args.force and args.dry_run:
-        return
-    refuse_others(states)
-    todo = [run for run in grid if states[run.folder] not in DONE]
-    if todo and not args.dry_run:
-        make_runs(args, todo, len(grid), noun)
-
-
-def refuse_others(states: dict[Path, str]) -> None:
-    """Raise RunError where a folder holds another configuration, by the states of the runs."""
-    if others := [folder for folder, state in states.items() if state.startswith(OTHER_CONFIG)]:
-        raise RunError(f'{others[0]} holds {states[others[0]]}{and_more(others)}; {OTHER_FOLDER}')
-
-
-def and_more(others: list[Path]) -> str:
-    return f' (and {counted(len(others) - 1, "other")})' if others[1:] else ''
-
-
-def is_unmade(args: argparse.Namespace, run: Run) -> bool:
-    return args.force or not (run.folder / 'results.json').exists()
-
-
-def check_data(args: argparse.Namespace, grid: list[Run], needed: bool) -> None:
-    """Refuse, before anything is made or discarded, images that are incomplete or not those of the runs in the folders.
-
-    They are the same if classes, names and, but for the test set, sizes are.
-
-    Args:
-        args: run_all's options.
-        grid: runs; those that have begun are compared unless --force discards them.
-        needed: some of them are to be made; if not, images that cannot be loaded are a note.
-
-    Raises:
-        DataError: the images of a fold cannot be loaded.
-        RunError: runs of the grid, or complete ones beside it that are called the same, are of other images.
-    """
-    from common.splits import split_digest  # here, because numpy and the data sets slow --dry_run down
-    from datasets import load_splits, tree_digest
-
-    begun, others = defaultdict(list), []
-    for run in grid:
-        unfinished = (run.folder / 'last.pt').exists() or (run.trial and runs.has_diverged(run.folder))
-        if not args.force and (unfinished or not is_unmade(args, run)):
-            begun[run.options['fold']].append(run.folder)
-    for fold in dict.fromkeys(run.options['fold'] for run in grid) if needed else begun:
-        try:
-            splits = load_splits(args.dataset, args.data_dir, fold, options.split_options(vars(args)))
-            digest = split_digest(splits) if begun[fold] else None
-        except (DataError, OSError) as error:
-            if needed:
-                raise
-            say(f'note: fold {fold}: {error}; its runs, which are complete, are not compared with it')
-            continue
-        others += [folder for folder in begun[fold] if runs.split_of(folder) not in (None, digest)]
-    if others:
-        way_out = f'{runs.NAME_THEM}, {OTHER_FOLDER}' if nameable(args.dataset) else OTHER_FOLDER
-        raise RunError(f'{others[0]} holds a run of other images, labels or folds{and_more(others)}; {way_out}')
-    if needed and (unmade := [run.folder for run in grid if is_unmade(args, run)]):
-        runs.check_neighbours(unmade, grid[0].options, tree_digest(args.dataset, args.data_dir, splits))
-
-
-def make_runs(args: argparse.Namespace, todo: list[Run], total: int, noun: str) -> None:
-    """Make the runs that are left of a grid of `total`, here or through SLURM, and report on them."""
-    if args.launcher == 'slurm':
-        return submit(args, todo, noun)
-    work = Grid(todo, total - len(todo), args)
-    work.run()
-    for run in work.failed:
-        print(f'\nfailed: {run.folder / runs.LOG}', *runs.log_tail(run.folder), sep='\n    ', file=sys.stderr)
-    if work.signals:
-        again = 'the same command without --force' if args.force else 'the same command'
-        say(f'stopped with {work.complete} of {work.total} {noun}s complete; {again} resumes')
-        sys.exit(128 + work.signals[0])
-    if work.failed:
-        raise RunError(f'{len(work.failed)} of {work.total} {noun}s failed; the same command tries them again')
-    table = f'; `python summarize_runs.py --run_dir {args.run_dir}` makes a table of them' if noun == 'run' else ''
-    say(f'{work.total} {noun}s complete{table}')
-
-
-def discard(grid: list[Run]) -> None:
-    """Discard all runs once, before anything starts, so that a run interrupted later is resumed."""
-    for run in grid:
-        if run.folder.is_dir():
-            runs.claim(run.folder)
-            runs.discard(run.folder)
-            runs.release(run.folder)
-
-
-def submit(args: argparse.Namespace, todo: list[Run], noun: str) -> None:
-    """Submit the runs to SLURM and return."""
-    try:
-        from common import slurm  # needs submitit, which nothing else does
-    except ModuleNotFoundError as error:
-        raise RunError(f'--launcher slurm needs {error.name}: pip install {error.name}') from error
-    jobs = slurm.submit([(run.folder, run.command) for run in todo], args.run_dir / 'slurm', args.jobs, args.slurm)
-    print(*jobs, sep='\n')
-    then = ', and without it goes on when they are complete' if noun == 'trial' else ''
-    say(f'{counted(len(jobs), noun)} submitted; the same command with --dry_run shows their states{then}')
+    tuned = with_values(args, models=[*chosen])
+    waiting = with_values(args, models=[model for model in args.models if model not in chosen])
+    work_on(tuned, make_grid(tuned, passed, chosen), later=make_grid(waiting, passed))
 
 
 def cli(argv: list[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from common import options, tables, tuning
+from common import grid, options, tables
 from common.errors import user_errors
 from common.registry import DATASETS, model_label
 from common.results import Row, Table, loaded_note, make_tables, read_runs, title_of, tuned_note
@@ -164,7 +164,7 @@ COLUMNS = (
     Column('last_acc', lambda row: row.mean_of('test_acc_last')),
     Column('seconds', lambda row: statistics.median(row.recorded('seconds')) if row.recorded('seconds') else None),
     Column('loaded', lambda row: ' '.join(map(str, sorted(set(row.recorded('loaded')))))),
-    Column('tuned', lambda row: row.tuned and tuning.text_of(row.tuned['options'])),
+    Column('tuned', lambda row: row.tuned and grid.text_of(row.tuned['options'])),
     Column('tuned_settings', lambda row: row.tuned and row.tuned['tried']),
     Column('tuned_among', lambda row: row.tuned and row.tuned['tune']),
     Column('tuned_on', lambda row: row.tuned and 'validation fold{fold}_seed{seed}'.format(**row.tuned)),

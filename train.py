@@ -9,7 +9,7 @@ is bit-identical to one that was not interrupted; a complete run is left alone. 
 """
 
 from common import options, runs
-from common.errors import RunError, user_errors
+from common.errors import Diverged, user_errors
 
 if __name__ == '__main__':
     with user_errors('train.py'):
@@ -175,7 +175,7 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
     all were.
 
     Raises:
-        RunError: the loss is not finite.
+        Diverged: the loss is not finite.
     """
     args, classes, steps, rank = run.args, len(run.splits.classes), len(loader), process_rank()[0]
     torch.manual_seed(seed_of('model', args.seed, epoch, rank))  # dropout and the like
@@ -194,7 +194,7 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
         if done % CHECK_EVERY == 0 or done == steps:
             mean = total[0].item() / done
             if not math.isfinite(mean):
-                raise RunError(f'the training loss is {mean} within {done} steps of this epoch; {runs.NOT_FINITE}')
+                raise Diverged(f'the training loss is {mean} within {done} steps of this epoch')
             bar.set_postfix_str(f'loss {mean:.3f}', refresh=False)
         bar.update()
     loss, norm, finite = reduce_sum(total).tolist()
@@ -250,7 +250,7 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
     """Train for an epoch (from 1) and validate; returns its line of log.jsonl.
 
     Raises:
-        RunError: a loss is not finite.
+        Diverged: a loss is not finite.
     """
     args, model, (train_loader, val_loader, _), start = run.args, state.evaluated, loaders, time.perf_counter()
     bar.set_description(f'{run.folder.name} epoch {epoch}/{args.epochs}', refresh=False)
@@ -261,7 +261,7 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
     with models.watch_selection(model) as selection:
         val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar, state.preprocessing.statistics)
     if not math.isfinite(val_loss):
-        raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {runs.NOT_FINITE}')
+        raise Diverged(f'the validation loss is {val_loss} after epoch {epoch}')
     return dict(
         epoch=epoch,
         lr=lr_at(epoch * len(train_loader) - 1, args, len(train_loader)),  # of its last step

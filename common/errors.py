@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 BUSY = 75  # exit code of train.py where another process makes this run (EX_TEMPFAIL of sysexits.h)
+DIVERGED = 76  # exit code of train.py where a loss is not finite
 
 
 LFS = b'version https://git-lfs'  # begins a pointer
@@ -37,6 +38,15 @@ class RunBusy(RunError):
     """Another process is making this run."""
 
     exit_code = BUSY
+
+
+class Diverged(RunError):
+    """A loss is not finite."""
+
+    exit_code = DIVERGED
+
+    def __init__(self, loss: str):
+        super().__init__(f'{loss}; the checkpoints of the epochs before are kept; try a lower --lr or --amp off')
 
 
 class ProcessError(RunError):

@@ -1,33 +1,71 @@
-"""The runs of a grid: the folder and the command of each, how far it has come, and the processes that make them.
+"""The runs of a grid: how far each has come, who makes them, and the search of --tune. No torch.
 
-No torch.
+RUN_DIR/
+    tuned.json         the search, and for each data set and model every setting's validation accuracy and the choice
+    tune/SETTING/      the runs that were compared: ordinary run folders, which no table of RUN_DIR counts
+    slurm/             the output of SLURM jobs
 """
 
 import argparse
 import functools
+import itertools
+import math
 import os
+import queue
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from common import options, runs
-from common.errors import BUSY, ModelError, RunError
+from common.errors import BUSY, DIVERGED, ModelError, RunError
 from common.machine import cores
 from common.runs import counted
 from common.weights import weights_identity
 
-OTHER_CONFIG = 'another configuration'
-DONE = ('complete', 'diverged')  # nothing is left to do
-POLL = 0.2  # seconds between two checks of the children
-SHOW = 1.0  # seconds between two checks of their logs
-BUSY_POLL = 5.0  # seconds between two checks of runs that other processes make
-STOP_AFTER = 60.0  # seconds that a run gets to stop before it is killed
+SHOW = 1.0  # seconds between two looks at the logs
+BUSY_POLL = 5.0  # seconds between two looks at a run that another process makes
+WARN_BEFORE = 120  # seconds before its time limit that a SLURM job is signalled; train.py needs a few
+FILE, FOLDER = 'tuned.json', 'tune'
+TRIAL_SEED = 0  # if not given: not the grid's, so that no counted run is one of those that were compared
+CELL = ('dataset', 'fold', 'model', 'seed')
+
+
+def say(message: str) -> None:
+    """A line on stderr, above the progress bar."""
+    tqdm.write(message, file=sys.stderr)
+
+
+say_once = functools.cache(say)  # for what is found again at every run of a grid
+
+
+# ---------------------------------------------------------------------------------------------- states
+
+
+class State(Enum):
+    """How far a run has come, as --dry_run prints it."""
+
+    NEW = 'new'
+    RUNNING = 'running'  # in any process
+    INTERRUPTED = 'interrupted'
+    COMPLETE = 'complete'
+    DIVERGED = 'diverged'  # a trial whose loss is not finite, which is a result: another start would end there, too
+    NOT_TUNED = 'not tuned'  # --tune has still to choose its options
+    OTHER_OPTIONS = 'another configuration'
+    OTHER_IMAGES = 'other images, labels or folds'
+
+
+DONE = (State.COMPLETE, State.DIVERGED)
+OTHER = (State.OTHER_OPTIONS, State.OTHER_IMAGES)
 
 
 class Run(NamedTuple):
@@ -36,216 +74,463 @@ class Run(NamedTuple):
     folder: Path
     command: list[str]
     options: dict  # of train.py, by name
-    trial: bool = False  # of --tune: that it diverges is a result
+    split: str | None = None  # the digest of its images; None where they are not looked at
+    trial: bool = False  # of --tune
 
 
-def state_of(run: Run) -> str:
-    """'complete', 'running' (by anyone), 'interrupted', 'new', or OTHER_CONFIG and what differs; a trial: 'diverged'.
-
-    Diverged is a trial whose loss is not finite; training is deterministic, so that another start would end there too.
-    """
+def state_of(run: Run) -> tuple[State, str]:
+    """How far a run has come and, for OTHER_OPTIONS, what differs in its folder."""
     try:
-        config, results = runs.read_json(run.folder / 'config.json'), runs.read_json(run.folder / 'results.json')
-    except RunError:
-        return 'new'  # train.py will report what is damaged
-    begun = (run.folder / 'last.pt').exists()
-    difference = difference_to(run.options, config or {}, results)
-    if results is not None and results.get('fingerprint') != (config or {}).get('fingerprint'):
-        difference += ', ' * bool(difference) + 'results.json is of another one'
-    if difference and (begun or results is not None):
-        return f'{OTHER_CONFIG}: {difference}'
-    if results is not None:
-        return 'complete'
+        config, results = (runs.read_json(run.folder / name) or {} for name in ('config.json', 'results.json'))
+    except RunError:  # train.py will report what is damaged
+        return State.NEW, ''
+    difference = difference_to(run.options, config, results) if config or results else ''
+    split = config.get('defines', {}).get('split')
+    other_images = None not in (run.split, split) and run.split != split
+    begun = bool(results) or (run.folder / 'last.pt').exists()
+    if begun and (difference or other_images):
+        return (State.OTHER_OPTIONS if difference else State.OTHER_IMAGES), difference
+    if results:
+        return State.COMPLETE, ''
     if runs.is_claimed(run.folder):
-        return 'running'
-    if run.trial and config and not difference and runs.has_diverged(run.folder):
-        return 'diverged'
-    return 'interrupted' if begun else 'new'
+        return State.RUNNING, ''
+    if run.trial and (run.folder / runs.DIVERGED_MARK).exists() and not difference and not other_images:
+        return State.DIVERGED, ''
+    return (State.INTERRUPTED if begun else State.NEW), ''
 
 
-def difference_to(wanted: dict, config: dict, results: dict | None) -> str:
+def difference_to(wanted: dict, config: dict, results: dict) -> str:
     """How the options of a run differ from those of the run in its folder; '' if they do not.
 
-    What train.py resolves from the machine is compared by train.py, which is not started for a complete run; the images
-    are compared by run_all.py (check_data). Of weights the content is compared, not the name.
+    Of weights and of the file of --import the content is compared, not the name. What train.py takes from the machine
+    and the images it compares by itself, but it is not started for a complete run.
     """
-    had, unknown = options.NEUTRAL | config.get('options', {}), set(options.SYSTEM_OPTIONS)
-    if wanted['amp'] == 'auto':
-        unknown.add('amp')
-    if wanted['pretrained'] and (digest := config.get('defines', {}).get('pretrained')):  # whatever they are called
-        had, wanted = had | dict(pretrained=digest), wanted | dict(pretrained=weights_now(wanted, digest))
-    elif isinstance(wanted['pretrained'], str) and isinstance(had.get('pretrained'), str):
-        unknown.add('pretrained')
-    if 'batch_size' not in wanted['given']:  # train.py brings it down to the training set and the processes
-        if results is None:
-            unknown.add('batch_size')
-        else:
-            processes = config.get('defines', {}).get('processes', 1)
-            counts = [results.get(f'n_{subset}', 10**9) for subset in ('train', 'val', 'test')]
-            batch_size = options.largest_batch(wanted, counts[0], sum(counts), processes)
-            wanted = wanted | dict(batch_size=batch_size)
-    known = wanted.keys() - unknown
-    if wanted.get('imports') and (digest := config.get('defines', {}).get('imported')):
-        from common.timm_models import import_digest  # here, because it imports torch; the model is of its file
-
-        had, wanted = had | dict(imported=digest), wanted | dict(imported=import_digest(wanted['imports']))
-        known = known | {'imported'}
-    return runs.changes({key: had.get(key) for key in known}, {key: wanted[key] for key in known})
-
-
-def weights_now(wanted: dict, recorded: str) -> str:
-    """What a run that starts now would record of its weights; `recorded`, with a note, where they cannot be read."""
+    had, new = config.get('defines', {}), options.defining(wanted)
+    unknown = ['processes', 'split', 'preprocessing', *(['amp'] if wanted['amp'] == 'auto' else [])]
     try:
-        return weights_identity(wanted['model'], wanted['pretrained'])
+        new['pretrained'] = weights_identity(wanted['model'], wanted['pretrained'])
     except ModelError as error:
         say_once(f'note: {error}; what was made of them is not compared with it')
-        return recorded
+        new['pretrained'] = had.get('pretrained') or wanted['pretrained']
+    if wanted['imports']:
+        from common.timm_models import import_digest  # here, because it imports torch; the model is of its file
+
+        new['imported'] = import_digest(wanted['imports'])
+    if 'batch_size' not in wanted['given']:  # train.py brings it down to the training set and the processes
+        if results:
+            counts = [results[f'n_{subset}'] for subset in ('train', 'val', 'test')]
+            new['batch_size'] = options.largest_batch(wanted, counts[0], sum(counts), had.get('processes', 1))
+        else:
+            unknown.append('batch_size')
+    return runs.changes(had, new | {key: had[key] for key in unknown if key in had})
 
 
-def epochs_done(run: Run) -> int:
+def fraction_done(run: Run) -> float:
+    """The part of its epochs that a run has made."""
     try:
         with open(run.folder / 'log.jsonl', 'rb') as file:
-            return sum(1 for _ in file)
+            return min(1.0, sum(1 for _ in file) / run.options['epochs'])
     except OSError:
-        return 0
+        return 0.0
 
 
 # ---------------------------------------------------------------------------------------------- runs on this machine
 
 
-class Grid:
-    """The runs by state: waiting, being made here (children) or elsewhere, complete, failed."""
+class Local:
+    """Makes runs, `jobs` at once, each by a train.py in a session of its own, so that Ctrl-C reaches run_all.py alone.
 
-    def __init__(self, todo: list[Run], complete: int, args: argparse.Namespace):
-        self.waiting, self.elsewhere = deque(todo), deque()
+    Afterwards `complete` counts the runs of the grid, `failed` lists runs, and `signals` has what stopped it, if any.
+    """
+
+    def __init__(self, todo: list[Run], total: int, jobs: int, gpus: list[str] | None):
+        self.todo, self.total, self.jobs = todo, total, jobs
+        self.complete = total - len(todo)
         self.failed: list[Run] = []
-        self.complete, self.total = complete, complete + len(todo)
-        # Where the bar starts: epochs of an earlier start must not count for the speed of this one.
-        self.initial = complete + sum(epochs_done(run) / run.options['epochs'] for run in todo)
-        self.children: dict[int, tuple[Run, subprocess.Popen]] = {}  # by slot
+        self.elsewhere: set[Path] = set()  # folders of runs that other processes make
+        self.children: set[subprocess.Popen] = set()
         self.signals: list[int] = []
-        self.args = args
-        self.bar = tqdm(
-            total=self.total,
-            initial=self.initial,
-            smoothing=0,  # mean speed, because runs differ
-            disable=None,  # off where stderr is no terminal
-            **runs.terminal(),
-            bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}',
-        )
-        self.started, self.shown, self.told = time.monotonic(), 0.0, False
+        self.devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # the free ones, one for each job
+        for job in range(jobs):
+            self.devices.put(gpus[job % len(gpus)] if gpus else None)
 
     def run(self) -> None:
         """Make all runs, or as many as a signal allows; no child outlives it."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP
-                signal.signal(number, lambda number, _: self.signals.append(number))
-        looked = 0.0
-        try:
-            while (self.waiting or self.elsewhere or self.children) and not self.signals:
-                if self.elsewhere and time.monotonic() - looked > BUSY_POLL:
-                    self.waiting += self.elsewhere
-                    self.elsewhere.clear()
-                    looked = time.monotonic()
-                self.fill_slots()
-                self.collect()
-                self.show()
-                time.sleep(POLL)
-        finally:
-            self.stop()
-            self.bar.close()
+                signal.signal(number, self.stop)
+        # Where the bar starts: epochs of an earlier start must not count for the speed of this one.
+        started, initial = time.monotonic(), self.complete + sum(map(fraction_done, self.todo))
+        bar = tqdm(
+            total=self.total,
+            initial=initial,
+            smoothing=0,  # mean speed, because runs differ
+            disable=None,  # off where stderr is no terminal
+            **runs.terminal(),
+            bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}',
+        )
+        with bar, ThreadPoolExecutor(self.jobs) as pool:
+            pending = {pool.submit(self.make, run): run for run in self.todo}
+            try:
+                while pending:
+                    ended = wait(pending, timeout=SHOW, return_when=FIRST_COMPLETED).done
+                    codes = [(pending.pop(future), future.result()) for future in ended]
+                    for run, code in codes:
+                        self.count(run, code)
+                        if run.folder in self.elsewhere:
+                            pending[pool.submit(self.make, run)] = run
+                    bar.n = self.complete + len(self.failed) + sum(map(fraction_done, pending.values()))
+                    if bar.disable:
+                        left = time_left(bar.n - initial, self.total - bar.n, time.monotonic() - started)
+                        for run, _ in filter(lambda made: made[1] == 0, codes):
+                            say(f'{self.complete}/{self.total} complete, {left} left: {run.folder.name}')
+                    bar.set_description_str(self.text(len(pending)))
+            finally:
+                if pending and not self.signals:
+                    self.stop(signal.SIGTERM)
 
-    def fill_slots(self) -> None:
-        for slot in range(self.args.jobs):
-            while slot not in self.children and self.waiting:
-                run = self.waiting.popleft()
-                if state_of(run) in DONE:
-                    self.done(run)  # made elsewhere in the meantime
-                elif runs.is_claimed(run.folder):
-                    self.elsewhere.append(run)
-                else:
-                    self.start(run, slot)
-
-    def start(self, run: Run, slot: int) -> None:
-        """Start train.py in its own session, so that Ctrl-C reaches run_all.py alone."""
+    def make(self, run: Run) -> int:
+        """Make a run unless it is made already; returns train.py's exit code, BUSY where another process makes it."""
+        if state_of(run)[0] in DONE:
+            return 0
+        if self.signals:
+            return BUSY
+        if runs.is_claimed(run.folder):
+            time.sleep(BUSY_POLL)
+            return BUSY
+        device = self.devices.get()
         try:
-            child = runs.start(run.folder, run.command, self.environment(slot), start_new_session=True)
+            child = runs.start(run.folder, run.command, self.environment(device), start_new_session=True)
+            self.children.add(child)
+            if self.signals:  # they came before there was a child to stop
+                child.terminate()
+            code = runs.finish(run.folder, child)
+            self.children.remove(child)
         except RunError as error:
-            self.failed.append(run)
-            say(f'failed: {run.folder.name} ({error})')
-        else:
-            self.children[slot] = run, child
+            say(f'{run.folder.name}: {error}')
+            return error.exit_code
+        finally:
+            self.devices.put(device)
+        return 0 if run.trial and code == DIVERGED else code
 
-    def environment(self, slot: int) -> dict[str, str]:
+    def environment(self, device: str | None) -> dict[str, str]:
         """The environment of a child: its share of the cores, unless the user has set it, and its GPU."""
         environment = dict(os.environ)
-        if self.args.jobs > 1:
-            environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // self.args.jobs)))
-        if self.args.gpus:
-            environment['CUDA_VISIBLE_DEVICES'] = self.args.gpus[slot % len(self.args.gpus)]
-        return environment
+        if self.jobs > 1:
+            environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // self.jobs)))
+        return environment if device is None else environment | dict(CUDA_VISIBLE_DEVICES=device)
 
-    def collect(self) -> None:
-        for slot, (run, child) in list(self.children.items()):
-            if (code := child.poll()) is None:
-                continue
-            del self.children[slot]
-            if code == 0 or (run.trial and state_of(run) == 'diverged'):
-                self.done(run)
-            elif code == BUSY:
-                self.elsewhere.append(run)
-            else:
-                self.failed.append(run)
-                cause = f'exit code {code}' if code >= 0 else f'killed by {signal.Signals(-code).name}'
-                say(f'failed: {run.folder.name} ({cause}), see {run.folder / runs.LOG}')
+    def count(self, run: Run, code: int) -> None:
+        """Count a run by the exit code of its train.py; one that a signal stopped is left out."""
+        self.elsewhere.discard(run.folder)
+        if code == 0:
+            self.complete += 1
+        elif code == BUSY and not self.signals:
+            self.elsewhere.add(run.folder)
+        elif not self.signals:
+            self.failed.append(run)
+            cause = f'exit code {code}' if code > 0 else f'killed by {signal.Signals(-code).name}'
+            say(f'failed: {run.folder.name} ({cause}), see {run.folder / runs.LOG}')
 
-    def done(self, run: Run) -> None:
-        self.complete += 1
-        if self.bar.disable:
-            finished = self.progress()
-            speed = (finished - self.initial) / (time.monotonic() - self.started)
-            left = tqdm.format_interval((self.total - finished) / speed) if speed > 0 else '?'
-            what = 'trials' if run.trial else 'runs'
-            say(f'{self.complete}/{self.total} {what} complete, {left} left: {run.folder.name}')
+    def text(self, pending: int) -> str:
+        """What stands before the bar."""
+        if len(self.elsewhere) == pending > 0:
+            say_once(f'waiting for runs that other processes make: {", ".join(sorted(map(str, self.elsewhere)))}')
+        counts = {'at work': len(self.children), 'elsewhere': len(self.elsewhere), 'failed': len(self.failed)}
+        return ', '.join([f'{self.complete}/{self.total} runs', *(f'{n} {what}' for what, n in counts.items() if n)])
 
-    def progress(self) -> float:
-        """Number of runs that have ended, and the finished fractions of the others."""
-        others = (*(run for run, _ in self.children.values()), *self.waiting, *self.elsewhere)
-        partly = sum(min(1.0, epochs_done(run) / run.options['epochs']) for run in others)
-        return min(self.total, self.complete + len(self.failed) + partly)
-
-    def show(self) -> None:
-        if time.monotonic() - self.shown < SHOW:
+    def stop(self, number: int, *_) -> None:
+        """Ask the children to stop; kill them when asked again."""
+        self.signals.append(number)
+        children = list(self.children)
+        if len(self.signals) == 1:
+            say(f'stopping {counted(len(children), "run")}; a second signal kills them')
+            for child in children:
+                child.terminate()
             return
-        self.shown = time.monotonic()
-        if self.elsewhere and not self.children and not self.waiting and not self.told:
-            self.told = True
-            others = counted(len(self.elsewhere), 'run')
-            say(f'waiting for {others} that other processes make, the first: {self.elsewhere[0].folder}')
-        self.bar.n = self.progress()
-        text = f'{self.complete}/{self.total} runs, {len(self.children)} at work'
-        text += f', {len(self.elsewhere)} elsewhere' if self.elsewhere else ''
-        text += f', {len(self.failed)} failed' if self.failed else ''
-        self.bar.set_description_str(text, refresh=False)
-        self.bar.refresh()
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
 
-    def stop(self) -> None:
-        """Ask the children to stop; kill those that do not within a minute, or at once when asked again."""
-        if self.children and self.signals:
-            say(f'stopping {counted(len(self.children), "run")}; a second signal kills them')
-        for _, child in self.children.values():
+
+def time_left(done: float, left: float, seconds: float) -> str:
+    """As 'mm:ss', where so many runs were made in some seconds and so many are left."""
+    return tqdm.format_interval(left * seconds / done) if done > 0 else '?'
+
+
+# ---------------------------------------------------------------------------------------------- SLURM
+
+
+class Task:
+    """Makes one run inside a job of SLURM; submitit asks for a class with `checkpoint`.
+
+    When SLURM preempts it, requeues it or signals that its time is up, train.py stops and the task is queued again;
+    train.py then resumes.
+    """
+
+    def __init__(self, folder: Path, command: list[str]):
+        self.folder, self.command = folder, command
+
+    def __call__(self) -> None:
+        import submitit
+
+        signals, child = [], None
+
+        def stop(number: int, _) -> None:
+            signals.append(number)
+            if child:
+                child.terminate()
+
+        submitit_handler = signal.signal(signal.SIGUSR2, stop)
+        signal.signal(signal.SIGTERM, stop)
+        environment = {'OMP_NUM_THREADS': os.environ.get('SLURM_CPUS_PER_TASK', '1'), **os.environ}
+        child = runs.start(self.folder, self.command, environment)
+        if signals:  # before there was a child to stop
             child.terminate()
-        asked, give_up = len(self.signals), time.monotonic() + STOP_AFTER
-        while alive := [child for _, child in self.children.values() if child.poll() is None]:
-            if time.monotonic() > give_up or len(self.signals) > asked:
-                for child in alive:
-                    os.killpg(child.pid, signal.SIGKILL)
-            time.sleep(POLL)
+        code = runs.finish(self.folder, child)
+        if code and code != BUSY and signals:
+            job = submitit.JobEnvironment().raw_job_id
+            squeue = ['squeue', '--noheader', '--jobs', job, '--format', '%T']
+            state = subprocess.run(squeue, capture_output=True, text=True).stdout.strip()
+            if state in ('RUNNING', 'SIGNALING'):  # out of time, or preempted with grace: SLURM will not requeue it
+                submitit_handler(signal.SIGUSR2, None)  # calls checkpoint, requeues the job and exits
+            os._exit(128 + signal.SIGTERM)  # SLURM ends the job and requeues it: submitit must record no result
+        elif code not in (0, BUSY):
+            raise subprocess.CalledProcessError(code, self.command)
+
+    def checkpoint(self):
+        """The task to submit after a time-out: the same one."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
 
 
-def say(message: str) -> None:
-    """Progress: a line on stderr, above the progress bar."""
-    tqdm.write(message, file=sys.stderr)
+def submit(todo: list[Run], folder: Path, at_once: int, sbatch: dict[str, str | bool]) -> list[str]:
+    """Submit runs to SLURM as an array of which `at_once` may run at a time; returns the numbers of the jobs.
+
+    `folder` is for their output; `sbatch` has long options of sbatch by name, `time` in minutes, True for no value.
+    """
+    try:
+        import submitit
+    except ModuleNotFoundError as error:
+        raise RunError(f'--launcher slurm needs {error.name}: pip install {error.name}') from error
+    more = {name.replace('-', '_'): value for name, value in sbatch.items()}
+    minutes = str(more.pop('time', '60'))
+    if not minutes.isdigit() or int(minutes) < 1:
+        raise RunError(f'--slurm time={minutes}: must be a number of minutes')
+    here = shlex.quote(str(Path(__file__).resolve().parent.parent))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # However often a run is interrupted, it resumes.
+        executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=1_000_000)
+        executor.update_parameters(
+            job_name='twistnet',
+            time=int(minutes),
+            signal_delay_s=min(WARN_BEFORE, 20 * int(minutes)),
+            array_parallelism=at_once,
+            stderr_to_stdout=True,
+            setup=[f'export PYTHONPATH={here}:$PYTHONPATH'],  # where the job finds this file
+            additional_parameters=dict(requeue=True, **more),
+        )
+        with executor.batch():
+            jobs = [executor.submit(Task(run.folder.resolve(), run.command)) for run in todo]
+    except (RuntimeError, submitit.core.utils.FailedJobError) as error:  # no sbatch; sbatch's refusal
+        raise RunError(f'SLURM: {" ".join(str(error).split())}') from error
+    return [job.job_id for job in jobs]
 
 
-say_once = functools.cache(say)  # for what is found again at every run of a grid
+# ---------------------------------------------------------------------------------------------- the search of --tune
+
+
+class Search(NamedTuple):
+    """What is tried for each model: every combination of some options' values, on one fold with one seed."""
+
+    values: dict[str, list]  # by option, in the order given
+    fold: int
+    seed: int
+
+    @property
+    def settings(self) -> list[dict]:
+        """The options of every combination, in the order given."""
+        return [dict(zip(self.values, each)) for each in itertools.product(*self.values.values())]
+
+    @property
+    def record(self) -> dict:
+        """What tuned.json says of the search."""
+        tune = ' '.join(f'{name}={",".join(map(value_text, values))}' for name, values in self.values.items())
+        return dict(tune=tune, fold=self.fold, seed=self.seed)
+
+
+def parse_tune(words: list[str]) -> dict[str, list]:
+    """The values of each option, as train.py's parser reads them: ['lr=0.1,.2 ema=on'] is {'lr': [0.1, 0.2], ..}.
+
+    What can be searched is how a model is trained: data, model, length and machine are those of the grid.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for add in (options.add_optimisation_args, options.add_optimizer_args, options.add_augmentation_args):
+        add(parser)
+    known = vars(parser.parse_args([])).keys() - {'epochs', 'crop_scale'}
+    values: dict[str, list] = {}
+    for word in ' '.join(words).split():
+        name, _, texts = word.removeprefix('--').partition('=')
+        if name not in known or not texts.strip(','):
+            raise RunError(f"--tune: '{word}' is not NAME=VALUE,.. with a NAME among {', '.join(sorted(known))}")
+        if name in values:
+            raise RunError(f'--tune: {name} is given twice; give all its values at once')
+        values[name] = list(dict.fromkeys(parse_value(parser, name, text) for text in texts.split(',') if text))
+    if not values:
+        raise RunError('--tune: names no option')
+    return values
+
+
+def parse_value(parser: argparse.ArgumentParser, name: str, text: str) -> bool | float | str:
+    """A value as the parser reads it; 'on' or 'off' of a switch."""
+
+    def refuse(message: str) -> None:
+        raise RunError(f'--tune: {name}={text}: {message}')
+
+    parser.error = refuse
+    if not isinstance(parser.get_default(name), bool):
+        word = f'--{name}={text}'
+    elif text in ('on', 'off'):
+        word = f'--{name}' if text == 'on' else f'--no-{name}'
+    else:
+        refuse('a switch is on or off')
+    return getattr(parser.parse_args([word]), name)
+
+
+def value_text(value: bool | float | str) -> str:
+    return ('on' if value else 'off') if isinstance(value, bool) else str(value)
+
+
+def text_of(setting: dict, between: str = ', ', equals: str = ' ') -> str:
+    """{'lr': 0.1, 'ema': False} is 'lr 0.1, ema off'."""
+    return between.join(f'{name}{equals}{value_text(value)}' for name, value in setting.items())
+
+
+def folder_of(run_dir: Path, setting: dict) -> Path:
+    """Where the trials of a setting are made: RUN_DIR/tune/lr=0.1,ema=off."""
+    return run_dir / FOLDER / text_of(setting, ',', '=')
+
+
+def words_of(setting: dict) -> list[str]:
+    """Arguments of train.py: {'lr': 0.1, 'ema': False} is ['--lr', '0.1', '--no-ema']."""
+    words = []
+    for name, value in setting.items():
+        words += [f'--{name}' if value else f'--no-{name}'] if isinstance(value, bool) else [f'--{name}', str(value)]
+    return words
+
+
+def choose(model: str, trials: Iterable[tuple[dict, Path]]) -> dict:
+    """What tuned.json says of a model: the setting with the best validation accuracy, the first on ties, and all.
+
+    Of each trial it takes the setting and the run folder, which has no results where the trial has diverged.
+    """
+    found = [(setting, runs.read_json(folder / 'results.json')) for setting, folder in trials]
+    listed = [dict(options=setting, val_acc=results and results['best_val_acc']) for setting, results in found]
+    finite = [trial for trial in listed if trial['val_acc'] is not None]
+    if not finite:
+        raise RunError(f'--tune: {model} diverges with every setting; try other values, or leave it out of --models')
+    best = max(finite, key=lambda trial: trial['val_acc'])
+    return dict(chosen=best['options'], val_acc=best['val_acc'], trials=listed)
+
+
+def edge_notes(chosen: dict, values: dict[str, list]) -> list[str]:
+    """A note for each number that was chosen at the edge of those tried, beyond which others are allowed."""
+    notes = []
+    for name, tried in values.items():
+        numbers = [value for value in tried if isinstance(value, int | float) and not isinstance(value, bool)]
+        low, high = options.BOUNDS.get(name, (-math.inf, math.inf))
+        for edge, bound, word, more in ((min, low, 'lowest', 'lower'), (max, high, 'highest', 'higher')):
+            if len(numbers) > 1 and chosen[name] == edge(numbers) != bound:
+                notes.append(f'{name} {chosen[name]} is the {word} that was tried; a {more} one may be better')
+    return notes
+
+
+# ---------------------------------------------------------------------------------------------- tuned.json
+
+
+def plan_search(args: argparse.Namespace) -> Search:
+    """The search that run_all's options ask for; a fold or seed not named is that of tuned.json, else the default."""
+    old = dict(fold=args.folds[0], seed=TRIAL_SEED) | read_record(args.run_dir)
+    fold = old['fold'] if args.tune_fold is None else args.tune_fold
+    seed = old['seed'] if args.tune_seed is None else args.tune_seed
+    return Search(parse_tune(args.tune), fold, seed)
+
+
+def read_record(run_dir: Path) -> dict:
+    """The contents of tuned.json; {} where there is none."""
+    try:
+        record = runs.read_json(run_dir / FILE) or {}
+        if record and not {'tune', 'fold', 'seed', 'datasets'} <= record.keys():
+            raise RunError('no record of a search')
+    except RunError as error:
+        raise RunError(
+            f'{run_dir / FILE}: damaged, or not one of run_all.py --tune; delete it, and the same run_all.py --tune '
+            'makes it again from the trials'
+        ) from error
+    return record
+
+
+def read_choices(
+    run_dir: Path, search: Search, parsed: argparse.Namespace, again: Iterable[str] = ()
+) -> tuple[dict, dict[str, dict]]:
+    """The contents of tuned.json, and the part of them that is of the models of a data set.
+
+    Args:
+        run_dir: holds tuned.json, or will.
+        search: must be the one that chose there.
+        parsed: train.py's options of the grid, which must be those of the trials; they name the data set.
+        again: models that are left out.
+    """
+    record, common = read_record(run_dir), common_options(parsed, search.values)
+    entries, name = record.get('datasets', {}), parsed.name or parsed.dataset
+    entry = entries.setdefault(name, dict(options=common, models={}))
+    for model in again:
+        entry['models'].pop(model, None)
+    if not any(each['models'] for each in entries.values()):  # nothing that another search could contradict
+        entry = dict(options=common, models={})
+        return search.record | dict(datasets={name: entry}), entry['models']
+    difference = runs.changes({key: record[key] for key in search.record}, search.record)
+    if entry['models'] and not difference:  # a record of older code may lack options
+        difference = runs.changes({key: entry['options'].get(key, common[key]) for key in common}, common)
+    if difference:
+        raise RunError(
+            f'{run_dir / FILE} is of another search ({difference}); give its options, take another --run_dir, or '
+            'delete it (trials that fit are kept)'
+        )
+    entry['options'] = common
+    return record, entry['models']
+
+
+def common_options(parsed: argparse.Namespace, searched: dict) -> dict:
+    """The options that the trials of all settings have in common with each other and with the grid."""
+    left_out = {*CELL, *options.SYSTEM_OPTIONS, *searched}
+    kept = {key: value for key, value in vars(parsed).items() if key not in left_out}
+    return kept | dict(pretrained=bool(parsed.pretrained))
+
+
+def add_choices(
+    run_dir: Path, search: Search, parsed: argparse.Namespace, chosen: dict[str, dict], again: Iterable[str] = ()
+) -> None:
+    """Write what `choose` returned for some models into tuned.json, to which other run_all.py may add, too."""
+    runs.claim(run_dir / FOLDER, patience=60)
+    try:
+        record, models = read_choices(run_dir, search, parsed, again)
+        models.update(chosen)
+        runs.write_json(run_dir / FILE, record)
+    finally:
+        runs.release(run_dir / FOLDER)
+
+
+def tuning_of(search: Search, choice: dict) -> dict:
+    """What config.json records of a run whose options were chosen, as train.py's option `tuned`."""
+    diverged = sum(trial['val_acc'] is None for trial in choice['trials'])
+    return search.record | dict(options=choice['chosen'], tried=len(choice['trials']), diverged=diverged)
+
+
+def record_tuning(run: Run) -> None:
+    """Let config.json say how a run was tuned that was made before the search, or before another one."""
+    config, tuned = runs.read_json(run.folder / 'config.json'), run.options['tuned']
+    if tuned and config['options'].get('tuned') != tuned:
+        runs.write_json(run.folder / 'config.json', config | dict(options=config['options'] | dict(tuned=tuned)))

@@ -1,6 +1,7 @@
 """Options: the recipes, the groups of options that scripts share, and what their values may be. No torch."""
 
 import argparse
+import json
 import re
 import shlex
 from collections.abc import Iterable
@@ -57,6 +58,7 @@ SYSTEM_OPTIONS = {
     'cache',
     'given',
     'imports',
+    'tuned',
 }
 # The same of pretraining, whose fingerprint has the global batch in place of batch_size and accumulate.
 PRETRAINING_SYSTEM_OPTIONS = SYSTEM_OPTIONS | FIXED.keys() | {'batch_size', 'accumulate', 'checkpoint_dir', 'resume'}
@@ -432,6 +434,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument('--cache', choices=CACHES, default='ram', help=text)
     parser.add_argument('--run_dir', default='runs', help='where run folders are made')
     parser.add_argument('--force', action='store_true', help='discard the run in the folder and start again')
+    # What run_all.py --tune says of the options that it chose, for config.json and tables.
+    parser.add_argument('--tuned', type=json.loads, help=argparse.SUPPRESS)
     parser.set_defaults(**RECIPES['default'])
     return parser
 

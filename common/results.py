@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import options, runs, tuning
+from common import grid, options, runs
 from common.errors import RunError
 from common.registry import (
     DATASETS,
@@ -48,7 +48,7 @@ class Row:
     best: int = 0  # 1 for the highest mean of its data set, 2 for the second; 0 elsewhere and where cells differ
     baseline: str | None = None  # the model it is compared with
     difference: dict = field(default_factory=dict)  # to it: value and, with a test, low, high, p, p_holm, detectable
-    tuned: dict | None = None  # by run_all.py --tune: see tuning.setting_of
+    tuned: dict | None = None  # by run_all.py --tune: see grid.tuning_of
 
     @property
     def accuracies(self) -> dict[tuple[int, int], float]:
@@ -169,7 +169,7 @@ def read_run(folder: Path) -> tuple[dict, dict | None]:
 
 
 # (config, results) of runs: what its files hold, with results None where a run is not complete. `tuned` of a config is
-# not in the file, but what the tuned.json beside the run says of it; None where nothing.
+# its options, what run_all.py --tune says of the run; None where nothing.
 Found = list[tuple[dict, dict | None]]
 
 
@@ -181,7 +181,7 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
         what: 'run' for any, 'complete run' where one at least must be.
 
     Raises:
-        RunError: there is no such run, a name is not known, a tuned.json is damaged, or two runs of one data set saw
+        RunError: there is no such run, a name is not known, or two runs of one data set saw
             different trees of images, or two of one fold different images.
     """
     found: dict[tuple, tuple[dict, dict | None]] = {}
@@ -190,15 +190,14 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
     for path in (path for run_dir in args.run_dir for path in run_dir.glob('*/results.json')):
         if not path.with_name('config.json').exists():
             print(f'left out: {path.parent}: has no config.json', file=sys.stderr)
-    records = {run_dir: tuning.read_record(run_dir) for run_dir in args.run_dir}
-    for folder, record in ((folder, records[top]) for top in args.run_dir for folder in runs.find_runs(top)):
+    for folder in (folder for top in args.run_dir for folder in runs.find_runs(top)):
         try:
             config, results = read_run(folder)
         except RunError as error:
             print(f'left out: {error}', file=sys.stderr)
             continue
         there.add(config['defines']['model'])
-        config['tuned'] = tuning.setting_of(record, config)
+        config['tuned'] = config.get('options', {}).get('tuned')
         if args.models and config['defines']['model'] not in args.models:
             continue
         if results is None:
@@ -309,7 +308,7 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
         sources.setdefault(model, source_of(config))
         setting = config.get('tuned')
         if setting and tuned.setdefault((dataset, model), setting) != setting:
-            texts = ' and '.join(tuning.text_of(each['options']) for each in (tuned[dataset, model], setting))
+            texts = ' and '.join(grid.text_of(each['options']) for each in (tuned[dataset, model], setting))
             raise RunError(
                 f'runs of {model} on {dataset} are by two tuned.json, of other trials ({texts}); give one --run_dir'
             )
@@ -478,7 +477,7 @@ def tuned_note(table: Table) -> str:
         by_text = defaultdict(list)
         for dataset, setting in settings.items():
             lost = f' ({setting["diverged"]} of {setting["tried"]} diverged)' if setting['diverged'] else ''
-            by_text[tuning.text_of(setting['options']) + lost].append(table.label(dataset))
+            by_text[grid.text_of(setting['options']) + lost].append(table.label(dataset))
         several = len(by_text) > 1
         texts = [text + f' on {", ".join(names)}' * several for text, names in by_text.items()]
         listed += [f'{model_label(model)} {" and ".join(texts)}'] if settings else []

@@ -10,6 +10,7 @@ RUN_DIR/{dataset or --name}_fold{fold}_{model}_seed{seed}/
     results.json   written last: its presence means that the run is complete
     .lock          locked while a process makes the run
     train.log      the output of train.py, if run_all.py started it
+    diverged       empty: run_all.py saw train.py end because a loss was not finite
 """
 
 import contextlib
@@ -26,16 +27,19 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common.errors import RunBusy, RunError
-from common.locks import fcntl
+from common.errors import DIVERGED, RunBusy, RunError
 from common.registry import nameable
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows; one line instead of a traceback
+    sys.exit(f'{Path(sys.argv[0]).name}: error: needs Linux or macOS (file locks); on Windows, run it in WSL')
 
 LOG = 'train.log'
 HEADER = '--- '  # begins the line before each start in LOG
 NAME_THEM = '--name NAME gives these images a name of their own'
-NOT_FINITE = 'the checkpoints of the epochs before are kept; try a lower --lr or --amp off'  # ends train.py's last line
-PREDICTIONS, SPLIT = 'test_predictions.csv', 'split.csv'
-RUN_FILES = ('config.json', SPLIT, 'log.jsonl', 'last.pt', 'best.pt', PREDICTIONS, 'results.json')
+PREDICTIONS, SPLIT, DIVERGED_MARK = 'test_predictions.csv', 'split.csv', 'diverged'
+RUN_FILES = ('config.json', SPLIT, 'log.jsonl', 'last.pt', 'best.pt', PREDICTIONS, DIVERGED_MARK, 'results.json')
 
 
 def counted(number: int, noun: str) -> str:
@@ -48,11 +52,7 @@ def run_name(dataset: str, fold: int, model: str, seed: int) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write to a temporary name, flush to disk and move into place, so that `path` is complete at any moment.
-
-    Raises:
-        RunError: the file cannot be written (a full disk, say); the previous file is untouched.
-    """
+    """Write to a temporary name, flush to disk and move into place, so that `path` is complete at any moment."""
     temporary = path.with_name(path.name + '.tmp')
     try:
         with open(temporary, 'wb') as file:
@@ -77,11 +77,7 @@ def write_log(path: Path, lines: list[dict]) -> None:
 
 
 def read_json(path: Path) -> dict | None:
-    """The object in a JSON file; None where there is no file.
-
-    Raises:
-        RunError: the file is damaged.
-    """
+    """The object in a JSON file; None where there is no file."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -99,9 +95,6 @@ def read_log(path: Path, numbers: tuple[str, ...] = ('epoch',)) -> list[dict]:
     Args:
         path: the log.
         numbers: what a complete line has a finite number of.
-
-    Raises:
-        RunError: there is no such file.
     """
     if not path.is_file():
         raise RunError(f'{path}: no such log')
@@ -118,11 +111,7 @@ def read_log(path: Path, numbers: tuple[str, ...] = ('epoch',)) -> list[dict]:
 
 
 def find_runs(run_dir: Path) -> list[Path]:
-    """The run folders in run_dir, complete or not, by name.
-
-    Raises:
-        RunError: there is no such folder, or no run in it.
-    """
+    """The run folders in run_dir, complete or not, by name."""
     folders = sorted(path.parent for path in run_dir.glob('*/config.json'))
     if not folders:
         raise RunError(f'{run_dir}: holds no run; train.py --run_dir {run_dir} makes one')
@@ -143,7 +132,7 @@ def claim(folder: Path, patience: float = 0.5) -> None:
         patience: seconds to try, because is_claimed in another process holds the lock for an instant.
 
     Raises:
-        RunBusy: another process makes this run. RunError: the folder cannot be made or has no locks.
+        RunBusy: another process makes this run.
     """
     if folder.resolve() in _claims:
         return
@@ -197,19 +186,24 @@ def _try_lock(file) -> bool:
 
 
 def start(folder: Path, command: list[str], environment: dict[str, str], **popen) -> subprocess.Popen:
-    """Start a command that makes the run in a folder; its output is appended to the folder's LOG.
-
-    Raises:
-        RunError: the folder or the log cannot be written.
-    """
+    """Start a command that makes the run in a folder; its output is appended to the folder's LOG."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / DIVERGED_MARK).unlink(missing_ok=True)
         with open(folder / LOG, 'a', encoding='utf-8', errors='backslashreplace') as log:
             log.write(f'{HEADER}{time.strftime("%Y-%m-%d %H:%M:%S")} {shlex.join(command)}\n')
             log.flush()
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, **popen)
     except OSError as error:
         raise RunError(f'{error.filename or folder}: cannot be written ({error.strerror})') from error
+
+
+def finish(folder: Path, child: subprocess.Popen) -> int:
+    """Wait for what `start` started; returns its exit code and, of DIVERGED, leaves a mark in the folder."""
+    code = child.wait()
+    if code == DIVERGED:
+        (folder / DIVERGED_MARK).touch()
+    return code
 
 
 def log_tail(folder: Path, lines: int = 3) -> list[str]:
@@ -220,11 +214,6 @@ def log_tail(folder: Path, lines: int = 3) -> list[str]:
         return [f'{folder / LOG}: cannot be read ({error.strerror})']
     start = max((i for i, line in enumerate(log) if line.startswith(HEADER)), default=-1)
     return [line for line in log[start + 1 :] if line.strip()][-lines:]
-
-
-def has_diverged(folder: Path) -> bool:
-    """True where the last start in a folder's LOG ended because a loss was not finite."""
-    return (folder / LOG).exists() and any(NOT_FINITE in line for line in log_tail(folder, lines=10))
 
 
 def terminal() -> dict[str, int]:
@@ -243,11 +232,10 @@ def git_commit(say: Callable = lambda line: print(line, file=sys.stderr)) -> str
     The folder may lie in a checkout of another repository: this file must be tracked, as common/runs.py. In a checkout
     of this code whose commit git does not tell, `say` gets a note with the reason.
     """
-    # A hook of another repository sets these.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
-
     here = Path(__file__).resolve()
     root, own = here.parent.parent, f'{here.parent.name}/{here.name}'
+    # A hook of another repository sets GIT_DIR and the like.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
 
     def git(*command: str) -> str:
         # git refuses a folder that another user owns, as in a container; this code runs from it all the same.
@@ -275,10 +263,6 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
 
     Returns:
         the results if the run is complete, and a note on what changed since it was begun ('' for nothing).
-
-    Raises:
-        RunError: the folder holds a run of another configuration, or beside it is one of other images of this name, or
-            it cannot be made.
     """
     if force or not (folder / 'results.json').exists():
         check_neighbours([folder], config['defines'], config.get('tree'))
@@ -306,38 +290,27 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
     return None, f'begun in another environment ({changes(old.get("environment", {}), config["environment"])})'
 
 
-def split_of(folder: Path) -> str | None:
-    """The digest of the images that a run was made of; None where it is not known."""
-    with contextlib.suppress(RunError):  # a damaged one is named by whoever reads it
-        return (read_json(folder / 'config.json') or {}).get('defines', {}).get('split')
-
-
 def check_neighbours(folders: Sequence[Path], defines: dict, tree: str | None) -> None:
-    """Refuse runs where complete ones beside them are of other images, or of other folds, of the same name.
+    """Refuse runs where complete ones beside them are called the same and are of other images or other folds.
 
     Args:
         folders: of the runs that are to be made, side by side.
-        defines: dataset and name; only images that --name can name are checked, see registry.nameable.
+        defines: dataset and name; only images that --name can name are checked.
         tree: a digest of all images and folds, as tree_digest gives it.
-
-    Raises:
-        RunError: names such a run.
     """
     dataset = defines.get('dataset')
-    if tree is None or not nameable(dataset):
+    if not nameable(dataset):
         return
     name = defines.get('name') or dataset
     for path in sorted(folders[0].parent.glob(f'{name}_fold[0-9]*/results.json')):
+        other = None
         with contextlib.suppress(RunError):  # a damaged one is named by whoever reads it
             other = (read_json(path.with_name('config.json')) or {}).get('tree')
-            if path.parent not in folders and other not in (None, tree):
-                break
-    else:
-        return
-    raise RunError(
-        f"{path.parent} is of other images or other folds, and both are called '{name}'; {NAME_THEM}, or take another "
-        '--run_dir'
-    )
+        if path.parent not in folders and other not in (None, tree):
+            raise RunError(
+                f"{path.parent} is of other images or other folds, and both are called '{name}'; {NAME_THEM}, or take "
+                'another --run_dir'
+            )
 
 
 def other_configuration(where: Path, difference: str, way_out: str) -> RunError:

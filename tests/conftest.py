@@ -19,7 +19,7 @@ from slurm_node import free_ports
 
 import models
 import train
-from common import options, registry, runs, tuning
+from common import options, registry, runs
 from common.cache import SHARED_MEMORY
 
 ROOT = Path(__file__).parent.parent
@@ -199,12 +199,12 @@ def make_run(
     return folder
 
 
-def write_tuned(run_dir: Path, chosen: dict[tuple[str, str], dict], tune: str = 'lr=0.001,0.1', **options) -> None:
-    """A tuned.json with what was chosen by (data set, model), and the accuracies 40, 50 and a third that diverged."""
-    datasets = {}
-    for (dataset, model), setting in chosen.items():
-        entry = datasets.setdefault(dataset, dict(options=dict(epochs=100) | options, models={}))
-        trials = [dict(options={}, val_acc=value) for value in (40.0, 50.0, None)]
-        entry['models'][model] = dict(chosen=setting, val_acc=50.0, trials=trials)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    runs.write_json(run_dir / tuning.FILE, dict(tune=tune, fold=1, seed=0, datasets=datasets))
+def write_tuned(run_dir: Path, chosen: dict[tuple[str, str], dict], tune: str = 'lr=0.001,0.1') -> None:
+    """Let the runs of a folder say what --tune chose by (data set, model), of three settings of which one diverged."""
+    for path in run_dir.glob('*/config.json'):
+        config = runs.read_json(path)
+        setting = chosen.get((config['defines']['dataset'], config['defines']['model']))
+        config.setdefault('options', {})['tuned'] = setting and dict(
+            tune=tune, fold=1, seed=0, options=setting, tried=3, diverged=1
+        )
+        runs.write_json(path, config)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import options, runs
-from common.errors import BUSY, RunBusy
+from common.errors import BUSY, DIVERGED, RunBusy
+from common.weights import weights_identity
 
 BEST = dict(resnet18=0.1, twistnet18=0.01)
 
@@ -28,8 +29,9 @@ except RunBusy:
     sys.exit(BUSY)
 if (folder / 'results.json').exists():
     sys.exit(0)
-config = dict(options={k: v for k, v in vars(args).items() if k != 'force'}, fingerprint='x')
-runs.write_json(folder / 'config.json', config)
+values = {k: v for k, v in vars(args).items() if k != 'force'}
+defines = options.defining(values) | dict(pretrained=weights_identity(args.model, args.pretrained))
+runs.write_json(folder / 'config.json', dict(options=values, defines=defines))
 seen = {key: os.environ.get(key) for key in ('OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES')}
 with open(folder / 'starts', 'a') as file:
     file.write(json.dumps(dict(pid=os.getpid(), begin=time.time(), **seen)) + '\n')
@@ -37,7 +39,7 @@ if args.fold == 4:
     print('some words\nthe cause', file=sys.stderr)
     sys.exit(1)
 if args.lr >= 10:
-    sys.exit(f'train.py: error: the training loss is nan within 2 steps of this epoch; {runs.NOT_FINITE}')
+    sys.exit(DIVERGED)
 done = len(runs.read_log(folder / 'log.jsonl')) if (folder / 'log.jsonl').exists() else 0
 for epoch in range(done, args.epochs):
     time.sleep(0.05)
@@ -46,7 +48,6 @@ for epoch in range(done, args.epochs):
     (folder / 'last.pt').touch()
 with open(folder / 'made', 'a') as file:
     file.write(f'{os.getpid()} {time.time()}\n')
-runs.write_json(
-    folder / 'results.json', dict(fingerprint='x', best_val_acc=60.0 if args.lr == BEST.get(args.model) else 50.0)
-)
+best_val_acc = 60.0 if args.lr == BEST.get(args.model) else 50.0
+runs.write_json(folder / 'results.json', dict(best_val_acc=best_val_acc, n_train=360, n_val=120, n_test=120))
 (folder / 'last.pt').unlink(missing_ok=True)

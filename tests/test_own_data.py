@@ -22,6 +22,7 @@ import trained
 import visualize
 from common import options, own_data, runs
 from common.errors import DataError, RunError, UserError
+from common.grid import State
 from common.options import CONTENT, SplitOptions, check_name
 from common.splits import SUBSETS, Splits, split_digest
 from common.trees import read_index
@@ -689,9 +690,9 @@ def test_a_named_grid_knows_its_complete_runs(photographs, tmp_path, tiny):
     folder, _ = run(photographs, tmp_path, '--name', 'fabric', '--groups', r'^\w\d')
     args = options.parse_args(argv_of(photographs, tmp_path, '--name', 'fabric', '--groups', r'^\w\d'))
     made = run_all.Run(folder, [], vars(args))
-    assert run_all.state_of(made) == 'complete'
+    assert run_all.state_of(made) == (State.COMPLETE, '')
     other = run_all.Run(folder, [], vars(args) | dict(groups=None))
-    assert run_all.state_of(other).startswith('another configuration: groups ')
+    assert run_all.state_of(other) == (State.OTHER_OPTIONS, r'groups ^\w\d -> None')
     assert json.loads((folder / 'config.json').read_text())['defines']['groups'] == r'^\w\d'
 
 

@@ -690,7 +690,7 @@ def test_models_tuned_by_run_all_are_in_one_figure_that_says_so(tmp_path, plot):
     for model, lr in rates.items():
         make_folds(tmp_path, model=model, lr=lr)
     assert len(plot_results.read_all(arguments('--run_dir', tmp_path))) == 2
-    write_tuned(tmp_path, {('dtd', model): dict(lr=lr) for model, lr in rates.items()}, tune='lr=0.01,0.1', epochs=2)
+    write_tuned(tmp_path, {('dtd', model): dict(lr=lr) for model, lr in rates.items()}, tune='lr=0.01,0.1')
     ((table, logs),) = plot_results.read_all(arguments('--run_dir', tmp_path))
     title = plot_results.title_of(table, [table.recipe])
     assert title == '2 epochs, 64 px, from scratch, lr tuned'

@@ -15,26 +15,17 @@ import pytest
 from conftest import HOLD, ROOT
 
 from common import runs
-from common.errors import RunBusy, RunError, user_errors
+from common.errors import DIVERGED, RunBusy, RunError, user_errors
 
 
-def test_write_is_atomic_and_leaves_no_temporary_file(tmp_path):
+def test_files_are_whole_at_any_moment(tmp_path):
     path = tmp_path / 'a.json'
-    runs.write_json(path, {'a': 1})
-    runs.write_json(path, {'a': 2})
-    assert runs.read_json(path) == {'a': 2}
-    assert os.listdir(tmp_path) == ['a.json']
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path):
-    path = tmp_path / 'a.json'
-    runs.write_json(path, {'a': 1})
+    for value in (1, 2):
+        runs.write_json(path, {'a': value})
     (tmp_path / 'a.json.tmp').symlink_to('/dev/full')  # every write fails with ENOSPC
-    with pytest.raises(
-        RunError, match=r'a\.json: cannot be written \(No space left on device\); what was saved before'
-    ):
-        runs.write_json(path, {'a': 2})
-    assert runs.read_json(path) == {'a': 1}
+    with pytest.raises(RunError, match=r'a\.json: cannot be written \(No space left on device\); what was saved'):
+        runs.write_json(path, {'a': 3})
+    assert runs.read_json(path) == {'a': 2}
     assert os.listdir(tmp_path) == ['a.json']
 
 
@@ -102,21 +93,18 @@ def config(fingerprint, defines, environment=None):
 
 
 def test_open_run(tmp_path):
-    folder = tmp_path / 'runs' / 'x'
-    mine = config('f1', {'lr': 0.1, 'epochs': 3})
-    assert runs.open_run(folder, mine, force=False) == (None, '')
-    assert runs.read_json(folder / 'config.json') == mine
-    assert runs.open_run(folder, mine, force=False) == (None, '')
-    # With neither a checkpoint nor results there is nothing to lose: what began here may be replaced.
-    assert runs.open_run(folder, config('f9', {'lr': 9}), force=False) == (None, '')
-    assert runs.open_run(folder, mine, force=False) == (None, '')
+    folder = tmp_path / 'runs' / runs.run_name('dtd', 1, 'twistnet18', 42)
+    assert folder.name == 'dtd_fold1_twistnet18_seed42'
+    mine, other = config('f1', {'lr': 0.1, 'epochs': 3}), config('f2', {'lr': 0.2, 'epochs': 3})
+    for each in (mine, mine, other, mine):  # without a checkpoint or results what began may be replaced
+        assert runs.open_run(folder, each, force=False) == (None, '')
+        assert runs.read_json(folder / 'config.json') == each
     (folder / 'last.pt').touch()
     _, note = runs.open_run(folder, config('f1', mine['defines'], {'torch': '2'}), force=False)
     assert 'torch 1 -> 2' in note
     results = {'test_acc': 1, 'fingerprint': 'f1'}
     runs.write_json(folder / 'results.json', results)
     assert runs.open_run(folder, mine, force=False) == (results, '')
-    other = config('f2', {'lr': 0.2, 'epochs': 3})
     with pytest.raises(RunError, match=r'another configuration \(lr 0.1 -> 0.2\)'):
         runs.open_run(folder, other, force=False)
     assert runs.open_run(folder, other, force=True) == (None, '')
@@ -125,14 +113,14 @@ def test_open_run(tmp_path):
     assert runs.find_runs(tmp_path / 'runs') == [folder]
 
 
-def test_a_run_folder_that_cannot_be_made(tmp_path):
-    (tmp_path / 'file').touch()
-    with pytest.raises(RunError, match='cannot be made'):
-        runs.open_run(tmp_path / 'file' / 'x', config('f', {}), force=False)
-
-
-def test_run_name():
-    assert runs.run_name('dtd', 1, 'twistnet18', 42) == 'dtd_fold1_twistnet18_seed42'
+def test_a_start_that_diverges_leaves_a_mark_until_the_next(tmp_path):
+    for code, marked in ((DIVERGED, True), (1, False), (DIVERGED, True)):
+        child = runs.start(tmp_path, [sys.executable, '-c', f'print(1); raise SystemExit({code})'], {})
+        assert runs.finish(tmp_path, child) == code
+        assert (tmp_path / runs.DIVERGED_MARK).exists() == marked
+    assert runs.log_tail(tmp_path) == ['1'], 'of the last start'
+    runs.discard(tmp_path)
+    assert os.listdir(tmp_path) == [runs.LOG]
 
 
 def test_a_run_is_one_process_s_at_a_time_and_free_when_that_is_killed(tmp_path):
@@ -154,25 +142,22 @@ def test_a_run_is_one_process_s_at_a_time_and_free_when_that_is_killed(tmp_path)
     assert 'being made by another process' in taken.stderr
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, 'No locks available')
 
+    (tmp_path / 'file').touch()
+    for make in (runs.claim, lambda folder: runs.open_run(folder, config('f', {}), force=False)):
+        with pytest.raises(RunError, match='cannot be made'):
+            make(tmp_path / 'file' / 'x')
     monkeypatch.setattr(runs.fcntl, 'lockf', refuse)
     with pytest.raises(RunError, match='this file system has no locks'):
         runs.claim(tmp_path / 'run')
 
 
-def test_a_folder_that_is_a_file_cannot_be_claimed(tmp_path):
-    (tmp_path / 'file').touch()
-    with pytest.raises(RunError, match='cannot be made or written'):
-        runs.claim(tmp_path / 'file')
-
-
 def test_one_is_not_several():
-    assert [runs.counted(*pair) for pair in ((1, 'epoch'), (2, 'epoch'), (0, 'run'), (1, 'class'), (3, 'class'))] == [
-        '1 epoch', '2 epochs', '0 runs', '1 class', '3 classes'
-    ]  # fmt: skip
+    counted = {(1, 'epoch'): '1 epoch', (0, 'run'): '0 runs', (1, 'class'): '1 class', (3, 'class'): '3 classes'}
+    assert {pair: runs.counted(*pair) for pair in counted} == counted
 
 
 def start_on_windows(script: Path) -> None:

@@ -236,7 +236,7 @@ def test_the_gates_have_a_learning_rate_of_their_own(tiny):
 def test_a_branch_learns_at_the_rate_of_its_stage(name):
     with torch.device('meta'):
         model = models.build_model(name, 3)
-    groups = state.parameter_groups(args_of('--layer_decay', '0.5', '--gate_lr', '10', model=name), model)
+    groups = state.parameter_groups(args_of('--layer_decay 0.5 --gate_lr 10', model=name), model)
     names = {p: key for key, p in model.named_parameters()}
     scales = {names[p]: group['lr_scale'] for group in groups for p in group['params']}
     assert scales.keys() == {*names.values()}
@@ -258,7 +258,7 @@ def test_a_net_that_returns_more_than_logits_while_it_trains_is_named(tiny):
 
 def test_groups_that_a_model_cannot_have_are_refused():
     with pytest.raises(RunError, match=r'--gate_lr 100\.0: resnet10t has no gates'):
-        state.build_state(args_of('--gate_lr', '100', model='resnet10t'), 3, CPU, None, 2)
+        state.build_state(args_of('--gate_lr 100', model='resnet10t'), 3, CPU, None, 2)
     with pytest.raises(RunError, match=r'--layer_decay 0\.5: timm knows no order of the layers of resnet18'):
         state.build_optimizer(args_of('--layer_decay', '0.5', model='resnet18'), Small())
 

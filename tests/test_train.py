@@ -40,7 +40,7 @@ import summarize_runs
 import train
 from common import checkpoint, distributed, images, options, predictions, runs
 from common.checkpoint import read_checkpoint
-from common.errors import BUSY, DataError, ModelError, RunError
+from common.errors import BUSY, DIVERGED, DataError, ModelError, RunError
 from compute_flops import measure
 from datasets import load_splits
 from interpret import trace
@@ -876,12 +876,12 @@ def test_a_compiled_run_gives_a_plain_checkpoint(tree, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------ bad input
 
 
-def fails(argv: list[str], capfd) -> str:
+def fails(argv: list[str], capfd, code: int = 1) -> str:
     """The one line that train.py ends with for a user's mistake."""
     capfd.readouterr()
     with pytest.raises(SystemExit) as caught:
         train.cli(argv)
-    assert caught.value.code == 1
+    assert caught.value.code == code
     captured = capfd.readouterr()
     assert captured.out == ''
     assert 'Traceback' not in captured.err
@@ -1050,7 +1050,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tree
 
     with monkeypatch.context() as patch:
         patch.setattr(training_state, 'mix', mix)
-        message = fails(argv_of(tree, tmp_path / 'a'), capfd)
+        message = fails(argv_of(tree, tmp_path / 'a'), capfd, DIVERGED)
     assert 'the training loss is nan' in message
     folder = tmp_path / 'a' / 'dtd_fold1_tiny_seed42'
     state = read_checkpoint(folder / 'last.pt')['state_dict']
@@ -1089,7 +1089,7 @@ def test_a_loss_that_is_not_finite_after_the_last_step_is_not_saved(tree, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(train, 'train_images', train_images)
-        assert 'the validation loss is nan after epoch 2' in fails(argv_of(tree, tmp_path), capfd)
+        assert 'the validation loss is nan after epoch 2' in fails(argv_of(tree, tmp_path), capfd, DIVERGED)
     assert (folder / 'last.pt').read_bytes() == before
 
 
