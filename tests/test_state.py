@@ -260,7 +260,7 @@ def test_groups_that_a_model_cannot_have_are_refused():
     with pytest.raises(RunError, match=r'--gate_lr 100\.0: resnet10t has no gates'):
         state.build_state(args_of('--gate_lr 100', model='resnet10t'), 3, CPU, None, 2)
     with pytest.raises(RunError, match=r'--layer_decay 0\.5: timm knows no order of the layers of resnet18'):
-        state.build_optimizer(args_of('--layer_decay', '0.5', model='resnet18'), Small())
+        state.build_optimizer(args_of('--layer_decay 0.5', model='resnet18'), Small())
 
 
 def test_the_log_has_the_learning_rate_of_the_schedule(tree, tmp_path, tiny):
