@@ -39,6 +39,7 @@ from common.drawing import (
     fill_color,
     frame,
     line_style,
+    make_panels,
     plt,
     save,
 )
@@ -70,15 +71,6 @@ def draw_pages(items: list, size: int, title: str, draw: Callable[[list, str], F
     pages = chunks(items, size)
     titles = [f'{title} (page {i} of {len(pages)})' if len(pages) > 1 else title for i in range(1, len(pages) + 1)]
     return [draw(page, page_title) for page, page_title in zip(pages, titles)]
-
-
-def make_panels(count: int, columns: int, size: tuple[float, float], **kwargs) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels, row by row."""
-    shape = math.ceil(count / columns), columns
-    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout='constrained', **kwargs)
-    for axes in grid.flat[count:]:
-        axes.remove()
-    return figure, list(grid.flat[:count])
 
 
 # ---------------------------------------------------------------------------------------------- reading

@@ -93,6 +93,15 @@ def fill_color(model: str) -> str:
     return '#80BFE8' if {'twist', 'stci'} & entry_of(plain_model(model)).keys() else '#D0D0D0'
 
 
+def make_panels(count: int, columns: int, size: tuple[float, float], **kwargs) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, row by row."""
+    shape = math.ceil(count / columns), columns
+    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout='constrained', **kwargs)
+    for axes in grid.flat[count:]:
+        axes.remove()
+    return figure, list(grid.flat[:count])
+
+
 def frame(figure: Figure, title: str, notes: Iterable[str] = (), handles: Iterable[Line2D] = ()) -> None:
     """Extend a figure upwards by its title and downwards by a legend and notes; the panels keep their size."""
     width, body = figure.get_size_inches()
