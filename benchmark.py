@@ -51,13 +51,18 @@ MIB = 2**20
 # ---------------------------------------------------------------------------------------------- clock
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for the device to finish its work."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
 def reading(task: Callable[[int], None], times: int, device: torch.device) -> float:
     """Seconds that a task's work takes, averaged over `times`."""
-    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda _: None
-    wait(device)
+    synchronize(device)
     start = time.perf_counter()
     task(times)
-    wait(device)
+    synchronize(device)
     return (time.perf_counter() - start) / times
 
 
