@@ -180,7 +180,7 @@ def plot_thumbnails(
         columns: pictures per row.
     """
     width, rows = PAGE[0] / columns, math.ceil(len(panels) / columns)
-    letters = int(15.5 * width)
+    letters = int(15 * width)  # of a line, no wider than a picture
     lines = len(panels[0][1]) + any(len(words[-1]) > letters for _, words in panels)
     size = PAGE[0], rows * (0.95 * width + 0.125 * lines + 0.1)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained')

@@ -342,17 +342,19 @@ def test_mistakes_are_named_in_one_line(tmp_path, checkpoint, monkeypatch, argv,
     monkeypatch.chdir(tmp_path)
     Path('text.jpg').write_text('no image')
     Image.new('RGB', (4, 9)).save('dot.png')
-    names = make_dtd(Path('tree')) / 'labels' / 'test1.txt'
-    names.write_text('\n'.join(line for line in names.read_text().split() if 'class1' not in line or '0012' in line))
+    if 'tree' in argv:
+        names = make_dtd(Path('tree')) / 'labels' / 'test1.txt'
+        lines = [line for line in names.read_text().split() if 'class1' not in line or '0012' in line]
+        names.write_text('\n'.join(lines))
     found = error_of(*argv.split())
     assert message in found
     assert '\n' not in found
 
 
-@pytest.mark.parametrize('view', ['interaction', 'response', 'kernels', 'direction', 'selection', 'classes'])
-def test_a_resnet_has_no_stci_to_show(tmp_path, view):
+def test_a_resnet_has_no_stci_to_show(tmp_path):
     resnet = write_checkpoint(tmp_path / 'resnet.pt', 'resnet18')
-    assert 'resnet18, which has no STCI' in error_of('--checkpoint', resnet, '--view', view)
+    assert 'resnet18, which has no STCI' in error_of('--checkpoint', resnet, '--view', 'kernels')
+    assert sum(not view.any_model for view in visualize.VIEWS.values()) == 6
 
 
 def record_run(checkpoint: Path, **settings) -> None:
@@ -436,10 +438,9 @@ def test_every_baseline_gives_features_and_logits(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['swin_tiny', 'twistnet18_first_order'])
-def test_a_model_without_stci_is_drawn_by_features_and_tsne(tree, tmp_path, name, picture, capsys, monkeypatch):
+def test_a_model_without_stci_is_drawn_by_features_and_tsne(tree, tmp_path, picture, capsys, monkeypatch):
     monkeypatch.setattr(visualize, 'save', lambda figure, save_dir, view: [view])
-    checkpoint = write_checkpoint(tmp_path / 'best.pt', name)
+    checkpoint = write_checkpoint(tmp_path / 'best.pt', 'swin_tiny')
     picture.save(tmp_path / 'a.png')
     options = ['--checkpoint', checkpoint, '--image', tmp_path / 'a.png', '--data_dir', tree, '--fold', 1]
     visualize.main(arguments(*options))
