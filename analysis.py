@@ -11,8 +11,8 @@ gates        the gates after training, and what closing them costs
 Data set, fold and folder are those of the run (config.json beside the checkpoint) unless given; a split other than the
 run's is refused, unless --other_images accepts it, and then the report says so. Only images that did not train are
 read: spiral and gates take the test set, the others validation and test together; images of validation chose the epoch
-of the checkpoint. save_dir gets report.json, report.md, whose every number is from it, and a figure a question; the
-same seed gives the same bytes.
+of the checkpoint. save_dir gets report.json, report.md, whose every number is from it, and a figure per question;
+the same seed gives the same bytes.
 
 p values are two-sided and Holm-corrected over all tests of a question. They assume that images are independent: copies
 of one picture make them too small. --copies names such files, and of each picture the first is read.
@@ -44,7 +44,6 @@ from trained import Subject
 
 
 class Question(NamedTuple):
-    title: str
     measure: Callable[..., dict]  # of the model, the images and the settings
     describe: Callable[[dict], findings.Finding]
     draw: Callable[[dict, str], Figure]
@@ -52,40 +51,21 @@ class Question(NamedTuple):
 
 
 QUESTIONS = {
-    'information': Question(
-        'Information', questions.measure_information, findings.describe_information, findings.draw_information
-    ),
-    'features': Question('Features', questions.measure_features, findings.describe_features, findings.draw_features),
-    'spiral': Question('Spiral', questions.measure_spiral, findings.describe_changes, findings.draw_spiral, True),
-    'gates': Question('Gates', questions.measure_gates, findings.describe_gates, findings.draw_gates, True),
+    'information': Question(questions.measure_information, findings.describe_information, findings.draw_information),
+    'features': Question(questions.measure_features, findings.describe_features, findings.draw_features),
+    'spiral': Question(questions.measure_spiral, findings.describe_changes, findings.draw_spiral, test_only=True),
+    'gates': Question(questions.measure_gates, findings.describe_gates, findings.draw_gates, test_only=True),
 }
 
 
-# ---------------------------------------------------------------------------------------------- images
-
-
 def read_images(subject: Subject, settings: dict, with_val: bool) -> HeldOut:
-    """The test images of the fold, followed by those of validation.
-
-    Args:
-        subject: the model.
-        settings: of trained.data_of; copies.
-        with_val: read those of validation too.
-
-    Raises:
-        RunError: with_val, and a class has a single image. DataError: an image cannot be read.
-    """
+    """The test images of the fold, followed by those of validation if asked; settings: of trained.data_of; copies."""
     splits = settings['splits']
     items = splits.test + (splits.val if with_val else [])
     kept = without_copies(items, settings['copies'])
     labels = np.array([label for _, label in kept])
-    counts = np.bincount(labels, minlength=len(splits.classes))
-    if with_val and counts.min() < 2:
-        name, has = splits.classes[counts.argmin()], ('no image', 'one image')[counts.min()]
-        raise RunError(
-            f"class '{name}' has {has} in validation and test together, and comparing classes takes two of each; "
-            'add images, or ask --question spiral or gates'
-        )
+    if with_val:
+        trace.need_two(labels, splits.classes, 'validation and test together')
     data = ImageList(kept, lambda image, _: subject.view(image), partial(open_image, bits=settings['bits']))
     images = torch.stack([data[i][0] for i in range(len(data))])
     n_test, statistics = len(set(kept) & set(splits.test)), subject.preprocessing.statistics
@@ -99,9 +79,6 @@ def without_copies(items: list[tuple[Path, int]], pattern: str | None) -> list[t
         match = re.match(pattern, Path(path).name) if pattern else None
         first.setdefault((label, match.group() if match else path), (path, label))
     return list(first.values())
-
-
-# ---------------------------------------------------------------------------------------------- report
 
 
 def title_of_report(report: dict) -> str:
@@ -129,14 +106,10 @@ def report_text(report: dict) -> str:
         ' '.join(notes),
     ]
     for key, result in report['questions'].items():
-        title = QUESTIONS[key].title
-        lines += [f'## {title}', *QUESTIONS[key].describe(result), f'![{title}]({key}.png)']
+        lines += [f'## {key.capitalize()}', *QUESTIONS[key].describe(result), f'![{key.capitalize()}]({key}.png)']
     for key, reason in report['not_answered'].items():
-        lines += [f'## {QUESTIONS[key].title}', f'Not answered: {reason}.']
+        lines += [f'## {key.capitalize()}', f'Not answered: {reason}.']
     return '\n\n'.join(lines) + '\n'
-
-
-# ---------------------------------------------------------------------------------------------- command line
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -160,14 +133,8 @@ def asked(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def prepare(args: argparse.Namespace) -> tuple[Subject, HeldOut, dict]:
-    """The model, the images that did not train it and the settings of the questions.
-
-    Raises:
-        RunError: the options do not fit the checkpoint or the data set. ModelError, DataError: the checkpoint, or the
-            data set or an image of it, cannot be read.
-    """
-    if args.seed < 0:
-        raise RunError(f'--seed {args.seed} must not be negative')
+    """The model, the images that did not train it and the settings of the questions."""
+    options.check_bounds(args, seed=(0, 2**32 - 1))
     try:
         re.compile(args.copies or '')
     except re.error as error:
@@ -184,17 +151,13 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, HeldOut, dict]:
 
 
 def answer(args: argparse.Namespace, subject: Subject, held_out: HeldOut, settings: dict) -> dict:
-    """The contents of report.json: the questions that the options ask and their answers.
-
-    Raises:
-        RunError: a single question was asked that the model or its images cannot answer.
-    """
+    """The contents of report.json: the questions that the options ask and their answers."""
     answers, not_answered = {}, {}
     for key in asked(args):
         print(f'{key} ..', file=sys.stderr)
         try:
             answers[key] = QUESTIONS[key].measure(subject, held_out, settings)
-        except RunError as error:  # a model without products, say
+        except UserError as error:  # a model without products, say
             if args.question != 'all':
                 raise
             not_answered[key] = str(error)
@@ -221,21 +184,15 @@ def answer(args: argparse.Namespace, subject: Subject, held_out: HeldOut, settin
 
 def main(args: argparse.Namespace) -> None:
     subject, held_out, settings = prepare(args)
-    created = not args.save_dir.exists()
     args.save_dir.mkdir(parents=True, exist_ok=True)  # before the minutes that the answers take
-    try:
-        report = answer(args, subject, held_out, settings)
-    except UserError:
-        if created:
-            args.save_dir.rmdir()
-        raise
+    report = answer(args, subject, held_out, settings)
     runs.write_json(args.save_dir / 'report.json', report)
     runs.write_atomic(args.save_dir / 'report.md', report_text(report).encode(errors='replace'))
     for key, result in report['questions'].items():
-        print(f'{QUESTIONS[key].title}: {QUESTIONS[key].describe(result).verdict}')
+        print(f'{key.capitalize()}: {QUESTIONS[key].describe(result).verdict}')
         save(QUESTIONS[key].draw(result, title_of_report(report)), args.save_dir, key)
     for key, reason in report['not_answered'].items():
-        print(f'{QUESTIONS[key].title}: not answered: {reason}')
+        print(f'{key.capitalize()}: not answered: {reason}')
     print(args.save_dir / 'report.md')
 
 

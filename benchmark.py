@@ -1,7 +1,7 @@
 """Speed of the models and of the loader on this machine.
 
     python benchmark.py models --models resnet18,twistnet18 --rounds 25          # also --latex, --csv, --compile
-    python benchmark.py loader --dataset dtd --data_dir data/dtd                 # images a second of one core
+    python benchmark.py loader --dataset dtd --data_dir data/dtd                 # images per second of one core
 
 `models` measures training steps, inference and memory, always of ResNet-18 too; `loader` compares the image pipeline
 with a plain torchvision one. All tasks take turns, round by round, so that a machine that slows down slows down all of
@@ -12,6 +12,7 @@ import argparse
 import itertools
 import math
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Hashable
@@ -56,41 +57,32 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def reading(
-    task: Callable[[int], None], times: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
-) -> float:
+def reading(task: Callable[[int], None], times: int, device: torch.device) -> float:
     """Seconds that a task's work takes, averaged over `times`."""
     synchronize(device)
-    start = clock()
+    start = time.perf_counter()
     task(times)
     synchronize(device)
-    return (clock() - start) / times
+    return (time.perf_counter() - start) / times
 
 
 def in_turn(
-    tasks: dict[Hashable, Callable[[int], None]],
-    rounds: int,
-    device: torch.device,
-    clock: Callable[[], float] = time.perf_counter,
+    tasks: dict[Hashable, Callable[[int], None]], rounds: int, device: torch.device
 ) -> dict[Hashable, list[float]]:
-    """Seconds of every task in every round; in a round, one task follows the other.
+    """Seconds of every task in every round, where task(n) does its work n times; in a round, one follows the other.
 
     A warm-up comes first: each task once to compile and allocate, and once more to find how often it must be repeated
     to last MIN_SECONDS.
-
-    Args:
-        tasks: by any key; task(n) does its work n times.
-        clock: seconds.
     """
     times = {}
     for key, task in tasks.items():
         task(1)
-        times[key] = math.ceil(max(1, MIN_SECONDS / max(reading(task, 1, device, clock), 1e-9)))
+        times[key] = math.ceil(max(1, MIN_SECONDS / max(reading(task, 1, device), 1e-9)))
     seconds = {key: [] for key in tasks}
     for number in range(1, rounds + 1):
         distributed.say(f'round {number} of {rounds}')
         for key, task in tasks.items():
-            seconds[key].append(reading(task, times[key], device, clock))
+            seconds[key].append(reading(task, times[key], device))
     return seconds
 
 
@@ -99,7 +91,7 @@ def ratio(seconds: list[float], base: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
 
 
-# ---------------------------------------------------------------------------------------------- matrix rate
+# ---------------------------------------------------------------------------------------------- models
 
 
 def matrix_task(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[int], None], int]:
@@ -120,9 +112,6 @@ def matrix_task(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[int
         task(1)
         if side == LARGEST_MATRIX or reading(task, 1, device) >= MIN_SECONDS:
             return task, side
-
-
-# ---------------------------------------------------------------------------------------------- models
 
 
 def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
@@ -160,7 +149,7 @@ def saved_per_image(model: nn.Module, batch_size: int, img_size: int, device: to
 def model_tasks(
     model: nn.Module, num_classes: int, batch_size: int, img_size: int, device: torch.device, amp: str
 ) -> dict[str, Callable[[int], None]]:
-    """The tasks of a model by the keys of TASKS: each takes the number of repetitions.
+    """The tasks of a model by the keys of TASKS.
 
     The training step is train.py's with the default recipe, without mixing, from a uint8 batch in host memory;
     inference starts from a normalised batch on the device.
@@ -210,76 +199,50 @@ def row_of(facts: dict, seconds: dict, rate: float, base: dict, batch_size: int)
     """A row of the table.
 
     Args:
-        facts: model, label, macs_G (None: not known, nor is the share then) and saved_MiB of an image.
+        facts: model, label, macs_G (None: not known, nor is the share then) and saved_MiB per image.
         seconds: readings of all models, by (model, task).
-        rate: floating-point operations a second of the matrix product; a multiply-accumulate is two.
+        rate: floating-point operations per second of the matrix product; a multiply-accumulate is two.
         base: facts of the baseline.
     """
-    name, row = facts['model'], dict(facts)
+    name, macs, row = facts['model'], facts['macs_G'], dict(facts)
     for task, (passes, _) in TASKS.items():
-        images = 1 if task == 'single' else batch_size
-        speed = images / statistics.median(seconds[name, task])
+        speed = (1 if task == 'single' else batch_size) / statistics.median(seconds[name, task])
         row[f'{task}_images_per_s'] = speed
         row[f'{task}_ratio'] = ratio(seconds[name, task], seconds[base['model'], task])
-        macs = facts['macs_G']
         row[f'{task}_share'] = None if macs is None else passes * 2 * macs * 1e9 * speed / rate
     row['saved_ratio'] = facts['saved_MiB'] / base['saved_MiB']
     return row
 
 
 def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dict], dict]:
-    """Rows of the table, including the baseline's, and the conditions of the measurement.
-
-    Args:
-        names: as for models.build_model.
-        args: num_classes, img_size, batch_size, rounds, device, amp, compile.
-
-    Raises:
-        RunError: there is no such device, or it has too little memory. ModelError: unknown model.
-    """
+    """Rows of the table, the baseline's first unless it is asked for elsewhere, and the conditions of measurement."""
     device = distributed.setup(args.device, seed=0)
     amp = distributed.resolve_amp(args.amp, device)
     names = list(dict.fromkeys(names if BASELINE in names else [BASELINE, *names]))
+    sizes = args.num_classes, args.batch_size, args.img_size
     facts, tasks = {}, {}
-    try:
-        for name in names:
-            distributed.say(f'building {name}')
-            size = measure(name, args.num_classes, args.img_size)
-            model = build_model(name, args.num_classes, img_size=args.img_size)
-            model.to(device, memory_format=torch.channels_last)
-            saved = saved_per_image(model, args.batch_size, args.img_size, device, amp)
-            facts[name] = {key: size[key] for key in ('model', 'label', 'macs_G')} | dict(saved_MiB=saved / MIB)
-            if args.compile:
-                compile_apart(model)
-            more = model_tasks(model, args.num_classes, args.batch_size, args.img_size, device, amp)
-            tasks |= {(name, task): work for task, work in more.items()}
-        tasks[MATRIX], side = matrix_task(device, distributed.AMP_DTYPES[amp])
-        distributed.say('warm-up')
-        seconds = in_turn(tasks, args.rounds, device)
-    except RuntimeError as error:  # torch.OutOfMemoryError on CUDA, plainly this on a CPU
-        if not isinstance(error, torch.OutOfMemoryError) and 'memory' not in str(error):
-            raise
-        tried = f'{counted(len(names), "model")} at --batch_size {args.batch_size}'
-        raise RunError(f'{device} has too little memory for {tried}; lower it') from error
+    for name in names:
+        distributed.say(f'building {name}')
+        size = measure(name, args.num_classes, args.img_size)
+        model = build_model(name, args.num_classes, img_size=args.img_size)
+        model.to(device, memory_format=torch.channels_last)
+        saved = saved_per_image(model, args.batch_size, args.img_size, device, amp)
+        facts[name] = {key: size[key] for key in ('model', 'label', 'macs_G')} | dict(saved_MiB=saved / MIB)
+        if args.compile:
+            compile_apart(model)
+        tasks |= {(name, task): work for task, work in model_tasks(model, *sizes, device, amp).items()}
+    dtype = distributed.AMP_DTYPES[amp]
+    tasks[MATRIX], side = matrix_task(device, dtype)
+    distributed.say('warm-up')
+    seconds = in_turn(tasks, args.rounds, device)
     rates = [2 * side**3 / value for value in seconds[MATRIX]]
     rate = statistics.median(rates)
-    rows = [row_of(facts[name], seconds, rate, facts[BASELINE], args.batch_size) for name in names]
-    conditions = dict(
-        batch_size=args.batch_size,
-        img_size=args.img_size,
-        num_classes=args.num_classes,
-        dtype=str(distributed.AMP_DTYPES[amp]).removeprefix('torch.'),
-        compile=args.compile,
-        device=device_name(device),
-        threads=torch.get_num_threads(),
-        rounds=args.rounds,
-        torch=str(torch.__version__),
-        matrix_side=side,
-        matrix_gflops=rate / 1e9,
-        matrix_gflops_min=min(rates) / 1e9,  # far from the maximum if the machine was busy
-        matrix_gflops_max=max(rates) / 1e9,
-    )
-    return rows, conditions
+    conditions = {key: getattr(args, key) for key in ('batch_size', 'img_size', 'num_classes')}
+    conditions |= dict(dtype=str(dtype).removeprefix('torch.'), compile=args.compile, device=device_name(device))
+    conditions |= dict(threads=torch.get_num_threads(), rounds=args.rounds, torch=str(torch.__version__))
+    conditions |= dict(matrix_side=side, matrix_gflops=rate / 1e9)
+    conditions |= dict(matrix_gflops_min=min(rates) / 1e9, matrix_gflops_max=max(rates) / 1e9)  # apart if it was busy
+    return [row_of(facts[name], seconds, rate, facts[BASELINE], args.batch_size) for name in names], conditions
 
 
 def device_name(device: torch.device) -> str:
@@ -287,39 +250,32 @@ def device_name(device: torch.device) -> str:
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     path = Path('/proc/cpuinfo')
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
+    found = re.search(r'^model name\s*: (.+)$', path.read_text() if path.is_file() else '', re.MULTILINE)
+    return found.group(1) if found else platform.processor() or platform.machine()
 
 
-# ---------------------------------------------------------------------------------------------- tables of models
-
-
-def describe(conditions: dict) -> list[str]:
+def describe(conditions: dict) -> str:
     """The two lines above a table."""
-    c = conditions
-    compiled = ', compiled' if c['compile'] else ''
-    return [
-        f'batch {c["batch_size"]}, {c["img_size"]} x {c["img_size"]} pixels, {c["dtype"]}{compiled}, {c["device"]}, '
-        f'CPU threads: {c["threads"]}, rounds: {c["rounds"]}, torch {c["torch"]}',
-        f'matrix rate: {c["matrix_gflops"]:.1f} GFLOP/s ({c["matrix_side"]} x {c["matrix_side"]}), in the rounds '
-        f'{c["matrix_gflops_min"]:.1f} to {c["matrix_gflops_max"]:.1f}',
-    ]
+    text = (
+        'batch {batch_size}, {img_size} x {img_size} pixels, {dtype}{compiled}, {device}, CPU threads: {threads}, '
+        'rounds: {rounds}, torch {torch}\nmatrix rate: {matrix_gflops:.1f} GFLOP/s ({matrix_side} x {matrix_side}), '
+        'in the rounds {matrix_gflops_min:.1f} to {matrix_gflops_max:.1f}'
+    )
+    return text.format(**conditions, compiled=', compiled' if conditions['compile'] else '')
 
 
 def cells_of(row: dict) -> list[str]:
     """The numbers of a row as they are shown: of every task images/s, x and share; then saved MiB and x."""
     cells = []
     for task in TASKS:
-        speed = row[f'{task}_images_per_s']
+        speed, share = row[f'{task}_images_per_s'], row[f'{task}_share']
         cells += [f'{speed:.{1 if speed < 1000 else 0}f}', f'{row[f"{task}_ratio"]:.2f}']
-        share = row[f'{task}_share']
         cells += ['-' if share is None else f'{100 * share:.1f} %']
     return [*cells, f'{row["saved_MiB"]:.2f}', f'{row["saved_ratio"]:.2f}']
 
 
 def print_text(rows: list[dict], conditions: dict) -> None:
-    print(*describe(conditions), '', sep='\n')
+    print(describe(conditions), end='\n\n')
     head = [name for _, title in TASKS.values() for name in (f'{title}\nimages/s', '\nx', '\nshare')]
     cells = [[row['model'], *cells_of(row)] for row in rows]
     tables.print_text('l' + 'r' * (len(head) + 2), ['\nmodel', *head, 'saved\nMiB/image', '\nx'], cells)
@@ -327,31 +283,26 @@ def print_text(rows: list[dict], conditions: dict) -> None:
 
 
 def print_latex(rows: list[dict], conditions: dict) -> None:
-    distributed.say('\n'.join(describe(conditions)))  # a table has no place for them
-    groups = [(3, title.capitalize()) for _, title in TASKS.values()] + [(2, 'Saved')]
-    ends = list(itertools.accumulate((width for width, _ in groups), initial=1))
+    distributed.say(describe(conditions))  # a table has no place for them
+    titles = [rf'\multicolumn{{3}}{{c}}{{{title.capitalize()}}}' for _, title in TASKS.values()]
     head = [
-        '& ' + ' & '.join(rf'\multicolumn{{{width}}}{{c}}{{{title}}}' for width, title in groups) + r' \\',
-        ' '.join(rf'\cmidrule(lr){{{start + 1}-{end}}}' for start, end in itertools.pairwise(ends)),
+        '& ' + ' & '.join([*titles, r'\multicolumn{2}{c}{Saved}']) + r' \\',
+        r'\cmidrule(lr){2-4} \cmidrule(lr){5-7} \cmidrule(lr){8-10} \cmidrule(lr){11-12}',
         'Model' + r' & images/s & $\times$ & share' * len(TASKS) + r' & MiB/image & $\times$ \\',
     ]
-    cells = [
-        [tables.escape(row['label']), *(tables.escape(cell).replace(' ', r'\,') for cell in cells_of(row))]
-        for row in rows
-    ]
-    tables.print_latex('l' + 'r' * (ends[-1] - 1), head, cells)
+    cells = [[tables.escape(cell).replace(r' \%', r'\,\%') for cell in [row['label'], *cells_of(row)]] for row in rows]
+    tables.print_latex('l' + 'r' * 11, head, cells)
 
 
 def benchmark_models(args: argparse.Namespace) -> None:
-    """Print the table of models.
-
-    Raises:
-        RunError, ModelError: as measure_models.
-    """
+    """Print the table of models."""
     options.check_bounds(args, batch_size=(2, 65_536))
     names = choose(args.models, args.img_size, args.imports)
-    with distributed.machine_errors():
+    try:
         rows, conditions = measure_models(names, args)
+    except torch.OutOfMemoryError as error:
+        tried = f'{counted(len(names), "model")} at --batch_size {args.batch_size}'
+        raise RunError(f'--device {args.device} has too little memory for {tried}; lower it') from error
     if fvcore_counter() is None:
         distributed.say(NO_FVCORE)
     if args.csv:
@@ -365,17 +316,13 @@ def benchmark_models(args: argparse.Namespace) -> None:
 
 def plain_transforms(img_size: int) -> dict[str, v2.Compose]:
     """The usual pipeline: PIL images, torchvision's defaults but for bicubic crops, and floats at the end."""
-    bicubic, recipe = InterpolationMode.BICUBIC, options.DEFAULT
-    crop = v2.RandomResizedCrop(img_size, recipe['crop_scale'], interpolation=bicubic)
-    augmentation = v2.RandAugment(recipe['randaug_n'], recipe['randaug_m'])
-    floats = [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-    ]
+    recipe = options.DEFAULT
+    crop = v2.RandomResizedCrop(img_size, recipe['crop_scale'], interpolation=InterpolationMode.BICUBIC)
+    flip, augment = v2.RandomHorizontalFlip(recipe['hflip']), v2.RandAugment(recipe['randaug_n'], recipe['randaug_m'])
+    floats = v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     return {
-        'train': v2.Compose([crop, v2.RandomHorizontalFlip(recipe['hflip']), augmentation, *floats]),
-        'eval': v2.Compose([eval_view(img_size), *floats]),
+        'train': v2.Compose([crop, flip, augment, v2.ToImage(), *floats]),
+        'eval': v2.Compose([eval_view(img_size), v2.ToImage(), *floats]),
     }
 
 
@@ -399,11 +346,7 @@ def loader_tasks(items: list[tuple[str, int]], img_size: int) -> dict[tuple[str,
 
 
 def benchmark_loader(args: argparse.Namespace) -> None:
-    """Print images a second that one core makes of some training images, taken at even distances from all of them.
-
-    Raises:
-        DataError: there is no such fold or image. RunError: a value out of its bounds.
-    """
+    """Print images per second that one core makes of some training images, taken at even distances from all of them."""
     options.check_bounds(args, images=(1, 1_000_000))
     own = split_options(vars(args))
     dataset = options.choose_dataset(args.dataset, args.data_dir, own)
@@ -429,21 +372,18 @@ def benchmark_loader(args: argparse.Namespace) -> None:
     print('decoded: --cache none; cached: --cache ram; their floats are made on the device and not counted')
 
 
-# ---------------------------------------------------------------------------------------------- command line
-
-
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description='Speed of the models and of the loader on this machine.')
     commands = parser.add_subparsers(dest='command', required=True)
     shown = dict(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    models = commands.add_parser('models', help='images a second in training and inference, and memory', **shown)
+    models = commands.add_parser('models', help='images per second in training and inference, and memory', **shown)
     models.add_argument('--models', type=options.parse_names, help='with commas; all if not given')
     add_size_args(models, SIZE)
     models.add_argument('--batch_size', type=int, default=32, help='images of a training step and an inference pass')
     models.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
     models.add_argument('--amp', choices=options.AMP, default='auto', help='auto: bf16 where it is native')
     models.add_argument('--compile', action='store_true', help='torch.compile, which takes minutes')
-    loader = commands.add_parser('loader', help='images a second that one core reads and augments', **shown)
+    loader = commands.add_parser('loader', help='images per second that one core reads and augments', **shown)
     options.add_dataset_args(loader)
     loader.add_argument('--fold', type=int, default=1, help='from 1')
     loader.add_argument('--img_size', type=int, default=224, help='side of the square result, pixels')

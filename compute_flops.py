@@ -57,8 +57,7 @@ def count_macs(model: nn.Module, img_size: int = 224) -> int | None:
     Raises:
         ModelError: an operator is neither counted nor known as element-wise.
     """
-    counter = fvcore_counter()
-    if counter is None:
+    if (counter := fvcore_counter()) is None:
         return None
     device = next(model.parameters()).device
     analysis = counter(model.eval(), torch.zeros(1, 3, img_size, img_size, device=device))
@@ -76,10 +75,7 @@ def count_macs(model: nn.Module, img_size: int = 224) -> int | None:
 def measure(name: str, num_classes: int, img_size: int) -> dict:
     """A row of the table: name, label, venue, parameters in M and MACs in G.
 
-    The latter are None without fvcore, and for a model outside the registry that it cannot count, which is said.
-
-    Raises:
-        ModelError: as build_model and, for a model of the registry, count_macs.
+    The latter are None without fvcore, and for a model outside the registry that it cannot count: it is trained anyway.
     """
     model, entry = build_model(name, num_classes, img_size=img_size), entry_of(name)
     try:
@@ -87,33 +83,35 @@ def measure(name: str, num_classes: int, img_size: int) -> dict:
     except ModelError as error:
         if name in MODELS:
             raise ModelError(f'{name}: {error}') from error
-        print(f'note: {name}: {error}', file=sys.stderr)  # no reason not to train it
+        print(f'note: {name}: {error}', file=sys.stderr)
         macs = None
     sizes = dict(params_M=count_params(model) / 1e6, macs_G=None if macs is None else macs / 1e9)
     return dict(model=name, label=entry['label'], venue=entry.get('venue') or '', **sizes)
 
 
-def cells_of(row: dict, base: dict, empty: str, units: tuple[str, str] = ('', '')) -> list[str]:
-    """Parameters, MACs, and by how many percent each exceeds the baseline's; `empty` for a value that is missing."""
+def cells_of(row: dict, base: dict) -> list[str]:
+    """Parameters, MACs, and by how many percent each exceeds the baseline's; '' for a value that is missing."""
     sizes, more = [], []
-    for key, unit in zip(('params_M', 'macs_G'), units):
-        sizes.append(empty if row[key] is None else f'{row[key]:.2f}{unit}')
+    for key in ('params_M', 'macs_G'):
+        sizes.append('' if row[key] is None else f'{row[key]:.2f}')
         known = row['model'] != base['model'] and None not in (row[key], base[key])
         more.append(f'{100 * (row[key] / base[key] - 1):+.1f} %' if known else '')
     return sizes + more
 
 
 def print_text(rows: list[dict], base: dict) -> None:
-    head = ('model', 'name', 'params', 'FLOPs', 'params', 'FLOPs')
-    cells = [[row['model'], row['label'], *cells_of(row, base, '-', ('M', 'G'))] for row in rows]
-    tables.print_text('llrrrr', head, cells)
+    cells = []
+    for row in rows:
+        params, macs, *more = cells_of(row, base)
+        cells.append([row['model'], row['label'], f'{params}M', f'{macs}G' if macs else '-', *more])
+    tables.print_text('llrrrr', ('model', 'name', 'params', 'FLOPs', 'params', 'FLOPs'), cells)
 
 
 def print_latex(rows: list[dict], base: dict) -> None:
     head = [r'Model & Venue & Params (M) & FLOPs (G) & $\Delta$ Params & $\Delta$ FLOPs \\']
-    cells = [[cell.replace(' %', r'\,\%') or '--' for cell in cells_of(row, base, '--')] for row in rows]
-    names = [[tables.escape(row['label']), row['venue'] or '--'] for row in rows]
-    tables.print_latex('llrrrr', head, [name + row for name, row in zip(names, cells)])
+    cells = [[row['label'], row['venue'], *cells_of(row, base)] for row in rows]
+    cells = [[tables.escape(cell).replace(r' \%', r'\,\%') or '--' for cell in line] for line in cells]
+    tables.print_latex('llrrrr', head, cells)
 
 
 def choose(names: list[str] | None, img_size: int | None, imports: str | None = None) -> list[str]:
@@ -123,9 +121,6 @@ def choose(names: list[str] | None, img_size: int | None, imports: str | None = 
         names: None for all of the registry.
         img_size: None for each model's own.
         imports: a file that registers models with timm.
-
-    Raises:
-        ModelError: one that is asked for cannot have it, or the file cannot be used. RunError: there is no such model.
     """
     import_file(imports)
     for name in names or ():
@@ -137,12 +132,7 @@ def choose(names: list[str] | None, img_size: int | None, imports: str | None = 
         if names:
             raise ModelError(problem)
         print(f'note: left out: {problem}', file=sys.stderr)
-    return [name for name in names or MODELS if not problems.get(name)]
-
-
-def own_size(name: str) -> int:
-    """Side of the square input that a model states, pixels."""
-    return own_settings(name).get('img_size', SIZE)
+    return [name for name, problem in problems.items() if not problem]
 
 
 def add_size_args(parser: argparse.ArgumentParser, img_size: int | None) -> None:
@@ -168,7 +158,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     options.check_bounds(args)
-    sizes = {name: args.img_size or own_size(name) for name in choose(args.model, args.img_size, args.imports)}
+    names = choose(args.model, args.img_size, args.imports)
+    sizes = {name: args.img_size or own_settings(name).get('img_size', SIZE) for name in names}
     rows = [measure(name, args.num_classes, size) for name, size in sizes.items()]
     if other := [f'{name} {size}' for name, size in sizes.items() if size != (args.img_size or SIZE)]:
         print(f'note: at their own size in pixels, not {SIZE}: {", ".join(other)}', file=sys.stderr)

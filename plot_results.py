@@ -38,8 +38,8 @@ from common.drawing import (
     MaxNLocator,
     fill_color,
     frame,
-    label_points,
     line_style,
+    make_panels,
     plt,
     save,
 )
@@ -72,15 +72,6 @@ def draw_pages(items: list, size: int, title: str, draw: Callable[[list, str], F
     pages = chunks(items, size)
     titles = [f'{title} (page {i} of {len(pages)})' if len(pages) > 1 else title for i in range(1, len(pages) + 1)]
     return [draw(page, page_title) for page, page_title in zip(pages, titles)]
-
-
-def make_panels(count: int, columns: int, size: tuple[float, float], **kwargs) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels, row by row."""
-    shape = math.ceil(count / columns), columns
-    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout='constrained', **kwargs)
-    for axes in grid.flat[count:]:
-        axes.remove()
-    return figure, list(grid.flat[:count])
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -363,30 +354,27 @@ def plot_scatter(table: Table, logs: Logs, title: str) -> list[Figure]:
 def _scatter_page(table: Table, datasets: list[str], height: float, title: str) -> Figure:
     table, count = replace(table, datasets=datasets), len(datasets)
     figure, panels = make_panels(2 * count, 2, (PAGE[0], height * count), sharey='row')
-    points, unknown = [], []  # of each panel; (data set, model) without cost
+    styles = {model: line_style(model) | dict(linestyle='', markersize=5) for model in table.models}
+    unknown = []  # (data set, model) without cost
     for dataset, pair in zip(datasets, zip(panels[::2], panels[1::2])):
         rows = [table.rows[dataset, model] for model in table.models if (dataset, model) in table.rows]
         for axes, (cost, label) in zip(pair, COSTS.items()):
             known = [row for row in rows if row.last(cost) is not None]
             unknown += [(dataset, row.model) for row in rows if row not in known]
             for row in known:
-                marker = 'o' if row.model == FULL else 'D' if row.model.startswith(FULL) else 's'
-                style = dict(color=fill_color(row.model), mec='black', mew=0.6, ms=5, ecolor='0.45', elinewidth=0.7)
-                axes.errorbar(row.last(cost), row.mean, yerr=row.sd, fmt=marker, capsize=1.5, zorder=3, **style)
+                bar = dict(elinewidth=0.7, capsize=1.5, mec='black', mew=0.4)
+                axes.errorbar(row.last(cost), row.mean, yerr=row.sd, **bar, **styles[row.model])
             if not known:
                 axes.text(0.5, 0.5, 'not in these results', transform=axes.transAxes, ha='center', style='italic')
                 axes.set_xticks([])
-            axes.margins(x=0.25, y=0.12)
+            axes.margins(x=0.1, y=0.12)
             axes.set(xlabel=label, title=f'{table.label(dataset)}, {shape_of(table, dataset)}')
-            points.append((axes, [(model_label(row.model), row.last(cost), row.mean, row.sd or 0) for row in known]))
         pair[0].set_ylabel('test accuracy (%)')
     notes = ['Mean over folds, seeds averaged inside a fold.' + sd_note(table)]
     notes += [list_pairs(table, 'No MACs in the results', unknown), *missing_notes(table)]
-    frame(figure, title, notes)
-    figure.draw_without_rendering()  # moves the panels to where they stay
-    figure.set_layout_engine('none')
-    for axes, named in points:
-        label_points(axes, named)
+    drawn = [model for model in table.models if any((dataset, model) in table.rows for dataset in datasets)]
+    handles = [Line2D([], [], label=model_label(model), mec='black', mew=0.4, **styles[model]) for model in drawn]
+    frame(figure, title, notes, handles)
     return figure
 
 

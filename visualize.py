@@ -46,12 +46,7 @@ VIEWS = {
 
 
 def main(args: argparse.Namespace) -> None:
-    """Draw the view args.view; of 'all', those that the options and the model allow, and list the others on stderr.
-
-    Raises:
-        RunError: an option is missing or does not fit the run, or no view can be drawn. ModelError: the checkpoint
-            cannot be used, or its model lacks what the view shows. DataError: the image or the data set cannot be read.
-    """
+    """Draw the view args.view; of 'all', those that the options and the model allow, and list the others on stderr."""
     if args.checkpoint is None:
         raise RunError('--checkpoint is missing: the best.pt of a run')
     subject = trained.load(args.checkpoint, args.imports)

@@ -1,18 +1,14 @@
-"""What all figures share: fonts, colours, the frame with title, legend and notes, labels of points, and saving.
+"""What all figures share: fonts, colours, the frame with title, legend and notes, and saving.
 
 The only file that imports matplotlib, so that figures do not depend on the backend that the environment names (a
 notebook exports its own, which fails where it is not installed) or on the user's matplotlibrc.
 """
 
-import contextlib
-import functools
 import io
 import math
 import os
-import sys
 import textwrap
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,19 +26,21 @@ from matplotlib.colors import PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch as FancyBboxPatch  # `as`: for import from here
-from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator as MaxNLocator
 
 from common.errors import RunError
-from common.registry import MODELS, entry_of, model_label, plain_model
+from common.registry import MODELS, entry_of, plain_model
 from common.runs import write_atomic
 
 PAGE = (7.0, 9.0)  # inches: both columns of a page, and what its height leaves for a figure
 OUTSIDE: dict[str, int] = {}  # models outside the registry, numbered as figures meet them
-UNKNOWN: set[str] = set()  # letters that no font has and that were reported
 FONT = 'DejaVu Sans'  # comes with matplotlib: the figures are the same everywhere
+OTHER_FONTS = {  # for letters that it lacks, where they are installed; matplotlib brings the first
+    'STIXGeneral', 'Noto Sans CJK SC', 'Noto Sans CJK JP', 'WenQuanYi Micro Hei', 'WenQuanYi Zen Hei', 'PingFang SC',
+    'Hiragino Sans', 'Malgun Gothic', 'Microsoft YaHei', 'Arial Unicode MS', 'Noto Sans Devanagari', 'Noto Sans Thai',
+}  # fmt: skip
 STYLE = {
-    'font.family': FONT,
+    'font.family': [FONT, *sorted(OTHER_FONTS & {font.name for font in font_manager.fontManager.ttflist})],
     'font.size': 7.5,
     'text.parse_math': False,  # a $ in the name of a class is a $
     'axes.titlesize': 7.5,
@@ -77,7 +75,6 @@ MAP_COLORS += [0.5 + 0.5 * color for color in MAP_COLORS[1:5]]
 MAP_COLORS.append(np.full(3, 0.6))
 FULL = 'twistnet18'
 CMAP = 'cividis'  # its lightness rises evenly: it reads in grey as well
-SHARES = 'Blues'  # of a table that is mostly empty: nothing is white
 
 
 def line_style(model: str) -> dict:
@@ -91,13 +88,18 @@ def line_style(model: str) -> dict:
 
 def fill_color(model: str) -> str:
     """Dark for TwistNet-18, middle for the others with STCI and for its trunk, light for those without."""
-    return (
-        '#0072B2'
-        if model == FULL
-        else '#80BFE8'
-        if {'twist', 'stci'} & entry_of(plain_model(model)).keys()
-        else '#D0D0D0'
-    )
+    if model == FULL:
+        return '#0072B2'
+    return '#80BFE8' if {'twist', 'stci'} & entry_of(plain_model(model)).keys() else '#D0D0D0'
+
+
+def make_panels(count: int, columns: int, size: tuple[float, float], **kwargs) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, row by row."""
+    shape = math.ceil(count / columns), columns
+    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout='constrained', **kwargs)
+    for axes in grid.flat[count:]:
+        axes.remove()
+    return figure, list(grid.flat[:count])
 
 
 def frame(figure: Figure, title: str, notes: Iterable[str] = (), handles: Iterable[Line2D] = ()) -> None:
@@ -118,60 +120,11 @@ def frame(figure: Figure, title: str, notes: Iterable[str] = (), handles: Iterab
         figure.legend(
             handles=handles, loc='lower center', bbox_to_anchor=(0.5, bottom / height), ncols=columns, borderaxespad=0.2
         )
-    find_fonts(figure)
 
 
 def readable(name: str) -> str:
     """The name of a class with bytes that are not UTF-8 and control characters replaced: no font draws them."""
     return ''.join('\N{REPLACEMENT CHARACTER}' if unicodedata.category(c) in ('Cc', 'Cs') else c for c in name)
-
-
-def find_fonts(figure: Figure) -> None:
-    """Set an installed font for the texts that FONT cannot write; letters that no font has are reported on stderr."""
-    own = letters_of(font_manager.findfont(FONT))
-    foreign = {text: letters for text in figure.findobj(Text) if (letters := {*text.get_text()} - own - {'\n'})}
-    if not (lacking := frozenset().union(*foreign.values())):
-        return
-    families, unknown = fonts_for(lacking)
-    for text in foreign:
-        text.set_fontfamily([FONT, *families])
-    if unknown:
-        warnings.filterwarnings('ignore', 'Glyph .* missing from')  # matplotlib's own, one a letter and a size
-    if told := unknown - UNKNOWN:
-        shown = ' '.join(sorted(told)[:10]) + ' ..' * (len(told) > 10)
-        print(f'no installed font has {shown}: drawn as boxes; fonts-noto-cjk, say, has Chinese ones', file=sys.stderr)
-        UNKNOWN.update(told)
-
-
-@functools.cache
-def letters_of(path: str) -> frozenset[str]:
-    """The letters of a font file; none where it cannot be read."""
-    try:
-        return frozenset(map(chr, font_manager.get_font(path).get_charmap()))
-    except (OSError, RuntimeError):
-        return frozenset()
-
-
-@functools.cache
-def fonts_for(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
-    """Names of installed fonts that together have the letters, and the letters that none of them has."""
-    manager = font_manager.fontManager
-    for path in {*font_manager.findSystemFonts()} - {font.fname for font in manager.ttflist}:
-        with contextlib.suppress(OSError, RuntimeError):
-            manager.addfont(path)  # installed after matplotlib made its list
-
-    def preference(font: font_manager.FontEntry) -> tuple:  # regular ones first, and those without serifs
-        return font.style != 'normal', abs(font.weight - 400), 'Sans' not in font.name, font.name
-
-    names = []
-    for font in sorted(manager.ttflist, key=preference):
-        # The font of last resort has a box for every letter.
-        if not font.name.startswith('Last Resort') and letters & letters_of(font.fname):
-            names.append(font.name)
-            letters -= letters_of(font.fname)
-        if not letters:
-            break
-    return names, letters
 
 
 def heat_map(axes: Axes, values: np.ndarray, **style) -> None:
@@ -207,57 +160,6 @@ def save(figure: Figure, save_dir: Path, name: str, suffixes: Sequence[str] = ('
     return paths
 
 
-def label_points(axes: Axes, points: list[tuple[str, float, float, float]]) -> None:
-    """Write names near their points, over no other name, point or whisker; an ambiguous one gets a line to its point.
-
-    Each name takes the cheapest of 576 places around its point: overlaps of it or of its line cost most, then distance
-    and ambiguity. Left and right come first.
-
-    Args:
-        points: name, x, y and spread of each.
-    """
-    unit = axes.figure.dpi / 72  # a point in pixels
-    inside = axes.get_window_extent().extents
-    turns = np.arange(32) * math.pi / 16
-    turns = turns[np.argsort(abs(np.sin(turns)).round(6), kind='stable')]
-    reach = np.repeat(np.geomspace(5, 160, 18) * unit, len(turns))
-    ways = np.tile(np.stack([np.cos(turns), np.sin(turns)], 1), (18, 1))
-    centers = axes.transData.transform([(x, y) for _, x, y, _ in points]) if points else np.zeros((0, 2))
-    marks = np.concatenate([centers - 3.5 * unit, centers + 3.5 * unit], 1)  # left, bottom, right, top
-    ends = [axes.transData.transform([(x, y - sd), (x, y + sd)]) for _, x, y, sd in points]
-    names = [(low[0] - unit, low[1], high[0] + unit, high[1]) for low, high in ends]  # whiskers, then names and lines
-    for index in sorted(range(len(points)), key=lambda i: (points[i][0] != model_label(FULL), points[i][2])):
-        name, center = points[index][0], centers[index]
-        bold = 'bold' if name == model_label(FULL) else 'normal'
-        text = axes.text(0, 0, name, ha='center', va='center', fontsize=7, fontweight=bold, zorder=6)
-        half = np.array(text.get_window_extent().size) / 2
-        middles, tips = center + ways * (reach[:, None] + half), center + ways * reach[:, None]
-        boxes = np.concatenate([middles - half, middles + half], 1)
-        lines = center + np.linspace(0.2, 1, 10)[:, None, None] * (tips - center)  # (10, candidates, 2)
-        barred = np.array([*np.delete(marks, index, 0), *names[len(points) :]]).reshape(-1, 4)
-        crossed = sum(_overlaps(np.tile(line, 2), barred) > 0 for line in lines)
-        outside = ((boxes[:, :2] < inside[:2]) | (boxes[:, 2:] > inside[2:])).any(1)
-        gaps = np.linalg.norm(np.clip(centers, middles[:, None] - half, middles[:, None] + half) - centers, axis=2)
-        others = np.delete(gaps, index, axis=1).min(1, initial=math.inf)
-        doubtful = others < gaps[:, index] + 4 * unit
-        covers = _overlaps(boxes, marks) + _overlaps(boxes, np.array(names)) + 10 * outside
-        best = int(np.argmin(1000 * covers + 60 * crossed + reach / unit + 12 * doubtful))
-        text.set_position(axes.transData.inverted().transform(middles[best]))
-        names.append(tuple(boxes[best]))
-        if doubtful[best] or reach[best] > 9 * unit:
-            line = axes.transData.inverted().transform([center, tips[best]])
-            axes.plot(*line.T, color='0.5', linewidth=0.5, zorder=1, scalex=False, scaley=False, label='leader')
-            names += [(x, y, x, y) for x, y in lines[:, best]]
-
-
-def _overlaps(boxes: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """How many of the boxes taken (left, bottom, right, top) each box meets."""
-    if not len(taken):
-        return np.zeros(len(boxes), int)
-    low, high = np.maximum(boxes[:, None, :2], taken[:, :2]), np.minimum(boxes[:, None, 2:], taken[:, 2:])
-    return (low <= high).all(-1).sum(1)
-
-
 # ---------------------------------------------------------------------------------------------- of classifications
 
 
@@ -271,34 +173,24 @@ def shorten(text: str, most: int) -> str:
 def plot_thumbnails(
     title: str, panels: Sequence[tuple[np.ndarray, list[str]]], columns: int = 6, notes: Iterable[str] = ()
 ) -> Figure:
-    """Pictures in rows, each with lines of text below in black and, in grey, the name of its file.
+    """Pictures in rows, each with lines of text below; the last is a file name, which may take two lines.
 
     Args:
-        title: of the figure.
-        panels: (H, W, 3) uint8, and the lines, of which the last is the name and takes two lines if it is long.
-        columns: pictures in a row.
-        notes: below.
+        panels: (H, W, 3) uint8, and the lines.
+        columns: pictures per row.
     """
-    width = PAGE[0] / columns
-    letters = int(15.5 * width)
-    names = [shorten(words[-1], 2 * letters) for _, words in panels]
-    lines = len(panels[0][1]) + any(len(name) > letters for name in names)
-    side, row = 0.93 * width, 0.95 * width + 0.125 * lines + 0.07  # inches, as the axes count
-    rows = math.ceil(len(panels) / columns)
-    figure = plt.figure(figsize=(PAGE[0], rows * row), layout='constrained')
-    axes = figure.add_subplot(xlim=(0, PAGE[0]), ylim=(rows * row, 0), aspect='equal')
-    axes.axis('off')
-    for index, (picture, words) in enumerate(panels):
-        left, top = index % columns * width + 0.035 * width, index // columns * row
-        high, wide = (side * n / max(picture.shape[:2]) for n in picture.shape[:2])
-        x, y = left + (side - wide) / 2, top + (side - high) / 2
-        axes.imshow(picture, extent=(x, x + wide, y + high, y), interpolation='antialiased')
-        black = [shorten(text, letters) for text in words[:-1]]
-        grey = [names[index][:letters], names[index][letters:]]
-        for line, text in enumerate([*black, *grey]):
-            color = 'black' if line < len(black) else '0.4'
-            axes.text(left, top + side + 0.03 + 0.125 * line, text, va='top', fontsize=7, color=color)
-    axes.set(xlim=(0, PAGE[0]), ylim=(rows * row, 0))
+    width, rows = PAGE[0] / columns, math.ceil(len(panels) / columns)
+    letters = int(15 * width)  # of a line, no wider than a picture
+    lines = len(panels[0][1]) + any(len(words[-1]) > letters for _, words in panels)
+    size = PAGE[0], rows * (0.95 * width + 0.125 * lines + 0.1)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained')
+    for axes in grid.flat:
+        axes.axis('off')
+    for axes, (picture, words) in zip(grid.flat, panels):
+        axes.imshow(picture, interpolation='antialiased')
+        name = shorten(words[-1], 2 * letters)
+        text = [*(shorten(word, letters) for word in words[:-1]), name[:letters], name[letters:]]
+        axes.text(0, -0.03, '\n'.join(filter(None, text)), transform=axes.transAxes, va='top', fontsize=7)
     frame(figure, title, notes)
     return figure
 
@@ -311,59 +203,41 @@ def thumbnail(image: Image.Image, side: int = 320) -> np.ndarray:
 
 
 def plot_confusion(counts: np.ndarray, classes: list[str], title: str, notes: Iterable[str] = ()) -> Figure:
-    """A confusion matrix whose page grows with its classes; colours are shares of a row, numbers are images.
+    """A confusion matrix, whose page grows with its classes: colours are shares of a row, numbers are images.
 
     Args:
         counts: (K, K) images by true class and prediction.
-        classes: their names.
-        title: of the figure.
-        notes: below.
     """
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = min(0.42, max(0.12, 4.6 / len(classes)), 30 / len(classes))  # inches of a cell
-    font = min(7, 60 * size)
-    names = [shorten(name, 28) for name in classes]
-    margin = 0.065 * font / 7 * (max(map(len, names)) + 6)
-    many = len(classes) > 30  # the way to a name is long: names above too, and a line every ten classes
-    body = size * len(classes)
+    count, names = len(classes), [shorten(name, 28) for name in classes]
+    cell = min(0.42, max(0.12, 4.6 / count), 30 / count)  # inches
+    font = min(7, 60 * cell)
+    many = count > 30  # the way to a name is long: names above too, and a line every ten classes
+    body, margin = cell * count, 0.065 * font / 7 * (max(map(len, names)) + 6)
     page = max(3.5, body + margin + 1.0), max(1.2, body) + margin * (1 + many)
-    figure = plt.figure(figsize=page, layout='constrained')
-    axes = figure.add_subplot(aspect='equal')
-    scale = PowerNorm(0.5, 0, 100)  # a single confusion of many images can be seen
-    lines = dict(edgecolors='0.88', linewidth=min(0.4, 2 * size), rasterized=len(classes) > 150)
-    drawn = axes.pcolormesh(shares, cmap=SHARES, norm=scale, **lines)
-    middles = np.arange(len(classes)) + 0.5
-    axes.set_xticks(middles, names, rotation=90, fontsize=font)
-    axes.set_yticks(middles, [f'{name} ({n})' for name, n in zip(names, counts.sum(1))], fontsize=font)
+    figure, axes = plt.subplots(figsize=page, layout='constrained')
+    fits = 0.055 * len(str(counts.max())) + 0.04 <= cell
+    numbers = np.where(counts, counts.astype(str), '') if fits else None
+    bar = dict(label='% of the true class', ticks=[0, 1, 5, 10, 25, 50, 100], fraction=0.05, aspect=25, pad=0.01)
+    style = dict(cmap='Blues', norm=PowerNorm(0.5, 0, 100))  # a single confusion of many images can be seen
+    style |= dict(linewidths=min(0.4, 2 * cell), linecolor='0.88', square=True)
+    style |= dict(annot=numbers, fmt='', annot_kws=dict(fontsize=6.5))
+    heat_map(axes, shares, cbar_kws=bar | dict(shrink=min(0.9, 4 / body)), **style)
+    axes.set_xticks(np.arange(count) + 0.5, names, rotation=90, fontsize=font)
+    axes.set_yticks(np.arange(count) + 0.5, [f'{n} ({k})' for n, k in zip(names, counts.sum(1))], fontsize=font)
     axes.tick_params(length=0, pad=2, labeltop=many)
-    for place in range(10, len(classes) * many, 10):
-        axes.axhline(place, color='0.6', linewidth=0.4)
-        axes.axvline(place, color='0.6', linewidth=0.4)
-    axes.spines[:].set_visible(False)
-    axes.invert_yaxis()
+    for draw_lines in (axes.hlines, axes.vlines):
+        draw_lines(range(10, count * many, 10), 0, count, color='0.6', linewidth=0.4)
     axes.set(xlabel='predicted class', ylabel='true class (images)')
-    if 0.055 * len(str(counts.max())) + 0.04 <= size:
-        for i, j in np.argwhere(counts):
-            color = 'white' if scale(shares[i, j]) > 0.55 else 'black'
-            axes.text(j + 0.5, i + 0.5, counts[i, j], ha='center', va='center', fontsize=6.5, color=color)
-    ticks = [0, 1, 5, 10, 25, 50, 100]
-    bar = figure.colorbar(
-        drawn, label='% of the true class', fraction=0.05, aspect=25, shrink=min(0.9, 4 / body), pad=0.01, ticks=ticks
-    )
-    bar.outline.set_visible(False)
     frame(figure, title, notes)
     return figure
-
-
-def share_text(share: float) -> str:
-    return f'{100 * share:.0f} %' if share >= 0.01 else '<1 %'
 
 
 def plot_label_map(
     scan: np.ndarray,
     labels: np.ndarray,
     certain: np.ndarray,
-    edges: tuple,
+    edges: tuple[np.ndarray, np.ndarray],
     classes: list[str],
     title: str,
     notes: Iterable[str] = (),
@@ -375,42 +249,37 @@ def plot_label_map(
         labels: (rows, columns) class indices.
         certain: (rows, columns) probability of the label: the colour is the stronger, the higher it is.
         edges: of the cells, top to bottom and left to right, in pixels of the scan that was reduced.
-        classes: their names.
-        title: of the figure.
-        notes: below.
     """
-    counts, named = Counter(labels.ravel().tolist()).most_common(), len(MAP_COLORS) - 1
-    color_of = {label: MAP_COLORS[min(rank, named)] for rank, (label, _) in enumerate(counts)}
-    rows, columns = (
-        np.searchsorted(cuts[1:-1], (np.arange(n) + 0.5) * cuts[-1] / n, side='right')
-        for cuts, n in zip(edges, scan.shape)
-    )
-    colors = np.array([[color_of[label] for label in line] for line in labels.tolist()])[rows[:, None], columns]
-    strength = 0.25 + 0.5 * certain[rows[:, None], columns][..., None]
-    grey = 0.35 + 0.65 * scan.mean(2, keepdims=True) / 255  # dark parts would hide their colour
+    counts = Counter(labels.ravel().tolist()).most_common()
+    ranks = {label: min(rank, len(MAP_COLORS) - 1) for rank, (label, _) in enumerate(counts)}  # the last is for others
     height, width = scan.shape[:2]
     beside = height > 0.8 * width
     wide = PAGE[0] / (1 + beside)
     tall = min(wide * height / width, PAGE[1] / (2 - beside) - 0.5)
-    figure, both = plt.subplots(
-        *((1, 2) if beside else (2, 1)), figsize=(PAGE[0], tall * (2 - beside)), layout='constrained'
-    )
+    shape = (1, 2) if beside else (2, 1)
+    figure, (left, right) = plt.subplots(*shape, figsize=(PAGE[0], tall * shape[0]), layout='constrained')
     extent = (0, edges[1][-1], edges[0][-1], 0)
-    both[0].imshow(scan, extent=extent)
-    both[1].imshow((1 - strength) * grey + strength * colors, extent=extent)
-    for axes in both:
+    grey = 90 + 0.65 * scan.mean(2)  # dark parts would hide their colour
+    left.imshow(scan, extent=extent)
+    right.imshow(grey, cmap='gray', vmin=0, vmax=255, extent=extent)
+    cells = np.vectorize(ranks.get)(labels)
+    colors = np.dstack([np.array(MAP_COLORS)[cells], 0.25 + 0.5 * certain])
+    right.pcolormesh(*edges[::-1], colors, rasterized=True)
+    for axes in (left, right):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    numbers = {label: str(rank + 1) for rank, (label, _) in enumerate(counts[:named])}
-    cell = min(np.diff(edges[0]).min() * tall / edges[0][-1], np.diff(edges[1]).min() * wide / edges[1][-1])
-    if cell > 0.13:  # inches
-        for (i, j), label in np.ndenumerate(labels):
-            x, y = (edges[1][j] + edges[1][j + 1]) / 2, (edges[0][i] + edges[0][i + 1]) / 2
-            both[1].text(x, y, numbers.get(label, ''), ha='center', va='center', fontsize=6)
-    legend = [(f'{numbers[label]} {shorten(classes[label], 28)}', color_of[label], n) for label, n in counts[:named]]
-    if others := counts[named:]:
-        legend.append((f'others ({len(others)})', MAP_COLORS[-1], sum(n for _, n in others)))
-    square = dict(linestyle='', marker='s', markersize=7)
-    handles = [Line2D([], [], **square, color=c, label=f'{t}, {share_text(n / labels.size)}') for t, c, n in legend]
+    sides = np.diff(edges[0]).min() * tall / edges[0][-1], np.diff(edges[1]).min() * wide / edges[1][-1]
+    if min(sides) > 0.13:  # inches: a number fits
+        y, x = ((cuts[1:] + cuts[:-1]) / 2 for cuts in edges)
+        for (i, j), rank in np.ndenumerate(cells):
+            number = rank + 1 if rank < len(MAP_COLORS) - 1 else ''
+            right.text(x[j], y[i], number, ha='center', va='center', fontsize=6)
+    handles = []
+    for rank, color in enumerate(MAP_COLORS[: cells.max() + 1]):
+        last = rank == len(MAP_COLORS) - 1
+        name = f'others ({len(counts) - rank})' if last else f'{rank + 1} {shorten(classes[counts[rank][0]], 28)}'
+        share = (cells == rank).mean()
+        label = f'{name}, {100 * share:.0f} %' if share >= 0.01 else f'{name}, <1 %'
+        handles.append(Line2D([], [], linestyle='', marker='s', markersize=7, color=color, label=label))
     frame(figure, title, notes, handles)
     return figure

@@ -104,8 +104,8 @@ _STRUCTURES = {'weave': _weave, 'brick': _brick, 'cells': _cells, 'dots': _dots}
 def write_sheet(path: Path, per_class: int = 8) -> None:
     """Write a contact sheet: a row for each class, in the order of CLASSES."""
     rows = [np.hstack([draw(cls, index) for index in range(per_class)]) for cls in CLASSES]
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.vstack(rows)).save(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f'{path}: cannot be written ({getattr(error, "strerror", None) or error})') from error
+    except ValueError as error:  # an ending that names no format
+        raise DataError(f'{path}: {error}') from error

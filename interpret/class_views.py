@@ -1,10 +1,10 @@
 """The views of visualize.py over a data set: selection by block and class, class patterns, t-SNE of the features."""
 
 import argparse
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy.cluster.hierarchy import dendrogram, linkage
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_samples
@@ -13,15 +13,15 @@ from tqdm import tqdm
 
 import trained
 from common.drawing import COLORS, MARKERS, PAGE, Axes, Figure, frame, heat_map, plt, readable
-from common.errors import DataError, ModelError
+from common.errors import ModelError
 from common.images import open_image
 from common.registry import model_label
 from interpret import trace
 from interpret.image_views import ANGLES, DEGREE
+from models import blocks_of, gates_of
 from trained import Subject
 
 NEIGHBOURS = 5
-GREY = 2 * len(MARKERS)  # classes that differ by marker alone, filled or open
 BATCH = 16
 NBSP = '\N{NO-BREAK SPACE}'
 
@@ -33,9 +33,8 @@ class Survey(NamedTuple):
     labels: np.ndarray  # (n,) class indices
     features: np.ndarray  # (n, num_features)
     accuracy: float  # percent
-    signatures: dict[str, np.ndarray]  # by block: means over the map before selection, (n, heads, channels a head)
+    signatures: dict[str, np.ndarray]  # by block: means over the map before selection, (n, heads, channels per head)
     selection: dict[str, np.ndarray]  # by block: AIS's weights, the same shape; empty without AIS
-    gates: dict[str, float]
     c_red: int  # 0 without blocks
 
 
@@ -43,45 +42,39 @@ def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
     """Run the model over a subset of a data set.
 
     Args:
-        subject: the model.
         args: of trained.data_of; subset.
 
     Raises:
         RunError: as trained.data_of. DataError: the data set cannot be read, or a class has one image in the subset.
     """
     data = trained.data_of(args, subject)
-    dataset, data_dir, fold, splits = (data[key] for key in ('dataset', 'data_dir', 'fold', 'splits'))
-    subset = args.subset or 'test'
+    splits, fold, subset = data['splits'], data['fold'], args.subset or 'test'
     items = getattr(splits, subset)
     labels = np.array([label for _, label in items])
-    counts = np.bincount(labels, minlength=len(splits.classes))
-    if (counts < 2).any():
-        few = int(counts.argmin())
-        raise DataError(
-            f"{data_dir or dataset}: class '{splits.classes[few]}' has {('no image', 'one image')[counts[few]]} in the "
-            f'{subset} set of fold {fold}; a class needs two to be compared with itself'
-        )
-    features, logits, signatures, selection = [], [], {}, {}  # lists of batches
-    for start in tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {dataset}', disable=None):
-        images = [open_image(path, data['bits']) for path, _ in items[start : start + BATCH]]
-        record = trace.observe(subject.model, subject.batch(images))
-        features.append(record.features)
-        logits.append(record.logits)
+    trace.need_two(labels, splits.classes, f'the {subset} set of fold {fold} of {data["data_dir"] or data["dataset"]}')
+
+    def extract(record: trace.Record) -> dict:
+        found = dict(features=record.features, logits=record.logits)
         for name, block in record.blocks.items():
-            signatures.setdefault(name, []).append(block.interactions.mean((-1, -2)))
+            found['signatures', name] = block.interactions.mean((-1, -2))
             if block.selection is not None:
-                selection.setdefault(name, []).append(block.selection)
-    right = torch.cat(logits).argmax(1).numpy() == labels
+                found['selection', name] = block.selection
+        return found
+
+    starts = tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {data["dataset"]}', disable=None)
+    batches = (
+        subject.batch(open_image(path, data['bits']) for path, _ in items[start : start + BATCH]) for start in starts
+    )
+    arrays = trace.collect(subject.model, batches, extract)
     caution = f', {data["caution"]}' if data['caution'] else ''
     return Survey(
         of=f'{len(items)} {subset} images of {data["label"]}, fold {fold}{caution}',
         labels=labels,
-        features=torch.cat(features).numpy(),
-        accuracy=100 * right.mean(),
-        signatures={name: torch.cat(rows).numpy() for name, rows in signatures.items()},
-        selection={name: torch.cat(rows).numpy() for name, rows in selection.items()},
-        gates={name: block.gate for name, block in record.blocks.items()},
-        c_red=max((block.c_red for block in record.blocks.values()), default=0),
+        features=arrays['features'],
+        accuracy=100 * (arrays['logits'].argmax(1) == labels).mean(),
+        signatures={key[1]: values for key, values in arrays.items() if key[0] == 'signatures'},
+        selection={key[1]: values for key, values in arrays.items() if key[0] == 'selection'},
+        c_red=next((block.stci.c_red for block in blocks_of(subject.model).values()), 0),
     )
 
 
@@ -103,6 +96,15 @@ def list_classes(axes: Axes, names: list[str], shift: float = 0.0) -> None:
     axes.tick_params(axis='y', length=0)
 
 
+def label_groups(axes: Axes, names: Iterable[str], widths: list[int]) -> None:
+    """Label groups of adjacent columns of a heat map, with white lines between them."""
+    edges = np.cumsum([0, *widths])
+    axes.set_xticks((edges[1:] + edges[:-1]) / 2, names)
+    axes.tick_params(axis='x', length=0)
+    for edge in edges[1:-1]:
+        axes.axvline(edge, color='white', linewidth=1.5)
+
+
 def head_names(subject: Subject, heads: int) -> list[str]:
     """The direction of each head; its number where it has none."""
     return [f'{angle}{DEGREE}' for angle in ANGLES[:heads]] if subject.directional else [*map(str, range(1, heads + 1))]
@@ -117,48 +119,36 @@ def line_height(classes: int) -> float:
 
 
 def plot_class_selection(subject: Subject, survey: Survey) -> Figure:
-    """AIS's weights and the gate of every block, and the weights by class.
-
-    Raises:
-        ModelError: the model has no AIS.
-    """
+    """AIS's weights and the gate of every block, and the weights by class. Raises ModelError without AIS."""
     if not survey.selection:
         raise ModelError(f'{subject.path}: {subject.name} has no AIS')
-    classes = len(subject.classes)
+    classes, gates = len(subject.classes), gates_of(subject.model)
     height = max(1.6, line_height(classes) * classes + 0.6)
     figure = plt.figure(figsize=(PAGE[0], 1.75 + height), layout='constrained')
     grid = figure.add_gridspec(2, len(survey.selection), height_ratios=[1.75, height])
-    names = head_names(subject, survey.selection[next(iter(survey.selection))].shape[1])
-    first = None
+    names = head_names(subject, next(iter(survey.selection.values())).shape[1])
+    first, table = None, {}  # the weights of the heads by class, by the label of a group of columns
     for column, (name, weights) in enumerate(survey.selection.items()):
         axes = first = figure.add_subplot(grid[0, column], sharey=first)
         draw_weights(axes, weights, survey.c_red, names)
-        axes.set_title(f'{name}, gate {survey.gates[name]:.3f}')
+        axes.set_title(f'{name}, gate {gates[name]:.3f}')
         axes.set_ylabel('AIS weight' if column == 0 else '')
         axes.tick_params(labelleft=column == 0)
-    axes = figure.add_subplot(grid[1, :])
-    columns, ticks, table = [], [], []
-    for name, weights in survey.selection.items():
         for order, part in (('1st', weights[:, :, : survey.c_red]), ('2nd', weights[:, :, survey.c_red :])):
             if part.shape[2]:
-                table.append(class_means(part.mean(2), survey.labels))  # (classes, heads)
-                columns.append(f'{name}\n{order} order')
-                ticks.append(table[-1].shape[1])
-    values = np.concatenate(table, 1)
+                table[f'{name}\n{order} order'] = class_means(part.mean(2), survey.labels)  # (classes, heads)
+    axes = figure.add_subplot(grid[1, :])
+    values = np.concatenate([*table.values()], 1)
     values = 100 * (values - values.mean(0))
     bound = abs(values).max()
     label = 'weight of the class above\nthe mean of classes (points of 100)'
     heat_map(axes, values, vmin=-bound, vmax=bound, cbar_kws=dict(label=label, pad=0.01, aspect=25))
     list_classes(axes, subject.classes, 0.5)
-    edges = np.cumsum([0, *ticks])
-    axes.set_xticks((edges[1:] + edges[:-1]) / 2, columns)
-    axes.tick_params(axis='x', length=0)
-    for edge in edges[1:-1]:
-        axes.axvline(edge, color='white', linewidth=1.5)
+    label_groups(axes, table, [len(names)] * len(table))
     notes = [
         "Top: AIS's weight of every channel, mean over images; filled: first order (z), open: products, head by head; "
         'grey: standard deviation over images. The gate is what the block lets through of its branch. Bottom: a column '
-        f'a head ({", ".join(names)}), mean over its channels.'
+        f'per head ({", ".join(names)}), mean over its channels.'
     ]
     frame(figure, title_of_survey(subject, 'Selection', survey), notes)
     return figure
@@ -170,9 +160,9 @@ def draw_weights(axes: Axes, weights: np.ndarray, c_red: int, names: list[str]) 
     mean, sd = weights.mean(0), weights.std(0)
     x = np.arange(heads * channels).reshape(heads, channels)
     axes.vlines(x.ravel(), (mean - sd).ravel(), (mean + sd).ravel(), color='0.75', linewidth=0.6, zorder=1)
-    open_ = dict(linestyle='none', marker='o', mec=COLORS[0], mew=0.5)
-    axes.plot(x[:, c_red:].ravel(), mean[:, c_red:].ravel(), ms=1.9, mfc='white', **open_)
-    axes.plot(x[:, :c_red].ravel(), mean[:, :c_red].ravel(), ms=2.4, mfc=COLORS[0], **open_)
+    circle = dict(linestyle='none', marker='o', mec=COLORS[0], mew=0.5)
+    axes.plot(x[:, c_red:].ravel(), mean[:, c_red:].ravel(), ms=1.9, mfc='white', **circle)
+    axes.plot(x[:, :c_red].ravel(), mean[:, :c_red].ravel(), ms=2.4, mfc=COLORS[0], **circle)
     for edge in x[1:, 0] - 0.5:
         axes.axvline(edge, color='0.6', linewidth=0.5)
     axes.set_xticks(x.mean(1), names)
@@ -184,16 +174,11 @@ def draw_weights(axes: Axes, weights: np.ndarray, c_red: int, names: list[str]) 
 
 
 def plot_classes(subject: Subject, survey: Survey) -> Figure:
-    """Mean products of each class in the last block, clustered.
-
-    Raises:
-        ModelError: the model has no products.
-    """
+    """Mean products of each class in the last block, clustered."""
+    trace.need_products(subject)
     name, signatures = list(survey.signatures.items())[-1]
     products = signatures[:, :, survey.c_red :]
     heads, pairs = products.shape[1:]
-    if not pairs:
-        raise ModelError(f'{subject.path}: {subject.name} has no products of channels to show')
     flat = products.reshape(len(products), -1)
     means = class_means(flat, survey.labels)
     spread = means.std(0)
@@ -203,19 +188,14 @@ def plot_classes(subject: Subject, survey: Survey) -> Figure:
     figure = plt.figure(figsize=(PAGE[0], max(1.8, line_height(classes) * classes + 0.5)), layout='constrained')
     left, right = figure.subplots(1, 2, width_ratios=[1, 6])
     with plt.rc_context({'lines.linewidth': 0.8}):
-        order = dendrogram(tree, ax=left, orientation='left', color_threshold=0, above_threshold_color='black')[
-            'leaves'
-        ]
+        drawn = dendrogram(tree, ax=left, orientation='left', color_threshold=0, above_threshold_color='black')
     left.set_axis_off()
     left.set_ylim(10 * classes, 0)
     bar = dict(label='class mean, standardised over classes', pad=0.01, aspect=25)
-    heat_map(right, values[order], vmin=-2.5, vmax=2.5, cbar_kws=bar)
-    list_classes(right, [subject.classes[label] for label in order], 0.5)
+    heat_map(right, values[drawn['leaves']], vmin=-2.5, vmax=2.5, cbar_kws=bar)
+    list_classes(right, [subject.classes[label] for label in drawn['leaves']], 0.5)
     names = [f'{text} head' if subject.directional else f'head {text}' for text in head_names(subject, heads)]
-    right.set_xticks((np.arange(heads) + 0.5) * pairs, names)
-    right.tick_params(axis='x', length=0)
-    for edge in np.arange(1, heads) * pairs:
-        right.axvline(edge, color='white', linewidth=1.5)
+    label_groups(right, names, [pairs] * heads)
     notes = [
         f'Mean of the {pairs} products z_i t_j of every head over the map and the images of a class, each column '
         'standardised over the classes. Tree: average linkage of Euclidean distances. Share of the variance among '
@@ -246,7 +226,7 @@ def neighbours_right(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def class_style(label: int) -> dict:
-    """Marker and colour of a class: 98 classes differ, and GREY of them in grey print too."""
+    """Marker and colour of a class: 98 classes differ, and 14 of them in grey print too."""
     group = label // 7
     color = COLORS[(label + group // 2 + 3 * (group % 2)) % 7]
     return dict(marker=MARKERS[label % 7], mec=color, mfc='white' if group % 2 else color)
@@ -285,7 +265,5 @@ def plot_tsne(subject: Subject, survey: Survey) -> Figure:
         f'groups mean nothing. Right, in all {survey.features.shape[1]} dimensions: share of the {NEIGHBOURS} nearest '
         'neighbours that are of the class (dashed: by chance), and the legend.'
     ]
-    if classes > GREY:
-        notes.append(f'In grey print only {GREY} of the {classes} markers can be told apart: the left needs colours.')
     frame(figure, title_of_survey(subject, 'Features by class', survey), notes)
     return figure

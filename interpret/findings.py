@@ -9,9 +9,19 @@ from typing import NamedTuple
 import numpy as np
 from tabulate import tabulate
 
-from common.drawing import COLORS, PAGE, Figure, Line2D, MaxNLocator, frame, plt
+from common.drawing import COLORS, PAGE, Axes, Figure, Line2D, MaxNLocator, frame, make_panels, plt
 from common.statistics import LEVEL, p_text
 from interpret.information import DIFFERENT, IN_PLACE, PAIRS, SAME, STEPS
+
+# The rows of the table of `information`, and what the verdict calls them; the steps are counted together.
+ROWS = {
+    IN_PLACE: 'in place',
+    **dict.fromkeys(STEPS, 'a step away'),
+    'elsewhere': 'farther apart',
+    'other image': 'between two images (the control)',
+    'a step less elsewhere': 'more a step away than farther apart',
+    'along a head less across': "more along a head's own direction than across it",
+}
 
 
 class Finding(NamedTuple):
@@ -35,7 +45,7 @@ def count(tests: list[dict], sign: int = 1) -> str:
 
 
 def p_cell(test: dict) -> str:
-    return '-' if test['p_holm'] is None else p_text(test['p_holm'])
+    return p_text(test['p_holm'])
 
 
 def cell(test: dict | None, digits: int) -> str:
@@ -52,34 +62,27 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def describe_information(result: dict) -> Finding:
-    blocks = result['blocks']
-    comparisons = {'a step less elsewhere': 'local', 'along a head less across': 'own'}
-    rows, tests = [], {}
-    for row in (IN_PLACE, *STEPS, 'elsewhere', 'other image', *comparisons):
+    blocks, table, tests = result['blocks'], [], {}
+    for row, words in ROWS.items():
         for kind in PAIRS:
-            if row in comparisons:
-                found = [block.get(comparisons[row], {}).get(kind) for block in blocks.values()]
-            else:
-                found = [block['shared'].get(kind, {}).get(row) for block in blocks.values()]
+            found = []
+            for block in blocks.values():
+                compared = {'a step less elsewhere': block['local'], 'along a head less across': block.get('own', {})}
+                found.append(compared[row].get(kind) if row in compared else block['shared'].get(kind, {}).get(row))
             if any(found):
-                rows.append([f'{row}, {kind}', *(cell(test, 3) for test in found)])
-                tests.setdefault('a step' if row in STEPS else row, []).extend(test for test in found if test)
-    places = {IN_PLACE: 'in place', 'a step': 'a step away', 'elsewhere': 'farther apart'}
-    places |= {'other image': 'between two images (the control)'}
-    parts = [f'{text} in {count(tests[row])}' for row, text in places.items() if row in tests]
-    more = {'a step less elsewhere': 'more a step away than farther apart'}
-    more |= {'along a head less across': "more along a head's own direction than across it"}
-    parts += [f'{text} in {count(tests[row])}' for row, text in more.items() if row in tests]
+                table.append([f'{row}, {kind}', *(cell(test, 3) for test in found)])
+                tests.setdefault(words, []).extend(filter(None, found))
     maps = ', '.join(
         f'{name} {b["map"][0]} x {b["map"][1]}, {100 * b["zeros"]:.0f} % of z zero' for name, b in blocks.items()
     )
     note = (
-        f'Nats a pair of channels, less the {result["bias"]:.4f} that independent variables give (p), bold where '
+        f'Nats per pair of channels, less the {result["bias"]:.4f} that independent variables give (p), bold where '
         f'p < {LEVEL:g}; {result["images"]} images, {result["draws"]} positions of each, {result["neighbours"]} '
         f'neighbours. Maps: {maps}.'
     )
-    verdict = f'Tests that show channels of a head to share information: {", ".join(parts)}.'
-    return Finding(verdict, markdown_table(['', *blocks], rows), note)
+    counts = ', '.join(f'{words} in {count(found)}' for words, found in tests.items())
+    verdict = f'Tests that show channels of a head to share information: {counts}.'
+    return Finding(verdict, markdown_table(['', *blocks], table), note)
 
 
 def describe_features(result: dict) -> Finding:
@@ -123,23 +126,19 @@ def verdict_on_changes(result: dict) -> str:
 
 
 def describe_changes(result: dict) -> Finding:
+    def row(name: str, after: str, accuracy: dict, loss: dict, others: str) -> list[str]:
+        interval = f'{accuracy["low"]:+.1f} to {accuracy["high"]:+.1f}'
+        moved = [str(accuracy.get(key, '')) for key in ('lost', 'gained')]
+        change = [f'{accuracy["value"]:+.1f}', interval, *moved, p_cell(accuracy)]
+        return [name, after, *change, f'{loss["value"]:+.3f}', p_cell(loss), others]
+
     head = ['', 'accuracy', 'change', '95 %', 'lost', 'gained', 'p', 'loss change', 'p', 'other predictions']
     rows = [['as trained', f'{result["accuracy"]:.1f}', *[''] * 8]]
     for name, change in result['changes'].items():
-        accuracy, loss = change['accuracy_change'], change['loss_change']
-        rows.append([
-            name, f'{change["accuracy"]:.1f}', f'{accuracy["value"]:+.1f}',
-            f'{accuracy["low"]:+.1f} to {accuracy["high"]:+.1f}', str(accuracy['lost']), str(accuracy['gained']),
-            p_cell(accuracy), f'{loss["value"]:+.3f}', p_cell(loss),
-            f'{change["other_answers"]:.0f} %',
-        ])  # fmt: skip
+        after, others = f'{change["accuracy"]:.1f}', f'{change["other_answers"]:.0f} %'
+        rows.append(row(name, after, change['accuracy_change'], change['loss_change'], others))
     if across := result['across']:
-        right, loss = across['right'], across['loss']
-        interval = f'{right["low"]:+.1f} to {right["high"]:+.1f}'
-        rows.append([
-            'rotation with twists less without', '', f'{right["value"]:+.1f}', interval, '', '', p_cell(right),
-            f'{loss["value"]:+.3f}', p_cell(loss), '',
-        ])  # fmt: skip
+        rows.append(row('rotation with twists less without', '', across['right'], across['loss'], ''))
     note = 'Accuracy in %, its change in points, cross-entropy in nats; intervals are each of its test alone.'
     return Finding(verdict_on_changes(result), markdown_table(head, rows), note)
 
@@ -160,7 +159,7 @@ def describe_gates(result: dict) -> Finding:
 FILLED = f"Filled: p < {LEVEL:g} after Holm's correction. Bars: 95 % intervals, each of its test alone."
 
 
-def points(axes: plt.Axes, at: list[float], tests: list[dict], across: bool = False, **style) -> None:
+def points(axes: Axes, at: list[float], tests: list[dict], across: bool = False, **style) -> None:
     """Draw values with their intervals, filled where a difference is shown; across: values along x."""
     style = dict(color=COLORS[0], marker='o') | style
     for place, test in zip(at, tests):
@@ -171,28 +170,23 @@ def points(axes: plt.Axes, at: list[float], tests: list[dict], across: bool = Fa
         axes.errorbar(*where, **bar, linestyle='none', elinewidth=0.8, markerfacecolor=face, **style)
 
 
-def panels(count: int, width: float, height: float, **kwargs) -> tuple[Figure, list[plt.Axes]]:
-    columns = min(count, 4)
-    rows = math.ceil(count / columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(width, height * rows), squeeze=False, layout='constrained', **kwargs
-    )
-    for axes in grid.flat[count:]:
-        axes.remove()
-    return figure, list(grid.flat[:count])
+def block_panels(blocks: dict[str, dict], height: float, **kwargs) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel per block, up to four in a row of this height."""
+    columns = min(len(blocks), 4)
+    return make_panels(len(blocks), columns, (PAGE[0], height * math.ceil(len(blocks) / columns)), **kwargs)
 
 
 def draw_information(result: dict, title: str) -> Figure:
     blocks = result['blocks']
-    conditions = list(dict.fromkeys(c for b in blocks.values() for kind in b['shared'].values() for c in kind))
-    conditions.sort(key=[IN_PLACE, *STEPS, 'elsewhere', 'other image'].index)
+    found = {condition for block in blocks.values() for tests in block['shared'].values() for condition in tests}
+    conditions = [row for row in ROWS if row in found]
     styles = {DIFFERENT: dict(color=COLORS[0], marker='o'), SAME: dict(color=COLORS[1], marker='s')}
-    figure, grid = panels(len(blocks), PAGE[0], 2.1, sharey=True)
+    figure, grid = block_panels(blocks, 2.1, sharey=True)
     for place, (axes, (name, block)) in enumerate(zip(grid, blocks.items())):
         axes.axhline(0, color='0.6', linewidth=0.6, zorder=0)
         for shift, (kind, style) in zip((-0.12, 0.12), styles.items()):
-            found = block['shared'].get(kind, {})
-            points(axes, [conditions.index(c) + shift for c in found], list(found.values()), **style)
+            tests = block['shared'].get(kind, {})
+            points(axes, [conditions.index(c) + shift for c in tests], list(tests.values()), **style)
         axes.set_xticks(range(len(conditions)), conditions, rotation=90)
         axes.set(title=f'{name}, {block["map"][0]} x {block["map"][1]}', ylabel='' if place % 4 else 'shared, nats')
     handles = [Line2D([], [], label=kind, linestyle='none', **style) for kind, style in styles.items()]
@@ -204,7 +198,7 @@ def draw_information(result: dict, title: str) -> Figure:
 def draw_features(result: dict, title: str) -> Figure:
     blocks = result['blocks']
     kinds = list(next(iter(blocks.values()))['accuracies'])
-    figure, grid = panels(len(blocks), PAGE[0], 1.6, sharex=True, sharey=True)
+    figure, grid = block_panels(blocks, 1.6, sharex=True, sharey=True)
     for axes, (name, block) in zip(grid, blocks.items()):
         for row, kind in enumerate(kinds):
             values = block['accuracies'][kind]
@@ -224,16 +218,13 @@ def draw_features(result: dict, title: str) -> Figure:
     return figure
 
 
-def draw_changes(result: dict, title: str, before: int = 0) -> tuple[Figure, list[plt.Axes]]:
+def draw_changes(result: dict, title: str, before: int = 0) -> tuple[Figure, list[Axes]]:
     """Draw changes of accuracy and loss, a row each, to the right of `before` panels that the caller fills."""
     changes = result['changes']
     height = 0.6 + 0.2 * len(changes)
     figure, grid = plt.subplots(1, 2 + before, figsize=(PAGE[0], height), layout='constrained', squeeze=False)
-    for axes, key, label in zip(
-        grid[0][before:],
-        ('accuracy_change', 'loss_change'),
-        ('change of accuracy,\npoints', 'change of\ncross-entropy, nats'),
-    ):
+    labels = dict(accuracy_change='change of accuracy,\npoints', loss_change='change of\ncross-entropy, nats')
+    for axes, (key, label) in zip(grid[0][before:], labels.items()):
         axes.axvline(0, color='0.6', linewidth=0.6, zorder=0)
         points(axes, list(range(len(changes))), [change[key] for change in changes.values()], across=True)
         axes.set_yticks(range(len(changes)), list(changes) if key == 'accuracy_change' else [''] * len(changes))
@@ -250,13 +241,11 @@ def draw_spiral(result: dict, title: str) -> Figure:
 def draw_gates(result: dict, title: str) -> Figure:
     figure, grid = draw_changes(result, f'Gates, and what closing them costs: {title}', before=2)
     blocks, start = result['blocks'], result['start']
-    for axes, values, label in (
-        (grid[0], [block['gate'] for block in blocks.values()], 'sigmoid(gate)'),
-        (grid[1], [100 * block['share'] for block in blocks.values()], '% of output (RMS)'),
-    ):
-        axes.barh(range(len(blocks)), values, height=0.6, color='0.75', edgecolor='black', linewidth=0.5)
-        for row, value in enumerate(values):
-            axes.text(value, row, f' {value:.4f}' if axes is grid[0] else f' {value:.1f}', va='center', fontsize=7)
+    gates, shares = ([scale * block[key] for block in blocks.values()] for key, scale in (('gate', 1), ('share', 100)))
+    kinds = (gates, 'sigmoid(gate)', ' %.4f'), (shares, '% of output (RMS)', ' %.1f')
+    for axes, (values, label, form) in zip(grid, kinds):
+        bars = axes.barh(range(len(blocks)), values, height=0.6, color='0.75', edgecolor='black', linewidth=0.5)
+        axes.bar_label(bars, fmt=form, fontsize=7)
         axes.set(xlabel=label, ylim=(len(result['changes']) - 0.5, -0.5), xlim=(0, 1.35 * max(values)))
         axes.set_yticks(range(len(blocks)), list(blocks) if axes is grid[0] else [''] * len(blocks))
     if start is not None:

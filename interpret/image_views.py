@@ -23,7 +23,6 @@ DEGREE, TIMES = '\N{DEGREE SIGN}', '\N{MULTIPLICATION SIGN}'
 
 
 def title_of_model(subject: Subject, what: str) -> str:
-    """The title of a figure of a model: what it shows, the model and its validation accuracy."""
     return (
         f'{what}: {model_label(subject.name)}, epoch {subject.epoch}, validation accuracy {subject.val_acc:.1f} % '
         f'({len(subject.classes)} classes)'
@@ -39,37 +38,25 @@ def block_label(name: str, block: Block) -> str:
     return f'{name}\n{height} {TIMES} {width} cells'
 
 
-def prediction(subject: Subject, logits: torch.Tensor) -> str:
-    """The predicted class and its probability."""
-    probability, label = logits.softmax(-1).max(-1)
-    return f'predicted:\n{readable(subject.classes[int(label)])} ({100 * probability.item():.0f} %)'
-
-
-def need_twist(subject: Subject) -> None:
-    """Raise ModelError for a variant whose heads have no direction."""
-    if not subject.directional:
-        raise ModelError(
-            f'{subject.path}: {subject.name} has no directions to show: it has no twist, or its kernels were '
-            'initialised at random'
-        )
-
-
 # ---------------------------------------------------------------------------------------------- one image
 
 
-def beside_image(subject: Subject, image: Image.Image, rows: int, columns: int, cell: float) -> tuple:
-    """A figure with the image as the model sees it on the left, its axes, and a grid of axes without ticks."""
+def beside_image(
+    subject: Subject, image: Image.Image, logits: torch.Tensor, rows: int, columns: int, cell: float
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with the image as the model sees it and the prediction on the left, and a grid of axes without ticks."""
     size = min(PAGE[0], 1.8 + 1.02 * cell * columns), cell * rows
     figure = plt.figure(figsize=size, layout='constrained')
     grid = figure.add_gridspec(rows, columns + 1, width_ratios=[1.3 / cell, *[1] * columns])
     axes = figure.add_subplot(grid[:, 0])
     axes.imshow(pixels(subject, image))
-    axes.set(xticks=[], yticks=[])
     axes.set_title(f'what the model sees\n{subject.img_size} {TIMES} {subject.img_size} pixels')
+    probability, label = logits.softmax(-1).max(-1)
+    axes.set_xlabel(f'predicted:\n{readable(subject.classes[int(label)])} ({100 * probability.item():.0f} %)')
     panels = [[figure.add_subplot(grid[row, 1 + column]) for column in range(columns)] for row in range(rows)]
-    for axes_ in (axes_ for row in panels for axes_ in row):
-        axes_.set(xticks=[], yticks=[])
-    return figure, axes, panels
+    for axes in figure.axes:
+        axes.set(xticks=[], yticks=[])
+    return figure, panels
 
 
 def pixels(subject: Subject, image: Image.Image) -> np.ndarray:
@@ -78,26 +65,19 @@ def pixels(subject: Subject, image: Image.Image) -> np.ndarray:
 
 
 def plot_interaction(subject: Subject, image: Image.Image) -> Figure:
-    """Mean over the image of z_i t_j, by block and head.
-
-    Raises:
-        ModelError: the model has no products.
-    """
+    """Mean over the image of z_i t_j, by block and head."""
+    trace.need_products(subject)
     record = trace.observe(subject.model, subject.batch([image]))
-    matrices = {name: block.products for name, block in record.blocks.items()}
-    if any(products is None for products in matrices.values()):
-        raise ModelError(f'{subject.path}: {subject.name} has no products of channels to show')
-    means = {name: products[0].mean((-1, -2)).numpy() for name, products in matrices.items()}  # (heads, c, c)
+    means = {name: block.products[0].mean((-1, -2)).numpy() for name, block in record.blocks.items()}  # (heads, c, c)
     heads, c_red = next(iter(means.values())).shape[:2]
-    figure, left, panels = beside_image(subject, image, len(means), heads, 1.28)
-    left.set_xlabel(prediction(subject, record.logits[0]))
+    figure, panels = beside_image(subject, image, record.logits[0], len(means), heads, 1.28)
     low = min(0.0, *(float(np.nanmin(values)) for values in means.values()))
     top = max(np.nanmax(values) for values in means.values())
     for row, (name, values) in zip(panels, means.items()):
         for head, axes in enumerate(row):
             drawn = axes.imshow(values[head], cmap=CMAP, vmin=low, vmax=top)
-            ticks = dict(ticks=(0, c_red - 1), labels=(1, c_red))
-            axes.set_xticks(**ticks), axes.set_yticks(**ticks)
+            axes.set_xticks((0, c_red - 1), (1, c_red))
+            axes.set_yticks((0, c_red - 1), (1, c_red))
             axes.tick_params(length=0, pad=1)
             axes.spines[:].set_visible(False)
             if row is panels[0]:
@@ -120,7 +100,6 @@ def overlay(axes: Axes, image: np.ndarray, response: np.ndarray, cells: np.ndarr
     """Draw a map of cells over the image: the colour is the response, the shading the image.
 
     Args:
-        axes: to draw in.
         image: (H, W) in [0, 1].
         response: (h, w), whose range over `cells` is the range of colours.
         cells: (h, w) bool; the cells to colour. The highest quarter of them is outlined.
@@ -130,31 +109,22 @@ def overlay(axes: Axes, image: np.ndarray, response: np.ndarray, cells: np.ndarr
     share = (response - low) / (high - low or 1)
     color = plt.get_cmap(CMAP)(0.3 + 0.7 * np.clip(share, 0, 1))[..., :3]  # darker colours would hide the image
     color[~cells] = 1
-
-    def stretch(values: np.ndarray) -> np.ndarray:  # nearest cell of every pixel
-        rows, columns = (np.arange(n) * m // n for n, m in zip(image.shape, values.shape))
-        return values[rows[:, None], columns]
-
-    axes.imshow(stretch(color) * (0.3 + 0.7 * image[..., None]))
-    best = stretch((cells & (response >= np.quantile(shown, 0.75))).astype(float))
+    rows, columns = (np.arange(n) * m // n for n, m in zip(image.shape, cells.shape))  # the cell of every pixel
+    axes.imshow(color[rows[:, None], columns] * (0.3 + 0.7 * image[..., None]))
+    best = cells & (response >= np.quantile(shown, 0.75))
     for color, width in (('black', 1.8), ('white', 0.9)):
-        axes.contour(best, levels=[0.5], colors=color, linewidths=width)
+        axes.contour(best[rows[:, None], columns].astype(float), levels=[0.5], colors=color, linewidths=width)
     axes.set_xlabel(f'{low:.2f} to {high:.2f}', labelpad=1)
 
 
 def plot_response(subject: Subject, image: Image.Image) -> Figure:
-    """The response of every block and head over the image.
-
-    Raises:
-        ModelError: the heads have no direction.
-    """
-    need_twist(subject)
+    """The response of every block and head over the image."""
+    trace.need_twist(subject)
     record = trace.observe(subject.model, subject.batch([image]))
     blocks = wide_blocks(subject, record.blocks)
     grey = np.asarray(Image.fromarray(pixels(subject, image)).convert('L')) / 255
     heads = next(iter(blocks.values())).response.shape[1]
-    figure, left, panels = beside_image(subject, image, len(blocks), heads, 1.45)
-    left.set_xlabel(prediction(subject, record.logits[0]))
+    figure, panels = beside_image(subject, image, record.logits[0], len(blocks), heads, 1.45)
     for row, (name, block) in zip(panels, blocks.items()):
         cells = trace.cells_with_neighbour(heads, *block.h.shape[-2:]).numpy()
         for head, axes in enumerate(row):
@@ -172,7 +142,7 @@ def plot_response(subject: Subject, image: Image.Image) -> Figure:
 
 
 def wide_blocks(subject: Subject, blocks: dict[str, Block]) -> dict[str, Block]:
-    """The blocks whose maps have a neighbour in every direction. Raises ModelError where none has."""
+    """The blocks whose maps have a neighbour in every direction."""
     wide = {name: block for name, block in blocks.items() if min(block.h.shape[-2:]) > 1}
     if not wide:
         raise ModelError(f'{subject.path}: at {subject.img_size} pixels its maps are one cell each')
@@ -187,9 +157,8 @@ def plot_features(subject: Subject, image: Image.Image, columns: int = 6) -> Fig
         final, maps = subject.model.forward_intermediates(subject.batch([image]))
         logits = subject.model.forward_head(final)[0]
     columns = min(columns, *(stage.shape[1] for stage in maps))
-    figure, left, panels = beside_image(subject, image, len(maps), columns, 0.92)
+    figure, panels = beside_image(subject, image, logits, len(maps), columns, 0.92)
     figure.get_layout_engine().set(wspace=0.01, hspace=0.01)
-    left.set_xlabel(prediction(subject, logits))
     for row, info, stage in zip(panels, subject.model.feature_info, maps):
         values = stage[0].numpy()  # (C, H, W)
         middle = values[:, 1:-1, 1:-1] if min(values.shape[1:]) > 4 else values  # padding shows at the border

@@ -77,14 +77,14 @@ def places(condition: str, height: int, width: int) -> np.ndarray:
     return np.argwhere((dy == 0) & (dx == 0))
 
 
-def block_information(z: np.ndarray, rng: np.random.Generator) -> dict[tuple[str, int], np.ndarray]:
-    """Mean mutual information of channel pairs i <= j of a head, z_i at p and z_j at q, one (p, q) an image.
+def block_information(z: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Mean mutual information of channel pairs i <= j of a head, z_i at p and z_j at q, one (p, q) per image.
 
     Args:
         z: (N, heads, c_red, H, W).
 
     Returns:
-        by condition and head (2, 1 + HALVES): pairs of different channels and of a channel with itself; of all images,
+        by condition (heads, 2, 1 + HALVES): pairs of different channels and of a channel with itself; of all images,
         then of random halves. NaN for a channel with itself in one place.
     """
     count, heads, c_red, height, width = z.shape
@@ -108,7 +108,7 @@ def block_information(z: np.ndarray, rng: np.random.Generator) -> dict[tuple[str
                     total[head, 1] += [pair_mean(x[s, head], y[s, head], same) for s in subsets]
         if condition == IN_PLACE:
             total[:, 1] = math.nan
-        found |= {(condition, head): total[head] / DRAWS for head in range(heads)}
+        found[condition] = total / DRAWS
     return found
 
 
@@ -135,18 +135,16 @@ def information_of(z: np.ndarray, bias: float, rng: np.random.Generator, directi
     """
     heads, c_red = z.shape[1:3]
     found = block_information(z, rng)
-    conditions = list(dict.fromkeys(condition for condition, _ in found))
-    mean = {c: np.mean([found[c, head] for head in range(heads)], 0) for c in conditions}  # (2, 1 + HALVES)
-    steps = [c for c in STEPS if c in conditions]
+    mean = {condition: values.mean(0) for condition, values in found.items()}  # (2, 1 + HALVES)
+    steps = [condition for condition in STEPS if condition in found]
     shared, local, own = {}, {}, {}
     for which, kind in list(enumerate(PAIRS))[c_red == 1 :]:  # a single channel has no other
-        shared[kind] = {c: by_halves(mean[c][which], bias) for c in conditions if (kind, c) != (SAME, IN_PLACE)}
-        if steps and 'elsewhere' in conditions:
+        shared[kind] = {c: by_halves(mean[c][which], bias) for c in mean if (kind, c) != (SAME, IN_PLACE)}
+        if steps and 'elsewhere' in found:
             local[kind] = by_halves(np.mean([mean[c][which] for c in steps], 0) - mean['elsewhere'][which])
         if len(steps) == len(STEPS):
-            across = [STEPS[(h + 2) % 4] for h in range(heads)]
-            own[kind] = by_halves(
-                np.mean([found[STEPS[h], h][which] - found[across[h], h][which] for h in range(heads)], 0)
-            )
+            across = [*STEPS[2:], *STEPS[:2]]
+            gains = [found[STEPS[h]][h, which] - found[across[h]][h, which] for h in range(heads)]
+            own[kind] = by_halves(np.mean(gains, 0))
     result = dict(map=list(z.shape[3:]), zeros=float((z == 0).mean()), shared=shared, local=local)
     return result | dict(own=own) if directional else result

@@ -8,6 +8,7 @@ Holm-corrected over all tests of the question; findings.py describes and draws t
 """
 
 import copy
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from sklearn.random_projection import SparseRandomProjection
 from torch import nn
 
 import loader
-from common.errors import RunError
+from common.errors import DataError
 from common.statistics import LEVEL, correct, corrected_t_test, mcnemar, paired
 from interpret import information, trace
 from interpret.trace import Block
@@ -53,24 +54,11 @@ class HeldOut(NamedTuple):
     def test(self) -> 'HeldOut':
         return self._replace(images=self.images[: self.n_test], labels=self.labels[: self.n_test])
 
-
-def batches(model: nn.Module, images: torch.Tensor, statistics: tuple) -> Iterator[torch.Tensor]:
-    """The images in normalised batches on the device of the model; `statistics` are mean and std of its input."""
-    device = next(model.parameters()).device
-    for batch in images.split(loader.EVAL_BATCH):
-        yield normalize(batch.to(device), *statistics)
-
-
-def collect(subject: Subject, images: torch.Tensor, extract: Callable[[str, Block], dict]) -> dict[str, dict]:
-    """The tensors (B, ..) that extract(name, block) gives of every block, over all images: arrays by block."""
-    by_block: dict[str, list[dict]] = {}
-    for batch in batches(subject.model, images, subject.preprocessing.statistics):
-        for name, block in trace.observe(subject.model, batch).blocks.items():
-            values = {key: value.cpu().numpy() for key, value in extract(name, block).items()}
-            by_block.setdefault(name, []).append(values)
-    return {
-        name: {key: np.concatenate([p[key] for p in parts]) for key in parts[0]} for name, parts in by_block.items()
-    }
+    def batches(self, model: nn.Module) -> Iterator[torch.Tensor]:
+        """The images in normalised batches on the device of the model."""
+        device = next(model.parameters()).device
+        for batch in self.images.split(loader.EVAL_BATCH):
+            yield normalize(batch.to(device), *self.statistics)
 
 
 def tests_in(result: dict) -> Iterator[dict]:
@@ -86,26 +74,25 @@ def tests_in(result: dict) -> Iterator[dict]:
 
 
 def measure_information(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
-    """Mutual information of the channels of a head, by block. Raises RunError for too few images.
-
-    Args:
-        settings: seed.
-    """
+    """Mutual information of the channels of a head, by block; settings: seed."""
     rng = np.random.default_rng([settings['seed'], 1])
     chosen = rng.permutation(len(held_out.images))[:MAX_IMAGES]
     if len(chosen) < MIN_IMAGES:
-        raise RunError(f'{len(chosen)} images are too few for mutual information; it takes at least {MIN_IMAGES}')
+        raise DataError(f'{len(chosen)} images are too few for mutual information; it takes at least {MIN_IMAGES}')
     modules = blocks_of(subject.model)
 
-    def extract(name: str, block: Block) -> dict:  # before the L2 norm, which makes the channels of a head dependent
-        stci = modules[name].stci
-        with torch.inference_mode():
-            return dict(z=F.relu(stci.reduce(block.h)).unflatten(1, (stci.num_heads, stci.c_red)))
+    @torch.inference_mode()
+    def extract(record: trace.Record) -> dict:  # before the L2 norm, which makes the channels of a head dependent
+        z = {}
+        for name, stci in ((name, block.stci) for name, block in modules.items()):
+            z[name] = F.relu(stci.reduce(record.blocks[name].h)).unflatten(1, (stci.num_heads, stci.c_red))
+        return z
 
     blocks, bias = {}, information.bias_at_independence(len(chosen), rng)
-    for name, arrays in collect(subject, held_out.images[chosen], extract).items():
+    batches = held_out._replace(images=held_out.images[chosen]).batches(subject.model)
+    for name, z in trace.collect(subject.model, batches, extract).items():
         print(f'information: {name}', file=sys.stderr)
-        blocks[name] = information.information_of(arrays['z'], bias, rng, subject.directional)
+        blocks[name] = information.information_of(z, bias, rng, subject.directional)
     correct(list(tests_in(blocks)))
     return dict(
         images=len(chosen), draws=information.DRAWS, neighbours=information.NEIGHBOURS, bias=bias, blocks=blocks
@@ -118,7 +105,7 @@ KINDS = ('displaced products', 'products in place', 'Gram matrix', 'bilinear poo
 
 
 def features_of(block: Block) -> dict[str, torch.Tensor]:
-    """One vector an image of each kind: (B, dimension of the kind).
+    """One vector per image of each kind: (B, dimension of the kind).
 
     'displaced products' are the means over positions of z_i(p) t_j(p), 'products in place' of z_i(p) z_j(p), both
     within a head; 'Gram matrix' those of h_i(p) h_j(p) over all channels that the branch reads; 'bilinear pooling'
@@ -135,19 +122,22 @@ def features_of(block: Block) -> dict[str, torch.Tensor]:
     return dict(zip(KINDS, (displaced.flatten(1), in_place.flatten(1), gram, bilinear, h.mean(2))))
 
 
-def sketch(features: torch.Tensor, seed: int, cache: dict) -> torch.Tensor:
+@functools.cache
+def projection(length: int, seed: int) -> SparseRandomProjection:
+    random = SparseRandomProjection(SKETCH, random_state=seed, dense_output=True)
+    return random.fit(np.zeros((1, length), np.float32))
+
+
+def sketch(features: torch.Tensor, seed: int) -> torch.Tensor:
     """Project long features to SKETCH dimensions at random; the projection depends on seed and length alone."""
     length = features.shape[1]
     if length <= SKETCH:
         return features
-    if length not in cache:
-        projection = SparseRandomProjection(SKETCH, random_state=seed, dense_output=True)
-        cache[length] = projection.fit(np.zeros((1, length), np.float32))
-    return torch.from_numpy(cache[length].transform(features.cpu().numpy()).astype(np.float32))
+    return torch.from_numpy(projection(length, seed).transform(features.cpu().numpy()).astype(np.float32))
 
 
 def probe(features: np.ndarray, labels: np.ndarray, dimension: int, folds: int, seed: int) -> list[float]:
-    """Accuracies in % of a linear probe, one a fold and repeat of stratified cross-validation, the same for all kinds.
+    """Accuracies in % of a linear probe, one per fold and repeat of stratified cross-validation.
 
     Scaling, PCA to `dimension` and the ridge penalty are fitted to the training part of each fold.
     """
@@ -162,30 +152,28 @@ def probe(features: np.ndarray, labels: np.ndarray, dimension: int, folds: int, 
 
 
 def measure_features(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
-    """Accuracies of a linear probe on each kind of feature, by block. Raises RunError for a model without products.
+    """Accuracies of a linear probe on each kind of feature, by block; settings: seed."""
+    trace.need_products(subject)
+    seed, labels, modules = settings['seed'], held_out.labels, blocks_of(subject.model)
+    spiral = not isinstance(next(iter(modules.values())).stci.twist, nn.Identity)
+    kinds = KINDS if spiral else KINDS[1:]  # without twists nothing is displaced
 
-    Args:
-        settings: seed.
-    """
-    seed, stci = settings['seed'], next(iter(blocks_of(subject.model).values())).stci
-    if not stci.use_products:
-        raise RunError(f'{subject.name} has no products to compare')
-    kinds = KINDS[isinstance(stci.twist, nn.Identity) :]  # without twists nothing is displaced
-    cache: dict = {}
+    def extract(record: trace.Record) -> dict:
+        return {
+            (name, kind): sketch(features, seed)
+            for name, block in record.blocks.items()
+            for kind, features in features_of(block).items()
+        }
 
-    def extract(_: str, block: Block) -> dict:
-        return {kind: sketch(features, seed, cache) for kind, features in features_of(block).items()}
-
-    labels = held_out.labels
     counts = np.bincount(labels)
     folds = min(FOLDS, int(counts.min()))
-    arrays = collect(subject, held_out.images, extract)
-    shortest = min(array.shape[1] for kept in arrays.values() for array in kept.values())
+    arrays = trace.collect(subject.model, held_out.batches(subject.model), extract)
+    shortest = min(array.shape[1] for array in arrays.values())
     dimension = min(DIMENSION, shortest, len(labels) - math.ceil(len(labels) / folds) - 1)
     blocks = {}
-    for name, kept in arrays.items():
+    for name in modules:
         print(f'features: {name}', file=sys.stderr)
-        accuracies = {kind: probe(kept[kind], labels, dimension, folds, seed) for kind in kinds}
+        accuracies = {kind: probe(arrays[name, kind], labels, dimension, folds, seed) for kind in kinds}
         against = {}
         for kind in kinds[1:]:
             differences = np.subtract(accuracies[kinds[0]], accuracies[kind]).tolist()
@@ -203,13 +191,8 @@ REPLACED, ROTATED = 'twists replaced by identity', 'images rotated by 90°'
 
 @torch.inference_mode()
 def outcome(model: nn.Module, held_out: HeldOut, turns: int = 0) -> dict[str, np.ndarray]:
-    """For each image, whether the model is right, the cross-entropy in nats and the predicted class.
-
-    Args:
-        turns: quarter turns of the images.
-    """
-    views = batches(model, held_out.images, held_out.statistics)
-    logits = [model(batch.rot90(turns, (2, 3))).double().cpu() for batch in views]
+    """By image, whether the model is right, the cross-entropy in nats and the predicted class; turns: quarter turns."""
+    logits = [model(batch.rot90(turns, (2, 3))).double().cpu() for batch in held_out.batches(model)]
     log_p = F.log_softmax(torch.cat(logits), 1).numpy()
     guess = log_p.argmax(1)
     return dict(right=guess == held_out.labels, loss=-log_p[np.arange(len(guess)), held_out.labels], guess=guess)
@@ -226,11 +209,7 @@ def compare(before: dict, after: dict) -> dict:
 
 
 def compare_all(before: dict, after: dict[str, dict], across: dict[str, dict] | None = None) -> dict:
-    """The unchanged test set against each change, all as `outcome` returns them.
-
-    Args:
-        across: further tests of the same question.
-    """
+    """The unchanged test set against each change, all as `outcome` returns them; across: further tests."""
     result = dict(
         images=len(before['right']),
         accuracy=float(100 * before['right'].mean()),
@@ -290,7 +269,7 @@ def measure_spiral(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
         return compare_all(before, {ROTATED: rotated})
     plain = edited(model, remove_twist)
     after = {REPLACED: outcome(plain, test)}
-    for by in range(1, stci.num_heads if subject.directional else 1):
+    for by in range(1, stci.num_heads if subject.directional else 1):  # heads without directions are alike
         after[f'heads permuted by {by}'] = outcome(edited(model, roll_heads(by)), test)
     both = outcome(plain, test, turns=1)
     after |= {ROTATED: rotated, f'rotated, {REPLACED}': both}
@@ -303,22 +282,20 @@ def measure_spiral(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
 
 
 def measure_gates(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
-    """The gates and the test set with each gate closed and with all closed, against the model as trained.
-
-    Args:
-        settings: initial_gate, sigmoid(gate) before training or None.
-    """
+    """The test set with each gate closed and with all closed, against the model as trained; settings: initial_gate."""
     names, test = list(blocks_of(subject.model)), held_out.test
     after = {f'{name} closed': outcome(edited(subject.model, close_gate, name), test) for name in names}
     if len(names) > 1:
         after['all closed'] = outcome(edited(subject.model, close_gate), test)
 
-    def extract(_: str, block: Block) -> dict:  # mean squares an image of what the block adds and of what it returns
-        return dict(added=block.branch.square().mean((1, 2, 3)), out=block.out.square().mean((1, 2, 3)))
+    def extract(record: trace.Record) -> dict:  # mean squares per image of what a block adds and of what it returns
+        squares = {}
+        for name, block in record.blocks.items():
+            squares[name, 'added'] = block.branch.square().mean((1, 2, 3))
+            squares[name, 'out'] = block.out.square().mean((1, 2, 3))
+        return squares
 
-    squares, gates = collect(subject, test.images, extract), gates_of(subject.model)
-    blocks = {
-        name: dict(gate=gates[name], share=math.sqrt(squares[name]['added'].mean() / squares[name]['out'].mean()))
-        for name in names
-    }
+    squares, gates = trace.collect(subject.model, test.batches(subject.model), extract), gates_of(subject.model)
+    share = {name: math.sqrt(squares[name, 'added'].mean() / squares[name, 'out'].mean()) for name in names}
+    blocks = {name: dict(gate=gates[name], share=share[name]) for name in names}
     return dict(start=settings['initial_gate'], blocks=blocks) | compare_all(outcome(subject.model, test), after)

@@ -9,48 +9,49 @@ convolutions, or a stage's output where STCI is put into a CNN), and the branch'
 A model without STCI has no blocks, but has features and logits.
 """
 
-from functools import partial
+from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
-from common.errors import ModelError
-from models import DIRECTIONS, STCI, blocks_of
+from common.errors import DataError, ModelError
+from models import AIS, DIRECTIONS, blocks_of
 from trained import Subject
 
 
 class Block(NamedTuple):
-    """The branch of one block over a batch; D = heads * n channels, n = c_red + c_red (c_red + 1) / 2."""
+    """The branch of one block over a batch; n = c_red + c_red (c_red + 1) / 2 channels per head."""
 
     h: torch.Tensor  # (B, C, H, W), input of the branch
     interactions: torch.Tensor  # (B, heads, n, H, W): z_1 .. z_c, then p_11, p_12, .., before selection
     selection: torch.Tensor | None  # (B, heads, n), weights of AIS; None without AIS
     branch: torch.Tensor  # (B, C, H, W), sigmoid(gate) * STCI(h), added by the block
     out: torch.Tensor  # (B, C, H, W), output of the block
-    gate: float  # sigmoid(gate)
     c_red: int
 
     @property
-    def products(self) -> torch.Tensor | None:
-        """z_i t_j at i <= j, NaN below the diagonal: (B, heads, c_red, c_red, H, W); None without products."""
-        return matrix(self.interactions[:, :, self.c_red :], self.c_red)
+    def products(self) -> torch.Tensor:
+        """z_i t_j at i <= j, NaN below the diagonal: (B, heads, c_red, c_red, H, W); only where there are products."""
+        values, c = self.interactions[:, :, self.c_red :], self.c_red
+        square = values.new_full((*values.shape[:2], c, c, *values.shape[3:]), torch.nan)
+        rows, columns = torch.triu_indices(c, c)
+        square[:, :, rows, columns] = values
+        return square
 
     @property
-    def response(self) -> torch.Tensor | None:
-        """z . t of every head: the cosine between z and its twist, in [-1, 1]: (B, heads, H, W); None without products.
+    def response(self) -> torch.Tensor:
+        """z . t of every head: the cosine between z and its twist, in [-1, 1]: (B, heads, H, W).
 
         It is the trace of the head's products, high where the features repeat in the head's direction.
         """
-        products = self.products
-        return None if products is None else products.diagonal(dim1=2, dim2=3).sum(-1)
+        return self.products.diagonal(dim1=2, dim2=3).sum(-1)
 
     @property
-    def mean_response(self) -> torch.Tensor | None:
+    def mean_response(self) -> torch.Tensor:
         """Mean of the response over the cells whose neighbour is in the map: (B, heads)."""
         response = self.response
-        if response is None:
-            return None
         cells = cells_with_neighbour(*response.shape[1:]).to(response.device)
         return (response * cells).sum((-1, -2)) / cells.sum((-1, -2))
 
@@ -76,16 +77,6 @@ def cells_with_neighbour(heads: int, height: int, width: int) -> torch.Tensor:
     return cells
 
 
-def matrix(values: torch.Tensor, c_red: int) -> torch.Tensor | None:
-    """Pairs i <= j, in row-major order, as upper triangles: (B, heads, pairs, ..) -> (B, heads, c_red, c_red, ..)."""
-    if values.shape[2] == 0:
-        return None
-    rows, columns = torch.triu_indices(c_red, c_red)
-    square = values.new_full((*values.shape[:2], c_red, c_red, *values.shape[3:]), torch.nan)
-    square[:, :, rows, columns] = values
-    return square
-
-
 def need_stci(subject: Subject) -> None:
     """Raise ModelError for a model without STCI, which most views and all questions are about."""
     if not blocks_of(subject.model):
@@ -95,49 +86,69 @@ def need_stci(subject: Subject) -> None:
         )
 
 
+def need_products(subject: Subject) -> None:
+    """Raise ModelError for the variant whose branch has its first-order channels alone."""
+    if not all(block.stci.use_products for block in blocks_of(subject.model).values()):
+        raise ModelError(f'{subject.path}: {subject.name} has no products of channels')
+
+
+def need_twist(subject: Subject) -> None:
+    """Raise ModelError for a variant whose heads have no direction."""
+    if not subject.directional:
+        raise ModelError(
+            f'{subject.path}: {subject.name} has no directions to show: it has no twist, or its kernels were '
+            'initialised at random'
+        )
+
+
+def need_two(labels: np.ndarray, classes: list[str], where: str) -> None:
+    """Raise DataError where a class has fewer than two images: it cannot be compared with itself."""
+    counts = np.bincount(labels, minlength=len(classes))
+    if counts.min() < 2:
+        few = counts.argmin()
+        raise DataError(
+            f"{where}: class '{classes[few]}' has {('no image', 'one image')[counts[few]]}; it takes two to compare "
+            'a class with itself'
+        )
+
+
 @torch.inference_mode()
 def observe(model: nn.Module, images: torch.Tensor) -> Record:
-    """One forward pass of the model, in evaluation mode, with the tensors of its blocks with STCI.
+    """One forward pass of a model in evaluation mode, with the tensors of its blocks with STCI.
 
     Args:
-        model: of models.build_model.
         images: (B, 3, H, W), normalised.
-
-    Raises:
-        ModelError: it has no forward_features and forward_head, as timm's models have.
     """
     if not hasattr(model, 'forward_features') or not hasattr(model, 'forward_head'):
         raise ModelError("features need forward_features and forward_head, as timm's models have; this one has not")
-    tensors: dict[str, dict[str, torch.Tensor]] = {name: {} for name in blocks_of(model)}
-    handles = []
+    kept: dict[nn.Module, tuple] = {}
 
-    def keep(kept: dict[str, torch.Tensor], module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        kept |= dict(h=inputs[0], branch=output) if isinstance(module, STCI) else dict(out=output)
+    def keep(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        kept[module] = inputs[0], output
 
-    for name, block in blocks_of(model).items():
-        for module in (block, block.stci):
-            handles.append(module.register_forward_hook(partial(keep, tensors[name])))
-    was_training = model.training
+    found = blocks_of(model)
+    handles = [module.register_forward_hook(keep) for block in found.values() for module in (block, block.stci)]
     try:
-        model.eval()
         maps = model.forward_features(images)
-        features, logits = model.forward_head(maps, pre_logits=True), model.forward_head(maps)
-        blocks = {}
-        for name, block in blocks_of(model).items():
-            stci, kept = block.stci, tensors[name]
-            values = stci.interactions(kept['h'])  # (B, D, H, W)
-            selection = stci.ais.weights(values) if hasattr(stci.ais, 'weights') else None
-            blocks[name] = Block(
-                h=kept['h'],
-                interactions=values.unflatten(1, (stci.num_heads, -1)),
-                selection=None if selection is None else selection.unflatten(1, (stci.num_heads, -1)),
-                branch=kept['branch'],
-                out=kept['out'],
-                gate=torch.sigmoid(block.gate).item(),
-                c_red=stci.c_red,
-            )
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
-    return Record(blocks, features, logits)
+    blocks = {}
+    for name, block in found.items():
+        stci, (h, branch), (_, out) = block.stci, kept[block.stci], kept[block]
+        values = stci.interactions(h)  # (B, D, H, W)
+        by_head = (1, (stci.num_heads, -1))
+        selection = stci.ais.weights(values).unflatten(*by_head) if isinstance(stci.ais, AIS) else None
+        blocks[name] = Block(h, values.unflatten(*by_head), selection, branch, out, stci.c_red)
+    return Record(blocks, model.forward_head(maps, pre_logits=True), model.forward_head(maps))
+
+
+def collect(
+    model: nn.Module, batches: Iterable[torch.Tensor], extract: Callable[[Record], dict[Hashable, torch.Tensor]]
+) -> dict[Hashable, np.ndarray]:
+    """The tensors (B, ..) that extract(record) gives for each batch, as arrays over all images: (N, ..)."""
+    found: dict[Hashable, list] = {}
+    for images in batches:
+        for key, values in extract(observe(model, images)).items():
+            found.setdefault(key, []).append(values.cpu().numpy())
+    return {key: np.concatenate(parts) for key, parts in found.items()}

@@ -9,10 +9,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 from common import synthetic
-from common.drawing import COLORS, DASHES, PAGE, Axes, Figure, Line2D, frame, heat_map, plt
+from common.drawing import COLORS, DASHES, PAGE, Axes, Figure, Line2D, frame, heat_map, make_panels, plt
 from common.errors import RunError
 from interpret import trace
-from interpret.image_views import ANGLES, DEGREE, TIMES, head_label, need_twist, title_of_model, wide_blocks
+from interpret.image_views import ANGLES, DEGREE, TIMES, head_label, title_of_model, wide_blocks
 from models import Twist, blocks_of
 from trained import Subject
 from transforms import normalize
@@ -28,12 +28,8 @@ RANGE = 1.5  # of the polar plots, in standard deviations
 
 
 def plot_kernels(subject: Subject) -> Figure:
-    """The initial kernels of the heads, and the change of the kernels of every block and head.
-
-    Raises:
-        ModelError: the model has no twist, or its kernels started at random.
-    """
-    need_twist(subject)
+    """The initial kernels of the heads, and the change of the kernels of every block and head."""
+    trace.need_twist(subject)
     twists = {name: block.stci.twist for name, block in blocks_of(subject.model).items()}
     first = next(iter(twists.values()))
     start = Twist(first.num_heads, first.c_red)
@@ -82,15 +78,7 @@ def kernel_labels(values: np.ndarray, largest: float) -> np.ndarray:
 
 
 def rotate(image: Image.Image, angle: float) -> Image.Image:
-    """Rotate an image clockwise and crop the square that contains no corner at any angle.
-
-    Args:
-        image: the side of the square is 1 / sqrt(2) of its shorter side.
-        angle: degrees from the x axis towards the y axis, which points down.
-
-    Raises:
-        RunError: that square would be a single pixel or less.
-    """
+    """Rotate an image clockwise, by degrees, and crop the square that contains no corner at any angle."""
     side = int(min(image.size) / math.sqrt(2)) - 1
     if side < 2:
         raise RunError(f'--image: {image.width} {TIMES} {image.height} pixels are too small to be rotated')
@@ -138,33 +126,23 @@ def direction_responses(
 
 
 def plot_direction(subject: Subject, image: Image.Image | None) -> Figure:
-    """The response of the heads to textures rotated from 0 to 180 degrees.
-
-    Args:
-        subject: the model.
-        image: the texture to rotate; None for streaks of common/synthetic.py.
-
-    Raises:
-        ModelError: the heads have no direction. RunError: the image is too small.
-    """
-    need_twist(subject)
+    """The response of the heads to an image, or to streaks of common/synthetic.py, rotated from 0 to 180 degrees."""
+    trace.need_twist(subject)
     angles = list(range(0, 180, STEP))
     responses = direction_responses(subject, angles, image)
-    rows, columns = math.ceil(len(responses) / 2), min(2, len(responses))
-    size, polar = (3.5 * columns, 2.75 * rows), dict(projection='polar')
-    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained', subplot_kw=polar)
-    for axes in grid.flat[len(responses) :]:
-        axes.remove()
+    columns, polar = min(2, len(responses)), dict(projection='polar')
+    size = 3.5 * columns, 2.75 * math.ceil(len(responses) / columns)
+    figure, panels = make_panels(len(responses), columns, size, subplot_kw=polar)
     heads = next(iter(responses.values())).shape[2]
-    for axes, (name, values) in zip(grid.flat, responses.items()):  # (textures, angles, heads)
+    for axes, (name, values) in zip(panels, responses.items()):  # (textures, angles, heads)
         draw_polar(axes, angles, values)
         count = peaks_at_own_direction(angles, values.mean(0).numpy())
         title = f'{name}: {count} of {heads} heads peak within {STEP}{DEGREE} of their own'
         axes.set_title(title if image is None else name)
     if image is None:
         what = f'{TEXTURES} textures of streaks, {PERIOD} cells of the block apart, along an angle'
-        caution = f'Bands: standard error over textures. By chance {heads * 3 * STEP / 180:.0f} of {heads} would peak '
-        caution += 'there.'
+        chance = heads * 3 * STEP / 180
+        caution = f'Bands: standard error over textures. By chance {chance:.0f} of {heads} would peak there.'
     else:
         what = 'the image, rotated clockwise by an angle'
         caution = "The image's own orientation is not known: compare the heads with one another."
@@ -194,6 +172,7 @@ def draw_polar(axes: Axes, angles: list[int], values: torch.Tensor) -> None:
     """Draw the mean of (textures, angles, heads): a closed curve and an arrow a head, clockwise as in the image."""
     low, high = -RANGE, RANGE
     theta = np.deg2rad([*angles, *(angle + 180 for angle in angles), 360])
+    around = [*range(len(angles)), *range(len(angles)), 0]  # the angles of theta
     axes.set_theta_direction(-1)
     axes.set(ylim=(low, high), yticks=[-1, 0, 1], yticklabels=[])
     axes.set_thetagrids(range(0, 360, 45), [f'{angle}{DEGREE}' for angle in range(0, 180, 45)] + [''] * 4)
@@ -202,13 +181,11 @@ def draw_polar(axes: Axes, angles: list[int], values: torch.Tensor) -> None:
     axes.plot(np.linspace(0, 2 * math.pi, 90), np.zeros(90), color='0.4', linewidth=0.7, linestyle=(0, (3, 2)))
     for head in range(values.shape[2]):
         style = head_style(head)
-        curve = values[:, :, head].mean(0).numpy()
-        around = np.concatenate([curve, curve, curve[:1]])
-        axes.plot(theta, around.clip(low, high), **style)
+        curve = values[:, around, head].mean(0).numpy()
+        axes.plot(theta, curve.clip(low, high), **style)
         if len(values) > 1:
-            error = values[:, :, head].std(0).numpy() / math.sqrt(len(values))
-            error = np.concatenate([error, error, error[:1]])
-            ends = (around - error).clip(low, high), (around + error).clip(low, high)
+            error = values[:, around, head].std(0).numpy() / math.sqrt(len(values))
+            ends = (curve - error).clip(low, high), (curve + error).clip(low, high)
             axes.fill_between(theta, *ends, color=style['color'], alpha=0.15, linewidth=0)
         way = dict(arrowstyle='-|>', linewidth=1.0, shrinkA=0, shrinkB=0, color=style['color'])
         axes.annotate('', (math.radians(ANGLES[head]), high), (0, low), arrowprops=way, annotation_clip=False)

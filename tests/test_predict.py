@@ -233,10 +233,11 @@ def test_the_map_colours_each_cell_by_its_label():
     labels, scan = np.array([[0, 1], [1, 1]]), np.full((20, 40, 3), 255, np.uint8)
     edges = (np.array([0, 10, 20]), np.array([0, 30, 40]))
     figure = predict.plot_label_map(scan, labels, np.ones((2, 2)), edges, ['a', 'b'], 'title')
-    picture = figure.axes[1].images[0].get_array()
-    assert np.array_equal(picture[0, 0], picture[9, 29])
-    assert np.array_equal(picture[0, 30], picture[10, 0])
-    assert not np.allclose(picture[0, 0], picture[0, 30])
+    cells = figure.axes[1].collections[0]
+    assert np.array_equal(cells.get_coordinates()[1, 1], [30, 10])  # x, y
+    colors = cells.get_array()
+    assert np.array_equal(colors[0, 1], colors[1, 0])
+    assert not np.allclose(colors[0, 0], colors[0, 1])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['1 b, 75 %', '2 a, 25 %']
     plt.close(figure)
 
