@@ -114,7 +114,7 @@ def need_two(labels: np.ndarray, classes: list[str], where: str) -> None:
 
 @torch.inference_mode()
 def observe(model: nn.Module, images: torch.Tensor) -> Record:
-    """One forward pass of a model in evaluation mode, with the tensors of its blocks with STCI.
+    """One forward pass of a model, put into evaluation mode for it, with the tensors of its blocks with STCI.
 
     Args:
         images: (B, 3, H, W), normalised.
@@ -128,9 +128,13 @@ def observe(model: nn.Module, images: torch.Tensor) -> Record:
 
     found = blocks_of(model)
     handles = [module.register_forward_hook(keep) for block in found.values() for module in (block, block.stci)]
+    training = model.training
     try:
+        model.eval()
         maps = model.forward_features(images)
+        features, logits = model.forward_head(maps, pre_logits=True), model.forward_head(maps)
     finally:
+        model.train(training)
         for handle in handles:
             handle.remove()
     blocks = {}
@@ -140,7 +144,7 @@ def observe(model: nn.Module, images: torch.Tensor) -> Record:
         by_head = (1, (stci.num_heads, -1))
         selection = stci.ais.weights(values).unflatten(*by_head) if isinstance(stci.ais, AIS) else None
         blocks[name] = Block(h, values.unflatten(*by_head), selection, branch, out, stci.c_red)
-    return Record(blocks, model.forward_head(maps, pre_logits=True), model.forward_head(maps))
+    return Record(blocks, features, logits)
 
 
 def collect(
