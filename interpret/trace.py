@@ -129,22 +129,21 @@ def observe(model: nn.Module, images: torch.Tensor) -> Record:
     found = blocks_of(model)
     handles = [module.register_forward_hook(keep) for block in found.values() for module in (block, block.stci)]
     training = model.training
+    model.eval()
     try:
-        model.eval()
         maps = model.forward_features(images)
-        features, logits = model.forward_head(maps, pre_logits=True), model.forward_head(maps)
+        blocks = {}
+        for name, block in found.items():
+            stci, (h, branch), (_, out) = block.stci, kept[block.stci], kept[block]
+            values = stci.interactions(h)  # (B, D, H, W)
+            by_head = (1, (stci.num_heads, -1))
+            selection = stci.ais.weights(values).unflatten(*by_head) if isinstance(stci.ais, AIS) else None
+            blocks[name] = Block(h, values.unflatten(*by_head), selection, branch, out, stci.c_red)
+        return Record(blocks, model.forward_head(maps, pre_logits=True), model.forward_head(maps))
     finally:
         model.train(training)
         for handle in handles:
             handle.remove()
-    blocks = {}
-    for name, block in found.items():
-        stci, (h, branch), (_, out) = block.stci, kept[block.stci], kept[block]
-        values = stci.interactions(h)  # (B, D, H, W)
-        by_head = (1, (stci.num_heads, -1))
-        selection = stci.ais.weights(values).unflatten(*by_head) if isinstance(stci.ais, AIS) else None
-        blocks[name] = Block(h, values.unflatten(*by_head), selection, branch, out, stci.c_red)
-    return Record(blocks, features, logits)
 
 
 def collect(
