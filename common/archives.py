@@ -1,5 +1,6 @@
 """Archives of data sets: download with a check of the MD5, and unpacking that stays inside its folder."""
 
+import contextlib
 import shutil
 import sys
 import tarfile
@@ -47,7 +48,8 @@ def fetch(url: str, md5: str, folder: Path) -> Path:
 
     path = folder / url.rsplit('/', 1)[-1]
     try:
-        download_url(url, folder, md5=md5)
+        with contextlib.redirect_stdout(sys.stderr):  # some versions print what they download
+            download_url(url, folder, md5=md5)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f'{url}: cannot be downloaded ({error}); try again, or put the file there yourself as {path}; md5 {md5}'

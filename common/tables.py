@@ -22,7 +22,8 @@ def print_text(columns: str, head: Sequence[str], rows: Iterable[Sequence[str]],
     align = [dict(l='left', r='right')[column] for column in columns]
     if form == 'pipe':
         head, *rows = [[cell.replace('|', r'\|') for cell in row] for row in (head, *rows)]
-    print(tabulate(rows, head, tablefmt=form, colalign=align, disable_numparse=True))
+    rows = list(rows)  # without any, older tabulate has no columns to align
+    print(tabulate(rows, head, tablefmt=form, colalign=align if rows else None, disable_numparse=True))
 
 
 def print_csv(rows: Sequence[dict]) -> None:

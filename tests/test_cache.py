@@ -115,6 +115,10 @@ def test_the_disk_is_filled_to_nine_tenths(tmp_path, monkeypatch):
     assert 0 < cache.memory() <= os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
+def homeless(*_):
+    raise RuntimeError('Could not determine home directory.')
+
+
 def test_a_folder_that_cannot_be_used_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     (tmp_path / 'elsewhere').mkdir()
@@ -137,7 +141,7 @@ def test_a_folder_that_cannot_be_used_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(CacheError, match=r'--cache disk: .*File exists.*; --cache none avoids it'):
         open_cache('disk')
     monkeypatch.delenv('XDG_CACHE_HOME')
-    monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
+    monkeypatch.setattr(Path, 'home', homeless)
     with pytest.raises(CacheError, match='--cache disk: Could not determine home directory'):
         open_cache('disk')
 
