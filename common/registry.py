@@ -17,7 +17,7 @@ MODELS: dict[str, dict] = {
         venue='CVPR 2016',
     ),
     'resnet18_zero_init': dict(  # timm's own start
-        label='ResNet-18 (zero init)',
+        label='ResNet-18 0-init',
         timm='resnet18',
         args=dict(zero_init_last=True),
         weights='resnet18.a1_in1k',
@@ -73,12 +73,12 @@ MODELS: dict[str, dict] = {
     'twistnet18_gate_0': dict(label='Gate 0', twist=dict(gate_init=0.0), keep_init='.gate'),
     'twistnet18_gate_1': dict(label='Gate 1', twist=dict(gate_init=1.0), keep_init='.gate'),
     # The last BatchNorm of each trunk block starts at zero, as timm's ResNets do.
-    'twistnet18_zero_init': dict(label='TwistNet-18 (zero init)', twist=dict(zero_init_last=True)),
+    'twistnet18_zero_init': dict(label='TwistNet-18 0-init', twist=dict(zero_init_last=True)),
     'twistnet18_zero_init_no_spiral': dict(
-        label='Zero init w/o Spiral Twist', twist=dict(zero_init_last=True, use_spiral=False)
+        label='0-init w/o Spiral', twist=dict(zero_init_last=True, use_spiral=False)
     ),
     'twistnet18_zero_init_no_products': dict(
-        label='Zero init w/o Products', twist=dict(zero_init_last=True, use_products=False)
+        label='0-init w/o Products', twist=dict(zero_init_last=True, use_products=False)
     ),
 }
 
