@@ -43,8 +43,8 @@ def read_checkpoint(path: str | Path) -> dict:
     except Exception as error:  # a damaged file can fail anywhere in the unpickling
         if isinstance(error, pickle.UnpicklingError) and 'unsupported global' in str(error).lower():
             raise UnsafeCheckpoint(
-                f'{path}: refused, the file holds pickled code, not only tensors; if you trust it, torch.save the '
-                "weights alone: torch.load(FILE, weights_only=False)['state_dict']"
+                f'{path}: refused, the file holds pickled code, not only tensors; give a file of the state dict alone, '
+                'as torch.save writes it from the code that made this one'
             ) from error
         if isinstance(error, OSError) and error.strerror:
             raise ModelError(f'{path}: cannot be read ({error.strerror})') from error
@@ -143,11 +143,6 @@ def holds_best(folder: Path, progress: dict) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------- names
-
-
-def strip_wrappers(key: str) -> str:
-    """A parameter name without the prefixes that DistributedDataParallel and torch.compile add."""
-    return re.sub(r'^(module\.|_orig_mod\.)+', '', key)
 
 
 def unwrap(state: dict[str, torch.Tensor], own: Iterable[str]) -> dict[str, torch.Tensor]:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ROOT, argv_of, finish, run, start
+from conftest import ROOT, RUN_OPTIONS, argv_of, finish, run, start
 from PIL import Image
 
 import compute_flops
 import evaluate
 import export
 import predict
+import run_all
 import summarize_runs
 import train
 import trained
@@ -296,6 +297,10 @@ def test_every_command_of_the_readme_takes_its_own_net(my_net, tree, tmp_path, c
     ):
         script.main(script.parse_args(argv))
     compute_flops.main(compute_flops.get_args_parser().parse_args([*given, '--model', 'my_net']))
+    data = ['--dataset', 'dtd', '--data_dir', str(tree), '--models', 'my_net', '--run_dir', 'tuned', *RUN_OPTIONS]
+    search = [*data, *more, '--num_workers', '0', '--tune', 'lr=0.01,0.03']
+    run_all.main(*run_all.get_args_parser().parse_known_args(search))
+    assert (tmp_path / 'tuned' / 'dtd_fold1_my_net_seed42' / 'results.json').exists()
     summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', 'runs', '--val', '--latex']))
     out = capsys.readouterr().out
     assert 'my_net' in out
