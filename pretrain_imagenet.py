@@ -41,10 +41,9 @@ from common.names import near_miss
 from common.runs import counted
 from common.timm_models import model_defines
 from common.trees import Index, read_index
-from loader import EvalBatches, ForgivingImages, ImageList, TrainBatches, end_loaders, start_loaders, watch
 from models import gates_of
-from state import State, build_state
-from train import CHECK_EVERY, evaluate, lr_at, mixed_loss, train_steps
+from training.engine import CHECK_EVERY, State, build_state, evaluate, lr_at, mixed_loss, train_steps
+from training.loader import EvalBatches, ForgivingImages, ImageList, TrainBatches, end_loaders, start_loaders, watch
 from transforms import eval_settings, eval_transform, seed_of, train_transform
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -19,33 +19,28 @@ import argparse
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
-import trained
 from common import checkpoint, distributed, own_data, predictions
-from common.distributed import autocast, is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights
+from common.distributed import is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights
 from common.own_options import split_options
 from common.splits import Splits, bits_of, split_digest
 from common.timm_models import model_defines
 from common.weights import weights_identity
 from compute_flops import NO_FVCORE, fvcore_counter, measure
 from datasets import load_splits, passed_over, tree_digest
-from loader import make_loaders, workers_of
-from state import State, balanced_weights, build_state, lr_at, mixed_loss
-from transforms import eval_settings, normalize, seed_of
-
-CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
-
+from training import trained
+from training.engine import CHECK_EVERY, State, balanced_weights, build_state, evaluate, lr_at, mixed_loss, train_steps
+from training.loader import make_loaders, workers_of
+from transforms import eval_settings, seed_of
 
 # ---------------------------------------------------------------------------------------------- the run folder
 
@@ -119,55 +114,6 @@ def say_opening(run: Run, progress: dict) -> None:
 # ---------------------------------------------------------------------------------------------- loop
 
 
-def train_steps(
-    state: State,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    first_step: int,
-    schedule: Callable[[int], float],
-    batch_loss: Callable[[torch.Tensor, torch.Tensor, int, int], torch.Tensor],
-    clip_grad: float,
-    accumulate: int = 1,
-    skip: bool = False,
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Make the optimiser's steps, one after another; with a fused optimiser nothing here waits for the device.
-
-    Args:
-        batches: (uint8 images, labels); a whole number of steps of `accumulate` batches each.
-        schedule: learning rate by step.
-        batch_loss: loss of (normalised images, labels, step, part of the step from 0).
-        clip_grad: largest norm of all gradients together; 0 turns clipping off.
-        accumulate: batches whose gradients are averaged in a step.
-        skip: leave out steps whose gradients are not finite; the optimiser must be a fused one.
-
-    Yields:
-        the number of the step, its mean loss in this process, and the norm of the gradients (both on the device).
-    """
-    model, optimizer, scaler, device = state.model, state.optimizer, state.scaler, state.device
-    model.train()
-    parameters = list(model.parameters())
-    for index, (images, labels) in enumerate(batches):
-        step, part = first_step + index // accumulate, index % accumulate
-        if part == 0:
-            for group in optimizer.param_groups:
-                group['lr'] = schedule(step) * group.get('lr_scale', 1.0)
-            optimizer.zero_grad(set_to_none=True)
-            total = torch.zeros((), device=device)
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        images = normalize(images, *state.preprocessing.statistics)
-        loss = batch_loss(images, labels, step, part) / accumulate
-        scaler.scale(loss).backward()
-        total += loss.detach()
-        if part < accumulate - 1:
-            continue
-        scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)  # without a bound they are multiplied by one
-        if skip and not scaler.is_enabled():
-            optimizer.found_inf = (~norm.isfinite()).float()
-        scaler.step(optimizer)
-        scaler.update()
-        yield step, total, norm
-
-
 def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tqdm) -> tuple[float, float | None]:
     """Train on every image once; returns means over all processes: of the loss, and of the norm of all gradients.
 
@@ -199,48 +145,6 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
         bar.update()
     loss, norm, finite = reduce_sum(total).tolist()
     return loss / steps / distributed.world_size(), norm / finite if finite else None
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    loader: DataLoader,
-    device: torch.device,
-    amp: str,
-    bar: tqdm | None = None,
-    statistics: tuple = (),
-    probabilities: torch.Tensor | None = None,
-) -> tuple[float, float]:
-    """Cross-entropy and top-1 accuracy; each image counts once, whatever the number of processes.
-
-    Args:
-        model: the plain module, with the same weights and buffers in every process.
-        loader: over an ImageList by EvalBatches.
-        statistics: mean and std of the model's input; (): ImageNet's.
-        probabilities: (images, classes) float32 zeros on the device; those of the model are put there.
-
-    Returns:
-        mean loss in nats, and accuracy in percent, the same in every process.
-    """
-    model.eval()
-    batches = loader.batch_sampler
-    # A slot for each batch, filled by one process: summed in the same order whatever the number of processes.
-    sums = torch.zeros(2, math.ceil(batches.length / batches.batch_size), dtype=torch.float64, device=device)
-    for slot, (images, labels) in zip(batches.slots, loader):
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        images = normalize(images, *statistics)
-        with autocast(device, amp):
-            logits = model(images)
-        sums[0, slot] = F.cross_entropy(logits.float(), labels, reduction='sum')
-        sums[1, slot] = (logits.argmax(1) == labels).sum()
-        if probabilities is not None:
-            probabilities[slot * batches.batch_size :][: len(images)] = logits.float().softmax(1)
-        if bar is not None:
-            bar.update()
-    loss, correct = reduce_sum(sums).sum(1).tolist()
-    if probabilities is not None:
-        reduce_sum(probabilities)
-    return loss / batches.length, 100 * correct / batches.length
 
 
 # ---------------------------------------------------------------------------------------------- a run

@@ -11,14 +11,14 @@ from sklearn.metrics import silhouette_samples
 from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
-import trained
 from common.drawing import COLORS, MARKERS, PAGE, Axes, Figure, frame, heat_map, plt, readable
 from common.errors import DataError, ModelError
 from common.images import open_image
 from common.registry import model_label
 from interpret import trace
 from interpret.image_views import ANGLES, DEGREE
-from trained import Subject
+from training import trained
+from training.trained import Subject
 
 NEIGHBOURS = 5
 GREY = 2 * len(MARKERS)  # classes that differ by marker alone, filled or open

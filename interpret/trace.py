@@ -17,7 +17,7 @@ from torch import nn
 
 from common.errors import ModelError
 from models import DIRECTIONS, STCI, blocks_of
-from trained import Subject
+from training.trained import Subject
 
 
 class Block(NamedTuple):

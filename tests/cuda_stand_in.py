@@ -123,7 +123,7 @@ class CudaStandIn(TorchFunctionMode):
         def wrapped(*args, **kwargs):
             frame = sys._getframe(1)
             path = Path(frame.f_code.co_filename)
-            if path.parent in (ROOT, ROOT / 'common', ROOT / 'interpret'):
+            if path.parent in (ROOT, ROOT / 'common', ROOT / 'training', ROOT / 'interpret'):
                 self.calls.append(Call(function.__name__, str(path.relative_to(ROOT)), frame.f_lineno))
             return function(self, *args, **kwargs)
 

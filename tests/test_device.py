@@ -16,11 +16,11 @@ import benchmark
 import models
 import pretrain_imagenet
 import train
-import trained
 import visualize
 from common import distributed, options, runs
 from common.checkpoint import read_checkpoint
 from interpret import information, questions
+from training import trained
 
 JOB = dict(RANK='0', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT='29500')
 
@@ -230,7 +230,7 @@ def test_two_processes_train_on_a_device_each(tree, tmp_path, tiny, capfd, one_t
 # ------------------------------------------------------------------------------------------ nothing is left out
 
 
-SOURCES = [*ROOT.glob('*.py'), *ROOT.glob('common/*.py'), *ROOT.glob('interpret/*.py')]
+SOURCES = [path for folder in ('.', 'common', 'training', 'interpret') for path in (ROOT / folder).glob('*.py')]
 
 
 def calls_in_the_sources() -> set[Call]:

@@ -20,16 +20,15 @@ from slurm_node import free_ports
 
 import models
 import pretrain_imagenet
-import state
-import train
 from common import options, registry, runs
 from common.checkpoint import read_checkpoint
 from common.errors import DataError, RunError
 from common.images import open_image
 from common.options import parse_pretraining_args as parse_args
 from common.trees import read_index
-from loader import ForgivingImages
 from pretrain_imagenet import pretrain
+from training import engine
+from training.loader import ForgivingImages
 
 DRIVER = Path(__file__).parent / 'pretrain_driver.py'
 SIZE = ('--img_size', '32', '--batch_size', '16', '--epochs', '2', '--warmup_epochs', '1', '--amp', 'off')
@@ -99,7 +98,7 @@ def test_synchronised_batchnorm_keeps_the_names_and_the_function(tiny, model):
     states = []
     for args.sync_bn in (False, True):
         torch.manual_seed(0)
-        states.append(state.build_state(args, 3, torch.device('cpu'), None, 2))
+        states.append(engine.build_state(args, 3, torch.device('cpu'), None, 2))
     plain, synchronised = (state.model for state in states)
     assert list(plain.state_dict()) == list(synchronised.state_dict())
     kinds = {type(module) for module in synchronised.modules()}
@@ -344,7 +343,7 @@ def test_the_global_batch_is_kept_or_one_line_says_that_it_cannot_be(monkeypatch
 
 @pytest.mark.slow
 def test_a_small_shared_memory_takes_fewer_loader_processes(imagenet, tmp_path, tiny, monkeypatch, capfd):
-    monkeypatch.setattr('loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=1))
+    monkeypatch.setattr('training.loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=1))
     run(imagenet, tmp_path, *ONE_EPOCH, '--num_workers', '4')
     assert '--num_workers 0 is taken' in capfd.readouterr().err
 
@@ -576,13 +575,13 @@ def test_the_replacement_depends_on_the_image_alone(imagenet, tmp_path):
 
 @pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_and_counted(imagenet, tmp_path, tiny, monkeypatch):
-    real, calls, broken = train.normalize, [0], set()
+    real, calls, broken = engine.normalize, [0], set()
 
     def normalize(images, *statistics):
         calls[0] += 1
         return real(images, *statistics) * (float('nan') if calls[0] in broken else 1)
 
-    monkeypatch.setattr(train, 'normalize', normalize)
+    monkeypatch.setattr(engine, 'normalize', normalize)
     broken |= {1, 3, 9}
     run(imagenet, tmp_path / 'a', '--epochs', '2')
     line = runs.read_log(tmp_path / 'a' / 'checkpoints' / 'log.jsonl')[0]

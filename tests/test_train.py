@@ -35,7 +35,6 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 import datasets
 import models
-import state as training_state
 import summarize_runs
 import train
 from common import checkpoint, distributed, images, options, predictions, runs
@@ -44,9 +43,10 @@ from common.errors import BUSY, DataError, ModelError, RunError
 from compute_flops import measure
 from datasets import load_splits
 from interpret import trace
-from loader import EvalBatches, ImageList, TrainBatches, eval_images, loader_processes, make_loader
 from models import build_model
 from train import lr_at
+from training import engine
+from training.loader import EvalBatches, ImageList, TrainBatches, eval_images, loader_processes, make_loader
 from transforms import normalize
 
 # Of a complete run.
@@ -447,7 +447,7 @@ def test_a_job_that_cannot_be_is_one_line_and_no_wait(tree, tmp_path, tiny, monk
 
 def test_loader_processes_are_as_many_as_shared_memory_has_room_for(monkeypatch, capfd):
     def free(size):
-        monkeypatch.setattr('loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=size))
+        monkeypatch.setattr('training.loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=size))
 
     docker, image = 64 * 2**20, 3 * 224**2
     dtd = [(58, 32 * image), (30, 64 * image), (30, 64 * image)]  # training, validation and test of a fold
@@ -468,7 +468,7 @@ def test_loader_processes_are_as_many_as_shared_memory_has_room_for(monkeypatch,
 
 @pytest.mark.slow
 def test_a_small_shared_memory_takes_fewer_loader_processes(tree, tmp_path, tiny, monkeypatch, capfd):
-    monkeypatch.setattr('loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=1, total=1, used=0))
+    monkeypatch.setattr('training.loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=1, total=1, used=0))
     run(tree, tmp_path, '--num_workers', '4', '--cache', 'none')
     assert '--num_workers 0 is taken' in capfd.readouterr().err
 
@@ -827,13 +827,13 @@ def test_a_run_records_its_whole_tree_whatever_the_fold(tree, tmp_path, tiny):
 @pytest.mark.slow
 def test_label_smoothing_applies_to_mixed_targets(tree, tmp_path, tiny, monkeypatch):
     seen = []
-    real = train.F.cross_entropy
+    real = engine.F.cross_entropy
 
     def cross_entropy(logits, targets, **kwargs):
         seen.append((targets.dtype, kwargs.get('label_smoothing')))
         return real(logits, targets, **kwargs)
 
-    monkeypatch.setattr(train.F, 'cross_entropy', cross_entropy)
+    monkeypatch.setattr(engine.F, 'cross_entropy', cross_entropy)
     run(tree, tmp_path)
     assert (torch.float32, 0.1) in seen
 
@@ -1042,14 +1042,14 @@ def test_a_foreign_or_hostile_last_checkpoint_is_refused(tree, tmp_path, tiny, m
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tree, tmp_path, tiny, monkeypatch, capfd):
-    real = training_state.mix
+    real = engine.mix
 
     def mix(images, labels, num_classes, mixup, cutmix, key):
         images, targets = real(images, labels, num_classes, mixup, cutmix, key)
         return images * float('nan') if key[2] >= 4 else images, targets  # from the middle of the second epoch
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_state, 'mix', mix)
+        patch.setattr(engine, 'mix', mix)
         message = fails(argv_of(tree, tmp_path / 'a'), capfd)
     assert 'the training loss is nan' in message
     folder = tmp_path / 'a' / 'dtd_fold1_tiny_seed42'

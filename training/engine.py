@@ -1,8 +1,8 @@
-"""What training changes: the model, its optimiser, and what goes with them; the schedule and the loss."""
+"""The engine of train.py and pretrain_imagenet.py: the model and its optimiser, the loss, steps, and an evaluation."""
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,15 +11,19 @@ from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 import models
 from common import distributed
-from common.distributed import autocast, logits_of
+from common.distributed import autocast, logits_of, reduce_sum
 from common.errors import RunError
 from common.insertion import attach
 from common.options import NO_GATES
 from common.splits import Splits
-from transforms import Preprocessing, blank_batch, mix, preprocessing_of
+from transforms import Preprocessing, blank_batch, mix, normalize, preprocessing_of
+
+CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 
 
 class State(NamedTuple):
@@ -194,3 +198,97 @@ def mixed_loss(
     with autocast(state.device, args.amp):
         logits = logits_of(state.parallel, images, args.model)
         return F.cross_entropy(logits, targets, weight=weights, label_smoothing=args.label_smoothing)
+
+
+# ---------------------------------------------------------------------------------------------- loops
+
+
+def train_steps(
+    state: State,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    first_step: int,
+    schedule: Callable[[int], float],
+    batch_loss: Callable[[torch.Tensor, torch.Tensor, int, int], torch.Tensor],
+    clip_grad: float,
+    accumulate: int = 1,
+    skip: bool = False,
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Make the optimiser's steps, one after another; with a fused optimiser nothing here waits for the device.
+
+    Args:
+        batches: (uint8 images, labels); a whole number of steps of `accumulate` batches each.
+        schedule: learning rate by step.
+        batch_loss: loss of (normalised images, labels, step, part of the step from 0).
+        clip_grad: largest norm of all gradients together; 0 turns clipping off.
+        accumulate: batches whose gradients are averaged in a step.
+        skip: leave out steps whose gradients are not finite; the optimiser must be a fused one.
+
+    Yields:
+        the number of the step, its mean loss in this process, and the norm of the gradients (both on the device).
+    """
+    model, optimizer, scaler, device = state.model, state.optimizer, state.scaler, state.device
+    model.train()
+    parameters = list(model.parameters())
+    for index, (images, labels) in enumerate(batches):
+        step, part = first_step + index // accumulate, index % accumulate
+        if part == 0:
+            for group in optimizer.param_groups:
+                group['lr'] = schedule(step) * group.get('lr_scale', 1.0)
+            optimizer.zero_grad(set_to_none=True)
+            total = torch.zeros((), device=device)
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        images = normalize(images, *state.preprocessing.statistics)
+        loss = batch_loss(images, labels, step, part) / accumulate
+        scaler.scale(loss).backward()
+        total += loss.detach()
+        if part < accumulate - 1:
+            continue
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)  # without a bound they are multiplied by one
+        if skip and not scaler.is_enabled():
+            optimizer.found_inf = (~norm.isfinite()).float()
+        scaler.step(optimizer)
+        scaler.update()
+        yield step, total, norm
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader,
+    device: torch.device,
+    amp: str,
+    bar: tqdm | None = None,
+    statistics: tuple = (),
+    probabilities: torch.Tensor | None = None,
+) -> tuple[float, float]:
+    """Cross-entropy and top-1 accuracy; each image counts once, whatever the number of processes.
+
+    Args:
+        model: the plain module, with the same weights and buffers in every process.
+        loader: over an ImageList by EvalBatches.
+        statistics: mean and std of the model's input; (): ImageNet's.
+        probabilities: (images, classes) float32 zeros on the device; those of the model are put there.
+
+    Returns:
+        mean loss in nats, and accuracy in percent, the same in every process.
+    """
+    model.eval()
+    batches = loader.batch_sampler
+    # A slot for each batch, filled by one process: summed in the same order whatever the number of processes.
+    sums = torch.zeros(2, math.ceil(batches.length / batches.batch_size), dtype=torch.float64, device=device)
+    for slot, (images, labels) in zip(batches.slots, loader):
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        images = normalize(images, *statistics)
+        with autocast(device, amp):
+            logits = model(images)
+        sums[0, slot] = F.cross_entropy(logits.float(), labels, reduction='sum')
+        sums[1, slot] = (logits.argmax(1) == labels).sum()
+        if probabilities is not None:
+            probabilities[slot * batches.batch_size :][: len(images)] = logits.float().softmax(1)
+        if bar is not None:
+            bar.update()
+    loss, correct = reduce_sum(sums).sum(1).tolist()
+    if probabilities is not None:
+        reduce_sum(probabilities)
+    return loss / batches.length, 100 * correct / batches.length
