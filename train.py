@@ -38,7 +38,19 @@ from common.weights import weights_identity
 from compute_flops import NO_FVCORE, fvcore_counter, measure
 from datasets import load_splits, passed_over, tree_digest
 from training import trained
-from training.engine import CHECK_EVERY, State, balanced_weights, build_state, evaluate, lr_at, mixed_loss, train_steps
+from training.engine import (
+    CHECK_EVERY,
+    State,
+    balanced_weights,
+    build_state,
+    evaluate,
+    find_last,
+    lr_at,
+    mixed_loss,
+    share_state,
+    state_dicts,
+    train_steps,
+)
 from training.loader import make_loaders, workers_of
 from transforms import eval_settings, seed_of
 
@@ -133,10 +145,8 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
     total = torch.zeros(3, dtype=torch.float64, device=run.device)
     first_step, schedule = (epoch - 1) * steps, partial(lr_at, args=args, steps=steps)
     made = train_steps(state, loader, first_step, schedule, batch_loss, args.clip_grad)
-    for done, (step, loss, norm) in enumerate(made, start=1):
+    for done, (_, loss, norm) in enumerate(made, start=1):
         total += torch.stack([loss, norm.nan_to_num(0, 0, 0), norm.isfinite()])
-        if state.average:
-            state.average.update(state.model, step + 1)
         if done % CHECK_EVERY == 0 or done == steps:
             mean = total[0].item() / done
             if not math.isfinite(mean):
@@ -160,8 +170,7 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
     bar.set_description(f'{run.folder.name} epoch {epoch}/{args.epochs}', refresh=False)
     train_loss, grad_norm = train_images(run, state, train_loader, epoch, bar)
     train_seconds = time.perf_counter() - start
-    for module in dict.fromkeys((state.model, model)):
-        share_weights(module)
+    share_state(state)
     with models.watch_selection(model) as selection:
         val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar, state.preprocessing.statistics)
     if not math.isfinite(val_loss):
@@ -188,11 +197,8 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
     if improved:
         progress |= dict(best_val_acc=line['val_acc'], best_epoch=epoch)
     if is_main():
-        states = {key: getattr(state, key).state_dict() for key in ('optimizer', 'scaler')}
-        last = dict(fingerprint=run.config['fingerprint'], state_dict=state.model.state_dict(), **states, run=progress)
-        if state.average:
-            last['average'] = state.average.module.state_dict()
-        checkpoint.save_checkpoint(run.folder / 'last.pt', last)  # before best.pt, see holds_best
+        last = dict(fingerprint=run.config['fingerprint'], run=progress) | state_dicts(state)
+        checkpoint.save_checkpoint(run.folder / 'last.pt', last)  # before best.pt, see engine.holds_best
         if improved:
             save_best(run, state, progress)
         runs.write_log(run.folder / 'log.jsonl', history)
@@ -260,7 +266,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     folder = Path(args.run_dir) / runs.run_name(args.name or args.dataset, args.fold, args.model, args.seed)
     weights = balanced_weights(splits, device) if args.class_weights == 'balanced' else None
     run = Run(args, splits, device, folder, describe_run(args, splits, device), weights)
-    results, last, notes = share_object(lambda: checkpoint.open_run(folder, run.config, args.force))
+    results, last, notes = share_object(lambda: find_last(folder, run.config, args.force))
     for note in notes:
         say(note)
     if results is not None:

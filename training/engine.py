@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,9 +16,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
-from common import distributed
+from common import distributed, runs
+from common.checkpoint import read_checkpoint
 from common.distributed import autocast, logits_of, reduce_sum
-from common.errors import RunError
+from common.errors import ModelError, RunError, UnsafeCheckpoint
 from common.insertion import attach
 from common.options import NO_GATES
 from common.splits import Splits
@@ -59,8 +61,8 @@ def build_state(
         last: the checkpoint; None to start.
         batch_size: images of a batch in this process.
         pretrained: as for models.build_model.
-        fused: use the fused optimiser, which can skip a step on the device (see train_steps). Its momentum buffers
-            start as zeros: the first step is the same, and a skipped one would leave them uninitialised.
+        fused: use the fused optimiser, which need not wait where fp16 skips a step. Its momentum buffers start as
+            zeros: the first step is the same, and a skipped one would leave them uninitialised.
 
     Raises:
         RunError: an option of the optimiser does not fit the model, or the optimiser refuses it.
@@ -153,6 +155,19 @@ def scale_branches(model: nn.Module, groups: list[dict]) -> list[dict]:
     return groups
 
 
+def state_dicts(state: State) -> dict:
+    """What a checkpoint holds of a state, see build_state."""
+    dicts = {key: getattr(state, key).state_dict() for key in ('optimizer', 'scaler')}
+    average = state.average and state.average.module.state_dict()
+    return dict(state_dict=state.model.state_dict(), **dicts, average=average)
+
+
+def share_state(state: State) -> None:
+    """Give every process the main one's weights and buffers, so that all evaluate what is saved."""
+    for module in dict.fromkeys((state.model, state.evaluated)):
+        distributed.share_weights(module)
+
+
 def balanced_weights(splits: Splits, device: torch.device) -> torch.Tensor:
     """Weights n / (K n_c) of the K classes, n_c of the n training images being of class c: (K,).
 
@@ -211,7 +226,6 @@ def train_steps(
     batch_loss: Callable[[torch.Tensor, torch.Tensor, int, int], torch.Tensor],
     clip_grad: float,
     accumulate: int = 1,
-    skip: bool = False,
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Make the optimiser's steps, one after another; with a fused optimiser nothing here waits for the device.
 
@@ -221,7 +235,6 @@ def train_steps(
         batch_loss: loss of (normalised images, labels, step, part of the step from 0).
         clip_grad: largest norm of all gradients together; 0 turns clipping off.
         accumulate: batches whose gradients are averaged in a step.
-        skip: leave out steps whose gradients are not finite; the optimiser must be a fused one.
 
     Yields:
         the number of the step, its mean loss in this process, and the norm of the gradients (both on the device).
@@ -245,10 +258,10 @@ def train_steps(
             continue
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)  # without a bound they are multiplied by one
-        if skip and not scaler.is_enabled():
-            optimizer.found_inf = (~norm.isfinite()).float()
         scaler.step(optimizer)
         scaler.update()
+        if state.average:
+            state.average.update(model, step + 1)
         yield step, total, norm
 
 
@@ -292,3 +305,51 @@ def evaluate(
     if probabilities is not None:
         reduce_sum(probabilities)
     return loss / batches.length, 100 * correct / batches.length
+
+
+# ---------------------------------------------------------------------------------------------- resuming a run folder
+
+
+def find_last(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict | None, list[str]]:
+    """Make a run folder of train.py this process's own, and find where its run resumes; see runs.open_run.
+
+    Returns:
+        the results if the run is complete, else None; the checkpoint to resume from, if there is one; and notes.
+    """
+    runs.claim(folder)
+    results, changed = runs.open_run(folder, config, force)
+    notes = [f'note: {folder} was {changed}; its last bits may differ from an undisturbed run'] if changed else []
+    if results is not None:
+        (folder / 'last.pt').unlink(missing_ok=True)
+        return results, None, [*notes, f'{folder} is complete; --force would start it again']
+    try:
+        last = read_checkpoint(folder / 'last.pt')
+    except FileNotFoundError:
+        return None, None, notes
+    except UnsafeCheckpoint:
+        raise
+    except ModelError as error:
+        runs.write_json(folder / 'config.json', config)  # of the environment that makes every epoch
+        return None, None, [*notes, f'note: {error}; starting again from epoch 1, with the same result']
+    if not isinstance(last, dict) or last.get('fingerprint') != config['fingerprint']:
+        raise RunError(f'{folder / "last.pt"} is not of this run; move it away, or --force to start again')
+    if not holds_best(folder, last['run']):
+        runs.write_json(folder / 'config.json', config)
+        lost = f'{folder / "best.pt"} is missing or of another epoch than the best one; starting again from epoch 1'
+        return None, None, [*notes, f'note: {lost}']
+    return None, last, notes
+
+
+def holds_best(folder: Path, progress: dict) -> bool:
+    """Whether the best weights of a run exist, in best.pt or, if its last epoch is the best one, in last.pt.
+
+    last.pt is written first: a run killed between the two still has what best.pt should hold.
+    """
+    if progress['best_epoch'] == len(progress['history']):
+        return True
+    try:
+        best = read_checkpoint(folder / 'best.pt')
+    except (FileNotFoundError, ModelError):
+        return False
+    wanted = dict(epoch=progress['best_epoch'], val_acc=progress['best_val_acc'])
+    return isinstance(best, dict) and wanted.items() <= best.items()
