@@ -144,8 +144,8 @@ def new_prefix(store: dist.Store, rank: int, world: int) -> str:
     """A prefix of the keys in torchrun's store that no earlier process has used.
 
     torchrun keeps one store through all restarts, and in it the addresses of dead processes: without a prefix, two
-    machines of which one process had been killed did not meet again in two of three tries. So the main process offers
-    a new one, and the others take it once it has answered them.
+    processes of which one had been killed did not meet again in two of three tries. So the main process offers a new
+    one, and the others take it once it has answered them.
     """
     mine = uuid.uuid4().hex
     if rank == 0:
