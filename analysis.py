@@ -29,7 +29,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import trained
 from common import distributed, options, runs
 from common.drawing import Figure, save
 from common.errors import RunError, UserError, user_errors
@@ -38,9 +37,10 @@ from common.results import initial_gate
 from common.runs import counted
 from interpret import findings, questions, trace
 from interpret.questions import HeldOut
-from loader import ImageList
 from models import blocks_of
-from trained import Subject
+from training import trained
+from training.loader import ImageList
+from training.trained import Subject
 
 
 class Question(NamedTuple):

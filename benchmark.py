@@ -25,7 +25,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
-import train
 from common import distributed, options, tables
 from common.cache import open_cache
 from common.errors import RunError, user_errors
@@ -35,9 +34,9 @@ from common.runs import counted
 from common.timm_models import SIZE
 from compute_flops import BASELINE, NO_FVCORE, add_size_args, choose, fvcore_counter, measure
 from datasets import load_splits
-from loader import ImageList, eval_images
 from models import build_model
-from state import State
+from training import engine
+from training.loader import ImageList, eval_images
 from transforms import Preprocessing, eval_view, normalize, train_transform
 
 MIN_SECONDS = 0.05  # of one measurement: shorter work is repeated within it
@@ -158,7 +157,7 @@ def model_tasks(
     lr, momentum, decay = (recipe[key] for key in ('lr', 'momentum', 'weight_decay'))
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == 'fp16')
-    state = State(model, model, optimizer, scaler, device, Preprocessing(img_size))
+    state = engine.State(model, model, optimizer, scaler, device, Preprocessing(img_size))
     shape = (batch_size, 3, img_size, img_size)
     images = torch.randint(256, shape, dtype=torch.uint8, pin_memory=device.type == 'cuda')
     labels = torch.randint(num_classes, (batch_size,))
@@ -170,7 +169,7 @@ def model_tasks(
 
     def steps(times: int) -> None:
         batches = itertools.repeat((images, labels), times)
-        for _ in train.train_steps(state, batches, 0, lambda _: lr, batch_loss, recipe['clip_grad']):
+        for _ in engine.train_steps(state, batches, 0, lambda _: lr, batch_loss, recipe['clip_grad']):
             pass
         optimizer.zero_grad(set_to_none=True)  # the other models need the memory
 

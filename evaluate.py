@@ -47,9 +47,9 @@ def run_models(args: argparse.Namespace) -> list[Judged]:
     Raises:
         RunError, ModelError, DataError: as trained.load and trained.data_of, or an image cannot be read.
     """
-    import trained  # and torch, which the predictions of runs do without
     from common import distributed
     from common.splits import SUBSETS
+    from training import trained  # and torch, which the predictions of runs do without
 
     judged, subset = [], args.subset or 'test'
     for path in dict.fromkeys(args.checkpoint):

@@ -22,7 +22,6 @@ from torch import nn
 from tqdm import tqdm
 
 import models
-import trained
 from common import cache, options, runs
 from common.distributed import is_quiet, say
 from common.errors import DataError, RunError
@@ -32,7 +31,8 @@ from common.results import recipe_of
 from common.splits import Splits
 from common.timm_models import import_digest, import_file, own_settings
 from common.weights import weights_identity
-from loader import EvalBatches, eval_images, loader_processes, make_loader, workers_of
+from training import trained
+from training.loader import EvalBatches, eval_images, loader_processes, make_loader, workers_of
 from transforms import Preprocessing, eval_settings, eval_view_text, normalize, preprocessing_of, seed_of
 
 

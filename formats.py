@@ -14,11 +14,11 @@ import torch
 from safetensors import safe_open
 
 import models
-import trained
 from common import runs
 from common.checkpoint import size_arguments
 from common.errors import ModelError
 from common.registry import entry_of
+from training import trained
 from transforms import eval_settings
 
 BATCHES = (1, 2, 5)  # images, of the comparison

@@ -28,14 +28,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-import trained
 from common import distributed, options
 from common.drawing import Figure, plot_label_map, plot_thumbnails, save, shorten, thumbnail
 from common.errors import DataError, RunError, user_errors
 from common.images import is_image, open_image
 from common.runs import counted, write_atomic
 from common.trees import walk
-from trained import Subject
+from training import trained
+from training.trained import Subject
 
 SHEET = (6, 6)  # rows and columns of a page
 SCAN_SIDE = 2000  # pixels of the scan in a map, at most

@@ -14,6 +14,7 @@ import copy
 import math
 import os
 import signal
+import sys
 import time
 from datetime import timedelta
 from functools import partial
@@ -21,13 +22,12 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common import distributed, options, runs
 from common.checkpoint import read_checkpoint, save_checkpoint, weights_file
-from common.distributed import is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights, world_size
+from common.distributed import is_main, is_quiet, process_rank, reduce_sum, say, share_object, world_size
 from common.errors import DataError, ModelError, RunError, UnsafeCheckpoint
 from common.images import image_bits, open_image
 from common.machine import cores
@@ -35,10 +35,19 @@ from common.names import near_miss
 from common.runs import counted
 from common.timm_models import model_defines
 from common.trees import Index, read_index
-from loader import EvalBatches, ForgivingImages, ImageList, TrainBatches, end_loaders, start_loaders, watch
 from models import gates_of
-from state import State, build_state
-from train import CHECK_EVERY, evaluate, lr_at, mixed_loss, train_steps
+from training.engine import (
+    CHECK_EVERY,
+    State,
+    build_state,
+    evaluate,
+    lr_at,
+    mixed_loss,
+    share_state,
+    state_dicts,
+    train_steps,
+)
+from training.loader import EvalBatches, ForgivingImages, ImageList, TrainBatches, end_loaders, start_loaders, watch
 from transforms import eval_settings, eval_transform, seed_of, train_transform
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -54,9 +63,6 @@ def read_latest(folder: Path, resume: str | None) -> tuple[Path, dict] | None:
     Args:
         folder: the checkpoint folder.
         resume: 'auto' for the newest readable one, if there is any; a path for that file; None to start.
-
-    Raises:
-        RunError: there is a checkpoint and none is asked for; the file is missing, or of another run; none is readable.
     """
     latest, previous = folder / 'latest.pt', folder / 'previous.pt'
     own = [path for path in (latest, previous) if path.exists()]
@@ -106,42 +112,28 @@ def check_run(path: Path, old: dict, new: dict) -> None:
         raise runs.other_configuration(path, difference, 'give its options, or another --checkpoint_dir')
 
 
-def take_over(args: argparse.Namespace, path: Path, config: dict) -> None:
-    """Take the options that were not given from the run of a checkpoint, and keep its global batch.
-
-    Args:
-        args: changed in place; args.given names the options that the user gave.
-        config: of the checkpoint.
-
-    Raises:
-        RunError: these processes cannot make up the run's global batch.
-    """
+def resume_options(args: argparse.Namespace, path: Path, config: dict) -> None:
+    """Take the options that were not given (args.given) from the run of a checkpoint, and keep its global batch."""
     defines, world, was = config['defines'], world_size(), config['environment']
     own = {k: v for k, v in defines.items() if k in vars(args) and k not in args.given}
-    other = {k: v for k, v in own.items() if v != getattr(args, k)}
-    vars(args).update(own)
-    if other:
+    if other := {k: v for k, v in own.items() if v != getattr(args, k)}:
         say(f'of the run in {path}: ' + ', '.join(f'{key} {value}' for key, value in other.items()))
-    if {'batch_size', 'accumulate'} <= set(args.given):
-        return
-    whole, left = defines['global_batch'], defines['global_batch'] % world
+    vars(args).update(own)
+    whole = defines['global_batch']
     share = whole // world  # images of a step in each process
-    if 'accumulate' in args.given:
-        args.batch_size, rest = divmod(share, max(1, args.accumulate))  # 0 is refused later, with its bounds
-    else:
-        if 'batch_size' not in args.given:  # as in the run, but at most a share
-            args.batch_size = min(whole // (was['processes'] * was['accumulate']), share)
-        args.accumulate, rest = divmod(share, max(1, args.batch_size))
-    if left or rest or not share:
+    if 'batch_size' not in args.given:  # as in the run, but at most a share
+        args.batch_size = min(whole // (was['processes'] * was['accumulate']), share)
+    if 'accumulate' not in args.given:
+        args.accumulate = share // max(1, args.batch_size)
+    if args.batch_size * args.accumulate * world != whole:
         raise RunError(
             f'{path}: its global batch of {whole} images cannot be kept by {world} processes with --batch_size '
-            f'{args.batch_size}; --batch_size times processes must divide it'
+            f'{args.batch_size}; --batch_size times --accumulate times processes must be {whole}'
         )
     if (was['processes'], was['accumulate']) != (world, args.accumulate):
-        say(
-            f'the global batch stays {whole} images: --batch_size {args.batch_size} in {world} process'
-            f'{"es" * (world > 1)}, --accumulate {args.accumulate}'
-        )
+        several = 'es' * (world > 1)
+        parts = f'--batch_size {args.batch_size} in {world} process{several}, --accumulate {args.accumulate}'
+        say(f'the global batch stays {whole} images: {parts}')
 
 
 def write_latest(folder: Path, checkpoint: dict) -> None:
@@ -156,7 +148,7 @@ def write_latest(folder: Path, checkpoint: dict) -> None:
 # ---------------------------------------------------------------------------------------------- a run
 
 
-class Run(NamedTuple):
+class Pretraining(NamedTuple):
     """What the phases of a run share."""
 
     args: argparse.Namespace
@@ -164,6 +156,7 @@ class Run(NamedTuple):
     images: Index
     state: State
     progress: dict  # see START
+    bad: set[int]  # training images that this process could not read
     signals: list[int]  # that asked the run to stop
     clock: dict  # when the run was saved, steps of this process, and what the first estimate needs
 
@@ -172,18 +165,18 @@ class Run(NamedTuple):
         return Path(self.args.checkpoint_dir)
 
 
-# 'step', 'loss' and 'dropped' are of the current epoch; 'streak' counts skipped steps in a row.
-START = dict(epoch=0, step=0, loss=0.0, dropped=0, streak=0, bad=[], history=[], best=dict(val_acc=-1.0))
+# 'step', 'loss', 'dropped' and 'replaced' (images) are of the current epoch; 'streak' counts skipped steps in a row.
+START = dict(epoch=0, step=0, loss=0.0, dropped=0, replaced=0, streak=0, history=[], best=dict(val_acc=-1.0))
 
 
-def open_run(args: argparse.Namespace, device: torch.device) -> tuple:
+def prepare(args: argparse.Namespace, device: torch.device) -> tuple:
     """In the main process: the resolved options, the two Indexes, the configuration, and the checkpoint, if any."""
     folder, world = Path(args.checkpoint_dir), world_size()
     runs.claim(folder)
     begun = (folder / 'latest.pt').exists() or (folder / 'previous.pt').exists()
     found = read_latest(folder, 'auto' if distributed.was_restarted() and begun else args.resume)
     if found:
-        take_over(args, found[0], found[1]['config'])
+        resume_options(args, found[0], found[1]['config'])
     global_batch = args.batch_size * args.accumulate * world
     if args.scale_lr and (not found or 'lr' in args.given):  # the learning rate in a checkpoint is scaled already
         args.lr = args.lr * global_batch / options.BASE_BATCH
@@ -235,24 +228,18 @@ def make_loaders(args: argparse.Namespace, train: Index, val: Index, state: Stat
     return start_loaders(pairs, args, state.device, ignore_signals=True)
 
 
-def save_state(run: Run) -> None:
+def save_state(run: Pretraining) -> None:
     """Write all that the run needs to resume, its best weights so far included, into one file."""
     if is_main():
-        state, average = run.state, run.state.average
-        checkpoint = dict(config=run.config, progress=run.progress, state_dict=state.model.state_dict())
-        checkpoint |= dict(optimizer=state.optimizer.state_dict(), scaler=state.scaler.state_dict())
-        write_latest(run.folder, checkpoint | dict(average=average and average.module.state_dict()))
+        checkpoint = dict(config=run.config, progress=run.progress)
+        write_latest(run.folder, checkpoint | state_dicts(run.state))
     run.clock['saved'] = time.monotonic()
 
 
 def pretrain(args: argparse.Namespace) -> Path:
     """Train as the options say, or resume; returns the file with the best weights.
 
-    Args:
-        args: the options; a run that resumes keeps its own values of those that args.given does not name.
-
     Raises:
-        RunError, DataError, ModelError: the run cannot start or resume.
         KeyboardInterrupt: a signal came, and a checkpoint is saved.
     """
     if args.resume is None:  # otherwise once the checkpoint has filled in what was not given
@@ -263,7 +250,7 @@ def pretrain(args: argparse.Namespace) -> Path:
     device = distributed.setup(args.device, args.seed)
     torch.set_float32_matmul_precision('high')  # TF32 where the device has it
     args.device, args.amp = device.type, distributed.resolve_amp(args.amp, device)
-    args, images, val_images, config, last = share_object(lambda: open_run(args, device))
+    args, images, val_images, config, last = share_object(lambda: prepare(args, device))
     target = Path(args.weights_dir) / f'{args.model}_imagenet.pt'
     share_object(lambda: refuse_to_overwrite(target, config, args.overwrite))
     state = build_state(args, len(images.classes), device, last, args.batch_size, fused=True)
@@ -276,7 +263,7 @@ def pretrain(args: argparse.Namespace) -> Path:
         *(f'note: {note}' for note in notes),
     ]:
         say(line)
-    progress = last['progress'] if last else copy.deepcopy(START)
+    progress = copy.deepcopy(START) | (last['progress'] if last else {})
     if last:
         folder, epoch = args.checkpoint_dir, progress['epoch'] + 1
         say(f'{folder}: resuming in epoch {epoch}, after {progress["step"]} steps of it')
@@ -285,7 +272,7 @@ def pretrain(args: argparse.Namespace) -> Path:
     total, done = args.epochs * steps, progress['epoch'] * steps + progress['step']
     bar = tqdm(total=total, initial=done, disable=is_quiet(), smoothing=0.05, **runs.terminal())
     with distributed.noted_signals(STOP_SIGNALS) as signals:
-        run = Run(args, config, images, state, progress, signals, dict(saved=time.monotonic(), steps=0))
+        run = Pretraining(args, config, images, state, progress, set(), signals, dict(saved=time.monotonic(), steps=0))
         for epoch in range(progress['epoch'], args.epochs):
             bar.set_description(f'epoch {epoch + 1}/{args.epochs}', refresh=False)
             times = train_epoch(run, loader, bar)
@@ -300,16 +287,11 @@ def pretrain(args: argparse.Namespace) -> Path:
     return target
 
 
-def validate(run: Run, loader: DataLoader, times: dict) -> dict:
-    """The line of log.jsonl of the epoch just trained; keeps its weights if they are the best so far.
-
-    Raises:
-        RunError: the loss is not finite.
-    """
+def validate(run: Pretraining, loader: DataLoader, times: dict) -> dict:
+    """The line of log.jsonl of the epoch just trained; keeps its weights if they are the best so far."""
     args, state, progress = run.args, run.state, run.progress
-    share_weights(state.model)
+    share_state(state)
     model = state.evaluated
-    share_weights(model)
     val_loss, val_acc = evaluate(model, loader, state.device, args.amp, None, state.preprocessing.statistics)
     epoch = progress['epoch'] + 1
     if not math.isfinite(val_loss):
@@ -325,17 +307,17 @@ def validate(run: Run, loader: DataLoader, times: dict) -> dict:
         val_loss=val_loss,
         val_acc=val_acc,
         dropped_steps=progress['dropped'],
-        bad_images=len(progress['bad']),
+        bad_images=progress['replaced'],
         gates=gates_of(model),
         **times,
     )
 
 
-def save_epoch(run: Run, line: dict) -> None:
+def save_epoch(run: Pretraining, line: dict) -> None:
     """Add a line to the history, and save."""
     progress = run.progress
     progress['history'].append(line)
-    progress |= dict(epoch=line['epoch'], step=0, loss=0.0, dropped=0)
+    progress |= dict(epoch=line['epoch'], step=0, loss=0.0, dropped=0, replaced=0)
     save_state(run)
     if is_main():
         runs.write_log(run.folder / 'log.jsonl', progress['history'])
@@ -355,66 +337,36 @@ def what_is_left(folder: Path) -> str:
 # ---------------------------------------------------------------------------------------------- an epoch
 
 
-class Tally:
-    """Sums over the steps since the last look, on the device, so that adding to them does not wait for it."""
-
-    def __init__(self, device: torch.device, streak: int):
-        self.loss, self.dropped, self.streak, self.worst = (
-            torch.zeros((), dtype=torch.float64, device=device) for _ in range(4)
-        )
-        self.streak += streak  # steps in a row that were skipped
-
-    def add(self, loss: torch.Tensor, finite: torch.Tensor) -> None:
-        self.loss += torch.where(finite, loss, 0.0)
-        self.dropped += ~finite
-        self.streak = (self.streak + 1) * ~finite
-        self.worst = torch.maximum(self.worst, self.streak)
-
-    def clear(self) -> None:
-        for counter in (self.loss, self.dropped, self.worst):
-            counter.zero_()
-
-
-def train_epoch(run: Run, loader: DataLoader, bar: tqdm) -> dict:
+def train_epoch(run: Pretraining, loader: DataLoader, bar: tqdm) -> dict:
     """Train the rest of the epoch that `progress` is in; saves when it is time, or when a signal came.
 
     Returns:
-        seconds in this process (all; in the loader; in steps, and of these in looks), and images a second of all.
-
-    Raises:
-        RunError: too many bad images, or steps in a row that are not finite. KeyboardInterrupt: as for pretrain.
+        seconds in this process (all; in the loader; in steps, and of these in sync_counters), and images per second of
+        all processes.
     """
     args, state, progress, batches = run.args, run.state, run.progress, loader.batch_sampler
     (rank, world), steps = process_rank(), batches.steps
     batches.epoch, batches.first = progress['epoch'], progress['step']
     first_step = batches.epoch * steps
-    statistics = [t for t in state.model.buffers() if t.is_floating_point()]  # of BatchNorm
-    before = [t.clone() for t in statistics]
 
     def batch_loss(images: torch.Tensor, labels: torch.Tensor, step: int, part: int) -> torch.Tensor:
-        if part == 0 and statistics:
-            torch._foreach_copy_(before, statistics)
         torch.manual_seed(seed_of('model', args.seed, step, part, rank))  # dropout and the like
         more = part < args.accumulate - 1 and world > 1
         with state.parallel.no_sync() if more else contextlib.nullcontext():
             return mixed_loss(args, state, images, labels, run.config['classes'], ('mix', args.seed, step, part, rank))
 
-    times, start, bad = dict(loader=0.0, look=0.0), time.monotonic(), set(progress['bad'])
-    tally, first = Tally(state.device, progress['streak']), first_step + batches.first
+    times, start, bad, made = dict(loader=0.0, look=0.0), time.monotonic(), [], []
     batched, schedule = watch(loader, times, bad), partial(lr_at, args=args, steps=steps)
-    made = train_steps(state, batched, first, schedule, batch_loss, args.clip_grad, args.accumulate, skip=True)
-    for step, loss, norm in made:
-        finite = norm.isfinite()
-        for was, now in zip(before, statistics):
-            now.copy_(torch.where(finite, now, was))
-        tally.add(loss, finite)
-        if state.average:
-            state.average.update(state.model, step + 1)
+    first = first_step + batches.first
+    for step, loss, norm in train_steps(state, batched, first, schedule, batch_loss, args.clip_grad, args.accumulate):
+        made.append(torch.stack([loss, norm]))
         bar.update()
         run.clock['steps'] += 1
         done = step - first_step + 1
         if done % CHECK_EVERY == 0 or done == steps:
-            stop, due = look(run, tally, bad, step, done, times)
+            stop, due = sync_counters(run, made, bad, step, done, times)
+            made.clear()
+            bad.clear()
             here, seconds = done - batches.first, time.monotonic() - start  # of this process in the epoch
             mean = progress['loss'] / max(1, done - progress['dropped'])
             now = f'loss {mean:.3f}, {seconds / here:.3f} s a step, of them loader {times["loader"] / here:.3f} s'
@@ -437,35 +389,45 @@ def train_epoch(run: Run, loader: DataLoader, bar: tqdm) -> dict:
     )
 
 
-def look(run: Run, tally: Tally, bad: set[int], step: int, done: int, times: dict) -> tuple[bool, bool]:
-    """Bring the tally and the bad images of all processes into `progress`: the only time that one waits for the device.
+def sync_counters(
+    run: Pretraining, made: list[torch.Tensor], bad: list[int], step: int, done: int, times: dict
+) -> tuple[bool, bool]:
+    """Bring what all processes counted since the last time into `progress`: the only wait for the device.
+
+    Args:
+        made: loss and norm of the gradients of each step.
+        bad: images that this process could not read.
 
     Returns:
         whether a process was asked to stop, and whether it is time to save; the same in all processes.
-
-    Raises:
-        RunError: too many bad images, or steps in a row that are not finite.
     """
     progress, args = run.progress, run.args
+    for i in dict.fromkeys(bad):
+        if i not in run.bad:
+            print(f'bad image, another one takes its place: {run.images[i][0]}', file=sys.stderr)
+    run.bad.update(bad)
     due = is_main() and time.monotonic() - run.clock['saved'] > 60 * args.save_minutes
-    start = time.monotonic()
-    mine = torch.tensor([len(bad) - len(progress['bad']), bool(run.signals), due], device=run.state.device)
-    found = reduce_sum(torch.cat([tally.loss[None], mine.double()])).tolist()
-    skipped, streak, worst = torch.stack([tally.dropped, tally.streak, tally.worst]).tolist()
+    start, total = time.monotonic(), 0.0
+    allowed = args.max_skipped - 1 if run.state.scaler.is_enabled() else 0  # fp16 looks for its scale
+    for loss, norm in torch.stack(made).tolist():  # the norm is the same in all processes
+        finite = math.isfinite(norm)
+        total += loss if finite else 0
+        progress['dropped'] += not finite
+        progress['streak'] = 0 if finite else progress['streak'] + 1
+        if progress['streak'] > allowed:
+            raise RunError(f'the gradients near step {step} were not finite; {what_is_left(run.folder)}')
+    mine = torch.tensor([total, len(bad), bool(run.signals), due], dtype=torch.float64, device=run.state.device)
+    loss, replaced, stop, due = reduce_sum(mine).tolist()
     times['look'] += time.monotonic() - start
-    loss, new_bad, stop, due = found
-    progress |= dict(step=done, loss=progress['loss'] + loss / process_rank()[1], streak=int(streak))
-    progress['dropped'] += int(skipped)
-    if new_bad:
-        note_bad(bad, progress, run.images, args.max_bad_images)
-    if worst >= args.max_skipped:
-        way_out = what_is_left(run.folder)
-        raise RunError(f'the gradients of {int(worst)} steps in a row were not finite, near step {step}; {way_out}')
-    tally.clear()
+    progress['replaced'] += int(replaced)
+    progress |= dict(step=done, loss=progress['loss'] + loss / process_rank()[1])
+    if progress['replaced'] > args.max_bad_images:
+        images = counted(progress['replaced'], 'image')
+        raise RunError(f'{images} cannot be read, more than --max_bad_images {args.max_bad_images}')
     return bool(stop), bool(due)
 
 
-def stop_here(run: Run) -> NoReturn:
+def stop_here(run: Pretraining) -> NoReturn:
     """Raise KeyboardInterrupt with the signal that came to this process, or SIGTERM if another one got it."""
     say(f'{run.folder / "latest.pt"} is saved; --resume auto continues from there')
     raise KeyboardInterrupt(run.signals[0] if run.signals else signal.SIGTERM)
@@ -483,11 +445,7 @@ def estimate(clock: dict, left: int) -> None:
 
 
 def refuse_to_overwrite(target: Path, config: dict, overwrite: bool) -> None:
-    """Check before the run, not after days, that its weights can be written. Its own weights may be written again.
-
-    Raises:
-        RunError: there are weights of another run, or the folder cannot be written.
-    """
+    """Check before the run, not after days, that its weights can be written. Its own weights may be written again."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -503,27 +461,6 @@ def refuse_to_overwrite(target: Path, config: dict, overwrite: bool) -> None:
             raise RunError(
                 f'{target} exists; --overwrite replaces it at the end, --weights_dir puts the new one elsewhere'
             )
-
-
-def note_bad(bad: set[int], progress: dict, index: Index, limit: int) -> None:
-    """Collect the bad images of all processes and report the new ones.
-
-    Raises:
-        RunError: there are more than the limit.
-    """
-    gathered = [bad]
-    if dist.is_initialized():
-        gathered = [None] * world_size()
-        dist.all_gather_object(gathered, bad)
-    bad.update(*gathered)
-    for i in sorted(bad - set(progress['bad'])):
-        say(f'bad image, another one takes its place: {index[i][0]}')
-    progress['bad'] = sorted(bad)
-    if len(bad) > limit:
-        raise RunError(
-            f'{counted(len(bad), "image")} cannot be read, more than --max_bad_images {limit}; '
-            f'the last: {index[max(bad)][0]}'
-        )
 
 
 # ---------------------------------------------------------------------------------------------- command line

@@ -19,33 +19,40 @@ import argparse
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import models
-import trained
 from common import checkpoint, distributed, own_data, predictions
-from common.distributed import autocast, is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights
+from common.distributed import is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights
 from common.options import split_options
 from common.splits import Splits, bits_of, split_digest
 from common.timm_models import model_defines
 from common.weights import weights_identity
 from compute_flops import NO_FVCORE, fvcore_counter, measure
 from datasets import load_splits, passed_over, tree_digest
-from loader import make_loaders, workers_of
-from state import State, balanced_weights, build_state, lr_at, mixed_loss
-from transforms import eval_settings, normalize, seed_of
-
-CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
-
+from training import trained
+from training.engine import (
+    CHECK_EVERY,
+    State,
+    balanced_weights,
+    build_state,
+    evaluate,
+    find_last,
+    lr_at,
+    mixed_loss,
+    share_state,
+    state_dicts,
+    train_steps,
+)
+from training.loader import make_loaders, workers_of
+from transforms import eval_settings, seed_of
 
 # ---------------------------------------------------------------------------------------------- the run folder
 
@@ -119,55 +126,6 @@ def say_opening(run: Run, progress: dict) -> None:
 # ---------------------------------------------------------------------------------------------- loop
 
 
-def train_steps(
-    state: State,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    first_step: int,
-    schedule: Callable[[int], float],
-    batch_loss: Callable[[torch.Tensor, torch.Tensor, int, int], torch.Tensor],
-    clip_grad: float,
-    accumulate: int = 1,
-    skip: bool = False,
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Make the optimiser's steps, one after another; with a fused optimiser nothing here waits for the device.
-
-    Args:
-        batches: (uint8 images, labels); a whole number of steps of `accumulate` batches each.
-        schedule: learning rate by step.
-        batch_loss: loss of (normalised images, labels, step, part of the step from 0).
-        clip_grad: largest norm of all gradients together; 0 turns clipping off.
-        accumulate: batches whose gradients are averaged in a step.
-        skip: leave out steps whose gradients are not finite; the optimiser must be a fused one.
-
-    Yields:
-        the number of the step, its mean loss in this process, and the norm of the gradients (both on the device).
-    """
-    model, optimizer, scaler, device = state.model, state.optimizer, state.scaler, state.device
-    model.train()
-    parameters = list(model.parameters())
-    for index, (images, labels) in enumerate(batches):
-        step, part = first_step + index // accumulate, index % accumulate
-        if part == 0:
-            for group in optimizer.param_groups:
-                group['lr'] = schedule(step) * group.get('lr_scale', 1.0)
-            optimizer.zero_grad(set_to_none=True)
-            total = torch.zeros((), device=device)
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        images = normalize(images, *state.preprocessing.statistics)
-        loss = batch_loss(images, labels, step, part) / accumulate
-        scaler.scale(loss).backward()
-        total += loss.detach()
-        if part < accumulate - 1:
-            continue
-        scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)  # without a bound they are multiplied by one
-        if skip and not scaler.is_enabled():
-            optimizer.found_inf = (~norm.isfinite()).float()
-        scaler.step(optimizer)
-        scaler.update()
-        yield step, total, norm
-
-
 def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tqdm) -> tuple[float, float | None]:
     """Train on every image once; returns means over all processes: of the loss, and of the norm of all gradients.
 
@@ -187,10 +145,8 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
     total = torch.zeros(3, dtype=torch.float64, device=run.device)
     first_step, schedule = (epoch - 1) * steps, partial(lr_at, args=args, steps=steps)
     made = train_steps(state, loader, first_step, schedule, batch_loss, args.clip_grad)
-    for done, (step, loss, norm) in enumerate(made, start=1):
+    for done, (_, loss, norm) in enumerate(made, start=1):
         total += torch.stack([loss, norm.nan_to_num(0, 0, 0), norm.isfinite()])
-        if state.average:
-            state.average.update(state.model, step + 1)
         if done % CHECK_EVERY == 0 or done == steps:
             mean = total[0].item() / done
             if not math.isfinite(mean):
@@ -199,48 +155,6 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
         bar.update()
     loss, norm, finite = reduce_sum(total).tolist()
     return loss / steps / distributed.world_size(), norm / finite if finite else None
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    loader: DataLoader,
-    device: torch.device,
-    amp: str,
-    bar: tqdm | None = None,
-    statistics: tuple = (),
-    probabilities: torch.Tensor | None = None,
-) -> tuple[float, float]:
-    """Cross-entropy and top-1 accuracy; each image counts once, whatever the number of processes.
-
-    Args:
-        model: the plain module, with the same weights and buffers in every process.
-        loader: over an ImageList by EvalBatches.
-        statistics: mean and std of the model's input; (): ImageNet's.
-        probabilities: (images, classes) float32 zeros on the device; those of the model are put there.
-
-    Returns:
-        mean loss in nats, and accuracy in percent, the same in every process.
-    """
-    model.eval()
-    batches = loader.batch_sampler
-    # A slot for each batch, filled by one process: summed in the same order whatever the number of processes.
-    sums = torch.zeros(2, math.ceil(batches.length / batches.batch_size), dtype=torch.float64, device=device)
-    for slot, (images, labels) in zip(batches.slots, loader):
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        images = normalize(images, *statistics)
-        with autocast(device, amp):
-            logits = model(images)
-        sums[0, slot] = F.cross_entropy(logits.float(), labels, reduction='sum')
-        sums[1, slot] = (logits.argmax(1) == labels).sum()
-        if probabilities is not None:
-            probabilities[slot * batches.batch_size :][: len(images)] = logits.float().softmax(1)
-        if bar is not None:
-            bar.update()
-    loss, correct = reduce_sum(sums).sum(1).tolist()
-    if probabilities is not None:
-        reduce_sum(probabilities)
-    return loss / batches.length, 100 * correct / batches.length
 
 
 # ---------------------------------------------------------------------------------------------- a run
@@ -256,8 +170,7 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
     bar.set_description(f'{run.folder.name} epoch {epoch}/{args.epochs}', refresh=False)
     train_loss, grad_norm = train_images(run, state, train_loader, epoch, bar)
     train_seconds = time.perf_counter() - start
-    for module in dict.fromkeys((state.model, model)):
-        share_weights(module)
+    share_state(state)
     with models.watch_selection(model) as selection:
         val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar, state.preprocessing.statistics)
     if not math.isfinite(val_loss):
@@ -284,11 +197,8 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
     if improved:
         progress |= dict(best_val_acc=line['val_acc'], best_epoch=epoch)
     if is_main():
-        states = {key: getattr(state, key).state_dict() for key in ('optimizer', 'scaler')}
-        last = dict(fingerprint=run.config['fingerprint'], state_dict=state.model.state_dict(), **states, run=progress)
-        if state.average:
-            last['average'] = state.average.module.state_dict()
-        checkpoint.save_checkpoint(run.folder / 'last.pt', last)  # before best.pt, see holds_best
+        last = dict(fingerprint=run.config['fingerprint'], run=progress) | state_dicts(state)
+        checkpoint.save_checkpoint(run.folder / 'last.pt', last)  # before best.pt, see engine.holds_best
         if improved:
             save_best(run, state, progress)
         runs.write_log(run.folder / 'log.jsonl', history)
@@ -356,7 +266,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     folder = Path(args.run_dir) / runs.run_name(args.name or args.dataset, args.fold, args.model, args.seed)
     weights = balanced_weights(splits, device) if args.class_weights == 'balanced' else None
     run = Run(args, splits, device, folder, describe_run(args, splits, device), weights)
-    results, last, notes = share_object(lambda: checkpoint.open_run(folder, run.config, args.force))
+    results, last, notes = share_object(lambda: find_last(folder, run.config, args.force))
     for note in notes:
         say(note)
     if results is not None:

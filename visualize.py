@@ -18,12 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import trained
 from common import options
 from common.drawing import Figure, save
 from common.errors import RunError, UserError, user_errors
 from common.images import open_image
 from interpret import class_views, image_views, trace, twist_views
+from training import trained
 
 
 class View(NamedTuple):

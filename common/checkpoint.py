@@ -17,7 +17,7 @@ import torch
 from timm.models import adapt_input_conv, build_model_with_cfg, get_pretrained_cfg, resolve_pretrained_cfg
 from torch import nn
 
-from common.errors import ModelError, RunError, UnsafeCheckpoint, lfs_pointer
+from common.errors import ModelError, UnsafeCheckpoint, lfs_pointer
 from common.registry import BRANCH, MODELS, entry_of, is_own
 from common.weights import split_trunk, weights_source
 
@@ -90,56 +90,6 @@ def weights_file(model: str, classes: list[str], epoch: int, val_acc: float, sta
     return dict(
         model=model, num_classes=len(classes), classes=classes, epoch=epoch, val_acc=val_acc, state_dict=tensors, **more
     )
-
-
-# ---------------------------------------------------------------------------------------------- runs of train.py
-
-
-def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict | None, list[str]]:
-    """Make a run folder this process's own, see runs.open_run.
-
-    Returns:
-        the results if the run is complete, else None; the checkpoint to resume from, if there is one; and notes.
-    """
-    from common import runs
-
-    runs.claim(folder)
-    results, changed = runs.open_run(folder, config, force)
-    notes = [f'note: {folder} was {changed}; its last bits may differ from an undisturbed run'] if changed else []
-    if results is not None:
-        (folder / 'last.pt').unlink(missing_ok=True)
-        return results, None, [*notes, f'{folder} is complete; --force would start it again']
-    try:
-        last = read_checkpoint(folder / 'last.pt')
-    except FileNotFoundError:
-        return None, None, notes
-    except UnsafeCheckpoint:
-        raise
-    except ModelError as error:
-        runs.write_json(folder / 'config.json', config)  # of the environment that makes every epoch
-        return None, None, [*notes, f'note: {error}; starting again from epoch 1, with the same result']
-    if not isinstance(last, dict) or last.get('fingerprint') != config['fingerprint']:
-        raise RunError(f'{folder / "last.pt"} is not of this run; move it away, or --force to start again')
-    if not holds_best(folder, last['run']):
-        runs.write_json(folder / 'config.json', config)
-        lost = f'{folder / "best.pt"} is missing or of another epoch than the best one; starting again from epoch 1'
-        return None, None, [*notes, f'note: {lost}']
-    return None, last, notes
-
-
-def holds_best(folder: Path, progress: dict) -> bool:
-    """Whether the best weights of a run exist, in best.pt or, if its last epoch is the best one, in last.pt.
-
-    last.pt is written first: a run killed between the two still has what best.pt should hold.
-    """
-    if progress['best_epoch'] == len(progress['history']):
-        return True
-    try:
-        best = read_checkpoint(folder / 'best.pt')
-    except (FileNotFoundError, ModelError):
-        return False
-    wanted = dict(epoch=progress['best_epoch'], val_acc=progress['best_val_acc'])
-    return isinstance(best, dict) and wanted.items() <= best.items()
 
 
 # ---------------------------------------------------------------------------------------------- names

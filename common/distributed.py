@@ -28,7 +28,6 @@ from common.machine import cores
 from common.runs import git_commit
 
 JOB = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')  # what torchrun tells each of its processes
-JOIN_MINUTES = 10  # to wait for the other processes where torchrun does not watch over them
 AMP_DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, off=torch.float32)
 NO_JOB = 'unset WORLD_SIZE for a single process, or start them all with torchrun'
 
@@ -51,19 +50,13 @@ def under_torchrun() -> bool:
 
 
 def check_job() -> None:
-    """Report that a WORLD_SIZE without the rest of a job is ignored.
-
-    Raises:
-        RunError: there are several processes, but not what they need to find each other.
-    """
+    """Refuse a job that is announced in part; report that a WORLD_SIZE alone is ignored."""
     if process_rank()[1] > 1 or os.environ.get('WORLD_SIZE', '1') in ('', '1'):
         return
     known = ', '.join(f'{name}={os.environ[name]}' for name in JOB if name in os.environ)
-    missing = [name for name in JOB if not os.environ.get(name)]
-    if 'RANK' in os.environ or (number_in('SLURM_STEP_NUM_TASKS') or 1) > 1:
-        wrong = f'without {", ".join(missing)}' if missing else 'which cannot be'
-        raise RunError(f'the environment says {known}, {wrong}; unset WORLD_SIZE and RANK, or start with torchrun')
-    say(f'note: {known} without {", ".join(missing)} is taken for a leftover: one process (torchrun starts several)')
+    if 'RANK' in os.environ:
+        raise RunError(f'the environment says {known}, which is no whole job of {", ".join(JOB)}; {NO_JOB}')
+    say(f'note: {known} alone is taken for a leftover: one process (torchrun starts several)')
 
 
 def find_device(name: str) -> torch.device:
@@ -71,9 +64,6 @@ def find_device(name: str) -> torch.device:
 
     Args:
         name: 'auto', 'cpu', 'cuda' (of several processes: each one's own) or 'cuda:N'.
-
-    Raises:
-        RunError: there is no such device, or several processes would share it.
     """
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -97,9 +87,6 @@ def local_index(count: int) -> int:
     """The index of this process's own device among the `count` of its machine.
 
     torchrun says it. srun does not, but numbers its tasks, unless each of them is shown its own device alone.
-
-    Raises:
-        RunError: nothing says it.
     """
     index = number_in('LOCAL_RANK')
     if index is None and count == 1:
@@ -112,14 +99,7 @@ def local_index(count: int) -> int:
 
 
 def setup(device: str, seed: int) -> torch.device:
-    """Ask for deterministic kernels, join the process group where there are several processes, seed.
-
-    Args:
-        device: as for find_device.
-
-    Raises:
-        RunError: there is no such device, or the processes do not meet.
-    """
+    """Ask for deterministic kernels, find the device, join the other processes if there are any, seed."""
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS is deterministic only with this
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging only, and slow
@@ -147,83 +127,45 @@ def keep_freed_memory() -> None:
 
 
 def join(backend: str) -> None:
-    """Join the process group, with keys in the store that no earlier process has used.
-
-    torchrun keeps one store through all restarts, and in it the addresses of dead processes, which new ones would try
-    to reach. So the main process offers a new prefix, and the others take it once it has answered them.
-
-    Raises:
-        ProcessError: the other processes do not appear.
-    """
+    """Join the process group of torchrun, or of a job announced in the environment."""
     rank, world = process_rank()
-    store = open_store(rank, world)
-    mine = prefix = uuid.uuid4().hex
+    try:
+        store = next(dist.rendezvous('env://', timeout=timedelta(minutes=10)))[0]
+    except (RuntimeError, ValueError, TypeError) as error:
+        place, reason = os.environ['MASTER_ADDR'], str(error).splitlines()[0]
+        raise ProcessError(f'{world} processes do not meet at {place} ({reason}); {NO_JOB}') from error
+    if under_torchrun():
+        store = dist.PrefixStore(new_prefix(store, rank, world), store)
+    patience = timedelta(hours=1)  # the others wait while the main process lists a million files
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
 
-    def answered() -> bool:
-        nonlocal prefix
-        if store.check(['offer']):
-            prefix = store.get('offer').decode()
-            store.set(f'{prefix}/{rank}', mine)
-        return store.check([mine])
 
+def new_prefix(store: dist.Store, rank: int, world: int) -> str:
+    """A prefix of the keys in torchrun's store that no earlier process has used.
+
+    torchrun keeps one store through all restarts, and in it the addresses of dead processes: without a prefix, two
+    processes of which one had been killed did not meet again in two of three tries. So the main process offers a new
+    one, and the others take it once it has answered them.
+    """
+    mine = uuid.uuid4().hex
     if rank == 0:
         if store.check(['offer']):
             os.environ['TORCHELASTIC_RESTART_COUNT'] = '1'  # torchrun counts only the restarts of its own machine
         store.set('offer', mine)
         for other in range(1, world):
-            wait_for_others(lambda other=other: store.check([f'{mine}/{other}']))
+            wait_for_key(store, f'{mine}/{other}')
             store.set(store.get(f'{mine}/{other}').decode(), 'welcome')
-    else:
-        wait_for_others(answered)
-    dist.init_process_group(
-        backend, store=dist.PrefixStore(prefix, store), rank=rank, world_size=world, timeout=timedelta(hours=1)
-    )
+        return mine
+    wait_for_key(store, 'offer')
+    while not store.check([mine]):  # a dead process's offer is answered by nobody, and replaced
+        offer = store.get('offer').decode()
+        store.set(f'{offer}/{rank}', mine)
+        time.sleep(0.02)
+    return offer
 
 
-def open_store(rank: int, world: int) -> dist.Store:
-    """torchrun's store, or without torchrun the one that rank 0 opens at MASTER_ADDR and MASTER_PORT.
-
-    Raises:
-        ProcessError: it cannot be opened or reached.
-    """
-    patience = timedelta(hours=1)  # other processes wait while the main one lists a million files
-    if under_torchrun():
-        return next(dist.rendezvous('env://', timeout=patience))[0]
-    found: list[dist.Store] = []
-
-    def reached() -> bool:
-        try:  # for seconds at a time: no signal is handled while it waits
-            address, port, seconds = os.environ['MASTER_ADDR'], number_in('MASTER_PORT'), timedelta(seconds=3)
-            found.append(dist.TCPStore(address, port, world, rank == 0, seconds, wait_for_workers=False))
-        except (RuntimeError, ValueError, TypeError) as error:  # nobody there yet; a port that is taken, or is none
-            if rank == 0:
-                reason = str(error).splitlines()[0]
-                raise ProcessError(f'{meeting_place()}: cannot be opened ({reason}); {NO_JOB}') from error
-        return bool(found)
-
-    wait_for_others(reached)
-    found[0].set_timeout(patience)
-    return found[0]
-
-
-def meeting_place() -> str:
-    return f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
-
-
-def wait_for_others(ready: Callable[[], bool]) -> None:
-    """Poll, so that signals are handled; report a long wait.
-
-    Raises:
-        ProcessError: torchrun does not watch over the processes, and it is not ready after JOIN_MINUTES.
-    """
-    begun, told = time.monotonic(), under_torchrun()
-    while not ready():
-        waited, (rank, world) = time.monotonic() - begun, process_rank()
-        if not under_torchrun() and waited > 60 * JOIN_MINUTES:
-            raise ProcessError(f'{meeting_place()}: not all of the {world} processes came; {NO_JOB}')
-        if not told and waited > 5:
-            print(f'process {rank} of {world} waits for the others at {meeting_place()}; {NO_JOB}', file=sys.stderr)
-            told = True
+def wait_for_key(store: dist.Store, key: str) -> None:
+    while not store.check([key]):  # in Python, so that signals are handled; torchrun ends processes that wait in vain
         time.sleep(0.02)
 
 
@@ -338,9 +280,6 @@ def parallelise(model: nn.Module, amp: str, batch: torch.Tensor, name: str) -> n
     DistributedDataParallel regroups the gradients after its first backward pass, which changes the order of their sums.
     A pass over `batch`, of any images, comes before: the first step of a resumed run is then like any other. An earlier
     one, of the model alone, shows which parameters have no gradient: they have to be looked for at every step.
-
-    Raises:
-        ModelError: the model, called `name`, does not return logits.
     """
     if world_size() == 1:
         return model
@@ -427,11 +366,7 @@ def fail(script: str, error: UserError) -> NoReturn:
 
 @contextlib.contextmanager
 def machine_errors() -> Iterator[None]:
-    """Run the body; what torch reports of the machine becomes an error of one line with the way out.
-
-    Raises:
-        ProcessError: no compiler, too little memory, or a loader process that was killed.
-    """
+    """Run the body; too little shared memory, or no compiler, becomes an error of one line with the way out."""
     try:
         yield
     except RuntimeError as error:
@@ -442,18 +377,13 @@ def machine_errors() -> Iterator[None]:
 
 def explain(error: RuntimeError) -> str | None:
     """What an error of torch means to the user; None if it is not about the machine."""
-    text, module = str(error), type(error).__module__
-    if module.startswith(('torch._dynamo.', 'torch._inductor.')):
-        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.endswith('raised:')]
+    if type(error).__module__.startswith(('torch._dynamo.', 'torch._inductor.')):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.endswith('raised:')]
         why = lines[0] if lines else type(error).__name__
         return f'--compile: {why}; torch.compile needs a C++ compiler such as g++; without --compile it runs too'
-    if re.search('shared memory|Bus error', text):
+    if re.search('shared memory|Bus error', str(error)):
         return (
             f'the loader processes ran out of {SHARED_MEMORY}; fewer --num_workers need less, 0 none (docker run '
             '--shm-size=8g gives more)'
         )
-    if found := re.search(r'DataLoader worker \(pid.*\) (is killed by signal: [\w ]+|exited unexpectedly)', text):
-        return f'a loader process {found[1]}, perhaps out of memory; fewer --num_workers need less'
-    if re.search("out of memory|can't allocate memory", text):
-        return 'the device has too little memory; a smaller --batch_size or --img_size needs less'
     return None

@@ -635,7 +635,7 @@ def check(args: argparse.Namespace) -> None:
         raise RunError(f'--ema_decay {args.ema_decay} is of --ema, which is not given')
     if not has_momentum(args.opt) and 'momentum' in args.given:
         raise RunError(f'--momentum {args.momentum}: {args.opt} has no such option; leave one of the two out')
-    # A model of a file to import may have gates of its own: state.py sees when it is built.
+    # A model of a file to import may have gates of its own: training/engine.py sees when it is built.
     known = args.model in MODELS or args.imports is None
     if args.gate_lr != 1 and known and not has_stci(entry_of(args.model)):
         raise RunError(NO_GATES.format(**vars(args)))

@@ -11,7 +11,6 @@ from sklearn.metrics import silhouette_samples
 from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
-import trained
 from common.drawing import COLORS, MARKERS, PAGE, Axes, Figure, frame, heat_map, plt, readable
 from common.errors import ModelError
 from common.images import open_image
@@ -19,7 +18,8 @@ from common.registry import model_label
 from interpret import trace
 from interpret.image_views import ANGLES, DEGREE
 from models import blocks_of, gates_of
-from trained import Subject
+from training import trained
+from training.trained import Subject
 
 NEIGHBOURS = 5
 BATCH = 16

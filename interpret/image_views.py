@@ -12,7 +12,7 @@ from common.registry import model_label
 from interpret import trace
 from interpret.trace import Block
 from models import DIRECTIONS
-from trained import Subject
+from training.trained import Subject
 
 ANGLES = tuple(round(math.degrees(math.atan2(dy, dx))) for dy, dx in DIRECTIONS)  # of the heads; clockwise: dy is down
 ARROWS = '\N{RIGHTWARDS ARROW}\N{SOUTH EAST ARROW}\N{DOWNWARDS ARROW}\N{SOUTH WEST ARROW}'

@@ -25,13 +25,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.random_projection import SparseRandomProjection
 from torch import nn
 
-import loader
 from common.errors import DataError
 from common.statistics import LEVEL, correct, corrected_t_test, mcnemar, paired
 from interpret import information, trace
 from interpret.trace import Block
 from models import blocks_of, gates_of
-from trained import Subject
+from training import loader
+from training.trained import Subject
 from transforms import normalize
 
 MAX_IMAGES = 256  # for mutual information, whose time grows with the square

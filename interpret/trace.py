@@ -18,7 +18,7 @@ from torch import nn
 
 from common.errors import DataError, ModelError
 from models import AIS, DIRECTIONS, blocks_of
-from trained import Subject
+from training.trained import Subject
 
 
 class Block(NamedTuple):

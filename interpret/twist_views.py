@@ -14,7 +14,7 @@ from common.errors import RunError
 from interpret import trace
 from interpret.image_views import ANGLES, DEGREE, TIMES, head_label, title_of_model, wide_blocks
 from models import Twist, blocks_of
-from trained import Subject
+from training.trained import Subject
 from transforms import normalize
 
 STEP = 15  # degrees between two rotations

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-import trained
 from common import runs
 from common.distributed import say
 from common.errors import user_errors
 from common.predictions import read_predictions
 from common.registry import entry_of, has_stci, plain_model
 from interpret.class_views import class_means, survey_subset
+from training import trained
 
 RIGHT = 'right.txt'
 SELECTION = 'selection.json'

@@ -17,12 +17,11 @@ from torch import nn
 
 import models
 import pretrain_imagenet
-import state
-import train
 from common import distributed, registry
+from training import engine
 
 registry.MODELS['tiny'] = dict(label='Tiny', twist=dict(base_width=8))
-build, normalize, blank_batch = models.build_model, train.normalize, state.blank_batch
+build, normalize, blank_batch = models.build_model, engine.normalize, engine.blank_batch
 
 
 def build_double(*args, **kwargs) -> nn.Module:
@@ -38,7 +37,7 @@ losses: list[float] = []
 
 
 def recorded(*args, **kwargs):
-    for step, loss, norm in train.train_steps(*args, **kwargs):
+    for step, loss, norm in engine.train_steps(*args, **kwargs):
         losses.append(distributed.reduce_sum(loss.clone()).item() / distributed.world_size())
         if distributed.is_main():
             Path(os.environ['DRIVER_LOSSES']).write_text(json.dumps(losses))
@@ -46,10 +45,10 @@ def recorded(*args, **kwargs):
 
 
 models.build_model = build_double
-train.normalize = lambda images, *statistics: normalize(images, *statistics).double()
-state.blank_batch = lambda *args: blank_batch(*args).double()
+engine.normalize = lambda images, *statistics: normalize(images, *statistics).double()
+engine.blank_batch = lambda *args: blank_batch(*args).double()
 if 'DRIVER_LOSSES' in os.environ:
     pretrain_imagenet.train_steps = recorded
-pretrain_imagenet.CHECK_EVERY = int(os.environ.get('DRIVER_LOOK', train.CHECK_EVERY))
+pretrain_imagenet.CHECK_EVERY = int(os.environ.get('DRIVER_LOOK', engine.CHECK_EVERY))
 torch.set_num_threads(1)
 pretrain_imagenet.cli()

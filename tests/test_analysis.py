@@ -22,7 +22,7 @@ from datasets import load_splits
 from interpret import findings, information, questions, trace
 from interpret.questions import HeldOut
 from models import DIRECTIONS, TwistNet, blocks_of
-from trained import CAUTIONS, OTHER, UNCHECKED, Subject
+from training.trained import CAUTIONS, OTHER, UNCHECKED, Subject
 from transforms import Preprocessing
 
 FIGURES = [f'{key}.{suffix}' for key in analysis.QUESTIONS for suffix in ('pdf', 'png')]

@@ -8,10 +8,10 @@ import torch
 
 import benchmark
 import compute_flops
-import train
 from common import distributed, options
 from common.errors import RunError, UserError
 from models import MODELS, TwistNet
+from training import engine
 
 CPU = torch.device('cpu')
 SMALL = ('--img_size', '32', '--batch_size', '2', '--rounds', '1', '--device', 'cpu', '--amp', 'off')
@@ -101,8 +101,8 @@ def test_a_training_step_is_the_one_of_train_py(monkeypatch):
             made.append(result)
             yield result
 
-    train_steps = train.train_steps
-    monkeypatch.setattr(train, 'train_steps', counted)
+    train_steps = engine.train_steps
+    monkeypatch.setattr(engine, 'train_steps', counted)
     model = TwistNet(num_classes=5, base_width=8)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     benchmark.model_tasks(model, 5, 2, 32, CPU, 'off')['train'](2)

@@ -19,7 +19,7 @@ from common.errors import DataError
 from common.images import open_image
 from common.splits import SUBSETS, partition, split_digest
 from datasets import load_splits
-from loader import ImageList
+from training.loader import ImageList
 
 
 def names(items):

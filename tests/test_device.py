@@ -16,11 +16,11 @@ import benchmark
 import models
 import pretrain_imagenet
 import train
-import trained
 import visualize
 from common import distributed, options, runs
 from common.checkpoint import read_checkpoint
 from interpret import information, questions
+from training import trained
 
 JOB = dict(RANK='0', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT='29500')
 
@@ -219,7 +219,8 @@ def test_two_processes_train_on_a_device_each(tree, tmp_path, tiny, capfd, one_t
 
 
 def test_the_stand_in_has_every_function_of_torch_cuda_that_is_called():
-    sources = [path.read_text() for folder in ('', 'common', 'interpret') for path in (ROOT / folder).glob('*.py')]
+    folders = ('', 'common', 'training', 'interpret')
+    sources = [path.read_text() for folder in folders for path in (ROOT / folder).glob('*.py')]
     called = {name for source in sources for name in re.findall(r'torch\.cuda\.(\w+)\(', source)}
     assert called == {function.__name__ for function in CudaStandIn.OF_TORCH_CUDA}
     assert not re.search(r'(from|import) torch\.cuda', '\n'.join(sources)), 'a way that is not looked for'

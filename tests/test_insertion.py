@@ -15,7 +15,7 @@ from common.errors import ModelError
 from common.insertion import Gated, attach
 from compute_flops import count_macs
 from models import AIS, STCI, blocks_of, build_model, gates_of
-from state import convert_sync_batchnorm
+from training.engine import convert_sync_batchnorm
 
 FAMILIES = (
     'resnet10t',

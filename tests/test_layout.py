@@ -10,23 +10,13 @@ from conftest import ROOT
 
 SOURCES = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts): path
-    for folder in ('', 'common', 'interpret', 'results')
+    for folder in ('', 'common', 'training', 'interpret', 'results')
     for path in (ROOT / folder).glob('*.py')
     if not path.name.startswith('test_')
 }
 # From the bottom: a module imports modules of lower levels, or of its own.
-LEVELS = ('common', 'transforms', 'library', 'interpret', 'script')
-LIBRARY = (
-    'datasets',
-    'models',
-    'loader',
-    'compute_flops',
-    'state',
-    'train',
-    'trained',
-    'features',
-    'formats',
-)  # what a training run consists of
+LEVELS = ('common', 'library', 'training', 'interpret', 'script')
+LIBRARY = ('models', 'datasets', 'transforms', 'compute_flops')
 
 
 def level_of(module: str) -> int:

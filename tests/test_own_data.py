@@ -18,7 +18,6 @@ import plot_results
 import run_all
 import summarize_runs
 import train
-import trained
 import visualize
 from common import options, own_data, runs
 from common.errors import DataError, RunError, UserError
@@ -27,6 +26,7 @@ from common.options import CONTENT, SplitOptions, check_name
 from common.splits import SUBSETS, Splits, split_digest
 from common.trees import read_index
 from datasets import load_splits, passed_over, tree_digest
+from training import trained
 from transforms import Preprocessing
 
 LETTERS = 'abcdefghij'

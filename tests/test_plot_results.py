@@ -467,7 +467,7 @@ def test_only_one_file_imports_matplotlib_and_seaborn():
     # Another that did, before it, would take the backend and the settings of the environment.
     files = [
         path
-        for folder in ('.', 'assets', 'common', 'interpret')
+        for folder in ('.', 'assets', 'common', 'training', 'interpret')
         for path in ROOT.glob(f'{folder}/*.py')
         if path.name != 'drawing.py'
     ]

@@ -15,11 +15,11 @@ from PIL import Image
 
 import models
 import predict
-import trained
 from common import predictions, runs
 from common.checkpoint import read_checkpoint
 from common.drawing import plt, shorten
 from common.errors import DataError, ModelError, RunError
+from training import trained
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +76,7 @@ def test_a_test_image_gets_the_probabilities_of_its_run(done, workers, capsys):
 
 
 def test_the_precision_is_that_of_the_run(done, monkeypatch):
-    monkeypatch.setattr('trained.resolve_amp', lambda *_: 'bf16')  # what a new run would take
+    monkeypatch.setattr('training.trained.resolve_amp', lambda *_: 'bf16')  # what a new run would take
     main(done, '--images', *done.paths)
     assert np.array_equal(probabilities(done), done.found.probabilities)
     main(done, '--images', *done.paths, '--amp', 'bf16')

@@ -162,7 +162,7 @@ def test_one_is_not_several():
 
 def start_on_windows(script: Path) -> None:
     """Run a script in this process, where there are no POSIX locks."""
-    ours = {path.stem for path in ROOT.glob('*.py')} | {'common', 'interpret'}
+    ours = {path.stem for path in ROOT.glob('*.py')} | {'common', 'training', 'interpret'}
     for name in [name for name in sys.modules if name.partition('.')[0] in ours]:
         del sys.modules[name]
     sys.modules['fcntl'], sys.argv = None, [script.name, '--help']

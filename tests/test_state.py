@@ -12,7 +12,6 @@ from test_train import outcome, stop_after_one_epoch
 from torch import nn
 
 import models
-import state
 import train
 import transforms
 from common import options, results, runs
@@ -20,6 +19,7 @@ from common.checkpoint import read_checkpoint
 from common.errors import ModelError, RunError
 from common.options import MOMENTUM, UNUSABLE, has_momentum
 from common.splits import Splits
+from training import engine
 
 CPU = torch.device('cpu')
 ONE_EPOCH = ('--epochs', '1', '--warmup_epochs', '0')
@@ -32,11 +32,11 @@ def args_of(argv: str = '', model: str = 'tiny') -> argparse.Namespace:
     return args
 
 
-def one_step(argv: str = '') -> tuple[dict[str, torch.Tensor], state.State]:
+def one_step(argv: str = '') -> tuple[dict[str, torch.Tensor], engine.State]:
     """By how much each parameter of the tiny TwistNet moves in a step, and the state after it."""
     args = args_of(f'--clip_grad 0 {argv}')
     torch.manual_seed(0)
-    made = state.build_state(args, 3, CPU, None, 8)
+    made = engine.build_state(args, 3, CPU, None, 8)
     before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
     torch.manual_seed(1)
     batch = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8) % 3
@@ -44,7 +44,7 @@ def one_step(argv: str = '') -> tuple[dict[str, torch.Tensor], state.State]:
     def loss(images, labels, *_):
         return F.cross_entropy(made.model(images), labels)
 
-    list(train.train_steps(made, [batch], 0, lambda _: args.lr, loss, args.clip_grad))
+    list(engine.train_steps(made, [batch], 0, lambda _: args.lr, loss, args.clip_grad))
     return {name: p.detach() - before[name] for name, p in made.model.named_parameters()}, made
 
 
@@ -114,7 +114,7 @@ def test_runs_with_these_options_are_another_recipe_and_titles_say_so():
 @pytest.mark.parametrize('momentum', ['0', '0.9'])
 def test_sgd_is_torch_s_with_nesterov_momentum_over_one_group(tiny, momentum, fused):
     args, model = args_of(f'--momentum {momentum}'), models.build_model('tiny', 3)
-    made = state.build_optimizer(args, model, fused)
+    made = engine.build_optimizer(args, model, fused)
     recipe = dict(momentum=float(momentum), nesterov=float(momentum) > 0, weight_decay=1e-4, fused=fused or None)
     assert type(made) is torch.optim.SGD
     assert made.state_dict() == torch.optim.SGD(model.parameters(), args.lr, **recipe).state_dict()
@@ -131,7 +131,7 @@ def test_momentum_of_the_usual_optimisers_is_as_timm_knows_it():
 def test_every_optimiser_moves_and_resumes_in_the_same_bits(name):
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
         model = Small()
-        return model, state.build_optimizer(args_of(f'--opt {name} --lr 0.01', model='resnet18'), model)
+        return model, engine.build_optimizer(args_of(f'--opt {name} --lr 0.01', model='resnet18'), model)
 
     def steps(model, optimizer, numbers) -> None:
         for number in numbers:
@@ -158,7 +158,7 @@ def test_weight_decay_is_of_all_parameters_for_sgd_and_of_kernels_for_the_others
     names = {id(p): name for name, p in model.named_parameters()}
 
     def decays(argv: str) -> dict[str, float]:
-        optimizer = state.build_optimizer(args_of(f'--weight_decay 0.05 {argv}'), model)
+        optimizer = engine.build_optimizer(args_of(f'--weight_decay 0.05 {argv}'), model)
         return {names[id(p)]: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
 
     kernels = {name for name, p in model.named_parameters() if p.ndim > 1}
@@ -178,7 +178,7 @@ def test_weight_decay_is_of_all_parameters_for_sgd_and_of_kernels_for_the_others
 )
 def test_what_a_network_or_an_optimiser_cannot_have_is_refused(tiny, model, argv, words):
     with pytest.raises(RunError, match=words):
-        state.build_optimizer(args_of(argv, model), Small())
+        engine.build_optimizer(args_of(argv, model), Small())
 
 
 @pytest.mark.parametrize(('argv', 'notes'), [('', ["note: --lr 0.05 is the recipe's for sgd"]), ('--lr 1e-3', [])])
@@ -236,7 +236,7 @@ def test_the_gates_have_a_learning_rate_of_their_own(tiny):
 def test_a_branch_learns_at_the_rate_of_its_stage(name):
     with torch.device('meta'):
         model = models.build_model(name, 3)
-    groups = state.parameter_groups(args_of('--layer_decay 0.5 --gate_lr 10', model=name), model)
+    groups = engine.parameter_groups(args_of('--layer_decay 0.5 --gate_lr 10', model=name), model)
     names = {p: key for key, p in model.named_parameters()}
     scales = {names[p]: group['lr_scale'] for group in groups for p in group['params']}
     assert scales.keys() == {*names.values()}
@@ -250,17 +250,17 @@ def test_a_branch_learns_at_the_rate_of_its_stage(name):
 
 def test_a_net_that_returns_more_than_logits_while_it_trains_is_named(tiny):
     args = args_of()
-    built = state.build_state(args, 3, CPU, None, 2)
+    built = engine.build_state(args, 3, CPU, None, 2)
     built.model.register_forward_hook(lambda _module, _inputs, out: (out, out))
     with pytest.raises(ModelError, match='tiny: returns a tuple while it trains, not one tensor of logits'):
-        state.mixed_loss(args, built, torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.long), 3, (0,))
+        engine.mixed_loss(args, built, torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.long), 3, (0,))
 
 
 def test_groups_that_a_model_cannot_have_are_refused():
     with pytest.raises(RunError, match=r'--gate_lr 100\.0: resnet10t has no gates'):
-        state.build_state(args_of('--gate_lr 100', model='resnet10t'), 3, CPU, None, 2)
+        engine.build_state(args_of('--gate_lr 100', model='resnet10t'), 3, CPU, None, 2)
     with pytest.raises(RunError, match=r'--layer_decay 0\.5: timm knows no order of the layers of resnet18'):
-        state.build_optimizer(args_of('--layer_decay 0.5', model='resnet18'), Small())
+        engine.build_optimizer(args_of('--layer_decay 0.5', model='resnet18'), Small())
 
 
 def test_the_log_has_the_learning_rate_of_the_schedule(tree, tmp_path, tiny):
@@ -310,7 +310,7 @@ def test_an_average_of_nothing_but_the_last_step_is_the_plain_run(tree, tmp_path
 
 
 def test_the_average_forgets_its_start_within_a_short_run(tiny):
-    average = state.build_state(args_of('--ema'), 3, CPU, None, 2).average
+    average = engine.build_state(args_of('--ema'), 3, CPU, None, 2).average
     assert [round(average.get_decay(step), 2) for step in (1, 2, 100, 1000)] == [0, 0.37, 0.95, 0.99]
 
 
@@ -338,7 +338,7 @@ def test_a_kill_between_last_and_best_loses_no_average(tree, tmp_path, tiny, mon
 
 def weights_of(*labels: int) -> torch.Tensor:
     items = [(f'{i}.jpg', label) for i, label in enumerate(labels)]
-    return state.balanced_weights(Splits(items, [], [], ['class0', 'class1', 'class2']), CPU)
+    return engine.balanced_weights(Splits(items, [], [], ['class0', 'class1', 'class2']), CPU)
 
 
 def test_balanced_weights():
@@ -351,11 +351,11 @@ def test_balanced_weights():
 @pytest.mark.parametrize('mixup', ['0', '0.8'])
 def test_weights_act_on_the_training_loss_of_mixed_and_smoothed_targets(tiny, mixup, smoothing):
     args = args_of(f'--mixup {mixup} --label_smoothing {smoothing}')
-    made = state.build_state(args, 3, CPU, None, 8)
+    made = engine.build_state(args, 3, CPU, None, 8)
     images, labels = torch.randn(8, 3, 32, 32), torch.tensor([0, 0, 0, 0, 0, 1, 1, 2])
     weights, key = weights_of(0, 1, 1, 1, 1, 2), ('mix', 0, 0)  # of a set with other shares than this batch
     made.model.eval()
-    loss = train.mixed_loss(args, made, images, labels, 3, key, weights)
+    loss = engine.mixed_loss(args, made, images, labels, 3, key, weights)
     mixed, targets = transforms.mix(images, labels, 3, args.mixup, 0, key)
     targets = targets if args.mixup else F.one_hot(labels, 3).float()
     targets = (1 - args.label_smoothing) * targets + args.label_smoothing / 3
@@ -366,8 +366,8 @@ def test_weights_act_on_the_training_loss_of_mixed_and_smoothed_targets(tiny, mi
 def test_the_validation_loss_is_not_weighted(tree, tmp_path, tiny, monkeypatch):
     weights = torch.tensor([5.0, 0.1, 0.1])
     monkeypatch.setattr(train, 'balanced_weights', lambda *_: weights)
-    seen, real = [], train.F.cross_entropy
-    monkeypatch.setattr(train.F, 'cross_entropy', lambda *a, **kw: seen.append(kw) or real(*a, **kw))
+    seen, real = [], engine.F.cross_entropy
+    monkeypatch.setattr(engine.F, 'cross_entropy', lambda *a, **kw: seen.append(kw) or real(*a, **kw))
     run(tree, tmp_path, '--class_weights', 'balanced')
     judged = [kw for kw in seen if kw.get('reduction') == 'sum']
     assert len(judged) == 3 + 2, 'a batch each: three validations, two tests'

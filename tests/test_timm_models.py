@@ -21,14 +21,14 @@ import predict
 import run_all
 import summarize_runs
 import train
-import trained
 from common import options, runs, weights
 from common.errors import ModelError, RunError
 from common.images import open_image
 from common.registry import MODELS, STCI_VARIANTS, entry_of
 from common.timm_models import import_file, model_defines, own_settings
-from loader import eval_images
 from models import build_model
+from training import trained
+from training.loader import eval_images
 from transforms import CROP_RATIO, Preprocessing, normalize, preprocessing_of, read_settings
 
 NET = """

@@ -5,11 +5,11 @@ import math
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import types
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -35,18 +35,18 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 import datasets
 import models
-import state as training_state
 import summarize_runs
 import train
-from common import checkpoint, distributed, images, options, predictions, runs
+from common import distributed, images, options, predictions, runs
 from common.checkpoint import read_checkpoint
-from common.errors import BUSY, DIVERGED, DataError, ModelError, RunError
+from common.errors import BUSY, DIVERGED, DataError, RunError
 from compute_flops import measure
 from datasets import load_splits
 from interpret import trace
-from loader import EvalBatches, ImageList, TrainBatches, eval_images, loader_processes, make_loader
 from models import build_model
 from train import lr_at
+from training import engine
+from training.loader import EvalBatches, ImageList, TrainBatches, eval_images, loader_processes, make_loader
 from transforms import normalize
 
 # Of a complete run.
@@ -113,22 +113,17 @@ def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     size = measure('tiny', 3, 32)
     assert (results['params_M'], results['macs_G']) == (size['params_M'], size['macs_G'])
 
-    best = read_checkpoint(folder / 'best.pt')
-    assert best.keys() == {'model', 'num_classes', 'classes', 'epoch', 'val_acc', 'state_dict', 'transform'}
-    assert (best['model'], best['num_classes'], best['classes']) == ('tiny', 3, ['class0', 'class1', 'class2'])
-    assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc'])
-    build_model('tiny', 3).load_state_dict(best['state_dict'])
-
-
-def test_what_is_said_of_each_test_image_is_kept(tree, tmp_path, tiny):
-    folder, results = run(tree, tmp_path)
-    found, splits = predictions.read_predictions(folder / runs.PREDICTIONS), datasets.load_splits('dtd', tree, 1)
+    found, splits = predictions.read_predictions(folder / runs.PREDICTIONS), load_splits('dtd', tree, 1)
     assert (found.classes, found.labels.tolist()) == (splits.classes, [label for _, label in splits.test])
     assert [str(tree / path) for path in found.paths] == [path for path, _ in splits.test]
     assert 100 * (found.predicted == found.labels).mean() == pytest.approx(results['test_acc'])
     truth = found.probabilities[range(len(found.labels)), found.labels]
     assert -np.log(truth).mean() == pytest.approx(results['test_loss'], rel=1e-5)
-    assert np.allclose(found.probabilities.sum(1), 1)
+    best = read_checkpoint(folder / 'best.pt')
+    assert best.keys() == {'model', 'num_classes', 'classes', 'epoch', 'val_acc', 'state_dict', 'transform'}
+    assert (best['model'], best['num_classes'], best['classes']) == ('tiny', 3, ['class0', 'class1', 'class2'])
+    assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc'])
+    build_model('tiny', 3).load_state_dict(best['state_dict'])
 
 
 @pytest.mark.parametrize(
@@ -169,16 +164,6 @@ def test_the_checkpoint_tested_is_the_later_of_the_best_and_test_is_read_once(tr
     assert events == ['val'] * 4 + ['test'] * 2, 'the last and the chosen weights, after all training'
 
 
-@pytest.mark.slow
-def test_results_can_be_reproduced_from_best_pt(tree, tmp_path, tiny):
-    folder, results = run(tree, tmp_path)
-    best = read_checkpoint(folder / 'best.pt')
-    model = build_model(best['model'], best['num_classes'])
-    model.load_state_dict(best['state_dict'])
-    model.to(memory_format=torch.channels_last)
-    assert evaluate_on(model, datasets.load_splits('dtd', tree, 1).test) == (results['test_loss'], results['test_acc'])
-
-
 def evaluate_on(model, items, img_size=32):
     device = torch.device('cpu')
     data = eval_images(items, img_size, None)
@@ -207,20 +192,17 @@ def test_a_complete_run_is_left_alone_and_another_configuration_refused(tree, tm
 
 
 @pytest.mark.slow
-def test_another_split_is_another_configuration(tree, tmp_path, tiny):
+def test_another_split_or_other_images_of_the_same_names_are_another_configuration(tree, tmp_path, tiny):
     run(tree, tmp_path)
+    image = next(tree.glob('images/*/*_0000.jpg'))
+    before = image.read_bytes()
+    write_image(image, 0, size=50)
+    with pytest.raises(RunError, match=r'another configuration \(split'):
+        run(tree, tmp_path)
+    image.write_bytes(before)
     write_image(tree / 'images' / 'class0' / 'new.jpg', 5)
     with open(tree / 'labels' / 'train1.txt', 'a') as file:
         file.write('class0/new.jpg\n')
-    with pytest.raises(RunError, match=r'another configuration \(split'):
-        run(tree, tmp_path)
-
-
-@pytest.mark.slow
-def test_other_images_of_the_same_names_are_another_configuration(tree, tmp_path, tiny):
-    run(tree, tmp_path)
-    for path in tree.glob('images/*/*.jpg'):
-        write_image(path, 0, size=50)
     with pytest.raises(RunError, match=r'another configuration \(split'):
         run(tree, tmp_path)
 
@@ -231,14 +213,6 @@ def test_values_of_a_recipe_may_be_spelled_out(tree, tmp_path, tiny):
     _, first = run(tree, tmp_path, *demo)
     _, again = run(tree, tmp_path, *demo, '--mixup', '0', '--crop_scale', '0.5', '1', '--hflip', '0')
     assert again == first
-
-
-@pytest.mark.slow
-def test_a_start_that_failed_does_not_stand_in_the_way(tree, tmp_path, tiny):
-    torch.save({'foo': torch.zeros(3)}, tmp_path / 'foreign.pt')
-    with pytest.raises(ModelError):
-        run(tree, tmp_path, '--pretrained', str(tmp_path / 'foreign.pt'))
-    run(tree, tmp_path)
 
 
 @pytest.mark.slow
@@ -352,15 +326,12 @@ def kill_when(process, condition, limit: float = 200) -> bool:
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tree, tmp_path):
-    arguments = (*argv_of(tree, tmp_path / 'killed', model='twistnet18'), '--num_workers', '1', '--epochs', '5')
+    arguments = (*argv_of(tree, tmp_path / 'killed', model='twistnet18'), '--num_workers', '1', '--epochs', '4')
     folder = tmp_path / 'killed' / 'dtd_fold1_twistnet18_seed42'
 
     def epochs():
         path = folder / 'log.jsonl'
         return len(path.read_text().splitlines()) if path.exists() else 0
-
-    def writing(name):
-        return (folder / f'{name}.tmp').exists()
 
     started = []
 
@@ -370,12 +341,9 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tree, tmp_pat
         return started and time.monotonic() > started[0] + 0.15
 
     moments = [
-        lambda: writing('best.pt'),  # the first checkpoint is being written
-        lambda: writing('last.pt'),
-        lambda: epochs() >= 1 and writing('last.pt'),  # the second one, in place of the first
+        lambda: (folder / 'last.pt.tmp').exists(),  # the first checkpoint is being written
         lambda: some_time_after(2),
-        lambda: epochs() >= 3 and writing('log.jsonl'),
-        lambda: epochs() >= 5,  # between the last epoch and the results
+        lambda: epochs() >= 4,  # between the last epoch and the results
     ]
     for moment in moments:
         assert kill_when(start('train.py', *arguments), moment)
@@ -384,22 +352,21 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tree, tmp_pat
     assert code == 0, err
     assert sorted(os.listdir(folder)) == FILES
 
-    undisturbed = (*argv_of(tree, tmp_path / 'whole', model='twistnet18'), '--epochs', '5')
+    undisturbed = (*argv_of(tree, tmp_path / 'whole', model='twistnet18'), '--epochs', '4')
     assert finish(start('train.py', *undisturbed))[0] == 0
     assert outcome(folder) == outcome(tmp_path / 'whole' / folder.name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path, number, code):
+def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path):
     arguments = (*argv_of(tree, tmp_path, model='twistnet18_first_order'), '--num_workers', '2', '--epochs', '40')
     process = start('train.py', *arguments)
     log = tmp_path / 'dtd_fold1_twistnet18_first_order_seed42' / 'log.jsonl'
     while not log.exists() and process.poll() is None:
         time.sleep(0.05)
-    os.killpg(process.pid, number)  # as a terminal and a scheduler do: to the loaders too
+    os.killpg(process.pid, signal.SIGTERM)  # as a terminal and a scheduler do: to the loaders too
     returncode, out, err = finish(process)
-    assert returncode == code, err
+    assert returncode == 143, err
     assert 'Traceback' not in err
     assert err.splitlines()[-1] == 'stopped; the same command resumes after the last whole epoch'
     assert out == ''
@@ -415,30 +382,23 @@ def test_what_is_left_of_a_job_in_the_environment_does_not_count(tree, tmp_path,
     distributed.setup('cpu', 1)
     assert distributed.process_rank() == (0, 1)
     known = environment.replace(' ', ', ')
-    assert (f'note: {known} without' in capfd.readouterr().err) == ('WORLD_SIZE' in environment)
+    assert (f'note: {known} alone' in capfd.readouterr().err) == ('WORLD_SIZE' in environment)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('environment', 'words'),
     [
-        ('RANK=1 WORLD_SIZE=2', 'RANK=1, WORLD_SIZE=2, without MASTER_ADDR, MASTER_PORT'),
-        ('RANK=2 WORLD_SIZE=2 MASTER_ADDR=here MASTER_PORT=1', 'MASTER_PORT=1, which cannot be'),
-        ('RANK=0 WORLD_SIZE=two MASTER_ADDR=here MASTER_PORT=1', 'MASTER_PORT=1, which cannot be'),
-        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=here MASTER_PORT=x', 'MASTER_PORT=x, which cannot be'),
-        ('WORLD_SIZE=2 SLURM_STEP_NUM_TASKS=2', 'WORLD_SIZE=2, without RANK, MASTER_ADDR, MASTER_PORT'),
-        # A whole job, of which nobody else comes; the first process opens the store, the other does not find it.
-        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={port}', 'not all of the 2 processes came'),
-        ('RANK=1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={port}', 'not all of the 2 processes came'),
-        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=70000', 'cannot be opened'),
+        ('RANK=1 WORLD_SIZE=2', 'RANK=1, WORLD_SIZE=2, which is no whole job of RANK, WORLD_SIZE'),
+        ('RANK=2 WORLD_SIZE=2 MASTER_ADDR=here MASTER_PORT=1', 'MASTER_PORT=1, which is no whole job'),
+        ('RANK=0 WORLD_SIZE=two MASTER_ADDR=here MASTER_PORT=1', 'MASTER_PORT=1, which is no whole job'),
+        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=here MASTER_PORT=x', 'MASTER_PORT=x, which is no whole job'),
+        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=70000', '2 processes do not meet at 127.0.0.1'),
     ],
 )
 def test_a_job_that_cannot_be_is_one_line_and_no_wait(tree, tmp_path, tiny, monkeypatch, capfd, environment, words):
-    with socket.create_server(('127.0.0.1', 0)) as server:
-        port = server.getsockname()[1]
-    for name, value in (pair.split('=') for pair in environment.format(port=port).split()):
+    for name, value in (pair.split('=') for pair in environment.split()):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, 'JOIN_MINUTES', 0)
     message = fails(argv_of(tree, tmp_path / 'runs', '--device', 'cpu'), capfd)
     assert words in message
     assert 'unset WORLD_SIZE' in message
@@ -447,7 +407,7 @@ def test_a_job_that_cannot_be_is_one_line_and_no_wait(tree, tmp_path, tiny, monk
 
 def test_loader_processes_are_as_many_as_shared_memory_has_room_for(monkeypatch, capfd):
     def free(size):
-        monkeypatch.setattr('loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=size))
+        monkeypatch.setattr('training.loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=size))
 
     docker, image = 64 * 2**20, 3 * 224**2
     dtd = [(58, 32 * image), (30, 64 * image), (30, 64 * image)]  # training, validation and test of a fold
@@ -466,22 +426,12 @@ def test_loader_processes_are_as_many_as_shared_memory_has_room_for(monkeypatch,
     assert loader_processes(4, dtd) == 2
 
 
-@pytest.mark.slow
-def test_a_small_shared_memory_takes_fewer_loader_processes(tree, tmp_path, tiny, monkeypatch, capfd):
-    monkeypatch.setattr('loader.shutil.disk_usage', lambda _: types.SimpleNamespace(free=1, total=1, used=0))
-    run(tree, tmp_path, '--num_workers', '4', '--cache', 'none')
-    assert '--num_workers 0 is taken' in capfd.readouterr().err
-
-
 @pytest.mark.parametrize(
     ('error', 'words'),
     [
         (RuntimeError('Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory(shm) for '
                       'file </torch_1>: No space left on device (28)'), 'fewer --num_workers need less, 0 none'),
         (RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that'), '--shm-size'),
-        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. '), 'is killed by signal: Killed'),
-        (RuntimeError('DataLoader worker (pid(s) 7, 8) exited unexpectedly'), 'a loader process exited unexpectedly'),
-        (RuntimeError('CUDA out of memory. Tried to allocate 2 GiB'), 'a smaller --batch_size'),
         (InvalidCxxCompiler(), 'torch.compile needs a C++ compiler'),
     ],
 )  # fmt: skip
@@ -505,15 +455,6 @@ def test_a_test_loss_that_is_not_finite_does_not_cost_the_run(tree, tmp_path, ti
     assert results['test_loss'] is None
     assert runs.read_json(folder / 'results.json')['test_loss'] is None
     assert 'note: the test loss is nan' in capfd.readouterr().err
-
-
-def test_an_error_that_is_not_the_machine_s_keeps_its_traceback(tree, tmp_path, tiny, monkeypatch):
-    def train_epoch(*_):
-        raise RuntimeError('mat1 and mat2 shapes cannot be multiplied')
-
-    monkeypatch.setattr(train, 'train_epoch', train_epoch)
-    with pytest.raises(RuntimeError, match='mat1 and mat2'):
-        train.cli(argv_of(tree, tmp_path))
 
 
 # ------------------------------------------------------------------------------------------ several processes
@@ -610,9 +551,8 @@ def test_a_process_without_a_batch_to_validate_takes_part(tree, tmp_path, one_th
 def test_an_error_under_torchrun_is_said_once(tree, tmp_path):
     (tmp_path / 'runs' / 'dtd_fold1_twistnet18_seed42').mkdir(parents=True)
     (tmp_path / 'runs' / 'dtd_fold1_twistnet18_seed42' / 'results.json').write_text('{')
-    launcher = ('-m', 'torch.distributed.run', *TORCHRUN)
     arguments = argv_of(tree, tmp_path / 'runs', model='twistnet18')
-    code, out, err = finish(start('train.py', *arguments, launcher=launcher))
+    code, out, err = finish(start(FORKED_TORCHRUN, *TORCHRUN, ROOT / 'train.py', *arguments))
     assert code != 0
     assert out == ''
     assert err.count('train.py: error: ') == 1
@@ -675,23 +615,6 @@ def test_learning_rate(warmup, steps):
     assert middle == pytest.approx(0.05)
 
 
-def test_recipes():
-    default = options.parse_args(['--dataset', 'dtd', '--data_dir', 'x'])
-    assert default.recipe == 'default'
-    promised = dict(
-        epochs=100, batch_size=32, lr=0.01, min_lr=1e-6, warmup_epochs=5, momentum=0.9, weight_decay=1e-4,
-        label_smoothing=0.1, clip_grad=1.0, randaug_n=2, randaug_m=9, mixup=0.8, cutmix=1.0, img_size=224, seed=42,
-    )  # fmt: skip
-    assert promised.items() <= vars(default).items()
-    scratch = options.parse_args(['--dataset', 'dtd', '--recipe', 'scratch', '--epochs', '30'])
-    changed = dict(lr=0.05, min_lr=1e-5, batch_size=64, warmup_epochs=10, crop_scale=[0.2, 1.0], epochs=30, mixup=0.8)
-    assert changed.items() <= vars(scratch).items()
-    assert options.parse_args([]).recipe == 'demo'
-    assert options.parse_args([]).dataset == 'synthetic'
-    assert options.parse_args(['--pretrained']).pretrained is True
-    assert options.parse_args(['--pretrained', 'w.pt']).pretrained == 'w.pt'
-
-
 @pytest.mark.parametrize(
     ('argv', 'expected', 'words'),
     [
@@ -722,12 +645,6 @@ def test_a_mended_test_image_does_not_part_a_run_from_the_other_folds(tree, tmp_
     folder, _ = run(tree, tmp_path)
     other, _ = run(tree, tmp_path, '--fold', '2')
     assert len({runs.read_json(path / 'config.json')['tree'] for path in (folder, other)}) == 1
-
-
-@pytest.mark.parametrize('argv', ['--epochs 3 --warmup_epochs 5', '--warmup_epochs 100', '--min_lr 1', '--lr nan'])
-def test_a_value_that_was_given_is_refused(argv):
-    with pytest.raises(RunError):
-        options.check(options.parse_args(argv.split()))
 
 
 @pytest.mark.parametrize(
@@ -825,20 +742,6 @@ def test_a_run_records_its_whole_tree_whatever_the_fold(tree, tmp_path, tiny):
 
 
 @pytest.mark.slow
-def test_label_smoothing_applies_to_mixed_targets(tree, tmp_path, tiny, monkeypatch):
-    seen = []
-    real = train.F.cross_entropy
-
-    def cross_entropy(logits, targets, **kwargs):
-        seen.append((targets.dtype, kwargs.get('label_smoothing')))
-        return real(logits, targets, **kwargs)
-
-    monkeypatch.setattr(train.F, 'cross_entropy', cross_entropy)
-    run(tree, tmp_path)
-    assert (torch.float32, 0.1) in seen
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize('amp', ['bf16', 'fp16'])
 def test_reduced_precision_trains(tree, tmp_path, tiny, amp):
     folder, _ = run(tree, tmp_path, '--amp', amp)
@@ -860,11 +763,10 @@ def test_auto_is_bf16_where_the_processor_has_it(monkeypatch, feature, expected)
 
 
 @pytest.mark.slow
-def test_a_compiled_run_gives_a_plain_checkpoint(tree, tmp_path, monkeypatch):
-    small = dict(base_width=8, layers=(1,), twist_stages=(1,))  # the compiler takes a minute for each stage
-    monkeypatch.setitem(models.MODELS, 'tiny', dict(label='Tiny', twist=small))
-    with torch._inductor.config.patch({'cpp.enable_tiling_heuristics': False}):  # minutes of symbolic algebra
-        folder, results = run(tree, tmp_path, '--compile', '--epochs', '2')
+def test_a_compiled_run_gives_a_plain_checkpoint(tree, tmp_path, tiny, monkeypatch):
+    compiled = partialmethod(torch.nn.Module.compile, backend='eager')  # traced as ever; inductor takes minutes
+    monkeypatch.setattr(torch.nn.Module, 'compile', compiled)
+    folder, results = run(tree, tmp_path, '--compile', '--epochs', '2')
     best = read_checkpoint(folder / 'best.pt')
     model = build_model('tiny', 3)
     assert list(best['state_dict']) == list(model.state_dict())
@@ -905,28 +807,17 @@ BAD_OPTIONS = [
     ('--fold 3', 'fold 3 of'),
     ('--data_dir nowhere', 'nowhere: no such folder'),
     ('--warmup_epochs 3', '--epochs 3 must be greater than --warmup_epochs 3'),
-    ('--warmup_epochs -1', '--epochs 3 must be greater than --warmup_epochs -1'),
     ('--epochs 0', '--epochs 0 must be from 1 to'),
     (
         '--batch_size 25',
         '--batch_size 25 must be from 2 (two images a process, for BatchNorm) to the 24 training images',
     ),
-    ('--batch_size 1', '--batch_size 1 must be from 2'),
     ('--img_size 16', '--img_size 16 must be from 32'),
     ('--model swin_tiny --img_size 33', '--img_size 33 must be a multiple of 32 for swin_tiny'),
-    ('--seed -1', '--seed -1 must be from 0'),
-    ('--lr -0.1', '--lr -0.1 must be from'),
     ('--lr nan', '--lr nan must be from'),
     ('--min_lr 1', '--min_lr 1.0 must not exceed --lr 0.01'),
-    ('--momentum 2', '--momentum 2.0 must be from 0'),
-    ('--weight_decay -1', '--weight_decay -1.0 must be from 0'),
-    ('--label_smoothing 2', '--label_smoothing 2.0 must be from 0 to 1'),
-    ('--clip_grad nan', '--clip_grad nan must be from 0'),
-    ('--hflip 2', '--hflip 2.0 must be from 0 to 1'),
     ('--crop_scale 1 0.1', '--crop_scale 1.0 0.1 must be two areas'),
-    ('--crop_scale 2 3', '--crop_scale 2.0 3.0 must be two areas'),
     ('--randaug_m 31', '--randaug_m 31 must be from 0 to 30'),
-    ('--mixup -1', '--mixup -1.0 must be from 0'),
     ('--num_workers -1', '--num_workers -1 must be from 0'),
     ('--device foo', "--device 'foo' must be auto, cpu, cuda or cuda:N"),
     ('--device cuda:7', '--device cuda:7: there are'),
@@ -965,10 +856,6 @@ def test_a_run_that_another_process_makes_is_left_to_it(tree, tmp_path, tiny, ca
     run(tree, tmp_path)
 
 
-def test_plain_sgd_is_allowed(tree, tmp_path, tiny):
-    run(tree, tmp_path, '--momentum', '0', '--clip_grad', '0', '--label_smoothing', '0')
-
-
 def test_bad_weights(tree, tmp_path, tiny, capfd):
     torch.save({'foo': torch.zeros(1)}, tmp_path / 'foreign.pt')
     message = fails(argv_of(tree, tmp_path / 'a', '--pretrained', str(tmp_path / 'foreign.pt')), capfd)
@@ -986,23 +873,17 @@ class Code:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('workers', ['0', '2'])
-def test_a_truncated_image_is_named_and_nothing_is_lost(tree, tmp_path, tiny, capfd, workers):
+def test_a_truncated_image_is_named_and_nothing_is_lost(tree, tmp_path, tiny, capfd):
     path = tree / 'images' / 'class1' / 'class1_0013.jpg'  # a test image: it is read last
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    arguments = argv_of(tree, tmp_path / 'a', '--num_workers', workers)
+    arguments = argv_of(tree, tmp_path / 'a', '--num_workers', '2')
     assert 'class1_0013.jpg: cannot be read as an image' in fails(arguments, capfd)
     path.write_bytes(whole)
     train.cli(arguments)
     assert 'resuming after epoch 3' in capfd.readouterr().err
     reference, _ = run(tree, tmp_path / 'b')
     assert outcome(tmp_path / 'a' / reference.name) == outcome(reference)
-
-
-def test_listed_images_and_classes_that_are_missing(tree, tmp_path, tiny, capfd):
-    (tree / 'images' / 'class0' / 'class0_0001.jpg').unlink()
-    assert 'class0_0001.jpg: listed in labels/train1.txt but missing' in fails(argv_of(tree, tmp_path / 'a'), capfd)
 
 
 def stop_after_one_epoch(monkeypatch, tree, run_dir, *more) -> Path:
@@ -1042,14 +923,14 @@ def test_a_foreign_or_hostile_last_checkpoint_is_refused(tree, tmp_path, tiny, m
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tree, tmp_path, tiny, monkeypatch, capfd):
-    real = training_state.mix
+    real = engine.mix
 
     def mix(images, labels, num_classes, mixup, cutmix, key):
         images, targets = real(images, labels, num_classes, mixup, cutmix, key)
         return images * float('nan') if key[2] >= 4 else images, targets  # from the middle of the second epoch
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_state, 'mix', mix)
+        patch.setattr(engine, 'mix', mix)
         message = fails(argv_of(tree, tmp_path / 'a'), capfd, DIVERGED)
     assert 'the training loss is nan' in message
     folder = tmp_path / 'a' / 'dtd_fold1_tiny_seed42'
@@ -1061,7 +942,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tree
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['best.pt', 'last.pt', 'log.jsonl', 'results.json'])
+@pytest.mark.parametrize('name', ['best.pt', 'results.json'])
 def test_a_full_disk_loses_nothing(tree, tmp_path, tiny, monkeypatch, capfd, name):
     folder = stop_after_one_epoch(monkeypatch, tree, tmp_path / 'a')
     (folder / f'{name}.tmp').symlink_to('/dev/full')  # every write to it fails with ENOSPC
@@ -1142,12 +1023,12 @@ def test_a_best_checkpoint_that_is_lost_is_made_again_or_the_run_starts_again(tr
     best = read_checkpoint(folder / 'best.pt')
     history = read_checkpoint(folder / 'last.pt')['run']
     later = history | dict(history=2 * history['history'])
-    assert checkpoint.holds_best(folder, later)
+    assert engine.holds_best(folder, later)
     torch.save(best | dict(epoch=2), folder / 'best.pt')  # as versions left it that wrote best.pt first
-    assert not checkpoint.holds_best(folder, later)
+    assert not engine.holds_best(folder, later)
     (folder / 'best.pt').unlink()
-    assert not checkpoint.holds_best(folder, later)
-    assert checkpoint.holds_best(folder, history), 'the last epoch is the best one: last.pt has its weights'
+    assert not engine.holds_best(folder, later)
+    assert engine.holds_best(folder, history), 'the last epoch is the best one: last.pt has its weights'
     fake_accuracies(monkeypatch, 0.0, 0.0)
     _, results = run(tree, tmp_path)
     assert 'starting again' not in capfd.readouterr().err
@@ -1155,9 +1036,9 @@ def test_a_best_checkpoint_that_is_lost_is_made_again_or_the_run_starts_again(tr
     again = read_checkpoint(folder / 'best.pt')
     assert all(again['state_dict'][name].equal(tensor) for name, tensor in best['state_dict'].items())
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, 'holds_best', lambda *_: False)
+        patch.setattr(engine, 'holds_best', lambda *_: False)
         cut = stop_after_one_epoch(patch, tree, tmp_path / 'b')
-        results, last, notes = checkpoint.open_run(cut, runs.read_json(cut / 'config.json'), False)
+        results, last, notes = engine.find_last(cut, runs.read_json(cut / 'config.json'), False)
     assert (results, last) == (None, None)
     assert 'best.pt is missing or of another epoch than the best one; starting again' in notes[-1]
 
@@ -1181,19 +1062,6 @@ def test_after_force_the_advice_is_not_to_force_again(tree, tmp_path, tiny, monk
 
 
 @pytest.mark.slow
-def test_damaged_config_is_named(tree, tmp_path, tiny, capfd):
-    folder, _ = run(tree, tmp_path)
-    for name in ('config.json', 'results.json'):
-        whole = (folder / name).read_text()
-        for text in ('{', '[]', '3'):
-            (folder / name).write_text(text)
-            assert f'{name}: damaged' in fails(argv_of(tree, tmp_path), capfd)
-        (folder / name).write_text('{}')
-        assert 'another configuration' in fails(argv_of(tree, tmp_path), capfd)
-        (folder / name).write_text(whole)
-
-
-@pytest.mark.slow
 def test_command_line_prints_one_result_and_leaves_progress_to_stderr(tree, tmp_path):
     code, out, err = finish(start('train.py', *argv_of(tree, tmp_path, model='twistnet18_first_order')))
     assert code == 0, err
@@ -1201,9 +1069,6 @@ def test_command_line_prints_one_result_and_leaves_progress_to_stderr(tree, tmp_
     assert 'test accuracy' in out
     assert 'epoch 3/3' in err
     assert 'left' in err
-    code, out, err = finish(start('train.py', *argv_of(tree, tmp_path, model='resnet19')))
-    assert (code, out) == (1, '')
-    assert err.splitlines()[-1].startswith("train.py: error: unknown model 'resnet19'")
     code, out, err = finish(start('train.py', '--no_such_option'))
     assert (code, out) == (2, '')
     assert json.dumps(err).count('unrecognized arguments: --no_such_option') == 1

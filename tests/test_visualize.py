@@ -18,14 +18,14 @@ from PIL import Image
 import assets.architecture as architecture
 import models
 import plot_results
-import trained
 import visualize
 from common import drawing, synthetic
 from common.errors import ModelError, RunError, UserError
 from common.splits import split_digest
 from datasets import load_splits
 from interpret import class_views, image_views, trace, twist_views
-from trained import Subject
+from training import trained
+from training.trained import Subject
 from transforms import Preprocessing, eval_settings, normalize
 
 ANGLES = (0, 45, 90, 135)  # of heads 1 to 4: the convention of synthetic.py's classes

@@ -1,8 +1,9 @@
-"""What training changes: the model, its optimiser, and what goes with them; the schedule and the loss."""
+"""The engine of train.py and pretrain_imagenet.py: the model and its optimiser, the loss, steps, and an evaluation."""
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,15 +12,20 @@ from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 import models
-from common import distributed
-from common.distributed import autocast, logits_of
-from common.errors import RunError
+from common import distributed, runs
+from common.checkpoint import read_checkpoint
+from common.distributed import autocast, logits_of, reduce_sum
+from common.errors import ModelError, RunError, UnsafeCheckpoint
 from common.insertion import attach
 from common.options import NO_GATES
 from common.splits import Splits
-from transforms import Preprocessing, blank_batch, mix, preprocessing_of
+from transforms import Preprocessing, blank_batch, mix, normalize, preprocessing_of
+
+CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 
 
 class State(NamedTuple):
@@ -55,8 +61,8 @@ def build_state(
         last: the checkpoint; None to start.
         batch_size: images of a batch in this process.
         pretrained: as for models.build_model.
-        fused: use the fused optimiser, which can skip a step on the device (see train_steps). Its momentum buffers
-            start as zeros: the first step is the same, and a skipped one would leave them uninitialised.
+        fused: use the fused optimiser, which need not wait where fp16 skips a step. Its momentum buffers start as
+            zeros: the first step is the same, and a skipped one would leave them uninitialised.
 
     Raises:
         RunError: an option of the optimiser does not fit the model, or the optimiser refuses it.
@@ -149,6 +155,19 @@ def scale_branches(model: nn.Module, groups: list[dict]) -> list[dict]:
     return groups
 
 
+def state_dicts(state: State) -> dict:
+    """What a checkpoint holds of a state, see build_state."""
+    dicts = {key: getattr(state, key).state_dict() for key in ('optimizer', 'scaler')}
+    average = state.average and state.average.module.state_dict()
+    return dict(state_dict=state.model.state_dict(), **dicts, average=average)
+
+
+def share_state(state: State) -> None:
+    """Give every process the main one's weights and buffers, so that all evaluate what is saved."""
+    for module in dict.fromkeys((state.model, state.evaluated)):
+        distributed.share_weights(module)
+
+
 def balanced_weights(splits: Splits, device: torch.device) -> torch.Tensor:
     """Weights n / (K n_c) of the K classes, n_c of the n training images being of class c: (K,).
 
@@ -194,3 +213,143 @@ def mixed_loss(
     with autocast(state.device, args.amp):
         logits = logits_of(state.parallel, images, args.model)
         return F.cross_entropy(logits, targets, weight=weights, label_smoothing=args.label_smoothing)
+
+
+# ---------------------------------------------------------------------------------------------- loops
+
+
+def train_steps(
+    state: State,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    first_step: int,
+    schedule: Callable[[int], float],
+    batch_loss: Callable[[torch.Tensor, torch.Tensor, int, int], torch.Tensor],
+    clip_grad: float,
+    accumulate: int = 1,
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Make the optimiser's steps, one after another; with a fused optimiser nothing here waits for the device.
+
+    Args:
+        batches: (uint8 images, labels); a whole number of steps of `accumulate` batches each.
+        schedule: learning rate by step.
+        batch_loss: loss of (normalised images, labels, step, part of the step from 0).
+        clip_grad: largest norm of all gradients together; 0 turns clipping off.
+        accumulate: batches whose gradients are averaged in a step.
+
+    Yields:
+        the number of the step, its mean loss in this process, and the norm of the gradients (both on the device).
+    """
+    model, optimizer, scaler, device = state.model, state.optimizer, state.scaler, state.device
+    model.train()
+    parameters = list(model.parameters())
+    for index, (images, labels) in enumerate(batches):
+        step, part = first_step + index // accumulate, index % accumulate
+        if part == 0:
+            for group in optimizer.param_groups:
+                group['lr'] = schedule(step) * group.get('lr_scale', 1.0)
+            optimizer.zero_grad(set_to_none=True)
+            total = torch.zeros((), device=device)
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        images = normalize(images, *state.preprocessing.statistics)
+        loss = batch_loss(images, labels, step, part) / accumulate
+        scaler.scale(loss).backward()
+        total += loss.detach()
+        if part < accumulate - 1:
+            continue
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)  # without a bound they are multiplied by one
+        scaler.step(optimizer)
+        scaler.update()
+        if state.average:
+            state.average.update(model, step + 1)
+        yield step, total, norm
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader,
+    device: torch.device,
+    amp: str,
+    bar: tqdm | None = None,
+    statistics: tuple = (),
+    probabilities: torch.Tensor | None = None,
+) -> tuple[float, float]:
+    """Cross-entropy and top-1 accuracy; each image counts once, whatever the number of processes.
+
+    Args:
+        model: the plain module, with the same weights and buffers in every process.
+        loader: over an ImageList by EvalBatches.
+        statistics: mean and std of the model's input; (): ImageNet's.
+        probabilities: (images, classes) float32 zeros on the device; those of the model are put there.
+
+    Returns:
+        mean loss in nats, and accuracy in percent, the same in every process.
+    """
+    model.eval()
+    batches = loader.batch_sampler
+    # A slot for each batch, filled by one process: summed in the same order whatever the number of processes.
+    sums = torch.zeros(2, math.ceil(batches.length / batches.batch_size), dtype=torch.float64, device=device)
+    for slot, (images, labels) in zip(batches.slots, loader):
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        images = normalize(images, *statistics)
+        with autocast(device, amp):
+            logits = model(images)
+        sums[0, slot] = F.cross_entropy(logits.float(), labels, reduction='sum')
+        sums[1, slot] = (logits.argmax(1) == labels).sum()
+        if probabilities is not None:
+            probabilities[slot * batches.batch_size :][: len(images)] = logits.float().softmax(1)
+        if bar is not None:
+            bar.update()
+    loss, correct = reduce_sum(sums).sum(1).tolist()
+    if probabilities is not None:
+        reduce_sum(probabilities)
+    return loss / batches.length, 100 * correct / batches.length
+
+
+# ---------------------------------------------------------------------------------------------- resuming a run folder
+
+
+def find_last(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict | None, list[str]]:
+    """Make a run folder of train.py this process's own, and find where its run resumes; see runs.open_run.
+
+    Returns:
+        the results if the run is complete, else None; the checkpoint to resume from, if there is one; and notes.
+    """
+    runs.claim(folder)
+    results, changed = runs.open_run(folder, config, force)
+    notes = [f'note: {folder} was {changed}; its last bits may differ from an undisturbed run'] if changed else []
+    if results is not None:
+        (folder / 'last.pt').unlink(missing_ok=True)
+        return results, None, [*notes, f'{folder} is complete; --force would start it again']
+    try:
+        last = read_checkpoint(folder / 'last.pt')
+    except FileNotFoundError:
+        return None, None, notes
+    except UnsafeCheckpoint:
+        raise
+    except ModelError as error:
+        runs.write_json(folder / 'config.json', config)  # of the environment that makes every epoch
+        return None, None, [*notes, f'note: {error}; starting again from epoch 1, with the same result']
+    if not isinstance(last, dict) or last.get('fingerprint') != config['fingerprint']:
+        raise RunError(f'{folder / "last.pt"} is not of this run; move it away, or --force to start again')
+    if not holds_best(folder, last['run']):
+        runs.write_json(folder / 'config.json', config)
+        lost = f'{folder / "best.pt"} is missing or of another epoch than the best one; starting again from epoch 1'
+        return None, None, [*notes, f'note: {lost}']
+    return None, last, notes
+
+
+def holds_best(folder: Path, progress: dict) -> bool:
+    """Whether the best weights of a run exist, in best.pt or, if its last epoch is the best one, in last.pt.
+
+    last.pt is written first: a run killed between the two still has what best.pt should hold.
+    """
+    if progress['best_epoch'] == len(progress['history']):
+        return True
+    try:
+        best = read_checkpoint(folder / 'best.pt')
+    except (FileNotFoundError, ModelError):
+        return False
+    wanted = dict(epoch=progress['best_epoch'], val_acc=progress['best_val_acc'])
+    return isinstance(best, dict) and wanted.items() <= best.items()

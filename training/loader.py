@@ -219,7 +219,7 @@ def make_loader(
     return loader
 
 
-def watch(loader: Iterable, clock: dict, bad: set[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def watch(loader: Iterable, clock: dict, bad: list[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The batches of a loader of ForgivingImages; adds up the seconds of waiting in `clock`, bad images in `bad`."""
     batches = iter(loader)
     while True:
@@ -229,7 +229,7 @@ def watch(loader: Iterable, clock: dict, bad: set[int]) -> Iterator[tuple[torch.
         if batch is None:
             return
         images, labels, replaced = batch
-        bad.update(replaced[replaced >= 0].tolist())
+        bad += replaced[replaced >= 0].tolist()
         yield images, labels
 
 

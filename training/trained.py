@@ -26,8 +26,8 @@ from common.splits import Splits, split_digest
 from common.timm_models import import_file, problem_of
 from common.weights import is_imagenet, weights_source
 from datasets import load_labelled, load_splits
-from loader import EvalBatches, loader_processes, make_loader, workers_of
 from models import blocks_of
+from training.loader import EvalBatches, loader_processes, make_loader, workers_of
 from transforms import Preprocessing, eval_transform, normalize, read_settings
 
 # Where images are not known to be held out, figures and reports say so: in the title, and in a sentence.
@@ -71,7 +71,7 @@ class Subject(NamedTuple):
         return normalize(torch.stack([self.view(image) for image in images]), *self.preprocessing.statistics)
 
     def probabilities(self, images: torch.Tensor, device: torch.device, amp: str) -> torch.Tensor:
-        """Of each class, as train.evaluate computes them: (B, 3, img_size, img_size) uint8 -> (B, K) float32."""
+        """Of each class, as engine.evaluate computes them: (B, 3, img_size, img_size) uint8 -> (B, K) float32."""
         images = normalize(images.to(device, non_blocking=True), *self.preprocessing.statistics)
         with autocast(device, amp):
             logits = self.model(images)
