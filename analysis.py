@@ -40,7 +40,7 @@ from interpret import findings, questions, trace
 from interpret.questions import HeldOut
 from loader import ImageList
 from models import blocks_of
-from trained import Subject
+from trained import TrainedModel
 
 
 class Question(NamedTuple):
@@ -64,7 +64,7 @@ QUESTIONS = {
 # ---------------------------------------------------------------------------------------------- images
 
 
-def read_images(subject: Subject, settings: dict, with_val: bool) -> HeldOut:
+def read_images(subject: TrainedModel, settings: dict, with_val: bool) -> HeldOut:
     """The test images of the fold, followed by those of validation.
 
     Args:
@@ -159,7 +159,7 @@ def asked(args: argparse.Namespace) -> tuple[str, ...]:
     return tuple(QUESTIONS) if args.question == 'all' else (args.question,)
 
 
-def prepare(args: argparse.Namespace) -> tuple[Subject, HeldOut, dict]:
+def prepare(args: argparse.Namespace) -> tuple[TrainedModel, HeldOut, dict]:
     """The model, the images that did not train it and the settings of the questions.
 
     Raises:
@@ -174,8 +174,11 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, HeldOut, dict]:
         raise RunError(f'--copies {args.copies}: {error}') from error
     subject = trained.load(args.checkpoint, args.imports)
     trace.need_stci(subject)
-    settings = trained.data_of(args, subject) | dict(seed=args.seed, copies=args.copies)
-    pretrained = settings['defines'].get('pretrained', True) is not None  # without a config it is not known
+    data = trained.data_of(args, subject)
+    settings = data._asdict() | dict(seed=args.seed, copies=args.copies)
+    pretrained = (
+        subject.config.get('defines', {}).get('pretrained', True) is not None
+    )  # without a config it is not known
     report = (runs.read_json(subject.path.with_name('results.json')) or {}).get('pretrained')
     settings['initial_gate'] = initial_gate(subject.name, blocks_of(subject.model), pretrained, report)
     subject.model.to(distributed.setup(args.device, args.seed))
@@ -183,7 +186,7 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, HeldOut, dict]:
     return subject, read_images(subject, settings, with_val), settings
 
 
-def answer(args: argparse.Namespace, subject: Subject, held_out: HeldOut, settings: dict) -> dict:
+def answer(args: argparse.Namespace, subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
     """The contents of report.json: the questions that the options ask and their answers.
 
     Raises:

@@ -18,7 +18,7 @@ from common.images import open_image
 from common.registry import model_label
 from interpret import trace
 from interpret.image_views import ANGLES, DEGREE
-from trained import Subject
+from trained import TrainedModel
 
 NEIGHBOURS = 5
 GREY = 2 * len(MARKERS)  # classes that differ by marker alone, filled or open
@@ -39,7 +39,7 @@ class Survey(NamedTuple):
     c_red: int  # 0 without blocks
 
 
-def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
+def survey_subset(subject: TrainedModel, args: argparse.Namespace) -> Survey:
     """Run the model over a subset of a data set.
 
     Args:
@@ -50,7 +50,7 @@ def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
         RunError: as trained.data_of. DataError: the data set cannot be read, or a class has one image in the subset.
     """
     data = trained.data_of(args, subject)
-    dataset, data_dir, fold, splits = (data[key] for key in ('dataset', 'data_dir', 'fold', 'splits'))
+    splits = data.splits
     subset = args.subset or 'test'
     items = getattr(splits, subset)
     labels = np.array([label for _, label in items])
@@ -58,12 +58,13 @@ def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
     if (counts < 2).any():
         few = int(counts.argmin())
         raise DataError(
-            f"{data_dir or dataset}: class '{splits.classes[few]}' has {('no image', 'one image')[counts[few]]} in the "
-            f'{subset} set of fold {fold}; a class needs two to be compared with itself'
+            f"{data.data_dir or data.dataset}: class '{splits.classes[few]}' has "
+            f'{("no image", "one image")[counts[few]]} in the {subset} set of fold {data.fold}; a class needs two to '
+            'be compared with itself'
         )
     features, logits, signatures, selection = [], [], {}, {}  # lists of batches
-    for start in tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {dataset}', disable=None):
-        images = [open_image(path, data['bits']) for path, _ in items[start : start + BATCH]]
+    for start in tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {data.dataset}', disable=None):
+        images = [open_image(path, data.bits) for path, _ in items[start : start + BATCH]]
         record = trace.observe(subject.model, subject.batch(images))
         features.append(record.features)
         logits.append(record.logits)
@@ -72,9 +73,9 @@ def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
             if block.selection is not None:
                 selection.setdefault(name, []).append(block.selection)
     right = torch.cat(logits).argmax(1).numpy() == labels
-    caution = f', {data["caution"]}' if data['caution'] else ''
+    caution = f', {data.caution}' if data.caution else ''
     return Survey(
-        of=f'{len(items)} {subset} images of {data["label"]}, fold {fold}{caution}',
+        of=f'{len(items)} {subset} images of {data.label}, fold {data.fold}{caution}',
         labels=labels,
         features=torch.cat(features).numpy(),
         accuracy=100 * right.mean(),
@@ -85,7 +86,7 @@ def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
     )
 
 
-def title_of_survey(subject: Subject, what: str, survey: Survey) -> str:
+def title_of_survey(subject: TrainedModel, what: str, survey: Survey) -> str:
     return (
         f'{what}: {model_label(subject.name)}, epoch {subject.epoch}, {survey.of} '
         f'({survey.accuracy:.1f} % right, chance {100 / len(subject.classes):.1f}{NBSP}%)'
@@ -103,7 +104,7 @@ def list_classes(axes: Axes, names: list[str], shift: float = 0.0) -> None:
     axes.tick_params(axis='y', length=0)
 
 
-def head_names(subject: Subject, heads: int) -> list[str]:
+def head_names(subject: TrainedModel, heads: int) -> list[str]:
     """The direction of each head; its number where it has none."""
     return [f'{angle}{DEGREE}' for angle in ANGLES[:heads]] if subject.directional else [*map(str, range(1, heads + 1))]
 
@@ -116,7 +117,7 @@ def line_height(classes: int) -> float:
 # ---------------------------------------------------------------------------------------------- selection
 
 
-def plot_class_selection(subject: Subject, survey: Survey) -> Figure:
+def plot_class_selection(subject: TrainedModel, survey: Survey) -> Figure:
     """AIS's weights and the gate of every block, and the weights by class.
 
     Raises:
@@ -183,7 +184,7 @@ def draw_weights(axes: Axes, weights: np.ndarray, c_red: int, names: list[str]) 
 # ---------------------------------------------------------------------------------------------- class patterns
 
 
-def plot_classes(subject: Subject, survey: Survey) -> Figure:
+def plot_classes(subject: TrainedModel, survey: Survey) -> Figure:
     """Mean products of each class in the last block, clustered.
 
     Raises:
@@ -252,7 +253,7 @@ def class_style(label: int) -> dict:
     return dict(marker=MARKERS[label % 7], mec=color, mfc='white' if group % 2 else color)
 
 
-def plot_tsne(subject: Subject, survey: Survey) -> Figure:
+def plot_tsne(subject: TrainedModel, survey: Survey) -> Figure:
     """t-SNE of what the classifier reads; beside it, in all dimensions, how often a neighbour has the class."""
     scaled = survey.features / np.linalg.norm(survey.features, axis=1, keepdims=True).clip(1e-12)
     perplexity = min(30.0, max(2.0, len(scaled) / 5))

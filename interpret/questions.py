@@ -30,7 +30,7 @@ from common.statistics import LEVEL, correct, corrected_t_test, mcnemar, paired
 from interpret import information, trace
 from interpret.trace import Block
 from models import blocks_of, gates_of
-from trained import Subject
+from trained import TrainedModel
 from transforms import normalize
 
 MAX_IMAGES = 256  # for mutual information, whose time grows with the square
@@ -61,7 +61,7 @@ def batches(model: nn.Module, images: torch.Tensor, statistics: tuple) -> Iterat
         yield normalize(batch.to(device), *statistics)
 
 
-def collect(subject: Subject, images: torch.Tensor, extract: Callable[[str, Block], dict]) -> dict[str, dict]:
+def collect(subject: TrainedModel, images: torch.Tensor, extract: Callable[[str, Block], dict]) -> dict[str, dict]:
     """The tensors (B, ..) that extract(name, block) gives of every block, over all images: arrays by block."""
     by_block: dict[str, list[dict]] = {}
     for batch in batches(subject.model, images, subject.preprocessing.statistics):
@@ -85,7 +85,7 @@ def tests_in(result: dict) -> Iterator[dict]:
 # ---------------------------------------------------------------------------------------------- information
 
 
-def measure_information(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
+def measure_information(subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
     """Mutual information of the channels of a head, by block. Raises RunError for too few images.
 
     Args:
@@ -161,7 +161,7 @@ def probe(features: np.ndarray, labels: np.ndarray, dimension: int, folds: int, 
     return accuracies
 
 
-def measure_features(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
+def measure_features(subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
     """Accuracies of a linear probe on each kind of feature, by block. Raises RunError for a model without products.
 
     Args:
@@ -282,7 +282,7 @@ def close_gate(block: nn.Module) -> None:
     block.gate.fill_(-math.inf)
 
 
-def measure_spiral(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
+def measure_spiral(subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
     """The test set with twists removed, heads permuted and images rotated, against the model as trained."""
     model, test, stci = subject.model, held_out.test, next(iter(blocks_of(subject.model).values())).stci
     before, rotated = outcome(model, test), outcome(model, test, turns=1)
@@ -302,7 +302,7 @@ def measure_spiral(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
     return compare_all(before, after, across)
 
 
-def measure_gates(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
+def measure_gates(subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
     """The gates and the test set with each gate closed and with all closed, against the model as trained.
 
     Args:

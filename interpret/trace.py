@@ -17,7 +17,7 @@ from torch import nn
 
 from common.errors import ModelError
 from models import DIRECTIONS, STCI, blocks_of
-from trained import Subject
+from trained import TrainedModel
 
 
 class Block(NamedTuple):
@@ -86,7 +86,7 @@ def matrix(values: torch.Tensor, c_red: int) -> torch.Tensor | None:
     return square
 
 
-def need_stci(subject: Subject) -> None:
+def need_stci(subject: TrainedModel) -> None:
     """Raise ModelError for a model without STCI, which most views and all questions are about."""
     if not blocks_of(subject.model):
         raise ModelError(
