@@ -40,7 +40,7 @@ from interpret.questions import HeldOut
 from models import blocks_of
 from training import trained
 from training.loader import ImageList
-from training.trained import Subject
+from training.trained import TrainedModel
 
 
 class Question(NamedTuple):
@@ -58,7 +58,7 @@ QUESTIONS = {
 }
 
 
-def read_images(subject: Subject, settings: dict, with_val: bool) -> HeldOut:
+def read_images(subject: TrainedModel, settings: dict, with_val: bool) -> HeldOut:
     """The test images of the fold, followed by those of validation if asked; settings: of trained.data_of; copies."""
     splits = settings['splits']
     items = splits.test + (splits.val if with_val else [])
@@ -132,7 +132,7 @@ def asked(args: argparse.Namespace) -> tuple[str, ...]:
     return tuple(QUESTIONS) if args.question == 'all' else (args.question,)
 
 
-def prepare(args: argparse.Namespace) -> tuple[Subject, HeldOut, dict]:
+def prepare(args: argparse.Namespace) -> tuple[TrainedModel, HeldOut, dict]:
     """The model, the images that did not train it and the settings of the questions."""
     options.check_bounds(args, seed=(0, 2**32 - 1))
     try:
@@ -141,8 +141,11 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, HeldOut, dict]:
         raise RunError(f'--copies {args.copies}: {error}') from error
     subject = trained.load(args.checkpoint, args.imports)
     trace.need_stci(subject)
-    settings = trained.data_of(args, subject) | dict(seed=args.seed, copies=args.copies)
-    pretrained = settings['defines'].get('pretrained', True) is not None  # without a config it is not known
+    data = trained.data_of(args, subject)
+    settings = data._asdict() | dict(seed=args.seed, copies=args.copies)
+    pretrained = (
+        subject.config.get('defines', {}).get('pretrained', True) is not None
+    )  # without a config it is not known
     report = (runs.read_json(subject.path.with_name('results.json')) or {}).get('pretrained')
     settings['initial_gate'] = initial_gate(subject.name, blocks_of(subject.model), pretrained, report)
     subject.model.to(distributed.setup(args.device, args.seed))
@@ -150,7 +153,7 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, HeldOut, dict]:
     return subject, read_images(subject, settings, with_val), settings
 
 
-def answer(args: argparse.Namespace, subject: Subject, held_out: HeldOut, settings: dict) -> dict:
+def answer(args: argparse.Namespace, subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
     """The contents of report.json: the questions that the options ask and their answers."""
     answers, not_answered = {}, {}
     for key in asked(args):

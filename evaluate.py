@@ -55,7 +55,7 @@ def run_models(args: argparse.Namespace) -> list[Judged]:
     for path in dict.fromkeys(args.checkpoint):
         subject = trained.load(path, args.imports)
         data = trained.data_of(args, subject, subset)
-        splits, caution = data['splits'], data['caution'] or ''
+        splits, caution = data.splits, data.caution or ''
         if subset in ('train', 'all') and not caution:
             caution = trained.OTHER
             print(f'note: {path}: --subset {subset} holds images that trained it', file=sys.stderr)
@@ -63,7 +63,7 @@ def run_models(args: argparse.Namespace) -> list[Judged]:
             print(f'note: {path}: images of validation chose its epoch', file=sys.stderr)
         items = [item for name in (SUBSETS if subset == 'all' else [subset]) for item in getattr(splits, name)]
         device = distributed.setup(args.device, 0)
-        read, paths = partial(open_image, bits=data['bits']), [path for path, _ in items]
+        read, paths = partial(open_image, bits=data.bits), [path for path, _ in items]
         probabilities, errors = trained.predict([subject], paths, read, args, device, f'{subset} images')
         if errors:
             raise DataError(
@@ -71,10 +71,11 @@ def run_models(args: argparse.Namespace) -> list[Judged]:
             )
         labels = np.array([label for _, label in items])
         found = Predictions(splits.classes, paths, labels, probabilities.argmax(1), probabilities)
-        defines = data['defines']
+        config = subject.config
+        defines = config.get('defines', {})
         # Not known to be of one data set and recipe, or not of the images held out by each: none is pooled.
-        key = scores.group_key(by_name(data), splits.classes) if defines and not caution else (path,)
-        cell = (subject.name, data['name'], subset, data['fold'], defines.get('seed'))
+        key = scores.group_key(by_name(config), splits.classes) if defines and not caution else (path,)
+        cell = (subject.name, data.name, subset, data.fold, defines.get('seed'))
         judged.append(Judged(str(path), *cell, key, found, None, caution))
     return judged
 

@@ -25,58 +25,120 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from safetensors import SafetensorError
 from timm.models import push_to_hf_hub, save_for_hf
 from timm.models._hub import generate_readme
 
-from common import options
+from common import options, runs
 from common.distributed import say, training_process
 from common.errors import ModelError, RunError, user_errors
-from common.model_card import model_card
-from common.registry import entry_of
-from common.timm_models import import_file
-from formats import BATCHES, MAKE, Export, check, first_line, hub_arguments, read
+from common.registry import DATASETS, dataset_label, entry_of, model_label
+from formats import BATCHES, MAKE, check, hub_arguments
+from training import trained
+from transforms import eval_settings
 
 ONNX_TORCH = (2, 6)  # whose exporter takes any number of images
 SUFFIXES = dict(onnx='.onnx', pt2='.pt2', safetensors='.safetensors', hub='')
+
+
+# ---------------------------------------------------------------------------------------------- the model card
+
+ENVIRONMENT = ('python', 'torch', 'torchvision', 'timm', 'device', 'commit')  # of config.json
+LIMITS = (
+    'timm reads colours as a file stores them. In training, transparent parts were laid over white, values of more '
+    'than eight bits scaled to eight, and colours of an ICC profile converted to sRGB.',
+    'It names one of its classes for every image, also for one that shows none of them.',
+    'The probability it gives is not calibrated.',
+)
+LOAD = """
+```python
+import timm
+from PIL import Image, ImageOps
+{imports}
+name = '{source}'
+model = timm.create_model(name, pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+image = ImageOps.exif_transpose(Image.open('photograph.jpg')).convert('RGB')
+probabilities = model(transform(image)[None]).softmax(1)[0]
+print(model.pretrained_cfg.get('label_names', range(len(probabilities)))[probabilities.argmax()])
+```
+"""
+
+
+def model_card(model: trained.TrainedModel, source: str, args: argparse.Namespace) -> dict:
+    """What timm takes as `model_card`: data, accuracy, recipe, limits, and how to load it from `source`."""
+    made, environment = (model.config.get(key, {}) for key in ('options', 'environment'))
+    results = runs.read_json(model.path.with_name('results.json')) or {}
+    dataset = results.get('dataset') or made.get('dataset')
+    called = made.get('name') or dataset_label(dataset, {})
+    data = f'{called}, fold {results.get("fold", made.get("fold"))}' if dataset else 'not recorded'
+    limits = ['Its accuracy is not recorded.', *LIMITS]
+    details = dict(Model=model_label(model.name), Data=data)
+    if 'protocol' in DATASETS.get(dataset, {}):
+        details['Protocol'] = DATASETS[dataset]['protocol']
+    if results:
+        counts = ', '.join(f'{results[f"n_{subset}"]} {subset}' for subset in ('train', 'val', 'test'))
+        details['Images'] = counts
+        details['Test accuracy'] = f'{results["test_acc"]:.2f} % (one fold, one seed: {results["seed"]})'
+        details['Validation accuracy'] = f'{results["best_val_acc"]:.2f} %, which chose epoch {results["best_epoch"]}'
+        details['Parameters'] = f'{results["params_M"]:.2f} M'
+        details['Initial weights'] = results['pretrained'] or 'none, from scratch'
+        limits[0] = f'Accuracy was measured on the {results["n_test"]} test images of this fold alone.'
+    taken = eval_settings(*model.preprocessing)
+    details['Input'] = (
+        f'short side to {round(model.img_size / taken["crop_ratio"])} pixels ({taken["interpolation"]}), centre crop '
+        f'of {model.img_size}, mean {taken["mean"]}, deviation {taken["std"]}'
+        + (f', images of {taken["bits"]} bits' if 'bits' in taken else '')
+    )
+    details['Classes'] = f'{len(model.classes)}: {", ".join(model.classes)}'
+    if made:
+        recipe = {key: made[key] for key in (*options.DEFAULT, 'amp') if key in made}
+        rare = {key: off for key, off in options.NEUTRAL.items() if key not in options.OWN_DATA}
+        details['Recipe'] = recipe | {key: made[key] for key, off in rare.items() if made.get(key, off) != off}
+    if environment:
+        details['Made with'] = ', '.join(f'{key} {environment[key]}' for key in ENVIRONMENT if environment.get(key))
+    details['Limits'] = limits
+    return dict(
+        tags=['image-classification', 'timm'],
+        license=args.license,
+        description=f'{model_label(model.name)} trained on {data}: {runs.counted(len(model.classes), "class")}.',
+        details=details,
+        usage=LOAD.format(source=source, imports=imports_for(model.name, args.imports)),
+    )
+
+
+def imports_for(name: str, imports: str | None) -> str:
+    """The lines of Python to run before timm has the model: of the file of --import, and of models.py."""
+    ours = {'twist', 'stci'} & entry_of(name).keys()
+    modules = ([Path(imports).stem] if imports else []) + (['models'] if ours else [])
+    lines = ''.join(f'import {module}  # of the repository of this model\n' for module in modules)
+    return lines + f"models.register('{name}')\n" * ('stci' in ours)
+
+
 # ---------------------------------------------------------------------------------------------- one export
 
 
-def card_of(export: Export, source: str, args: argparse.Namespace) -> dict:
-    subject = export.subject
-    ours = {'twist', 'stci'} & entry_of(subject.name).keys()
-    modules = [Path(path).stem for path in [args.imports] if path] + ['models'] * bool(ours)
-    needs = ''.join(f'import {module}  # of the repository of this model\n' for module in modules)
-    needs += f"models.register('{subject.name}')\n" * ('stci' in ours)
-    facts = export.preprocessing, export.config, export.results
-    return model_card(subject.name, subject.classes, *facts, source, args.license, needs)
+def first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def write(export: Export, args: argparse.Namespace, path: Path) -> None:
+def write(model: trained.TrainedModel, args: argparse.Namespace, path: Path) -> None:
     """Write the file or folder.
 
     Raises:
-        ModelError: the model has no graph that can be exported. RunError: it cannot be written.
+        ModelError: the model has no graph that can be exported.
     """
-    name = export.subject.name
-    data = None
-    if args.format != 'hub':
-        try:
-            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-                warnings.simplefilter('ignore')
-                data = MAKE[args.format](export)
-        except Exception as error:  # tracing meets any kind
-            raise ModelError(f'{name}: cannot be exported as {args.format} ({first_line(error)})') from error
-    try:
-        if data is not None:
-            path.write_bytes(data)
-            return
-        save_for_hf(export.subject.model, path, **hub_arguments(export, args.license))
-        card = card_of(export, f'local-dir:{args.out}', args)
+    if args.format == 'hub':
+        save_for_hf(model.model, path, **hub_arguments(model, args.license))
+        card = model_card(model, f'local-dir:{args.out}', args)
         (path / 'README.md').write_text(generate_readme(card, args.checkpoint.resolve().parent.name), encoding='utf-8')
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors say so of a full disk
-        reason = getattr(error, 'strerror', None) or first_line(error)
-        raise RunError(f'{args.out}: cannot be written ({reason}); nothing is left of it') from error
+        return
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter('ignore')
+            data = MAKE[args.format](model)
+    except Exception as error:  # tracing meets any kind
+        raise ModelError(f'{model.name}: cannot be exported as {args.format} ({first_line(error)})') from error
+    path.write_bytes(data)
 
 
 def put(made: Path, out: Path) -> None:
@@ -88,13 +150,11 @@ def put(made: Path, out: Path) -> None:
         os.replace(made, out)
 
 
-def push(export: Export, args: argparse.Namespace) -> str:
+def push(model: trained.TrainedModel, args: argparse.Namespace) -> str:
     """Push to a repository of the hub; returns its address. Raises RunError."""
-    card = card_of(export, f'hf-hub:{args.repo}', args)
+    card = model_card(model, f'hf-hub:{args.repo}', args)
     try:
-        return str(
-            push_to_hf_hub(export.subject.model, args.repo, model_card=card, **hub_arguments(export, args.license))
-        )
+        return str(push_to_hf_hub(model.model, args.repo, model_card=card, **hub_arguments(model, args.license)))
     except Exception as error:  # network, login and hub each raise their own
         raise RunError(f'--repo {args.repo}: not pushed ({first_line(error)}); `hf auth login` logs in') from error
 
@@ -142,23 +202,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    import_file(args.imports)
-    export = read(args.checkpoint)
+    model = trained.load(args.checkpoint, args.imports)
     folder = None if args.repo else args.out.resolve().parent
-    try:
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix='.export-') as temporary:
-            path = Path(temporary) / (args.out.name or 'hub')
-            write(export, args, path)
-            worst = check(export, args.format, path)
-            if not args.repo:
-                put(path, args.out)
-    except OSError as error:
-        raise RunError(f'{args.out}: cannot be written ({error.strerror})') from error
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix='.export-') as temporary:
+        path = Path(temporary) / (args.out.name or 'hub')
+        write(model, args, path)
+        worst = check(model, args.format, path)
+        if not args.repo:
+            put(path, args.out)
     sizes = ', '.join(map(str, BATCHES))
     say(f'{args.format}: logits within {worst:.1e} of the model for {sizes} images')
-    print(push(export, args) if args.repo else args.out)
+    print(push(model, args) if args.repo else args.out)
 
 
 if __name__ == '__main__':

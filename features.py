@@ -1,12 +1,9 @@
 """Features of frozen models, computed once for each model and image and kept in a file, and classifiers on them."""
 
 import argparse
-import difflib
 import hashlib
 import io
 import json
-import sys
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +21,7 @@ from tqdm import tqdm
 import models
 from common import cache, options, runs
 from common.distributed import is_quiet, say
-from common.errors import DataError, RunError
+from common.errors import RunError
 from common.images import image_bits, stamp
 from common.registry import UNSURE
 from common.results import recipe_of
@@ -35,8 +32,10 @@ from training import trained
 from training.loader import EvalBatches, eval_images, loader_processes, make_loader, workers_of
 from transforms import Preprocessing, eval_settings, eval_view_text, normalize, preprocessing_of, seed_of
 
+Items = list[tuple[str, int]]  # paths of images and their classes
 
-class Frozen(NamedTuple):
+
+class FrozenBackbone(NamedTuple):
     """A model that is not trained any further."""
 
     name: str  # as for models.build_model
@@ -45,7 +44,7 @@ class Frozen(NamedTuple):
     pretrained: str  # the weights: a digest of their file, timm's tag, or the run of a checkpoint in words
     weights: str  # a digest of the state dict
     file: Path | None = None  # of the weights, where images of a data set trained them
-    config: dict = {}  # config.json beside a checkpoint  # noqa: RUF012
+    seed: int = 42  # of the run that trained them
     imported: str | None = None  # a digest of the file of --import
 
     @property
@@ -54,43 +53,30 @@ class Frozen(NamedTuple):
         return str(self.file or self.name)
 
 
-def frozen_models(args: argparse.Namespace) -> list[Frozen]:
-    """The models of --checkpoint and --models.
-
-    Args:
-        args: imports, checkpoint, models, img_size.
+def frozen_backbones(args: argparse.Namespace) -> list[FrozenBackbone]:
+    """The models of args.checkpoint and args.models.
 
     Raises:
-        ModelError: a model or its weights cannot be used. RunError: there is no such model, two have the same name, or
-            img_size is not that of a checkpoint.
+        ModelError: a model or its weights cannot be used. RunError: there is no such model, or img_size is not that of
+            a checkpoint.
     """
     import_file(args.imports)
     found = [of_checkpoint(path) for path in args.checkpoint]
     for frozen in found:
-        if args.img_size not in (None, own := frozen.preprocessing.img_size):
-            raise RunError(f'--img_size {args.img_size}: {frozen.file} is of {own} pixels; leave it out')
-    taken = {frozen.name: frozen.file for frozen in found}
+        if args.img_size not in (None, size := frozen.preprocessing.img_size):
+            raise RunError(f'--img_size {args.img_size}: {frozen.file} is of {size} pixels; leave it out')
     for text in args.models:
         name, _, path = text.partition('=')
         options.check_model(name)
-        if name in taken:
-            raise RunError(f'{taken[name]} and {text} are both {name} in results; probe them with a --run_dir each')
-        taken[name] = text
         found.append(with_weights(name, path or None, args.img_size))
     imported = import_digest(args.imports) if args.imports else None
     return [frozen._replace(imported=imported) for frozen in found]
 
 
-def with_weights(name: str, path: str | None, img_size: int | None) -> Frozen:
-    """A model with its ImageNet weights, or with those of a file; what these lack is random by its name alone.
+def with_weights(name: str, path: str | None, img_size: int | None) -> FrozenBackbone:
+    """A model with the weights of a file, or its ImageNet weights; what these lack is random by its name alone.
 
-    Args:
-        name: as for models.build_model.
-        path: of the file; None for the registered weights.
-        img_size: side of the input in pixels; None for the model's own.
-
-    Raises:
-        ModelError: there is no such model, or its weights cannot be used.
+    Without img_size its input is the model's own.
     """
     source = path or True
     img_size = img_size or own_settings(name, source).get('img_size', options.DEFAULT['img_size'])
@@ -99,24 +85,18 @@ def with_weights(name: str, path: str | None, img_size: int | None) -> Frozen:
     if model.loaded < 0.5:
         say(f'note: {name}: {model.loaded:.0%} of the parameters are loaded, so its features are mostly random ones')
     preprocessing, file = preprocessing_of(name, img_size, source), trained.trained_file(name, source)
-    return Frozen(name, model.eval(), preprocessing, weights_identity(name, source), state_digest(model), file)
+    return FrozenBackbone(name, model.eval(), preprocessing, weights_identity(name, source), state_digest(model), file)
 
 
-def of_checkpoint(path: Path) -> Frozen:
-    """The model in the best.pt of a run, as it was evaluated.
-
-    Raises:
-        ModelError: it cannot be used. RunError: config.json beside it is damaged.
-    """
-    subject = trained.load(path)
-    config = runs.read_json(path.with_name('config.json')) or {}
-    words = 'a run on images that are not recorded'
-    if 'defines' in config:  # the same for the checkpoints of all folds of a data set, which one table pools
-        defines = config['defines']
+def of_checkpoint(path: Path) -> FrozenBackbone:
+    """The model in the best.pt of a run, as it was evaluated."""
+    model = trained.load(path)
+    config, words = model.config, 'a run on images that are not recorded'
+    if defines := config.get('defines'):  # the same for the checkpoints of all folds of a data set, which a table pools
         recipe = runs.fingerprint(recipe_of(config))[:8]
         words = f'a run on {defines.get("name") or defines["dataset"]} by recipe {recipe}'
-    weights = state_digest(subject.model)
-    return Frozen(subject.name, subject.model, subject.preprocessing, words, weights, path, config)
+    seed = config.get('options', {}).get('seed', 42)
+    return FrozenBackbone(model.name, model.model, model.preprocessing, words, state_digest(model.model), path, seed)
 
 
 def state_digest(model: nn.Module) -> str:
@@ -128,13 +108,10 @@ def state_digest(model: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def folds_of(frozen: Frozen, args: argparse.Namespace, splits: dict[int, Splits]) -> tuple[list[int], str | None]:
+def folds_of(
+    frozen: FrozenBackbone, args: argparse.Namespace, splits: dict[int, Splits]
+) -> tuple[list[int], str | None]:
     """The folds whose test images did not train a model, and a key of trained.CAUTIONS where that is not so.
-
-    Args:
-        frozen: the model.
-        args: data_dir, folds and other_images.
-        splits: of the folds.
 
     Raises:
         RunError: there is none, and args.other_images is not set.
@@ -145,7 +122,7 @@ def folds_of(frozen: Frozen, args: argparse.Namespace, splits: dict[int, Splits]
     if known is None:
         say(f'note: {frozen.file}: {trained.CAUTIONS[trained.UNCHECKED]}')
         return args.folds, trained.UNCHECKED
-    seen = {fold: len(trained.common_images(known, splits[fold].test)) for fold in args.folds}
+    seen = {fold: trained.count_seen(known, splits[fold].test) for fold in args.folds}
     clean = [fold for fold in args.folds if not seen[fold]]
     if len(clean) == len(args.folds):
         return clean, None
@@ -157,27 +134,24 @@ def folds_of(frozen: Frozen, args: argparse.Namespace, splits: dict[int, Splits]
             f'--folds: {frozen.file}: images that are tested may have trained it ({listed}); give a fold that it did '
             'not see, or --other_images, and the results say so'
         )
-    say(f'note: {frozen.file}: only {words_of(clean)}: images that others test may have trained it ({listed})')
+    kept = ', '.join(map(str, clean))
+    say(f'note: {frozen.file}: only --folds {kept}: images that others test may have trained it ({listed})')
     return clean, None
-
-
-def words_of(folds: list[int]) -> str:
-    return 'fold' + 's' * (len(folds) > 1) + f' {", ".join(map(str, folds))}'
 
 
 # ---------------------------------------------------------------------------------------------- one pass
 
 
-def pooled(output: object, layer: str, channels_last: bool) -> torch.Tensor:
+def pooled(output: torch.Tensor, layer: str, channels_last: bool) -> torch.Tensor:
     """The mean over positions of (B, C, H, W), (B, H, W, C) if channels_last, or (B, N, C); a copy of (B, C).
 
     Raises:
         RunError: `output` is something else.
     """
-    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-    if not isinstance(output, torch.Tensor) or not 2 <= output.ndim <= 4:
+    positions = {2: (), 3: (1,), 4: (1, 2) if channels_last else (2, 3)}.get(getattr(output, 'ndim', None))
+    if positions is None:
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise RunError(f'--layer {layer}: its output, {shape}, is no map to average')
-    positions = {2: (), 3: (1,), 4: (1, 2) if channels_last else (2, 3)}[output.ndim]
     return output.mean(positions) if positions else output.clone()
 
 
@@ -187,19 +161,17 @@ def tap(model: nn.Module, name: str, layer: str | None) -> Callable[[torch.Tenso
     Raises:
         RunError: the model has no such layer.
     """
+    children = ', '.join(child for child, _ in model.named_children())
     if layer is None:
         if not (hasattr(model, 'forward_features') and hasattr(model, 'forward_head')):
-            some = ', '.join(child for child, _ in model.named_children())
-            raise RunError(f'{name}: has no forward_features and forward_head, as timm has; give --layer: {some}')
+            raise RunError(f'{name}: has no forward_features and forward_head, as timm has; give --layer: {children}')
         return lambda images: model.forward_head(model.forward_features(images), pre_logits=True)
-    modules = dict(model.named_modules())
+    modules, seen = dict(model.named_modules()), {}
     if not layer or layer not in modules:
-        near = difflib.get_close_matches(layer, modules, 4) or [child for child, _ in model.named_children()]
-        raise RunError(f"--layer: {name} has no '{layer}'; it has: {', '.join(near)}")
-    seen = {}
+        raise RunError(f"--layer: {name} has no '{layer}'; it has: {children}, and what these hold, as in layer4.1")
     channels_last = getattr(model, 'output_fmt', 'NCHW') == 'NHWC'
 
-    def keep(_module, _inputs, output: object) -> None:
+    def keep(_module, _inputs, output: torch.Tensor) -> None:
         seen.update(features=pooled(output, layer, channels_last))  # now: a later operation may write over it
 
     modules[layer].register_forward_hook(keep)
@@ -207,40 +179,22 @@ def tap(model: nn.Module, name: str, layer: str | None) -> Callable[[torch.Tenso
     def run(images: torch.Tensor) -> torch.Tensor:
         seen.clear()
         model(images)
-        if not seen:
-            raise RunError(f'--layer {layer}: the forward pass of {name} does not call it; take the module around it')
-        if (rows := len(seen['features'])) != len(images):
+        rows = seen.get('features', ())
+        if len(rows) != len(images):  # a part that forward() does not call by itself, or one that sees windows
             raise RunError(
-                f'--layer {layer}: gives {rows} rows for {runs.counted(len(images), "image")} (windows of them, say); '
-                'take a module around it'
+                f'--layer {layer}: {name} makes {len(rows)} rows there for {runs.counted(len(images), "image")}; take '
+                'the module around it'
             )
-        return seen['features']
+        return rows
 
     return run
 
 
 @torch.inference_mode()
 def compute(
-    frozen: Frozen,
-    layer: str | None,
-    items: list[tuple[str, int]],
-    bits: int | None,
-    device: torch.device,
-    workers: int | None,
+    frozen: FrozenBackbone, layer: str | None, items: Items, bits: int | None, device: torch.device, workers: int | None
 ) -> np.ndarray:
-    """The features of images in float32, (N, D).
-
-    Args:
-        frozen: the model.
-        layer: as for tap.
-        items: N pairs of a path and anything.
-        bits: of the data set, as for open_image.
-        device: where to compute.
-        workers: loader processes, at most; None for the default.
-
-    Raises:
-        DataError: an image cannot be read. RunError: no such layer, or features that are not finite.
-    """
+    """The features of N images in float32, (N, D). `bits` is that of open_image, `workers` that of --num_workers."""
     size, ratio, *statistics = frozen.preprocessing[:4]
     frozen.model.to(device, memory_format=torch.channels_last)
     run = tap(frozen.model, frozen.name, layer)
@@ -262,22 +216,26 @@ def compute(
 
 
 def read_kept(path: Path) -> dict[str, tuple[str, np.ndarray]]:
-    """What a file of features holds: {path of the image: (stamp, features)}; {} where it is missing or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            paths, stamps, rows = (file[key] for key in ('paths', 'stamps', 'features'))
-        return {str(image): (str(text), row) for image, text, row in zip(paths, stamps, rows, strict=True)}
-    except FileNotFoundError:
+    """What a file of features holds: {path of the image: (stamp, features)}; {} where there is none."""
+    if not path.exists():
         return {}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        print(f'note: {path}: damaged; its features are computed again', file=sys.stderr)
-        return {}
+    with np.load(path, allow_pickle=False) as file:
+        paths, stamps, rows = (file[key] for key in ('paths', 'stamps', 'features'))
+    return {str(image): (str(text), row) for image, text, row in zip(paths, stamps, rows, strict=True)}
+
+
+def write_kept(path: Path, kept: dict[str, tuple[str, np.ndarray]]) -> None:
+    stamps, rows = zip(*kept.values(), strict=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, paths=np.array(list(kept)), stamps=np.array(stamps), features=np.stack(rows))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_atomic(path, buffer.getvalue())
 
 
 def features_of(
-    frozen: Frozen,
+    frozen: FrozenBackbone,
     layer: str | None,
-    items: list[tuple[str, int]],
+    items: Items,
     folder: Path,
     device: torch.device,
     workers: int | None = None,
@@ -286,16 +244,6 @@ def features_of(
 
     They are kept by the model, its weights, the layer, the preprocessing and the versions of the libraries, and by the
     path, size and times of the image file.
-
-    Args:
-        frozen: the model.
-        layer: as for tap.
-        items: pairs of a path and anything.
-        folder: made if missing.
-        device, workers: as for compute.
-
-    Raises:
-        As compute; RunError: the file cannot be written.
     """
     bits, notes = image_bits(path for path, _ in items)
     for note in notes:
@@ -305,22 +253,12 @@ def features_of(
     key = dict(weights=frozen.weights, layer=layer, view=view, **eval_settings(*frozen.preprocessing), **made_by)
     key |= dict(imported=frozen.imported) if frozen.imported else {}
     path = folder / f'{frozen.name}_{runs.digest(json.dumps(key, sort_keys=True).encode())}.npz'
-    try:
-        stamps = {image: f'{bits} {stamp(image)}' for image, _ in items}
-    except OSError as error:
-        raise DataError(f'{error.filename}: cannot be read as an image ({error.strerror})') from error
+    stamps = {image: f'{bits} {stamp(image)}' for image, _ in items}
     kept = read_kept(path)
     if missing := [item for item in items if kept.get(item[0], ('',))[0] != stamps[item[0]]]:
         computed = compute(frozen, layer, missing, bits, device, workers)
         kept |= {image: (stamps[image], row) for (image, _), row in zip(missing, computed, strict=True)}
-        buffer = io.BytesIO()
-        texts = dict(paths=np.array(list(kept)), stamps=np.array([text for text, _ in kept.values()]))
-        np.savez(buffer, **texts, features=np.stack([row for _, row in kept.values()]))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f'{folder}: cannot be made ({error.strerror})') from error
-        runs.write_atomic(path, buffer.getvalue())
+        write_kept(path, kept)
     return {image: kept[image][1] for image, _ in items}
 
 
@@ -333,18 +271,27 @@ CLASSIFIERS = {
 }
 
 
-def training_images(args: argparse.Namespace, splits: Splits) -> list[tuple[str, int]]:
+def training_images(args: argparse.Namespace, splits: Splits) -> Items:
     return splits.train + (splits.val if args.train_on == 'trainval' else [])
 
 
-def check_shots(args: argparse.Namespace, splits: Splits, fold: int) -> None:
-    """Raise RunError for a class with fewer training images than --shots."""
-    counts = np.bincount([label for _, label in training_images(args, splits)], minlength=len(splits.classes))
-    if counts.min() < max(args.shots or [1]):
-        raise RunError(
-            f"--shots {max(args.shots or [1])}: class '{splits.classes[counts.argmin()]}' has "
-            f'{runs.counted(int(counts.min()), "training image")} in fold {fold}'
-        )
+def draw(items: Items, shots: int | None, seed: int, fold: int) -> Items:
+    """`shots` images a class, at random by seed and fold; more shots add images to those of fewer. None: all.
+
+    Raises:
+        RunError: a class has fewer.
+    """
+    if shots is None:
+        return items
+    order = np.random.default_rng(seed_of('shots', seed, fold)).permutation(len(items))
+    drawn = defaultdict(list)
+    for index in order:
+        drawn[items[index][1]].append(items[index])
+    fewest = min(drawn.values(), key=len)
+    if len(fewest) < shots:
+        count = runs.counted(len(fewest), 'training image')
+        raise RunError(f'--shots {shots}: the class of {fewest[0][0]} has {count} in fold {fold}')
+    return sorted(item for of_class in drawn.values() for item in of_class[:shots])
 
 
 def check_cells(args: argparse.Namespace, splits: dict[int, Splits], cells: list[tuple[int, int]], shots: int | None):
@@ -354,22 +301,11 @@ def check_cells(args: argparse.Namespace, splits: dict[int, Splits], cells: list
         fitted = draw(training_images(args, splits[fold]), shots, seed, fold)
         key = frozenset(fitted), frozenset(splits[fold].test)
         if (other := seen.setdefault(key, (fold, seed))) != (fold, seed):
-            same = f'fold {other[0]} seed {other[1]} and fold {fold} seed {seed} of {args.dataset}'
+            both = f'fold {other[0]} seed {other[1]} and fold {fold} seed {seed} of {args.dataset}'
             raise RunError(
-                f'--train_on {args.train_on}' + f' --shots {shots}' * bool(shots) + f': {same} fit and test the same '
+                f'--train_on {args.train_on}' + f' --shots {shots}' * bool(shots) + f': {both} fit and test the same '
                 'images, so they are one result; give one of them' + ', or --train_on train' * (other[0] != fold)
             )
-
-
-def draw(items: list[tuple[str, int]], shots: int | None, seed: int, fold: int) -> list[tuple[str, int]]:
-    """`shots` images a class, at random by seed and fold; more shots add images to those of fewer."""
-    if shots is None:
-        return items
-    order = np.random.default_rng(seed_of('shots', seed, fold)).permutation(len(items))
-    drawn = defaultdict(list)
-    for index in order:
-        drawn[items[index][1]].append(items[index])
-    return sorted(item for of_class in drawn.values() for item in of_class[:shots])
 
 
 def predict(key: str, classifier, features: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

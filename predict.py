@@ -1,4 +1,4 @@
-"""What trained models say of photographs: a table, contact sheets, or a map of labels over a large scan.
+"""Labels for photographs by trained models: a table, contact sheets, or a map of labels over a large scan.
 
     python predict.py --checkpoint runs/folder_fold1_resnet18_seed42/best.pt --images photographs 'more/*.jpg' --sheet
     python predict.py --checkpoint run1/best.pt run2/best.pt --images scan.tif --tile 224 --stride 112
@@ -7,9 +7,9 @@ An image goes through the preprocessing of the run's own evaluation: the test im
 probabilities of its test_predictions.csv bit for bit (in other batches the last digit may differ). Several checkpoints
 of the same classes average their probabilities, each at its own size.
 
---out has a row an image: path, label, probability, and the next labels up to --top_k. With --tile it has a row a tile
-(path, x, y, label, probability; x and y of its upper left corner in pixels): each square of that side is an image by
-itself, of which the model sees the middle, as of any image. An image that cannot be read is named on stderr, and the
+--out has a row per image: path, label, probability, and the next labels up to --top_k. With --tile it has a row per
+tile (path, x, y, label, probability; x and y of its upper left corner in pixels): each square of that side is an image
+by itself, of which the model sees the middle, as of any image. An image that cannot be read is named on stderr, and the
 exit code is 1. Prints the files it wrote. Stopped by a signal, it writes the table of what it has.
 """
 
@@ -35,7 +35,6 @@ from common.images import is_image, open_image
 from common.runs import counted, write_atomic
 from common.trees import walk
 from training import trained
-from training.trained import Subject
 
 SHEET = (6, 6)  # rows and columns of a page
 SCAN_SIDE = 2000  # pixels of the scan in a map, at most
@@ -53,34 +52,33 @@ def find_images(given: list[str]) -> list[str]:
     """
     found = {}
     for text in given:
-        if os.path.isfile(text):  # whatever its suffix: it was named
-            files, images = [text], [text]
+        if os.path.isfile(text):
+            images, others = [text], []  # whatever its suffix: it was named
         else:
-            matches = [text] if os.path.lexists(text) else sorted(glob.glob(text, recursive=True))
+            matches = [text] if os.path.isdir(text) else sorted(glob.glob(text, recursive=True))
             if not matches:
                 raise DataError(f'--images {text}: no such file or folder, and no pattern that matches one')
             files = [path for match in matches for path in (walk(match) if os.path.isdir(match) else [match])]
             images = [path for path in files if is_image(os.path.basename(path))]
-        others = sorted({*files} - {*images})
+            others = sorted({*files} - {*images})
         example = f' ({counted(len(others), "other file")}, such as {others[0]})' if others else ''
         if not images:
             raise DataError(f'--images {text}: no image found{example}')
         if others:
-            print(f'note: {text}: without a suffix of images, left out{example}', file=sys.stderr)
+            distributed.say(f'note: {text}: without a suffix of images, left out{example}')
         for path in images:
             found.setdefault(os.path.abspath(path), path)
     return list(found.values())
 
 
-def load_models(paths: list[Path], imports: str | None) -> list[Subject]:
+def load_models(paths: list[Path], imports: str | None) -> list[trained.TrainedModel]:
     """The models of the checkpoints.
 
     Raises:
-        RunError: their classes differ. ModelError: a checkpoint cannot be used.
+        RunError: their classes differ.
     """
-    subjects = [trained.load(path, imports) for path in paths]
-    first = subjects[0]
-    for other in subjects[1:]:
+    first, *others = models = [trained.load(path, imports) for path in paths]
+    for other in others:
         if other.classes != first.classes:
             differ = sorted({*first.classes} ^ {*other.classes})
             which = f'not in both: {shorten(", ".join(differ), 60)}' if differ else 'in another order'
@@ -88,7 +86,7 @@ def load_models(paths: list[Path], imports: str | None) -> list[Subject]:
                 f'{first.path} and {other.path} have different classes ({len(first.classes)} and {len(other.classes)}; '
                 f'{which}), so their probabilities cannot be averaged; give checkpoints of one data set'
             )
-    return subjects
+    return models
 
 
 # ---------------------------------------------------------------------------------------------- what is written
@@ -111,20 +109,27 @@ def save_picture(figure: Figure, out: Path, kind: str, number: int, count: int) 
     print(*save(figure, out.parent, name, ['png']))
 
 
+def names_of(models: list[trained.TrainedModel]) -> str:
+    return f'{counted(len(models), "model")} averaged' if len(models) > 1 else str(models[0].path)
+
+
+# ---------------------------------------------------------------------------------------------- images
+
+
 def predict_images(
     args: argparse.Namespace,
-    subjects: list[Subject],
+    models: list[trained.TrainedModel],
     paths: list[str],
     read: Read,
     device: torch.device,
     signals: list[int],
 ) -> int:
     """Write the table of the images and their sheets; returns how many images could not be read."""
-    classes = subjects[0].classes
+    classes = models[0].classes
     top_k = args.top_k or min(5, len(classes))
     if top_k > len(classes):
-        raise RunError(f'--top_k {top_k} must be from 1 to the {len(classes)} classes of {subjects[0].path}')
-    probabilities, errors = trained.predict(subjects, paths, read, args, device, 'images', signals)
+        raise RunError(f'--top_k {top_k} must be from 1 to the {len(classes)} classes of {models[0].path}')
+    probabilities, errors = trained.predict(models, paths, read, args, device, 'images', signals)
     done = len(probabilities)
     if len(errors) == done:
         raise DataError(f'none of {counted(done, "image")} could be read; nothing is written')
@@ -134,12 +139,17 @@ def predict_images(
         for i in range(done)
         if i not in errors
     ]
-    head = ['path', 'label', 'probability'] + [
-        f'{k}_{n}' for n in range(2, top_k + 1) for k in ('label', 'probability')
-    ]
-    write_csv(args.out, head, rows)
+    more = [f'{key}_{n}' for n in range(2, top_k + 1) for key in ('label', 'probability')]
+    write_csv(args.out, ['path', 'label', 'probability', *more], rows)
+    if args.sheet:
+        draw_sheets(args.out, rows, read, names_of(models), signals)
+    return len(errors)
+
+
+def draw_sheets(out: Path, rows: list[list], read: Read, by: str, signals: list[int]) -> None:
+    """Pages of thumbnails with the label and probability of each row of the table."""
     size = SHEET[0] * SHEET[1]
-    pages = [rows[start : start + size] for start in range(0, len(rows) * args.sheet, size)]
+    pages = [rows[start : start + size] for start in range(0, len(rows), size)]
     for number, page in enumerate(pages):
         if signals:
             break
@@ -148,13 +158,11 @@ def predict_images(
             for path, label, probability, *_ in page
         ]
         of = f', page {number + 1} of {len(pages)}' * (len(pages) > 1)
-        title = f'{counted(len(rows), "image")}, label and probability by {names_of(subjects)}{of}'
-        save_picture(plot_thumbnails(title, panels, SHEET[1]), args.out, 'sheet', number, len(pages))
-    return len(errors)
+        title = f'{counted(len(rows), "image")}, label and probability by {by}{of}'
+        save_picture(plot_thumbnails(title, panels, SHEET[1]), out, 'sheet', number, len(pages))
 
 
-def names_of(subjects: list[Subject]) -> str:
-    return f'{counted(len(subjects), "model")} averaged' if len(subjects) > 1 else str(subjects[0].path)
+# ---------------------------------------------------------------------------------------------- tiles of scans
 
 
 def starts_of(length: int, tile: int, stride: int) -> list[int]:
@@ -171,14 +179,14 @@ def cell_edges(starts: list[int], tile: int, length: int) -> np.ndarray:
 
 def map_scans(
     args: argparse.Namespace,
-    subjects: list[Subject],
+    models: list[trained.TrainedModel],
     paths: list[str],
     read: Read,
     device: torch.device,
     signals: list[int],
 ) -> int:
     """Write the table of the tiles of all scans and a map of each; returns how many could not be made."""
-    rows, failed = [], 0
+    classes, rows, failed = models[0].classes, [], 0
     for number, path in enumerate(paths):
         try:
             scan = read(path)
@@ -191,15 +199,14 @@ def map_scans(
         xs, ys = (starts_of(side, args.tile, args.stride) for side in scan.size)
         boxes = [(x, y, x + args.tile, y + args.tile) for y in ys for x in xs]
         what = f'tiles of {os.path.basename(path)}'
-        probabilities, _ = trained.predict(subjects, boxes, scan.crop, args, device, what, signals)
+        probabilities, _ = trained.predict(models, boxes, scan.crop, args, device, what, signals)
         labels, certain = probabilities.argmax(1), probabilities.max(1)
-        classes = subjects[0].classes
         rows += [[path, x, y, classes[k], p] for (x, y, *_), k, p in zip(boxes, labels, certain)]
         if signals:
             break
         edges = cell_edges(ys, args.tile, scan.height), cell_edges(xs, args.tile, scan.width)
         shape = len(ys), len(xs)
-        title = f'{path}: {len(boxes)} tiles of {args.tile} pixels, stride {args.stride}, by {names_of(subjects)}'
+        title = f'{path}: {len(boxes)} tiles of {args.tile} pixels, stride {args.stride}, by {names_of(models)}'
         notes = ['The stronger the colour of a cell, the higher the probability of its label. Shares are of the tiles.']
         figure = plot_label_map(
             thumbnail(scan, SCAN_SIDE), labels.reshape(shape), certain.reshape(shape), edges, classes, title, notes
@@ -215,7 +222,7 @@ def map_scans(
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='What trained models say of photographs.', allow_abbrev=False)
+    parser = argparse.ArgumentParser(description='Labels for photographs by trained models.', allow_abbrev=False)
     parser.add_argument('--checkpoint', type=Path, nargs='+', required=True, metavar='BEST.PT', help='one or several')
     parser.add_argument('--images', nargs='+', required=True, metavar='PATH', help='files, folders or quoted globs')
     parser.add_argument('--out', type=Path, default=Path('predictions.csv'), help='pictures have its name and folder')
@@ -246,14 +253,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     paths = find_images(args.images)
-    subjects = load_models(args.checkpoint, args.imports)
+    models = load_models(args.checkpoint, args.imports)
     device = distributed.setup(args.device, 0)
-    bits, notes = (args.bits, []) if args.bits else trained.bits_for(subjects, paths)
-    for note in notes:
-        print(f'note: {note}; the checkpoint records none, and --bits gives others', file=sys.stderr)
+    read = partial(open_image, bits=args.bits or trained.bits_for(models, paths))
     make = predict_images if args.tile is None else map_scans
     with distributed.noted_signals((signal.SIGTERM, signal.SIGINT)) as signals:
-        failed = make(args, subjects, paths, partial(open_image, bits=bits), device, signals)
+        failed = make(args, models, paths, read, device, signals)
     if signals:
         distributed.say(f'predict.py: stopped; {args.out} has what was done')
         sys.exit(128 + signals[0])

@@ -1,15 +1,15 @@
-"""Frozen features: what simple classifiers make of the pooled output of models that are not trained on the data set.
+"""Frozen features: simple classifiers on the pooled output of models that are not trained on the data set.
 
     python probe.py --models resnet18,tf_efficientnet_lite0=weights/lite0.safetensors --data_dir data/fmd --folds 1-5
     python probe.py --checkpoint runs/main/dtd_fold1_twistnet18_seed42/best.pt --data_dir data/fmd --shots 1,5,10
 
 --models are models with their ImageNet weights, or those of NAME=PATH; a --checkpoint is the model in it. The
 features are the input of the classifier, or the output of --layer, averaged over positions. Classifiers and settings
-are RADAM's (Scabini et al., 2023), on features as they are: 1-NN, linear discriminant analysis with Ledoit and Wolf's
-shrinkage, and a linear SVM with C = 1. Each result is a run folder for summarize_runs.py and plot_results.py. --shots
-draws that many training images a class, by --seeds. A model is run once over each image: features are kept by its
-weights, the preprocessing and the image file. Weights that a run trained are probed on folds whose test images they did
-not see.
+are those of RADAM (Scabini et al., 2023), on features as they are: 1-NN, linear discriminant analysis with the
+shrinkage of Ledoit and Wolf, and a linear SVM with C = 1. Each result is a run folder for summarize_runs.py and
+plot_results.py. --shots draws that many training images per class, by --seeds. A model is run once over each image:
+features are kept by its weights, the preprocessing and the image file. Weights that a run trained are probed on folds
+whose test images they did not see.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from transforms import eval_settings
 class Probe(NamedTuple):
     """A result to come."""
 
-    frozen: features.Frozen
+    frozen: features.FrozenBackbone
     fold: int
     seed: int
     shots: int | None  # training images a class; None for all
@@ -55,27 +55,26 @@ class Probe(NamedTuple):
         return args.run_dir / runs.run_name(args.name or args.dataset, self.fold, self.model, self.seed)
 
 
-def list_probes(args: argparse.Namespace, frozen: list[features.Frozen], splits: dict[int, Splits]) -> list[Probe]:
+def list_probes(
+    args: argparse.Namespace, backbones: list[features.FrozenBackbone], splits: dict[int, Splits]
+) -> list[Probe]:
     """The results that the options ask for.
 
     Raises:
         RunError: two of them have the same name, a class has too few images, or as folds_of and check_cells.
     """
-    probes, names = [], {}
-    for model in frozen:
-        folds, caution = features.folds_of(model, args, splits)
-        seeds = args.seeds or [model.config.get('options', {}).get('seed', 42)]
-        cells = [(fold, seed) for fold in folds for seed in seeds]
-        for fold in folds:
-            features.check_shots(args, splits[fold], fold)
+    probes, named = [], {}
+    for frozen in backbones:
+        folds, caution = features.folds_of(frozen, args, splits)
+        cells = [(fold, seed) for fold in folds for seed in args.seeds or [frozen.seed]]
         for shots in args.shots or [None]:
             features.check_cells(args, splits, cells, shots)
-            probes += [Probe(model, *cell, shots, key, caution) for cell in cells for key in args.classifiers]
+            probes += [Probe(frozen, *cell, shots, key, caution) for cell in cells for key in args.classifiers]
     for probe in probes:
         name = probe.folder_in(args).name
-        if (other := names.setdefault(name, probe)) is not probe:
+        if (other := named.setdefault(name, probe)) is not probe:
             both = f'{other.frozen.origin} and {probe.frozen.origin}'
-            raise RunError(f'{both} would both be {name}; probe them with a --run_dir each')
+            raise RunError(f'{both} are both {name} in results; probe them with a --run_dir each')
     if 1 in (args.shots or ()) and 'lda' in args.classifiers:
         say('note: no lda with 1 image a class: it takes two, to see how they differ')
     return [probe for probe in probes if (probe.shots, probe.classifier) != (1, 'lda')]
@@ -127,16 +126,15 @@ def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: di
         return rows, np.array([label for _, label in items])
 
     classifier = features.CLASSIFIERS[probe.classifier]().fit(*arrays(fitted))
-    accuracies = []
-    for subset in (splits.val, splits.test):
-        rows, labels = arrays(subset)
+    accuracy = {}
+    for subset in ('val', 'test'):
+        rows, labels = arrays(getattr(splits, subset))
         predicted, chances = features.predict(probe.classifier, classifier, rows, len(splits.classes))
-        accuracies.append(100 * float((predicted == labels).mean()))
-    val_acc, test_acc = accuracies
+        accuracy[subset] = 100 * float((predicted == labels).mean())
     cell = {key: value for key, value in config['defines'].items() if key in (*CELL, 'name')}
     results = cell | dict(
-        test_acc=test_acc,
-        best_val_acc=None if args.train_on == 'trainval' else val_acc,
+        test_acc=accuracy['test'],
+        best_val_acc=None if args.train_on == 'trainval' else accuracy['val'],
         features=rows.shape[1],
         **size,
         seconds=round(time.perf_counter() - start, 1),  # without those of the features
@@ -221,10 +219,10 @@ def main(args: argparse.Namespace) -> None:
     splits = {fold: load_splits(args.dataset, args.data_dir, fold, split_options(vars(args))) for fold in args.folds}
     tree = tree_digest(args.dataset, args.data_dir, splits[args.folds[0]])
     device = distributed.setup(args.device, 0)
-    frozen = features.frozen_models(args)
+    backbones = features.frozen_backbones(args)
     images = sorted({item for fold in splits.values() for subset in fold[:3] for item in subset})
     known = {}
-    for probe in list_probes(args, frozen, splits):
+    for probe in list_probes(args, backbones, splits):
         folder, fold = probe.folder_in(args), splits[probe.fold]
         config = describe(probe, args, fold, tree, device)
         runs.claim(folder)

@@ -19,7 +19,7 @@ from interpret import trace
 from interpret.image_views import ANGLES, DEGREE
 from models import blocks_of, gates_of
 from training import trained
-from training.trained import Subject
+from training.trained import TrainedModel
 
 NEIGHBOURS = 5
 BATCH = 16
@@ -38,7 +38,7 @@ class Survey(NamedTuple):
     c_red: int  # 0 without blocks
 
 
-def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
+def survey_subset(subject: TrainedModel, args: argparse.Namespace) -> Survey:
     """Run the model over a subset of a data set.
 
     Args:
@@ -48,7 +48,7 @@ def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
         RunError: as trained.data_of. DataError: the data set cannot be read, or a class has one image in the subset.
     """
     data = trained.data_of(args, subject)
-    splits, fold, subset = data['splits'], data['fold'], args.subset or 'test'
+    splits, fold, subset = data.splits, data.fold, args.subset or 'test'
     items = getattr(splits, subset)
     labels = np.array([label for _, label in items])
     trace.need_two(labels, splits.classes, f'the {subset} set of fold {fold} of {data["data_dir"] or data["dataset"]}')
@@ -63,12 +63,12 @@ def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
 
     starts = tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {data["dataset"]}', disable=None)
     batches = (
-        subject.batch(open_image(path, data['bits']) for path, _ in items[start : start + BATCH]) for start in starts
+        subject.batch(open_image(path, data.bits) for path, _ in items[start : start + BATCH]) for start in starts
     )
     arrays = trace.collect(subject.model, batches, extract)
-    caution = f', {data["caution"]}' if data['caution'] else ''
+    caution = f', {data["caution"]}' if data.caution else ''
     return Survey(
-        of=f'{len(items)} {subset} images of {data["label"]}, fold {fold}{caution}',
+        of=f'{len(items)} {subset} images of {data.label}, fold {data.fold}{caution}',
         labels=labels,
         features=arrays['features'],
         accuracy=100 * (arrays['logits'].argmax(1) == labels).mean(),
@@ -78,7 +78,7 @@ def survey_subset(subject: Subject, args: argparse.Namespace) -> Survey:
     )
 
 
-def title_of_survey(subject: Subject, what: str, survey: Survey) -> str:
+def title_of_survey(subject: TrainedModel, what: str, survey: Survey) -> str:
     return (
         f'{what}: {model_label(subject.name)}, epoch {subject.epoch}, {survey.of} '
         f'({survey.accuracy:.1f} % right, chance {100 / len(subject.classes):.1f}{NBSP}%)'
@@ -105,7 +105,7 @@ def label_groups(axes: Axes, names: Iterable[str], widths: list[int]) -> None:
         axes.axvline(edge, color='white', linewidth=1.5)
 
 
-def head_names(subject: Subject, heads: int) -> list[str]:
+def head_names(subject: TrainedModel, heads: int) -> list[str]:
     """The direction of each head; its number where it has none."""
     return [f'{angle}{DEGREE}' for angle in ANGLES[:heads]] if subject.directional else [*map(str, range(1, heads + 1))]
 
@@ -118,7 +118,7 @@ def line_height(classes: int) -> float:
 # ---------------------------------------------------------------------------------------------- selection
 
 
-def plot_class_selection(subject: Subject, survey: Survey) -> Figure:
+def plot_class_selection(subject: TrainedModel, survey: Survey) -> Figure:
     """AIS's weights and the gate of every block, and the weights by class. Raises ModelError without AIS."""
     if not survey.selection:
         raise ModelError(f'{subject.path}: {subject.name} has no AIS')
@@ -173,7 +173,7 @@ def draw_weights(axes: Axes, weights: np.ndarray, c_red: int, names: list[str]) 
 # ---------------------------------------------------------------------------------------------- class patterns
 
 
-def plot_classes(subject: Subject, survey: Survey) -> Figure:
+def plot_classes(subject: TrainedModel, survey: Survey) -> Figure:
     """Mean products of each class in the last block, clustered."""
     trace.need_products(subject)
     name, signatures = list(survey.signatures.items())[-1]
@@ -232,7 +232,7 @@ def class_style(label: int) -> dict:
     return dict(marker=MARKERS[label % 7], mec=color, mfc='white' if group % 2 else color)
 
 
-def plot_tsne(subject: Subject, survey: Survey) -> Figure:
+def plot_tsne(subject: TrainedModel, survey: Survey) -> Figure:
     """t-SNE of what the classifier reads; beside it, in all dimensions, how often a neighbour has the class."""
     scaled = survey.features / np.linalg.norm(survey.features, axis=1, keepdims=True).clip(1e-12)
     perplexity = min(30.0, max(2.0, len(scaled) / 5))

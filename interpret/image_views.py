@@ -12,7 +12,7 @@ from common.registry import model_label
 from interpret import trace
 from interpret.trace import Block
 from models import DIRECTIONS
-from training.trained import Subject
+from training.trained import TrainedModel
 
 ANGLES = tuple(round(math.degrees(math.atan2(dy, dx))) for dy, dx in DIRECTIONS)  # of the heads; clockwise: dy is down
 ARROWS = '\N{RIGHTWARDS ARROW}\N{SOUTH EAST ARROW}\N{DOWNWARDS ARROW}\N{SOUTH WEST ARROW}'
@@ -22,7 +22,7 @@ DEGREE, TIMES = '\N{DEGREE SIGN}', '\N{MULTIPLICATION SIGN}'
 # ---------------------------------------------------------------------------------------------- words
 
 
-def title_of_model(subject: Subject, what: str) -> str:
+def title_of_model(subject: TrainedModel, what: str) -> str:
     return (
         f'{what}: {model_label(subject.name)}, epoch {subject.epoch}, validation accuracy {subject.val_acc:.1f} % '
         f'({len(subject.classes)} classes)'
@@ -42,7 +42,7 @@ def block_label(name: str, block: Block) -> str:
 
 
 def beside_image(
-    subject: Subject, image: Image.Image, logits: torch.Tensor, rows: int, columns: int, cell: float
+    subject: TrainedModel, image: Image.Image, logits: torch.Tensor, rows: int, columns: int, cell: float
 ) -> tuple[Figure, list[list[Axes]]]:
     """A figure with the image as the model sees it and the prediction on the left, and a grid of axes without ticks."""
     size = min(PAGE[0], 1.8 + 1.02 * cell * columns), cell * rows
@@ -59,12 +59,12 @@ def beside_image(
     return figure, panels
 
 
-def pixels(subject: Subject, image: Image.Image) -> np.ndarray:
+def pixels(subject: TrainedModel, image: Image.Image) -> np.ndarray:
     """The image as the model sees it: (H, W, 3) uint8."""
     return subject.view(image).permute(1, 2, 0).numpy()
 
 
-def plot_interaction(subject: Subject, image: Image.Image) -> Figure:
+def plot_interaction(subject: TrainedModel, image: Image.Image) -> Figure:
     """Mean over the image of z_i t_j, by block and head."""
     trace.need_products(subject)
     record = trace.observe(subject.model, subject.batch([image]))
@@ -117,7 +117,7 @@ def overlay(axes: Axes, image: np.ndarray, response: np.ndarray, cells: np.ndarr
     axes.set_xlabel(f'{low:.2f} to {high:.2f}', labelpad=1)
 
 
-def plot_response(subject: Subject, image: Image.Image) -> Figure:
+def plot_response(subject: TrainedModel, image: Image.Image) -> Figure:
     """The response of every block and head over the image."""
     trace.need_twist(subject)
     record = trace.observe(subject.model, subject.batch([image]))
@@ -141,7 +141,7 @@ def plot_response(subject: Subject, image: Image.Image) -> Figure:
     return figure
 
 
-def wide_blocks(subject: Subject, blocks: dict[str, Block]) -> dict[str, Block]:
+def wide_blocks(subject: TrainedModel, blocks: dict[str, Block]) -> dict[str, Block]:
     """The blocks whose maps have a neighbour in every direction."""
     wide = {name: block for name, block in blocks.items() if min(block.h.shape[-2:]) > 1}
     if not wide:
@@ -149,7 +149,7 @@ def wide_blocks(subject: Subject, blocks: dict[str, Block]) -> dict[str, Block]:
     return wide
 
 
-def plot_features(subject: Subject, image: Image.Image, columns: int = 6) -> Figure:
+def plot_features(subject: TrainedModel, image: Image.Image, columns: int = 6) -> Figure:
     """The channels of the stem and of every stage that vary most over the image."""
     if not hasattr(subject.model, 'forward_intermediates'):
         raise ModelError(f"{subject.path}: {subject.name} has no forward_intermediates, as timm's models have")

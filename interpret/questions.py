@@ -31,7 +31,7 @@ from interpret import information, trace
 from interpret.trace import Block
 from models import blocks_of, gates_of
 from training import loader
-from training.trained import Subject
+from training.trained import TrainedModel
 from transforms import normalize
 
 MAX_IMAGES = 256  # for mutual information, whose time grows with the square
@@ -73,7 +73,7 @@ def tests_in(result: dict) -> Iterator[dict]:
 # ---------------------------------------------------------------------------------------------- information
 
 
-def measure_information(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
+def measure_information(subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
     """Mutual information of the channels of a head, by block; settings: seed."""
     rng = np.random.default_rng([settings['seed'], 1])
     chosen = rng.permutation(len(held_out.images))[:MAX_IMAGES]
@@ -151,7 +151,7 @@ def probe(features: np.ndarray, labels: np.ndarray, dimension: int, folds: int, 
     return accuracies
 
 
-def measure_features(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
+def measure_features(subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
     """Accuracies of a linear probe on each kind of feature, by block; settings: seed."""
     trace.need_products(subject)
     seed, labels, modules = settings['seed'], held_out.labels, blocks_of(subject.model)
@@ -261,7 +261,7 @@ def close_gate(block: nn.Module) -> None:
     block.gate.fill_(-math.inf)
 
 
-def measure_spiral(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
+def measure_spiral(subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
     """The test set with twists removed, heads permuted and images rotated, against the model as trained."""
     model, test, stci = subject.model, held_out.test, next(iter(blocks_of(subject.model).values())).stci
     before, rotated = outcome(model, test), outcome(model, test, turns=1)
@@ -281,7 +281,7 @@ def measure_spiral(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
     return compare_all(before, after, across)
 
 
-def measure_gates(subject: Subject, held_out: HeldOut, settings: dict) -> dict:
+def measure_gates(subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
     """The test set with each gate closed and with all closed, against the model as trained; settings: initial_gate."""
     names, test = list(blocks_of(subject.model)), held_out.test
     after = {f'{name} closed': outcome(edited(subject.model, close_gate, name), test) for name in names}

@@ -18,7 +18,7 @@ from torch import nn
 
 from common.errors import DataError, ModelError
 from models import AIS, DIRECTIONS, blocks_of
-from training.trained import Subject
+from training.trained import TrainedModel
 
 
 class Block(NamedTuple):
@@ -77,7 +77,7 @@ def cells_with_neighbour(heads: int, height: int, width: int) -> torch.Tensor:
     return cells
 
 
-def need_stci(subject: Subject) -> None:
+def need_stci(subject: TrainedModel) -> None:
     """Raise ModelError for a model without STCI, which most views and all questions are about."""
     if not blocks_of(subject.model):
         raise ModelError(
@@ -86,13 +86,13 @@ def need_stci(subject: Subject) -> None:
         )
 
 
-def need_products(subject: Subject) -> None:
+def need_products(subject: TrainedModel) -> None:
     """Raise ModelError for the variant whose branch has its first-order channels alone."""
     if not all(block.stci.use_products for block in blocks_of(subject.model).values()):
         raise ModelError(f'{subject.path}: {subject.name} has no products of channels')
 
 
-def need_twist(subject: Subject) -> None:
+def need_twist(subject: TrainedModel) -> None:
     """Raise ModelError for a variant whose heads have no direction."""
     if not subject.directional:
         raise ModelError(

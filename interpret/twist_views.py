@@ -14,7 +14,7 @@ from common.errors import RunError
 from interpret import trace
 from interpret.image_views import ANGLES, DEGREE, TIMES, head_label, title_of_model, wide_blocks
 from models import Twist, blocks_of
-from training.trained import Subject
+from training.trained import TrainedModel
 from transforms import normalize
 
 STEP = 15  # degrees between two rotations
@@ -27,7 +27,7 @@ RANGE = 1.5  # of the polar plots, in standard deviations
 # ---------------------------------------------------------------------------------------------- kernels
 
 
-def plot_kernels(subject: Subject) -> Figure:
+def plot_kernels(subject: TrainedModel) -> Figure:
     """The initial kernels of the heads, and the change of the kernels of every block and head."""
     trace.need_twist(subject)
     twists = {name: block.stci.twist for name, block in blocks_of(subject.model).items()}
@@ -101,7 +101,7 @@ def standardise(values: torch.Tensor) -> torch.Tensor:
 
 
 def direction_responses(
-    subject: Subject, angles: list[int], image: Image.Image | None = None, textures: int = TEXTURES
+    subject: TrainedModel, angles: list[int], image: Image.Image | None = None, textures: int = TEXTURES
 ) -> dict[str, torch.Tensor]:
     """The standardised response of every head at every angle, by block: (textures, angles, heads).
 
@@ -125,7 +125,7 @@ def direction_responses(
     return {name: standardise(torch.cat(rows)).unflatten(0, (len(rows), -1)) for name, rows in by_block.items()}
 
 
-def plot_direction(subject: Subject, image: Image.Image | None) -> Figure:
+def plot_direction(subject: TrainedModel, image: Image.Image | None) -> Figure:
     """The response of the heads to an image, or to streaks of common/synthetic.py, rotated from 0 to 180 degrees."""
     trace.need_twist(subject)
     angles = list(range(0, 180, STEP))

@@ -22,7 +22,7 @@ from datasets import load_splits
 from interpret import findings, information, questions, trace
 from interpret.questions import HeldOut
 from models import DIRECTIONS, TwistNet, blocks_of
-from training.trained import CAUTIONS, OTHER, UNCHECKED, Subject
+from training.trained import CAUTIONS, OTHER, UNCHECKED, TrainedModel
 from transforms import Preprocessing
 
 FIGURES = [f'{key}.{suffix}' for key in analysis.QUESTIONS for suffix in ('pdf', 'png')]
@@ -302,7 +302,7 @@ def images_of(model, count=12):
 
 
 def subject_of(model):
-    return Subject('best.pt', 'small', model, ['a', 'b', 'c'], 1, 50.0, Preprocessing(64))
+    return TrainedModel('best.pt', 'small', model, ['a', 'b', 'c'], 1, 50.0, Preprocessing(64))
 
 
 def test_rotation_with_the_twists_is_compared_with_rotation_without_them():

@@ -582,8 +582,8 @@ def test_a_trained_model_finds_its_split_again(photographs, tmp_path, tiny, monk
     """By the options in config.json; by the stored list where scikit-learn would divide in another way."""
     folder, _ = run(photographs, tmp_path / 'runs', '--groups', r'^\w\d', '--folds_total', 3, '--name', 'fabric')
     found = data_of(folder)
-    assert (found['caution'], found['label'], len(found['splits'].division)) == (None, 'fabric', 36)
-    assert data_of(folder, '--labels', 'fabric=Fabric')['label'] == 'Fabric'
+    assert (found.caution, found.label, len(found.splits.division)) == (None, 'fabric', 36)
+    assert data_of(folder, '--labels', 'fabric=Fabric').label == 'Fabric'
     with pytest.raises(RunError, match="--labels: unknown 'linen'"):
         data_of(folder, '--labels', 'linen=Linen')
     blocks = own_data.group_blocks
@@ -594,7 +594,7 @@ def test_a_trained_model_finds_its_split_again(photographs, tmp_path, tiny, monk
         data_of(folder)
     words = str(caught.value).partition('; --fold 1 --lists ')[2].split()
     assert words[:3] == [str(folder / 'split.csv'), '--data_dir', str(photographs)]
-    assert data_of(folder, '--fold', 1, '--lists', *words[:3])['caution'] is None
+    assert data_of(folder, '--fold', 1, '--lists', *words[:3]).caution is None
 
 
 @pytest.mark.slow
@@ -614,11 +614,11 @@ def test_a_model_of_a_list_finds_it_and_refuses_another(photographs, tmp_path, t
     folder, _ = train.train(args_of(lists))
     assert folder.name == 'lists_fold1_tiny_seed42'
     for argv in ((), ('--dataset', 'lists'), ('--data_dir', photographs), ('--lists', lists)):
-        assert data_of(folder, *argv)['caution'] is None
+        assert data_of(folder, *argv).caution is None
     other = write_list(tmp_path / 'b.csv', rows_of(photographs, lambda c, n, v: subset[n - 1]), 'path,label,subset')
-    with pytest.raises(RunError, match=r'--lists .*b\.csv: its images are not those that') as caught:
+    with pytest.raises(RunError, match=r'--lists .*b\.csv: its images or lists are others') as caught:
         data_of(folder, '--lists', other)
-    assert f'give the list of that run ({lists})' in str(caught.value)
+    assert f'was trained on fold 1 of lists ({lists}), ' in str(caught.value)
 
 
 # ---------------------------------------------------------------------------------------------- command lines
@@ -703,12 +703,12 @@ def test_the_split_that_a_run_stored_is_its_split(photographs, tmp_path, monkeyp
     made = dict(dataset='lists', data_dir=str(photographs), fold=2, **own._asdict())
     runs.write_json(tmp_path / 'config.json', dict(options=made, defines=dict(split=split_digest(splits))))
     own_data.write_split(tmp_path / runs.SPLIT, splits, photographs)
-    subject = SimpleNamespace(path=tmp_path / 'best.pt', classes=splits.classes, preprocessing=Preprocessing(64))
+    subject = trained.TrainedModel(tmp_path / 'best.pt', 'tiny', None, splits.classes, 1, 50.0, Preprocessing(64))
     stored = str(tmp_path / runs.SPLIT)
     args = SimpleNamespace(dataset=None, data_dir=None, lists=stored, fold=1, other_images=None)
     data = trained.data_of(args, subject)
-    assert data['caution'] is None
-    assert sets_of(data['splits']) == sets_of(splits)
+    assert data.caution is None
+    assert sets_of(data.splits) == sets_of(splits)
     args.lists = write_list(tmp_path / 'other.csv', rows_of(photographs)[::-1])
-    with pytest.raises(RunError, match='images are not those that'):
+    with pytest.raises(RunError, match='images or lists are others'):
         trained.data_of(args, subject)

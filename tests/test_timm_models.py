@@ -21,6 +21,7 @@ import predict
 import run_all
 import summarize_runs
 import train
+import visualize
 from common import options, runs, weights
 from common.errors import ModelError, RunError
 from common.images import open_image
@@ -47,7 +48,6 @@ cfg = dict(input_size=(3, 48, 48), fixed_input_size=True, crop_pct=1.0, mean=(0.
 default_cfgs = {'my_net': cfg}
 register_model(my_net)
 """
-SMALL = 'mobilenetv3_small_050'
 
 
 @pytest.fixture
@@ -145,34 +145,26 @@ def test_the_tag_is_timms_default():
 
 
 def test_a_run_of_a_model_of_timm(tree, tmp_path):
-    folder, results = run(tree, tmp_path / 'runs', '--epochs', '1', '--warmup_epochs', '0', model=f'stci_{SMALL}')
-    assert results['model'] == f'stci_{SMALL}'
-    config = runs.read_json(folder / 'config.json')
-    assert config['defines']['preprocessing']['mean'] == list(own_settings(SMALL)['mean'])
+    name = 'stci_tf_mobilenetv3_small_minimal_100'
+    folder, results = run(tree, tmp_path / 'runs', '--epochs', '1', '--warmup_epochs', '0', model=name)
+    assert results['model'] == name
+    assert runs.read_json(folder / 'config.json')['defines']['preprocessing']['mean'] == [0.5, 0.5, 0.5]
     (line,) = runs.read_log(folder / 'log.jsonl')
     assert list(line['gates']) == list(line['selection']) == ['stci.stage3', 'stci.stage4']
-    subject = trained.load(folder / 'best.pt')
-    assert subject.name == f'stci_{SMALL}'
-    assert subject.preprocessing == preprocessing_of(SMALL, 32)
-
-
-def test_training_and_a_loaded_model_normalise_alike(tree, tmp_path):
-    folder, results = run(
-        tree, tmp_path / 'runs', '--epochs', '1', '--warmup_epochs', '0', model='tf_mobilenetv3_small_minimal_100'
-    )
-    subject = trained.load(folder / 'best.pt')
-    assert subject.preprocessing.mean == (0.5, 0.5, 0.5)
+    model = trained.load(folder / 'best.pt')
+    assert (model.name, model.preprocessing) == (name, preprocessing_of(name, 32))
     splits = train.load_splits('dtd', str(tree), 1)
-    with torch.no_grad():
-        logits = subject.model(subject.batch(open_image(path) for path, _ in splits.test))
+    with torch.no_grad():  # normalised as in training
+        logits = model.model(model.batch(open_image(path) for path, _ in splits.test))
     labels = torch.tensor([label for _, label in splits.test])
     loss = torch.nn.functional.cross_entropy(logits, labels).item()
     assert loss == pytest.approx(results['test_loss'], rel=1e-4)
 
 
-def test_the_default_fingerprint_does_not_know_of_it(tree, tmp_path, tiny):
-    folder, _ = run(tree, tmp_path / 'runs', '--epochs', '1', '--warmup_epochs', '0')
-    assert {'preprocessing', 'imports', 'imported'}.isdisjoint(runs.read_json(folder / 'config.json')['defines'])
+def test_what_defines_a_run_is_as_its_file_gives_it_back():
+    assert model_defines(options.parse_args(['--model', 'resnet18'])) == {}
+    defines = model_defines(options.parse_args(['--model', 'tf_efficientnet_lite0']))
+    assert json.loads(json.dumps(defines)) == defines, 'else a difference is reported where there is none'
 
 
 # ------------------------------------------------------------------------------------------ files of users
@@ -193,22 +185,18 @@ def test_a_net_of_ten_lines(my_net, tree, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_an_imported_net_asks_for_its_file(my_net, tree, tmp_path):
+def test_a_checkpoint_of_an_imported_net_asks_for_its_file(my_net, tree, tmp_path, capsys):
     argv = argv_of(tree, tmp_path / 'runs', '--epochs', '1', '--warmup_epochs', '0', '--import', str(my_net))
     argv[argv.index('tiny')] = 'my_net'
-    code, _, err = finish(start('train.py', *argv))
+    code, _, err = finish(start('train.py', *argv))  # so that this process does not know the net
     assert code == 0, err
-    best = str(tmp_path / 'runs' / 'dtd_fold1_my_net_seed42' / 'best.pt')
-    code, _, err = finish(start('visualize.py', '--checkpoint', best, '--view', 'tsne'))
-    assert code == 1
-    assert "unknown model 'my_net'" in err
-    assert '--import FILE' in err
-    code, _, err = finish(start('visualize.py', '--checkpoint', best, '--view', 'tsne', '--import', str(my_net)))
-    assert code == 1
-    assert "features need forward_features and forward_head, as timm's models have" in err.splitlines()[-1]
-    grid = [word for word in argv if word not in ('--model', 'my_net')]
-    code, out, err = finish(start('run_all.py', '--models', 'my_net', '--dry_run', *grid))
-    assert (code, out.split()[0]) == (0, 'complete'), err
+    view = ['--checkpoint', str(tmp_path / 'runs' / 'dtd_fold1_my_net_seed42' / 'best.pt'), '--view', 'tsne']
+    with pytest.raises(ModelError, match=r"unknown model 'my_net'.*--import FILE"):
+        visualize.main(visualize.get_args_parser().parse_args(view))
+    with pytest.raises(ModelError, match="features need forward_features and forward_head, as timm's models have"):
+        visualize.main(visualize.get_args_parser().parse_args([*view, '--import', str(my_net)]))
+    run_all.cli(['--models', 'my_net', '--dry_run', *(word for word in argv if word not in ('--model', 'my_net'))])
+    assert capsys.readouterr().out.split()[0] == 'complete'
 
 
 @pytest.mark.parametrize(
@@ -231,6 +219,13 @@ def test_a_file_that_cannot_be_imported(my_net, text, words):
     assert '\n' not in str(caught.value)
 
 
+def test_a_path_that_is_no_file_to_import(my_net):
+    with pytest.raises(ModelError, match=r'--import .*/nowhere.py: no such file'):
+        import_file(my_net.with_name('nowhere.py'))
+    with pytest.raises(ModelError, match=r'my_net.txt: is no Python file'):
+        import_file(my_net.rename(my_net.with_suffix('.txt')))
+
+
 def test_a_file_beside_that_has_the_name_of_a_script_here(my_net):
     my_net.write_text(f'from models import STCI\n{NET}')
     (my_net.parent / 'models.py').touch()
@@ -244,14 +239,6 @@ def test_a_file_beside_that_has_the_name_of_a_script_here(my_net):
 def test_a_place_of_weights_is_no_model(name):
     with pytest.raises(RunError, match=r'--model NAME --pretrained FOLDER/model\.safetensors'):
         options.check_model(name)
-
-
-def test_files_that_are_none(tmp_path):
-    with pytest.raises(ModelError, match=r'--import .*/nowhere.py: no such file'):
-        import_file(tmp_path / 'nowhere.py')
-    (tmp_path / 'a.txt').write_text('x')
-    with pytest.raises(ModelError, match=r'a.txt: is no Python file'):
-        import_file(tmp_path / 'a.txt')
 
 
 def test_a_net_whose_output_is_no_logits_is_refused(my_net):
@@ -269,12 +256,6 @@ def test_a_net_of_one_size_says_so(my_net):
     assert build_model('my_net', 5, img_size=48)
     with pytest.raises(ModelError, match='my_net: takes images of 48 x 48 pixels only; leave --img_size out'):
         build_model('my_net', 5, img_size=64)
-
-
-def test_what_defines_a_run_is_as_its_file_gives_it_back():
-    args = options.parse_args(['--model', 'tf_efficientnet_lite0'])
-    defines = model_defines(args)
-    assert json.loads(json.dumps(defines)) == defines, 'else a difference is reported where there is none'
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from common.splits import split_digest
 from datasets import load_splits
 from interpret import class_views, image_views, trace, twist_views
 from training import trained
-from training.trained import Subject
+from training.trained import TrainedModel
 from transforms import Preprocessing, eval_settings, normalize
 
 ANGLES = (0, 45, 90, 135)  # of heads 1 to 4: the convention of synthetic.py's classes
@@ -47,11 +47,11 @@ def streaks(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return normalize(images), torch.arange(4).repeat_interleave(count)
 
 
-def tiny(seed: int = 0, classes: int = 3, **more) -> Subject:
+def tiny(seed: int = 0, classes: int = 3, **more) -> TrainedModel:
     torch.manual_seed(seed)
     model = models.TwistNet(num_classes=classes, **TINY, **more).eval()
     names = [f'class{i}' for i in range(classes)]
-    return Subject(Path('best.pt'), 'tiny', model, names, 3, 50.0, Preprocessing(64))
+    return TrainedModel(Path('best.pt'), 'tiny', model, names, 3, 50.0, Preprocessing(64))
 
 
 def write_checkpoint(path: Path, name: str = 'tiny', classes: int = 3) -> Path:
@@ -394,8 +394,11 @@ def replaced(tree: Path) -> list:
     [
         (lambda tree: class_folders(tree, 18) and [], 'its images or lists have changed since'),
         (replaced, 'its images or lists have changed since'),
-        (lambda tree: ['--data_dir', class_folders(tree.parent / 'b', 14)], 'its images or lists are not those that'),
-        (lambda tree: ['--dataset', 'dtd', '--data_dir', make_dtd(tree.parent / 'c'), '--fold', 1], 'on folder'),
+        (lambda tree: ['--data_dir', class_folders(tree.parent / 'b', 14)], 'its images or lists are others'),
+        (
+            lambda tree: ['--dataset', 'dtd', '--data_dir', make_dtd(tree.parent / 'c'), '--fold', 1],
+            'trained on fold 1 of folder ',
+        ),
         (lambda tree: ['--fold', 2], 'was trained on fold 1'),
         (lambda tree: ['--fold', 0], 'was trained on fold 1'),
     ],
@@ -404,7 +407,7 @@ def test_images_that_may_have_trained_the_model_are_refused_or_marked(tmp_path, 
     tree = class_folders(tmp_path / 'set', 12)
     record_run(checkpoint, data_dir=str(tree))
     subject = trained.load(checkpoint)
-    assert trained.data_of(arguments(), subject)['caution'] is None
+    assert trained.data_of(arguments(), subject).caution is None
     given = change(tree)
     message = error_of('--checkpoint', checkpoint, '--view', 'tsne', *given)
     assert words in message
@@ -422,10 +425,10 @@ def test_the_run_s_own_split_is_known_wherever_the_tree_is_and_whatever_it_is_ca
     record_run(checkpoint, data_dir=str(tree))
     moved = tree.rename(tmp_path / 'moved')
     subject = trained.load(checkpoint)
-    assert trained.data_of(arguments('--data_dir', moved), subject)['caution'] is None
+    assert trained.data_of(arguments('--data_dir', moved), subject).caution is None
     image = next(iter(load_splits('folder', moved, 1).test))[0]
     write_image(Path(image), 3, size=60)  # a damaged test image that was mended
-    assert trained.data_of(arguments('--data_dir', moved), subject)['caution'] is None
+    assert trained.data_of(arguments('--data_dir', moved), subject).caution is None
 
 
 def test_a_checkpoint_alone_says_that_its_images_are_not_checked(tree, checkpoint, capsys):
