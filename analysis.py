@@ -39,7 +39,6 @@ from common.runs import counted
 from interpret import findings, questions, trace
 from interpret.questions import HeldOut
 from loader import ImageList
-from models import blocks_of
 from trained import Subject
 
 
@@ -175,9 +174,8 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, HeldOut, dict]:
     subject = trained.load(args.checkpoint, args.imports)
     trace.need_stci(subject)
     settings = trained.data_of(args, subject) | dict(seed=args.seed, copies=args.copies)
-    pretrained = settings['defines'].get('pretrained', True) is not None  # without a config it is not known
-    report = (runs.read_json(subject.path.with_name('results.json')) or {}).get('pretrained')
-    settings['initial_gate'] = initial_gate(subject.name, blocks_of(subject.model), pretrained, report)
+    config, results = (runs.read_json(subject.path.with_name(name)) for name in ('config.json', 'results.json'))
+    settings['initial_gate'] = initial_gate(subject.name, config or {}, results)
     subject.model.to(distributed.setup(args.device, args.seed))
     with_val = not all(QUESTIONS[key].test_only for key in asked(args))
     return subject, read_images(subject, settings, with_val), settings

@@ -14,6 +14,7 @@ from its checkpoint; visualize.py draws them, and more of that kind.
 """
 
 import argparse
+import contextlib
 import math
 import statistics
 import sys
@@ -94,21 +95,15 @@ def read_log(path: Path) -> Log:
 
 
 def read_all(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
-    """A table and the logs of each recipe; what was left out is named on stderr.
-
-    Raises:
-        RunError: there is no run, or a model that does not exist is asked for.
-    """
+    """A table and the logs of each recipe; what was left out is named on stderr. Raises RunError as read_runs."""
     found = read_runs(args, 'run')
     wanted = {config['fingerprint'] for config, _ in found}
     by_run: dict[str, Log] = {}
     for path in (folder / 'log.jsonl' for run_dir in args.run_dir for folder in runs.find_runs(run_dir)):
-        try:
+        with contextlib.suppress(RunError, KeyError):  # read_runs has named it
             fingerprint = runs.read_json(path.with_name('config.json'))['fingerprint']
             if path.exists() and fingerprint in wanted:
                 by_run[fingerprint] = max(by_run.get(fingerprint, {}), read_log(path), key=len)
-        except (RunError, KeyError):
-            continue  # read_runs has named it
     groups = []
     for table in make_tables(found, args):
         logs = defaultdict(dict)
@@ -120,20 +115,21 @@ def read_all(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
 
 
 def read_one(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
-    """A table without rows and the log of --log_file, with what the config.json beside it says of the run.
+    """A table without rows and the log of --log_file, with what the files beside it say of the run.
 
-    Raises:
-        RunError: there is no such log, or no epoch in it.
+    Raises RunError if there is no such log, or no epoch in it.
     """
     path = args.log_file
     log = read_log(path)
     if not log:
         raise RunError(f'{path}: holds no complete epoch')
-    config = by_name(runs.read_json(path.with_name('config.json')) or {})
+    config, results = (runs.read_json(path.with_name(name)) for name in ('config.json', 'results.json'))
+    config = by_name(config or {})
     defaults = dict(dataset='', model=path.parent.name, fold=1, seed=0)
     dataset, model, *cell = ((defaults | config.get('defines', {}))[key] for key in CELL)
-    recipe, sources = (recipe_of(config), {model: source_of(config)}) if config.get('defines') else ({}, {})
-    table = Table(recipe, [dataset], [model], {}, labels=args.labels, sources=sources)
+    recipe, source = (recipe_of(config), source_of(config)) if config.get('defines') else ({}, None)
+    gates = {model: initial_gate(model, config, results)}
+    table = Table(recipe, [dataset], [model], {}, labels=args.labels, sources={model: source}, gates=gates)
     return [(table, {(dataset, model): {tuple(cell): log}})]
 
 
@@ -524,9 +520,7 @@ def _block_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]
             if values := [one for one in values if one]:
                 draw_runs(axes, values, label=block, **styles[block])
         low, high = axes.get_ylim()
-        report = table.rows[key].last('pretrained') if key in table.rows else None  # interrupted runs have no row
-        own = {block for log in series for gates in log.values() for block in gates}
-        start = initial_gate(key[1], own, table.recipe.get('pretrained', True), report)
+        start = table.gates[key[1]]
         if label == 'sigmoid(gate)' and start is not None:
             axes.axhline(start, color='black', linewidth=0.6, linestyle=(0, (1, 2)), zorder=1, label='start')
             low, high, known = min(low, start), max(high, start), True

@@ -150,7 +150,7 @@ COLUMNS = (
     Column('mean_low95', lambda row: row.interval[0], 'from', '{:.1f}', difference='low', each=True, asked='intervals'),
     Column('mean_high95', lambda row: row.interval[1], 'to', '{:.1f}', difference='high', each=True, asked='intervals'),
     Column('sd', lambda row: row.sd),
-    Column('val_acc', lambda row: row.val_acc, 'val.', '{:.1f}', each=True, asked='val'),
+    Column('val_acc', lambda row: row.mean_of('best_val_acc'), 'val.', '{:.1f}', each=True, asked='val'),
     Column('params_M', lambda row: row.last('params_M'), 'Params', '{:.2f}M'),
     Column('macs_G', lambda row: row.last('macs_G'), 'FLOPs', '{:.2f}G'),
     Column('missing', lambda row: ' '.join(f'fold{fold}_seed{seed}' for fold, seed in row.missing)),

@@ -8,7 +8,6 @@ import math
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,15 +49,23 @@ class Row:
     difference: dict = field(default_factory=dict)  # to it: value and, with a test, low, high, p, p_holm, detectable
     tuned: dict | None = None  # by run_all.py --tune: see tuning.setting_of
 
-    @property
-    def accuracies(self) -> dict[tuple[int, int], float]:
-        """Test accuracy in % by (fold, seed)."""
-        return {cell: results['test_acc'] for cell, results in self.results.items()}
+    def by_fold(self, key: str) -> dict[int, float]:
+        """The mean over seeds by fold of a number of results.json; {} where a run did not record it."""
+        seeds = defaultdict(list)
+        for (fold, _), results in sorted(self.results.items()):
+            seeds[fold].append(results.get(key))
+        known = len(self.recorded(key)) == len(self.results)
+        return {fold: statistics.fmean(values) for fold, values in seeds.items()} if known else {}
+
+    def mean_of(self, key: str) -> float | None:
+        """Mean over folds; None where a run did not record it."""
+        folds = self.by_fold(key)
+        return statistics.fmean(folds.values()) if folds else None
 
     @property
     def folds(self) -> dict[int, float]:
-        """Mean over seeds by fold."""
-        return means_by_fold(self.accuracies)
+        """Test accuracy in % by fold."""
+        return self.by_fold('test_acc')
 
     @property
     def mean(self) -> float:
@@ -82,18 +89,6 @@ class Row:
         return (None, None) if test['p'] is None else (test['low'], test['high'])
 
     @property
-    def val_acc(self) -> float | None:
-        """Mean validation accuracy over folds, of the epochs that it chose; None where a run did not record it."""
-        return self.mean_of('best_val_acc')
-
-    def mean_of(self, key: str) -> float | None:
-        """Mean over folds of a key of results.json; None where a run did not record it."""
-        found = {cell: results.get(key) for cell, results in self.results.items()}
-        if not all(isinstance(value, int | float) for value in found.values()):
-            return None
-        return statistics.fmean(means_by_fold(found).values())
-
-    @property
     def size(self) -> str:
         """'5 folds x 3 seeds'."""
         counts = Counter(fold for fold, _ in self.results).values()
@@ -109,14 +104,6 @@ class Row:
         return (self.recorded(key) or [None])[-1]
 
 
-def means_by_fold(values: dict[tuple[int, int], float]) -> dict[int, float]:
-    """The mean over seeds by fold, of values by (fold, seed)."""
-    by_fold = defaultdict(list)
-    for (fold, _), value in sorted(values.items()):
-        by_fold[fold].append(value)
-    return {fold: statistics.fmean(each) for fold, each in by_fold.items()}
-
-
 @dataclass
 class Table:
     """All rows of one recipe; `rows` has a key (data set, model) where at least one run is complete."""
@@ -130,6 +117,7 @@ class Table:
     labels: dict[str, str] = field(default_factory=dict)  # of data sets, where they differ from the registry's
     tuned: dict[tuple[str, str], dict] = field(default_factory=dict)  # of rows, and of runs that are not complete yet
     sources: dict[str, str | None] = field(default_factory=dict)  # of the weights that each model began with
+    gates: dict[str, float | None] = field(default_factory=dict)  # sigmoid(gate) that each model begins with, if known
     asked: tuple[str, ...] = ()  # optional columns to show
 
     def label(self, dataset: str) -> str:
@@ -148,7 +136,7 @@ def by_name(config: dict) -> dict:
 
 
 def read_run(folder: Path) -> tuple[dict, dict | None]:
-    """config.json and results.json of a run, see by_name; None for the latter where the run is not complete.
+    """config.json, see by_name, and results.json of a run; None for the latter where the run is not complete.
 
     Raises:
         RunError: a file is damaged, or is not one of train.py's.
@@ -159,13 +147,13 @@ def read_run(folder: Path) -> tuple[dict, dict | None]:
         raise RunError(f'{path}: has no defines or no fingerprint')
     if defines['dataset'] not in DATASETS:
         raise RunError(f"{path}: unknown data set '{defines['dataset']}'")
-    config = by_name(config)
-    for key in NUMBERS if results is not None else ():
-        if not isinstance(results.get(key), int | float):
-            raise RunError(f'{folder / "results.json"}: {key} is {results.get(key)!r}')
-    if results is not None and results.get('fingerprint') != config['fingerprint']:
-        raise RunError(f'{folder / "results.json"}: is of another configuration')
-    return config, results
+    if results is not None:
+        path = folder / 'results.json'
+        if wrong := [key for key in NUMBERS if not isinstance(results.get(key), int | float)]:
+            raise RunError(f'{path}: {wrong[0]} is {results.get(wrong[0])!r}')
+        if results.get('fingerprint') != config['fingerprint']:
+            raise RunError(f'{path}: is of another configuration')
+    return by_name(config), results
 
 
 # (config, results) of runs: what its files hold, with results None where a run is not complete. `tuned` of a config is
@@ -174,46 +162,47 @@ Found = list[tuple[dict, dict | None]]
 
 
 def read_runs(args: argparse.Namespace, what: str) -> Found:
-    """The runs that the options ask for, each once; what was left out is named on stderr.
+    """The runs that the options of add_run_args ask for, each once; what was left out is named on stderr.
 
     Args:
-        args: those of add_run_args.
+        args: the options.
         what: 'run' for any, 'complete run' where one at least must be.
 
     Raises:
-        RunError: there is no such run, a name is not known, a tuned.json is damaged, or two runs of one data set saw
-            different trees of images, or two of one fold different images.
+        RunError: there is no such run, a name is not known, a tuned.json is damaged, or runs are of different images.
     """
     found: dict[tuple, tuple[dict, dict | None]] = {}
-    seen: dict[tuple, tuple[str, Path]] = {}
-    there = set()  # the models of all runs
-    for path in (path for run_dir in args.run_dir for path in run_dir.glob('*/results.json')):
-        if not path.with_name('config.json').exists():
-            print(f'left out: {path.parent}: has no config.json', file=sys.stderr)
-    records = {run_dir: tuning.read_record(run_dir) for run_dir in args.run_dir}
-    for folder, record in ((folder, records[top]) for top in args.run_dir for folder in runs.find_runs(top)):
-        try:
-            config, results = read_run(folder)
-        except RunError as error:
-            print(f'left out: {error}', file=sys.stderr)
-            continue
-        there.add(config['defines']['model'])
-        config['tuned'] = tuning.setting_of(record, config)
-        if args.models and config['defines']['model'] not in args.models:
-            continue
-        if results is None:
-            print(f'not complete: {folder}', file=sys.stderr)
-        _check_images(seen, folder, config)
-        key = (config['fingerprint'], *(config['defines'][key] for key in CELL))
-        if key in found and results is not None and found[key][1] is not None:
-            print(f'made twice, taken once: {folder}', file=sys.stderr)
-        if key not in found or found[key][1] is None:
-            found[key] = config, results
+    images: dict[tuple, tuple[str, Path]] = {}
+    models = set()  # of all runs, asked for or not
+    for run_dir in args.run_dir:
+        for path in run_dir.glob('*/results.json'):
+            if not path.with_name('config.json').exists():
+                print(f'left out: {path.parent}: has no config.json', file=sys.stderr)
+        record = tuning.read_record(run_dir)
+        for folder in runs.find_runs(run_dir):
+            try:
+                config, results = read_run(folder)
+            except RunError as error:
+                print(f'left out: {error}', file=sys.stderr)
+                continue
+            model = config['defines']['model']
+            models.add(model)
+            if args.models and model not in args.models:
+                continue
+            if results is None:
+                print(f'not complete: {folder}', file=sys.stderr)
+            _check_images(images, folder, config)
+            config['tuned'] = tuning.setting_of(record, config)
+            key = (config['fingerprint'], *(config['defines'][key] for key in CELL))
+            if key not in found or found[key][1] is None:
+                found[key] = config, results
+            elif results is not None:
+                print(f'counted once, made twice: {folder}', file=sys.stderr)
     names = dict.fromkeys(config['defines']['dataset'] for config, _ in found.values())
     options.check_names('labels', args.labels, DATASETS | names)
     for option, names in (('models', args.models or ()), ('baseline', filter(None, [args.baseline]))):
-        if unknown := [name for name in names if name not in MODELS and name not in there]:
-            raise RunError(f"--{option}: no run of '{unknown[0]}'; there are runs of: {', '.join(sorted(there))}")
+        if unknown := [name for name in names if name not in MODELS and name not in models]:
+            raise RunError(f"--{option}: no run of '{unknown[0]}'; there are runs of: {', '.join(sorted(models))}")
     if not any(results or what == 'run' for _, results in found.values()):
         of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
         raise RunError(f'{", ".join(map(str, args.run_dir))}: no {what}{of}')
@@ -225,15 +214,14 @@ def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dic
     dataset, fold, split = (config['defines'][key] for key in ('dataset', 'fold', 'split'))
     # Digests: of the tree, by data set (runs of older code did not record it), and of the split, by data set and fold.
     for key, digest in (((dataset,), config.get('tree')), ((dataset, fold), split)):
-        if digest is not None and (other := seen.setdefault(key, (digest, folder)))[0] != digest:
+        known, other = seen.setdefault(key, (digest, folder)) if digest is not None else (None, None)
+        if known != digest:
+            named = nameable(config.get('options', {}).get('dataset', ''))
             raise RunError(
-                f'{other[1]} and {folder} are of different {"images" if key[1:] else "trees of images"}, which no '
+                f'{other} and {folder} are of different {"images" if key[1:] else "trees of images"}, which no '
                 'table pools; move the runs of each into a folder of their own and give one of these to --run_dir'
-                + (
-                    ', or train one of them with another --name'
-                    if nameable(config.get('options', {}).get('dataset', ''))
-                    else ''
-                )
+                + ', or train one of them with another --name'
+                * named
             )
 
 
@@ -278,11 +266,7 @@ def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
     """A table for each recipe, the one with most runs first.
 
     Models stand in the order of --models or the registry, and are compared with --baseline or the first of
-    options.BASELINES that a table has.
-
-    Raises:
-        RunError: runs of one model that started from different weights, had other input or another --import file, or
-            were tuned to different options.
+    options.BASELINES that a table has. Raises RunError for runs of one model that differ in more than fold and seed.
     """
     by_recipe = defaultdict(list)
     for config, results in found:
@@ -291,52 +275,49 @@ def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
     return sorted(made, key=lambda table: -sum(len(row.results) for row in table.rows.values()))
 
 
+# What all runs of a model in a table share, keys of start_of, and what is said where they do not.
+ALIKE = dict(
+    pretrained='start from different weights',
+    imported='are of different files of --import',
+    preprocessing='take different input',
+)
+
+
 def _make_table(group: Found, args: argparse.Namespace) -> Table:
     rows: dict[tuple[str, str], Row] = {}
     cells = defaultdict(set)  # (fold, seed) of every run of a data set, complete or not
-    # By model, by data set and model, by model, by model; of every run, complete or not.
-    weights, tuned, starts, sources = {}, {}, {}, {}
+    tuned, alike, sources, gates = {}, {}, {}, {}  # of every run, complete or not
     for config, results in group:
         dataset, model, *cell = (config['defines'][key] for key in CELL)
         cells[dataset].add(tuple(cell))
-        pretrained = config['defines'].get('pretrained')
-        if weights.setdefault(model, pretrained) != pretrained:
-            raise RunError(
-                f'runs of {model} start from different weights ({weights[model]} and {pretrained}); put them into '
-                'folders of their own'
-            )
-        _check_start(starts.setdefault(model, {}), model, start_of(config))
+        for key, value in start_of(config).items():
+            if value is not None and (other := alike.setdefault((model, key), value)) != value:
+                which = f'{ALIKE[key]} ({other} and {value})'
+                raise RunError(f'runs of {model} {which}; put them into folders of their own')
         sources.setdefault(model, source_of(config))
+        if gates.get(model) is None:  # not known of a run that is not complete
+            gates[model] = initial_gate(model, config, results)
         setting = config.get('tuned')
-        if setting and tuned.setdefault((dataset, model), setting) != setting:
-            texts = ' and '.join(tuning.text_of(each['options']) for each in (tuned[dataset, model], setting))
+        if setting and (other := tuned.setdefault((dataset, model), setting)) != setting:
+            texts = ' and '.join(tuning.text_of(each['options']) for each in (other, setting))
             raise RunError(
                 f'runs of {model} on {dataset} are by two tuned.json, of other trials ({texts}); give one --run_dir'
             )
         if results is not None:
             row = rows.setdefault((dataset, model), Row(dataset, model, tuned=setting))
             row.results[tuple(cell)] = results
-    order = list(args.models or MODELS)
-    models = sorted(weights, key=lambda model: _place(model, order))
-    baselines = [*options.BASELINES, *(models if 'probe' in recipe_of(group[0][0]) else ())]
+    order, recipe = list(args.models or MODELS), recipe_of(group[0][0])
+    models = sorted(sources, key=lambda model: _place(model, order))
+    baselines = [*options.BASELINES, *(models if 'probe' in recipe else ())]
     baseline = args.baseline or next((name for name in baselines if name in models), baselines[0])
     datasets = [name for name in [*DATASETS, *sorted(cells.keys() - DATASETS.keys())] if name in cells]
-    start = dict(sources={model: sources[model] for model in models})
-    table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, labels=args.labels, tuned=tuned, **start)
+    sources = {model: sources[model] for model in models}
+    table = Table(recipe, datasets, models, rows, baseline, [], args.labels, tuned, sources, gates)
     for dataset in datasets:
         _note_missing(table, dataset, cells[dataset])
         _note_cautions(table, dataset)
         _compare(table, dataset, asked=args.baseline is not None)
     return table
-
-
-def _check_start(seen: dict, model: str, start: dict) -> None:
-    """Raise RunError for a run whose model is another one by its code or its input than in the runs seen so far."""
-    words = dict(imported='are of different files of --import', preprocessing='take different input')
-    for key, differ in words.items():
-        value = start[key]
-        if value is not None and seen.setdefault(key, value) != value:
-            raise RunError(f'runs of {model} {differ} ({seen[key]} and {value}); put them into folders of their own')
 
 
 def _place(model: str, order: list[str]) -> tuple:
@@ -364,12 +345,12 @@ def _note_missing(table: Table, dataset: str, cells: set[tuple[int, int]]) -> No
 
 def _note_cautions(table: Table, dataset: str) -> None:
     """Note the models whose weights images of their folds may have trained."""
-    said = defaultdict(list)
+    cautioned = defaultdict(list)
     for model in table.models:
         if row := table.rows.get((dataset, model)):
             for caution in dict.fromkeys(row.recorded('caution')):
-                said[caution].append(model_label(model))
-    for caution, names in said.items():
+                cautioned[caution].append(model_label(model))
+    for caution, names in cautioned.items():
         table.note(dataset, f'{", ".join(names)}: {caution}')
 
 
@@ -429,19 +410,26 @@ def title_of_probe(recipe: dict, differing: set[str]) -> str:
     return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing)])
 
 
-def initial_gate(model: str, blocks: Iterable[str], pretrained: bool, report: str | None) -> float | None:
-    """sigmoid(gate) from which all gates of a model start; None without any, and where weights may have brought others.
+def initial_gate(model: str, config: dict, results: dict | None) -> float | None:
+    """sigmoid(gate) from which all gates of a run start; None without gates, and where weights may have brought others.
 
     Args:
-        blocks: names of the blocks with gates, as in the log.
-        pretrained: whether the run began with weights.
-        report: what was loaded of them and what was not, as results.json has it under `pretrained`.
+        model: its name.
+        config: config.json of the run; {} where there is none.
+        results: its results.json; None where there is none.
     """
-    entry, report = entry_of(model), report or ''
-    fresh = report.partition('left as initialised: ')[2].partition(';')[0].split(', ')
-    whole = 'stci' in fresh and '(weights of ' not in report  # the branch of stci_NAME, which the weights do not have
-    kept = whole or 'without its gate' in report or all(f'{block}.gate' in fresh for block in blocks)
-    if not has_stci(entry) or (pretrained and not kept):
+    entry, defines = entry_of(model), config.get('defines', {})
+    if not has_stci(entry):
+        return None
+    if defines.get('pretrained', True) is None:
+        brought = 0
+    elif record := (results or {}).get('weights'):
+        brought = record['gates']
+    else:  # older code wrote no record; weights of timm for the plain CNN, in a file of its name, have no gates
+        given = config.get('options', {}).get('pretrained')
+        plain = 'stci' in entry and (given is True or Path(str(given)).stem == entry['timm'])
+        brought = 0 if plain else None
+    if brought != 0:
         return None
     branch = entry.get('stci', entry.get('twist'))
     return 1 / (1 + math.exp(-branch.get('gate_init', GATE_INIT)))

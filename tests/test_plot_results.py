@@ -385,13 +385,13 @@ def test_initial_gate_is_the_models_own_and_unknown_where_weights_bring_gates(tm
         small = dict(base_width=8) if model.startswith('twistnet18') else {}
         return models.build_model(model, num_classes=5, **small, **options)
 
+    scratch, loaded = (dict(defines=dict(pretrained=weights)) for weights in (None, 'digest'))
     for model in ('twistnet18', 'twistnet18_gate_m3'):
-        gates = models.gates_of(build(model))
-        for value in gates.values():
-            assert initial_gate(model, gates, False, None) == pytest.approx(value)
-        assert initial_gate(model, gates, True, None) is None
+        for value in models.gates_of(build(model)).values():
+            assert initial_gate(model, scratch, None) == pytest.approx(value)
+        assert initial_gate(model, loaded, None) is initial_gate(model, {}, None) is None
     for without in ('resnet18', 'twistnet18_first_order', 'resnet10t'):
-        assert initial_gate(without, {}, False, None) is None
+        assert initial_gate(without, scratch, None) is None
 
     closed = pytest.approx(0.1192, abs=1e-4)
     for model, weights_of, value in (
@@ -406,18 +406,25 @@ def test_initial_gate_is_the_models_own_and_unknown_where_weights_bring_gates(tm
     ):
         origin = dict(config=dict(defines=dict(model=weights_of)), progress=dict(epoch=3))  # as pretraining saves it
         torch.save(origin | dict(state_dict=build(weights_of).state_dict()), tmp_path / 'weights.pt')
-        loaded = build(model, pretrained=tmp_path / 'weights.pt')
-        assert initial_gate(model, models.gates_of(loaded), True, loaded.pretrained) == value, (model, weights_of)
+        record = build(model, pretrained=tmp_path / 'weights.pt').loaded_weights._asdict()
+        assert initial_gate(model, loaded, dict(weights=record)) == value, (model, weights_of)
 
 
 @pytest.mark.parametrize(
-    ('report', 'dotted'), [('left as initialised: stci; at zero: fc', True), ('from x.pt', False), (None, False)]
+    ('given', 'record', 'dotted'),
+    [
+        ('x.pt', dict(gates=0), True),
+        ('x.pt', dict(gates=2), False),
+        ('x.pt', None, False),
+        (True, None, True),  # runs of older code have no record
+        ('weights/resnet18.safetensors', None, True),
+    ],
 )
-def test_the_gates_of_a_pretrained_run_have_their_start_where_it_is_known(tmp_path, report, dotted):
+def test_the_gates_of_a_pretrained_run_have_their_start_where_it_is_known(tmp_path, given, record, dotted):
     folder = make(tmp_path, model='stci_resnet18', pretrained='digest')
     write_log(folder, [(1.0, 20.0, {'stci.stage3': 0.12, 'stci.stage4': 0.13})] * 2)
-    results = json.loads((folder / 'results.json').read_text())
-    runs.write_json(folder / 'results.json', results | dict(pretrained=report))
+    for name, more in (('config.json', dict(options=dict(pretrained=given))), ('results.json', dict(weights=record))):
+        runs.write_json(folder / name, runs.read_json(folder / name) | more)
     (figure,) = draw(tmp_path, 'gate')
     assert any(line.get_label() == 'start' for line in figure.axes[0].lines) == dotted
 
