@@ -106,7 +106,7 @@ def test_a_model_without_probabilities_has_no_calibration_error(tmp_path, capsys
     assert (first['ece'], round(float(first['accuracy']), 1)) == ('', 66.7)
     assert '3 66.7 66.7 55.6 -' in words(show(capsys, '--run_dir', folder, '--no-figures').out)
     write_image(tmp_path / '2.png', 1)
-    group = [scores.read_judged(folder, str(tmp_path))]
+    group = [scores.read_evaluated(folder, str(tmp_path))]
     shown = ' '.join(text.get_text() for text in evaluate.draw_mistakes(group).findobj(plt.Text))
     assert 'probability -' in shown
     assert 'nan' not in shown
@@ -256,7 +256,7 @@ def test_the_most_confident_mistakes_come_first_and_once(tmp_path):
         say(tmp_path, [0, 1, 2, 2], [1, 1, 0, 2], confidence=0.7, seed=42),
         say(tmp_path, [0, 1, 2, 2], [2, 1, 2, 1], confidence=0.8, seed=43),
     ]
-    group = [scores.read_judged(folder, 'root') for folder in folders]
+    group = [scores.read_evaluated(folder, 'root') for folder in folders]
     found = scores.mistakes(group)
     assert [(path, truth, said) for path, truth, said, _ in found] == [
         ('root/0.png', 'a', 'c'), ('root/3.png', 'c', 'b'), ('root/2.png', 'c', 'a')
@@ -271,7 +271,7 @@ def test_mistakes_of_more_than_eight_bits_are_as_bright_as_one_another(tmp_path,
     seen = []
     monkeypatch.setattr(evaluate, 'thumbnail', lambda image: seen.append(image.getpixel((0, 0))[0]))
     monkeypatch.setattr(evaluate, 'plot_thumbnails', lambda *_, **__: None)
-    evaluate.draw_mistakes([scores.read_judged(say(tmp_path, [0, 1], [1, 0]), str(tmp_path))])
+    evaluate.draw_mistakes([scores.read_evaluated(say(tmp_path, [0, 1], [1, 0]), str(tmp_path))])
     assert seen == [4000 >> 4, 500 >> 4]
 
 
@@ -371,7 +371,7 @@ def test_runs_that_cannot_be_used(tmp_path, capsys):
     assert 'ResNet-18 on DTD, fold 1, seed 42' in said.out
     shutil.copytree(good, tmp_path / 'copy' / good.name)
     said = show(capsys, '--run_dir', good, tmp_path / 'copy', '--no-figures')
-    assert 'made twice, taken once' in said.err
+    assert 'counted once, made twice' in said.err
     shutil.rmtree(good)
     shutil.rmtree(changed)
     with pytest.raises(RunError, match='no run in it can be evaluated'):
@@ -411,8 +411,8 @@ def test_mistakes_of_a_list_are_found_beside_it(tmp_path):
     config = json.loads((folder / 'config.json').read_text())
     config['options'] |= dict(lists=str(tmp_path / 'photographs' / 'my.csv'), data_dir=None)
     (folder / 'config.json').write_text(json.dumps(config))
-    (judged,) = scores.read_all([folder])
-    assert scores.mistakes([judged])[0][0] == str(tmp_path / 'photographs' / 'c.png')
+    (one,) = scores.read_all([folder])
+    assert scores.mistakes([one])[0][0] == str(tmp_path / 'photographs' / 'c.png')
 
 
 def test_another_preprocessing_or_file_of_import_is_another_group():
