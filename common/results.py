@@ -386,28 +386,26 @@ def _compare(table: Table, dataset: str, asked: bool) -> None:
 
 def title_of(table: Table, among: list[dict]) -> str:
     """The title of a table: how long, how large, from which start, and what else tells it from all recipes `among`."""
-    recipe, shares = table.recipe, loaded_percent(table, 'dataset').values()
+    recipe = table.recipe
     # Between training and probing everything differs.
     among = [other for other in among if other.get('probe') == recipe.get('probe')]
     differing = {k for other in among for k in recipe if other.get(k) != recipe.get(k)}
     if 'probe' in recipe:
-        return title_of_probe(recipe, differing - {'train_on', 'shots', 'img_size', 'probe', 'pretrained'})
-    words = [counted(recipe.get('epochs'), 'epoch'), f'{recipe.get("img_size")} px']
-    words += [f'from {" and ".join(filter(None, dict.fromkeys(table.sources.values()))) or "scratch"}']
-    if any(len(known) > 1 for known in shares):
-        words += [f'{percent_range(set().union(*shares))} of the parameters loaded']
-    if table.tuned and 'tuned' not in differing:
-        words += [f'{" and ".join(next(iter(table.tuned.values()))["options"])} tuned']
-    return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing - {'epochs', 'img_size', 'pretrained'})])
-
-
-def title_of_probe(recipe: dict, differing: set[str]) -> str:
-    """The title of a table of probe.py: which features, what fits the classifiers, how large."""
-    images = 'train and val' if recipe['train_on'] == 'trainval' else recipe['train_on']
-    if recipe['shots']:
-        images = f'{counted(recipe["shots"], "image")} a class of {images}'
-    words = [f'frozen features of the {recipe["probe"]}', f'classifiers on {images}', f'{recipe["img_size"]} px']
-    return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing)])
+        images = 'train and val' if recipe['train_on'] == 'trainval' else recipe['train_on']
+        if recipe['shots']:
+            images = f'{counted(recipe["shots"], "image")} a class of {images}'
+        words = [f'frozen features of the {recipe["probe"]}', f'classifiers on {images}', f'{recipe["img_size"]} px']
+        differing -= {'train_on', 'shots', 'probe'}
+    else:
+        sources, shares = filter(None, dict.fromkeys(table.sources.values())), loaded_percent(table, 'dataset').values()
+        words = [counted(recipe.get('epochs'), 'epoch'), f'{recipe.get("img_size")} px']
+        words += [f'from {" and ".join(sources) or "scratch"}']
+        if any(len(known) > 1 for known in shares):
+            words += [f'{percent_range(set().union(*shares))} of the parameters loaded']
+        if table.tuned and 'tuned' not in differing:
+            words += [f'{" and ".join(next(iter(table.tuned.values()))["options"])} tuned']
+        differing -= {'epochs'}
+    return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing - {'img_size', 'pretrained'})])
 
 
 def initial_gate(model: str, config: dict, results: dict | None) -> float | None:
