@@ -46,7 +46,8 @@ class Row:
     missing: list[tuple[int, int]] = field(default_factory=list)  # (fold, seed) that other models or seeds have
     best: int = 0  # 1 for the highest mean of its data set, 2 for the second; 0 elsewhere and where cells differ
     baseline: str | None = None  # the model it is compared with
-    difference: dict = field(default_factory=dict)  # to it: value and, with a test, low, high, p, p_holm, detectable
+    difference: dict = field(default_factory=dict)  # to it: value and, with a test, low, high, p, p_holm
+    compared: int = 0  # models of its data set that are compared with it
     tuned: dict | None = None  # by run_all.py --tune: see tuning.setting_of
 
     def by_fold(self, key: str) -> dict[int, float]:
@@ -87,6 +88,12 @@ class Row:
         """95 % interval of the mean, corrected as the test of a difference; None where folds have no spread."""
         test = corrected_t_test(list(self.folds.values()), self.test_to_train)
         return (None, None) if test['p'] is None else (test['low'], test['high'])
+
+    @property
+    def detectable(self) -> float | None:
+        """The true difference that 80 % of such studies would find; None without a test."""
+        tested = 'p' in self.difference
+        return detectable(self.difference, len(self.folds) - 1, self.compared) if tested else None
 
     @property
     def size(self) -> str:
@@ -376,9 +383,8 @@ def _compare(table: Table, dataset: str, asked: bool) -> None:
         tests.append(corrected_t_test(differences, row.test_to_train))
     correct(tests)
     for row, test in zip(others, tests):
-        row.baseline, row.difference = table.baseline, dict(value=test['value'])
-        if test['p'] is not None:
-            row.difference = test | dict(detectable=detectable(test, len(base.folds) - 1, len(tests)))
+        row.baseline, row.compared = table.baseline, len(tests)
+        row.difference = dict(value=test['value']) if test['p'] is None else test
 
 
 # ---------------------------------------------------------------------------------------------- words

@@ -157,15 +157,14 @@ def test_bar_names_what_is_missing_and_draws_no_zero(tmp_path):
     assert any('number of runs in brackets' in text for text in texts(figure))
 
 
-def test_one_fold_has_no_whisker(tmp_path):
-    make(tmp_path)
-    make(tmp_path, model='twistnet18')
-    make(tmp_path, model='twistnet18_no_ais')
-    for plot in ('bar', 'ablation'):
-        (figure,) = draw(tmp_path, plot)
-        assert not whiskers(figure.axes[0])
-        assert not any('Whiskers' in text for text in texts(figure))
-        assert labelled(figure.axes[0], 'folds')
+@pytest.mark.parametrize('plot', ['bar', 'ablation'])
+def test_one_fold_has_no_whisker(tmp_path, plot):
+    for model in ('resnet18', 'twistnet18', 'twistnet18_no_ais'):
+        make(tmp_path, model=model)
+    (figure,) = draw(tmp_path, plot)
+    assert not whiskers(figure.axes[0])
+    assert not any('Whiskers' in text for text in texts(figure))
+    assert labelled(figure.axes[0], 'folds')
 
 
 @pytest.mark.slow
@@ -447,16 +446,24 @@ def test_of_two_copies_of_a_run_the_longer_log_is_drawn(tmp_path):
 # ---------------------------------------------------------------------------------------------- the command
 
 
-def test_gate_of_one_log(tmp_path, capsys, monkeypatch):
+def test_one_log(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(plt.rcParams, 'savefig.dpi', drawing.STYLE['savefig.dpi'])
-    folder = make(tmp_path / 'runs', model='twistnet18')
-    options = ('--log_file', folder / 'log.jsonl', '--save_dir', tmp_path / 'new' / 'figures', '--plot', 'gate')
-    plot_results.main(arguments(*options))
-    out, err = capsys.readouterr()
-    pdf, png = map(Path, out.split())
-    assert (pdf, png) == tuple(tmp_path / 'new' / 'figures' / name for name in ('gate.pdf', 'gate.png'))
-    assert err == ''
-    assert Image.open(png).width == 1020  # 3.4 inches
+    log, out = make(tmp_path / 'runs', model='twistnet18') / 'log.jsonl', tmp_path / 'new' / 'figures'
+    plot_results.main(arguments('--log_file', log, '--save_dir', out))
+    printed, err = capsys.readouterr()
+    names = ('curves.pdf', 'curves.png', 'gate.pdf', 'gate.png')
+    assert [*map(Path, printed.split())] == [out / name for name in names]
+    assert [line.split(':')[1] for line in err.splitlines()] == [' selection']
+    assert Image.open(out / 'gate.png').width == 1020  # 3.4 inches
+
+
+def test_a_log_alone_is_enough(tmp_path):
+    folder = make(tmp_path, model='twistnet18')
+    (folder / 'config.json').unlink()
+    (folder / 'results.json').unlink()
+    (figure,) = plot_results.plot_gate(*read_one(folder / 'log.jsonl'), '')
+    assert figure.axes[0].get_title() == folder.name
+    assert not labelled(figure.axes[0], 'start'), 'unknown'
 
 
 @pytest.mark.slow
@@ -524,28 +531,6 @@ def test_letters_that_no_font_has_are_named_once(tmp_path, capsys):
     assert err.startswith('no installed font has \U0010fffc \U0010fffd: drawn as boxes')
     assert err.count('\n') == 1
     assert not caught
-
-
-@pytest.mark.slow
-def test_gate_of_a_model_without_gates_is_an_error_of_the_command(tmp_path):
-    options = ('--log_file', make(tmp_path / 'runs') / 'log.jsonl', '--save_dir', tmp_path / 'none', '--plot', 'gate')
-    code, out, err = finish(start('plot_results.py', *map(str, options)))
-    assert code == 1
-    assert out == ''
-    assert re.fullmatch(r'plot_results.py: error: gate: no gates in the log.*\n', err)
-    assert not (tmp_path / 'none').exists()
-
-
-def test_a_log_alone_is_enough(tmp_path, capsys):
-    folder = make(tmp_path, model='twistnet18')
-    (folder / 'config.json').unlink()
-    (figure,) = plot_results.plot_gate(*read_one(folder / 'log.jsonl'), '')
-    assert figure.axes[0].get_title() == folder.name
-    assert not labelled(figure.axes[0], 'start'), 'unknown'
-    plot_results.main(arguments('--log_file', folder / 'log.jsonl', '--save_dir', tmp_path / 'f'))
-    assert {Path(line).name for line in capsys.readouterr().out.split()} == {
-        'curves.pdf', 'curves.png', 'gate.pdf', 'gate.png'
-    }  # fmt: skip
 
 
 def test_pdf_is_vector_with_truetype_fonts(tmp_path):
@@ -665,27 +650,28 @@ def test_22_models_fit(tmp_path, plot):
 
 
 def test_what_cannot_be_drawn_is_one_line(tmp_path):
-    def error(*argv):
-        with pytest.raises(RunError) as caught:
+    log = make(tmp_path / 'runs', done=False) / 'log.jsonl'
+    torn = make(tmp_path / 'torn') / 'log.jsonl'
+    torn.write_text('{')
+    (make(tmp_path / 'begun', done=False) / 'log.jsonl').unlink()
+    (tmp_path / 'file').touch()
+    runs_of = ('--run_dir', tmp_path / 'runs')
+    for argv, words in (
+        (('--run_dir', tmp_path), 'holds no run'),
+        ((*runs_of, '--plot', 'bar'), 'bar: no run is complete'),
+        ((*runs_of, '--plot', 'gate'), 'gate: no gates'),
+        ((*runs_of, '--models', 'twist'), "no run of 'twist'"),
+        ((*runs_of, '--models', 'twistnet18'), 'no run of twistnet18'),
+        (('--log_file', tmp_path / 'log.jsonl'), 'no such log'),
+        (('--log_file', log, '--plot', 'bar'), 'needs --run_dir'),
+        (('--log_file', torn), 'holds no complete epoch'),
+        (('--run_dir', tmp_path / 'begun'), 'no run has finished an epoch'),
+        (('--run_dir', tmp_path / 'torn', '--save_dir', tmp_path / 'file' / 'x'), 'cannot be written'),
+    ):
+        with pytest.raises(RunError, match=words) as caught:
             plot_results.main(arguments('--save_dir', tmp_path / 'f', *argv))
         assert '\n' not in str(caught.value)
-        return str(caught.value)
-
-    assert 'holds no run' in error('--run_dir', tmp_path)
-    folder = make(tmp_path / 'runs', done=False)
-    assert error('--run_dir', tmp_path / 'runs', '--plot', 'bar') == 'bar: no run is complete'
-    assert 'gate: no gates' in error('--run_dir', tmp_path / 'runs', '--plot', 'gate')
-    assert "no run of 'twist'" in error('--run_dir', tmp_path / 'runs', '--models', 'twist')
-    assert 'no run of twistnet18' in error('--run_dir', tmp_path / 'runs', '--models', 'twistnet18')
-    assert 'no such log' in error('--log_file', tmp_path / 'log.jsonl')
-    assert 'needs --run_dir' in error('--log_file', folder / 'log.jsonl', '--plot', 'bar')
-    (folder / 'log.jsonl').write_text('{')
-    assert 'holds no complete epoch' in error('--log_file', folder / 'log.jsonl')
-    (folder / 'log.jsonl').unlink()
-    assert 'bar_' not in error('--run_dir', tmp_path / 'runs')
-    (tmp_path / 'file').touch()
-    make(tmp_path / 'more')
-    assert 'cannot be written' in error('--run_dir', tmp_path / 'more', '--save_dir', tmp_path / 'file' / 'x')
+        assert not (tmp_path / 'f').exists()
 
 
 # ---------------------------------------------------------------------------------------------- tuned options
