@@ -37,7 +37,6 @@ from common.results import initial_gate
 from common.runs import counted
 from interpret import findings, questions, trace
 from interpret.questions import HeldOut
-from models import blocks_of
 from training import trained
 from training.loader import ImageList
 from training.trained import TrainedModel
@@ -143,11 +142,8 @@ def prepare(args: argparse.Namespace) -> tuple[TrainedModel, HeldOut, dict]:
     trace.need_stci(subject)
     data = trained.data_of(args, subject)
     settings = data._asdict() | dict(seed=args.seed, copies=args.copies)
-    pretrained = (
-        subject.config.get('defines', {}).get('pretrained', True) is not None
-    )  # without a config it is not known
-    report = (runs.read_json(subject.path.with_name('results.json')) or {}).get('pretrained')
-    settings['initial_gate'] = initial_gate(subject.name, blocks_of(subject.model), pretrained, report)
+    results = runs.read_json(subject.path.with_name('results.json'))
+    settings['initial_gate'] = initial_gate(subject.name, subject.config, results)
     subject.model.to(distributed.setup(args.device, args.seed))
     with_val = not all(QUESTIONS[key].test_only for key in asked(args))
     return subject, read_images(subject, settings, with_val), settings

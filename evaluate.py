@@ -30,28 +30,27 @@ from common.predictions import Predictions
 from common.registry import model_label
 from common.results import by_name
 from common.runs import counted
-from common.scores import OF_CLASS, OVERALL, Judged, Scores, data_label, over_folds, title_of
+from common.scores import OF_CLASS, OVERALL, EvaluatedRun, Scores, data_label, over_folds, title_of
 from common.statistics import p_text
 
-OF_CHECKPOINT = ('dataset', 'fold', 'other_images', 'subset')  # options that runs do not take
 MISTAKES = 12  # in the picture
 HEAD = ['Model', 'Data', 'Fold', 'Seed', 'n', *OVERALL.values()]
+OF_CHECKPOINT = ('dataset', 'fold', 'other_images', 'subset')  # options that runs do not take
 
 
-# ---------------------------------------------------------------------------------------------- what is judged
+# ---------------------------------------------------------------------------------------------- what is evaluated
 
 
-def run_models(args: argparse.Namespace) -> list[Judged]:
-    """The models of --checkpoint and what they say of a subset that did not train them.
+def run_models(args: argparse.Namespace) -> list[EvaluatedRun]:
+    """The models of --checkpoint and their predictions of a subset that did not train them.
 
-    Raises:
-        RunError, ModelError, DataError: as trained.load and trained.data_of, or an image cannot be read.
+    Raises ModelError, RunError and DataError as trained.load and trained.data_of, and where an image cannot be read.
     """
     from common import distributed
     from common.splits import SUBSETS
     from training import trained  # and torch, which the predictions of runs do without
 
-    judged, subset = [], args.subset or 'test'
+    evaluated, subset = [], args.subset or 'test'
     for path in dict.fromkeys(args.checkpoint):
         subject = trained.load(path, args.imports)
         data = trained.data_of(args, subject, subset)
@@ -71,25 +70,24 @@ def run_models(args: argparse.Namespace) -> list[Judged]:
             )
         labels = np.array([label for _, label in items])
         found = Predictions(splits.classes, paths, labels, probabilities.argmax(1), probabilities)
-        config = subject.config
-        defines = config.get('defines', {})
+        defines = subject.config.get('defines', {})
         # Not known to be of one data set and recipe, or not of the images held out by each: none is pooled.
-        key = scores.group_key(by_name(config), splits.classes) if defines and not caution else (path,)
+        key = scores.group_key(by_name(subject.config), splits.classes) if defines and not caution else (path,)
         cell = (subject.name, data.name, subset, data.fold, defines.get('seed'))
-        judged.append(Judged(str(path), *cell, key, found, None, caution))
-    return judged
+        evaluated.append(EvaluatedRun(str(path), *cell, key, found, None, caution))
+    return evaluated
 
 
 # ---------------------------------------------------------------------------------------------- tables
 
 
 def texts(mean: np.ndarray, deviation: np.ndarray | None = None) -> list[str]:
-    """The cells of a row."""
-    spreads = [np.nan] * len(mean) if deviation is None else deviation
-    return [
-        '-' if np.isnan(value) else f'{value:.1f}' + ('' if np.isnan(spread) else f' \N{PLUS-MINUS SIGN} {spread:.1f}')
-        for value, spread in zip(mean, spreads)
-    ]
+    """The cells of a row: '75.0 ± 3.1', without the spread where there is none, or '-'."""
+    cells = []
+    for value, spread in zip(mean, np.full(len(mean), np.nan) if deviation is None else deviation):
+        text = f'{value:.1f}' if np.isnan(spread) else f'{value:.1f} \N{PLUS-MINUS SIGN} {spread:.1f}'
+        cells.append('-' if np.isnan(value) else text)
+    return cells
 
 
 def show(title: str, align: str, head: list[str], rows: list[list[str]], latex: bool) -> None:
@@ -106,7 +104,7 @@ def show(title: str, align: str, head: list[str], rows: list[list[str]], latex: 
         print(r'\end{table}')
 
 
-def print_tables(groups: list[list[Judged]], found: dict[str, Scores], latex: bool) -> None:
+def print_tables(groups: list[list[EvaluatedRun]], found: dict[str, Scores], latex: bool) -> None:
     """Print the table of runs, McNemar's test of two, and a table of classes a group."""
     rows = []
     for group in groups:
@@ -118,10 +116,10 @@ def print_tables(groups: list[list[Judged]], found: dict[str, Scores], latex: bo
             folds = counted(len({one.fold for one in group}), 'fold')
             rows.append([*rows[-1][:2], folds, 'mean', '', *mean])
     show('Scores in %', 'llrrr' + 'r' * len(OVERALL), HEAD, rows, latex)
-    judged = [one for group in groups for one in group]
-    if test := scores.compare(judged):
+    evaluated = [one for group in groups for one in group]
+    if test := scores.compare(evaluated):
         text = (
-            f'McNemar: {title_of(judged[1:])} against {title_of(judged[:1])}: {test["value"]:+.1f} points (95 % '
+            f'McNemar: {title_of(evaluated[1:])} against {title_of(evaluated[:1])}: {test["value"]:+.1f} points (95 % '
             f'interval {test["low"]:+.1f} to {test["high"]:+.1f}), p {p_text(test["p"])}; images gained: '
             f'{test["gained"]}, lost: {test["lost"]}.'
         )
@@ -130,35 +128,31 @@ def print_tables(groups: list[list[Judged]], found: dict[str, Scores], latex: bo
         print()
         mean, deviation = over_folds(group, [found[one.name].classes for one in group])
         counts = sum(found[one.name].counts for one in group)
-        cells = [texts(*values) for values in (zip(mean) if deviation is None else zip(mean, deviation))]
-        lines = [[name, str(n), *cell] for name, n, cell in zip(group[0].found.classes, counts, cells)]
+        spreads = [None] * len(mean) if deviation is None else deviation
+        known = zip(group[0].found.classes, counts, mean, spreads)
+        lines = [[name, str(n), *texts(*values)] for name, n, *values in known]
         show(f'{title_of(group)}, in %', 'lrrrr', ['Class', 'n', *OF_CLASS.values()], lines, latex)
 
 
-def numbers_of(keys: dict[str, str], values: np.ndarray) -> dict[str, float]:
-    """Those that are known, by key."""
-    return {key: value for key, value in zip(keys, values.tolist()) if not np.isnan(value)}
-
-
-def print_csv(judged: list[Judged], found: dict[str, Scores]) -> None:
+def print_csv(evaluated: list[EvaluatedRun], found: dict[str, Scores]) -> None:
     """Print a row for each run, where `class` is empty, and rows of its classes; McNemar's test with the second run."""
     cell = ('run', 'model', 'dataset', 'subset', 'fold', 'seed')
     blank = dict.fromkeys([*cell, 'class', 'n', *OVERALL, *OF_CLASS, 'difference', 'low95', 'high95', 'p'])
-    rows, test = [], scores.compare(judged)
-    for one in judged:
+    rows, test = [], scores.compare(evaluated)
+    for one in evaluated:
         known, (overall, classes, counts) = blank | dict(zip(cell, one)), found[one.name]
-        rows.append(known | dict(n=len(one.found.labels)) | numbers_of(OVERALL, overall))
-        if test and one is judged[1]:
+        rows.append(known | dict(n=len(one.found.labels)) | dict(zip(OVERALL, overall.tolist())))
+        if test and one is evaluated[1]:
             rows[-1] |= dict(difference=test['value'], low95=test['low'], high95=test['high'], p=test['p'])
-        for name, n, values in zip(one.found.classes, counts.tolist(), classes):
-            rows.append(known | {'class': name, 'n': n} | numbers_of(OF_CLASS, values))
-    tables.print_csv(rows)
+        for name, n, values in zip(one.found.classes, counts.tolist(), classes.tolist()):
+            rows.append(known | {'class': name, 'n': n} | dict(zip(OF_CLASS, values)))
+    tables.print_csv([{key: None if value != value else value for key, value in row.items()} for row in rows])  # NaN
 
 
 # ---------------------------------------------------------------------------------------------- figures
 
 
-def draw_confusion(group: list[Judged]) -> Figure:
+def draw_confusion(group: list[EvaluatedRun]) -> Figure:
     """The confusion matrix of a group, with its most frequent confusions below."""
     counts, classes = scores.confusions(group), group[0].found.classes
     wrong = np.where(np.eye(len(classes), dtype=bool), 0, counts)
@@ -169,23 +163,23 @@ def draw_confusion(group: list[Judged]) -> Figure:
     )
 
 
-def draw_mistakes(group: list[Judged]) -> Figure:
+def draw_mistakes(group: list[EvaluatedRun]) -> Figure:
     """The most confident mistakes of a group. Raises DataError: there is none, or an image cannot be read."""
     found = scores.mistakes(group)
     if not found:
         raise DataError('there is no mistake')
     bits, _ = image_bits(path for path, *_ in found)  # so that they are as bright as one another
     panels = []
-    for path, truth, said, probability in found[:MISTAKES]:
-        chance = '-' if np.isnan(probability) else f'{100 * probability:.0f} %'
-        words = [f'truth: {truth}', f'said: {said}', f'probability {chance}', Path(path).name]
+    for path, truth, predicted, probability in found[:MISTAKES]:
+        share = '-' if np.isnan(probability) else f'{100 * probability:.0f} %'
+        words = [f'truth: {truth}', f'predicted: {predicted}', f'probability {share}', Path(path).name]
         panels.append((thumbnail(open_image(path, bits)), words))
     order = '' if np.isnan(found[0][-1]) else ' most confident'
     title = f'The {len(panels)}{order} of {counted(len(found), "mistake")}: {title_of(group)}'
     return plot_thumbnails(title, panels, columns=4)
 
 
-def draw(groups: list[list[Judged]], save_dir: Path) -> None:
+def draw(groups: list[list[EvaluatedRun]], save_dir: Path) -> None:
     """Write the figures; one that cannot be drawn is named on stderr."""
     for number, group in enumerate(groups, start=1):
         name = f'_{number}_{group[0].model}' if len(groups) > 1 else ''
@@ -224,7 +218,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = get_args_parser().parse_args(argv)
     options.check_bounds(args, batch_size=(1, 100_000))
     if args.run_dir and (given := [name for name in OF_CHECKPOINT if getattr(args, name) is not None]):
-        raise RunError(f'--{given[0]} needs --checkpoint; --run_dir reads what the run said of its own test images')
+        raise RunError(f'--{given[0]} needs --checkpoint; --run_dir evaluates runs on their own test images')
     if args.subset in ('train', 'all') and not args.other_images:
         raise RunError(
             f'--subset {args.subset}: holds images that train a model of this split; --other_images takes them'
@@ -233,13 +227,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    judged = scores.read_all(args.run_dir, args.data_dir) if args.run_dir else run_models(args)
+    evaluated = scores.read_all(args.run_dir, args.data_dir) if args.run_dir else run_models(args)
     groups = defaultdict(list)
-    for one in judged:
+    for one in evaluated:
         groups[one.key].append(one)
-    found = {one.name: scores.scores_of(one.found) for one in judged}
+    found = {one.name: scores.scores_of(one.found) for one in evaluated}
     if args.csv:
-        print_csv(judged, found)
+        print_csv(evaluated, found)
     else:
         print_tables(list(groups.values()), found, args.latex)
     if args.figures:

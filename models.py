@@ -501,8 +501,8 @@ def build_model(
             (in the working directory, then beside this file), otherwise timm's ResNet-18 for the stem and stages 1
             and 2. 'trunk' loads the whole of that ResNet-18 into TwistNet's trunk, 'trunk=PATH' that of a file; for
             other models they are True and PATH. A path loads that file. What was loaded is printed on stderr and
-            stored in `model.pretrained`, the share of the parameters (0 to 1) in `model.loaded`; both are None if
-            nothing was asked for.
+            stored in `model.pretrained`, the share of the parameters (0 to 1) in `model.loaded`, and all of it as
+            numbers in `model.loaded_weights`; these are None if nothing was asked for.
         img_size: side of the square input in pixels, for models whose parameters depend on it (default 224).
         **kwargs: passed to the constructor: TwistNet's, or timm's.
 

@@ -14,6 +14,7 @@ from its checkpoint; visualize.py draws them, and more of that kind.
 """
 
 import argparse
+import contextlib
 import math
 import statistics
 import sys
@@ -85,21 +86,15 @@ def read_log(path: Path) -> Log:
 
 
 def read_all(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
-    """A table and the logs of each recipe; what was left out is named on stderr.
-
-    Raises:
-        RunError: there is no run, or a model that does not exist is asked for.
-    """
+    """A table and the logs of each recipe; what was left out is named on stderr. Raises RunError as read_runs."""
     found = read_runs(args, 'run')
     wanted = {config['fingerprint'] for config, _ in found}
     by_run: dict[str, Log] = {}
     for path in (folder / 'log.jsonl' for run_dir in args.run_dir for folder in runs.find_runs(run_dir)):
-        try:
+        with contextlib.suppress(RunError, KeyError):  # read_runs has named it
             fingerprint = runs.read_json(path.with_name('config.json'))['fingerprint']
             if path.exists() and fingerprint in wanted:
                 by_run[fingerprint] = max(by_run.get(fingerprint, {}), read_log(path), key=len)
-        except (RunError, KeyError):
-            continue  # read_runs has named it
     groups = []
     for table in make_tables(found, args):
         logs = defaultdict(dict)
@@ -111,20 +106,21 @@ def read_all(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
 
 
 def read_one(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
-    """A table without rows and the log of --log_file, with what the config.json beside it says of the run.
+    """A table without rows and the log of --log_file, with what the files beside it say of the run.
 
-    Raises:
-        RunError: there is no such log, or no epoch in it.
+    Raises RunError if there is no such log, or no epoch in it.
     """
     path = args.log_file
     log = read_log(path)
     if not log:
         raise RunError(f'{path}: holds no complete epoch')
-    config = by_name(runs.read_json(path.with_name('config.json')) or {})
+    config, results = (runs.read_json(path.with_name(name)) for name in ('config.json', 'results.json'))
+    config = by_name(config or {})
     defaults = dict(dataset='', model=path.parent.name, fold=1, seed=0)
     dataset, model, *cell = ((defaults | config.get('defines', {}))[key] for key in CELL)
-    recipe, sources = (recipe_of(config), {model: source_of(config)}) if config.get('defines') else ({}, {})
-    table = Table(recipe, [dataset], [model], {}, labels=args.labels, sources=sources)
+    recipe, source = (recipe_of(config), source_of(config)) if config.get('defines') else ({}, None)
+    gates = {model: initial_gate(model, config, results)}
+    table = Table(recipe, [dataset], [model], {}, labels=args.labels, sources={model: source}, gates=gates)
     return [(table, {(dataset, model): {tuple(cell): log}})]
 
 
@@ -140,7 +136,7 @@ def shape_of(table: Table, dataset: str) -> str:
 
 
 def list_pairs(table: Table, what: str, pairs: Iterable[tuple[str, str]] | dict[tuple[str, str], str]) -> str:
-    """'what: FMD: ResNet-18, w/o AIS; CUB-200: ..', with what a dictionary says of each; '' without pairs."""
+    """'what: FMD: ResNet-18, w/o AIS; CUB-200: ..', with the values of a dictionary in brackets; '' without pairs."""
     by_dataset = defaultdict(list)
     for dataset, model in pairs:
         more = f' ({pairs[dataset, model]})' if isinstance(pairs, dict) else ''
@@ -155,16 +151,16 @@ def lacking(table: Table, has: Iterable[tuple[str, str]]) -> list[tuple[str, str
     return [(d, m) for d in table.datasets for m in table.models if (d, m) not in has]
 
 
+def start_notes(table: Table) -> list[str]:
+    """Notes that every figure ends with: what was tuned and what was loaded."""
+    return [tuned_note(table), loaded_note(table)]
+
+
 def missing_notes(table: Table) -> list[str]:
-    """Notes of radar and scatter: where runs are missing, and what was loaded."""
+    """Notes of radar and scatter: where runs are missing, and of the start."""
     few = [key for key, row in table.rows.items() if row.missing and key[0] in table.datasets]
-    none = lacking(table, table.rows)
-    return [
-        list_pairs(table, 'Fewer runs than others', few),
-        list_pairs(table, 'No complete run', none),
-        tuned_note(table),
-        loaded_note(table),
-    ]
+    missing = {'Fewer runs than others': few, 'No complete run': lacking(table, table.rows)}
+    return [list_pairs(table, what, pairs) for what, pairs in missing.items()] + start_notes(table)
 
 
 def need_rows(table: Table) -> None:
@@ -234,7 +230,7 @@ def plot_bar(table: Table, logs: Logs, title: str) -> list[Figure]:
     notes = ['Bars and numbers: mean over folds, seeds averaged inside a fold. Points: folds.' + sd_note(table)]
     if any(row.missing for row in table.rows.values()):
         notes.append('Hatched, with the number of runs in brackets: incomplete, fewer runs than the panel says.')
-    frame(figure, title, [*notes, tuned_note(table), loaded_note(table)])
+    frame(figure, title, notes + start_notes(table))
     return [figure]
 
 
@@ -249,11 +245,7 @@ def difference(row: Row, full: Row | None) -> str:
 
 
 def plot_ablation(table: Table, logs: Logs, title: str) -> list[Figure]:
-    """Mean test accuracy of TwistNet-18's variants by data set, and their difference to the full model.
-
-    Raises:
-        RunError: no run of a variant is complete.
-    """
+    """Mean test accuracy of TwistNet-18's variants by data set, and their difference to the full model."""
     models, loaded = [name for name in MODELS if name.startswith(FULL) and name in table.models], loaded_note(table)
     table = replace(table, rows={key: row for key, row in table.rows.items() if key[1] in models})
     if not any(model != FULL for _, model in table.rows):
@@ -292,11 +284,7 @@ def plot_ablation(table: Table, logs: Logs, title: str) -> list[Figure]:
 
 
 def plot_radar(table: Table, logs: Logs, title: str) -> list[Figure]:
-    """Mean test accuracy with an axis a data set and a polygon a model, open where there is no run.
-
-    Raises:
-        RunError: no run is complete, or there are not three data sets.
-    """
+    """Mean test accuracy with an axis a data set and a polygon a model, open where there is no run. Raises RunError."""
     need_rows(table)
     datasets = [name for name in table.datasets if any(key[0] == name for key in table.rows)]
     if len(datasets) < 3:
@@ -394,11 +382,7 @@ def draw_runs(axes: Axes, series: list[dict[int, float]], **style) -> None:
 
 
 def plot_curves(table: Table, logs: Logs, title: str) -> list[Figure]:
-    """Training loss and validation accuracy by epoch, a row a data set; interrupted runs too.
-
-    Raises:
-        RunError: no run has finished an epoch.
-    """
+    """Training loss and validation accuracy by epoch, a row a data set; interrupted runs too. Raises RunError."""
     datasets = [name for name in table.datasets if any(any(logs[key].values()) for key in logs if key[0] == name)]
     if not datasets:
         raise RunError('no run has finished an epoch yet')
@@ -459,31 +443,22 @@ def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> li
         list_pairs(table, 'Runs that have not come to their last epoch', short),
         list_pairs(table, 'No epoch yet', idle),
         list_pairs(table, 'No run', lacking(table, logs)),
-        tuned_note(table),
-        loaded_note(table),
+        *start_notes(table),
     ]
 
 
 def plot_gate(table: Table, logs: Logs, title: str) -> list[Figure]:
-    """sigmoid(gate) of every block by epoch, a panel a data set and model; runs without gates are left out.
-
-    Raises:
-        RunError: no run has gates.
-    """
+    """sigmoid(gate) of every block by epoch, a panel a data set and model; runs without gates are left out."""
     return draw_by_block(table, logs, title, 'gates', 'sigmoid(gate)')
 
 
 def plot_ais_weights(table: Table, logs: Logs, title: str) -> list[Figure]:
-    """AIS's mean weight in every block by epoch, over the first validation images, as plot_gate.
-
-    Raises:
-        RunError: no run has such weights.
-    """
+    """AIS's mean weight in every block by epoch, over the first validation images, as plot_gate."""
     return draw_by_block(table, logs, title, 'selection', 'mean AIS weight')
 
 
 def draw_by_block(table: Table, logs: Logs, title: str, entry: str, label: str) -> list[Figure]:
-    """What an entry of the log's lines says of every block, by epoch."""
+    """An entry of the log's lines by block and epoch."""
     gated = {}
     for key in ((dataset, model) for dataset in table.datasets for model in table.models):
         found = [{e: line[entry] for e, line in log.items() if line.get(entry)} for log in logs.get(key, {}).values()]
@@ -491,33 +466,28 @@ def draw_by_block(table: Table, logs: Logs, title: str, entry: str, label: str) 
             gated[key] = [log for log in found if log]
     if not gated:
         raise RunError(f'no {entry} in the log: only runs of models with STCI, with at least one epoch, have them')
-    return draw_pages(
-        [*gated.items()], 15, title, lambda page, title: _block_page(table, logs, dict(page), title, label)
-    )
+    return draw_pages([*gated], 15, title, lambda page, title: _block_page(table, logs, gated, page, title, label))
 
 
-def _block_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]], title: str, label: str) -> Figure:
-    columns = min(3, len(gated))
+def _block_page(table: Table, logs: Logs, found: dict, keys: list, title: str, label: str) -> Figure:
+    gated, columns = {key: found[key] for key in keys}, min(3, len(keys))
     size = PAGE[0] if columns > 1 else 3.4, max(2.2, 1.6 * math.ceil(len(gated) / columns))
     figure, panels = make_panels(len(gated), columns, size)
-    blocks = sorted({block for logs in gated.values() for log in logs for gates in log.values() for block in gates})
+    blocks = sorted({block for logs in gated.values() for log in logs for values in log.values() for block in values})
     styles = {
         block: dict(color=COLORS[i % 6], linestyle=['-', *DASHES][i % 5], marker=['o', *MARKERS][i % 7])
         for i, block in enumerate(blocks)
     }
-    known = False
+    starts = {key: table.gates[key[1]] for key in keys} if label == 'sigmoid(gate)' else dict.fromkeys(keys)
     for place, (axes, (key, series)) in enumerate(zip(panels, gated.items())):
         for block in blocks:
-            values = [{e: gates[block] for e, gates in log.items() if block in gates} for log in series]
+            values = [{e: line[block] for e, line in log.items() if block in line} for log in series]
             if values := [one for one in values if one]:
                 draw_runs(axes, values, label=block, **styles[block])
         low, high = axes.get_ylim()
-        report = table.rows[key].last('pretrained') if key in table.rows else None  # interrupted runs have no row
-        own = {block for log in series for gates in log.values() for block in gates}
-        start = initial_gate(key[1], own, table.recipe.get('pretrained', True), report)
-        if label == 'sigmoid(gate)' and start is not None:
+        if (start := starts[key]) is not None:
             axes.axhline(start, color='black', linewidth=0.6, linestyle=(0, (1, 2)), zorder=1, label='start')
-            low, high, known = min(low, start), max(high, start), True
+            low, high = min(low, start), max(high, start)
         pad = max(0, 0.0005 - (high - low)) / 2 + 0.05 * (high - low)  # rounding errors must not fill a panel
         axes.ticklabel_format(axis='y', useOffset=False)
         axes.set_ylim(low - pad, high + pad)
@@ -526,8 +496,9 @@ def _block_page(table: Table, logs: Logs, gated: dict[tuple[str, str], list[Log]
         axes.set_ylabel(label if place % columns == 0 else '')
         axes.set_xlabel('epoch' if place + columns >= len(gated) else '')
     handles = [Line2D([], [], label=block, **style) for block, style in styles.items()]
-    notes = run_notes(replace(table, datasets=[]), logs, {key: len(series) for key, series in gated.items()})
-    frame(figure, title, ['Dotted: sigmoid(gate) before training.'] * known + notes, handles)
+    notes = ['Dotted: sigmoid(gate) before training.'] * any(start is not None for start in starts.values())
+    notes += run_notes(replace(table, datasets=[]), logs, {key: len(series) for key, series in gated.items()})
+    frame(figure, title, notes, handles)
     return figure
 
 

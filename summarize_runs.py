@@ -90,8 +90,8 @@ def interval_notes(table: Table) -> list[str]:
         "Holm's correction; there is none of a single fold or without spread."
     ]
     for name in table.datasets:
-        rows = [row for row in table.rows.values() if row.dataset == name and 'detectable' in row.difference]
-        if sizes := ', '.join(f'{row.difference["detectable"]:.1f} ({model_label(row.model)})' for row in rows):
+        rows = [row for row in table.rows.values() if row.dataset == name and 'p' in row.difference]
+        if sizes := ', '.join(f'{row.detectable:.1f} ({model_label(row.model)})' for row in rows):
             notes.append(
                 f'True differences that 80 % of such studies would find on {table.label(name)}, at the strictest step '
                 f"of Holm's correction and if the spread is as measured: {sizes} points."
@@ -150,7 +150,7 @@ COLUMNS = (
     Column('mean_low95', lambda row: row.interval[0], 'from', '{:.1f}', difference='low', each=True, asked='intervals'),
     Column('mean_high95', lambda row: row.interval[1], 'to', '{:.1f}', difference='high', each=True, asked='intervals'),
     Column('sd', lambda row: row.sd),
-    Column('val_acc', lambda row: row.val_acc, 'val.', '{:.1f}', each=True, asked='val'),
+    Column('val_acc', lambda row: row.mean_of('best_val_acc'), 'val.', '{:.1f}', each=True, asked='val'),
     Column('params_M', lambda row: row.last('params_M'), 'Params', '{:.2f}M'),
     Column('macs_G', lambda row: row.last('macs_G'), 'FLOPs', '{:.2f}G'),
     Column('missing', lambda row: ' '.join(f'fold{fold}_seed{seed}' for fold, seed in row.missing)),
@@ -158,7 +158,7 @@ COLUMNS = (
     Column('difference', lambda row: row.difference.get('value')),
     Column('low95', lambda row: row.difference.get('low')),
     Column('high95', lambda row: row.difference.get('high')),
-    Column('detectable', lambda row: row.difference.get('detectable')),
+    Column('detectable', lambda row: row.detectable),
     Column('p', lambda row: row.difference.get('p')),
     Column('p_holm', lambda row: row.difference.get('p_holm')),
     Column('last_acc', lambda row: row.mean_of('test_acc_last')),

@@ -101,7 +101,9 @@ def save_best(run: Run, state: State, progress: dict) -> None:
 def start_of(run: Run, model: nn.Module) -> dict:
     """The progress of a run that begins: what was loaded, and whether images of its fold trained that."""
     seen = share_object(lambda: trained.seen_before(run.args, run.splits))
-    return dict(history=[], best_val_acc=-1.0, best_epoch=0, pretrained=model.pretrained, loaded=model.loaded, **seen)
+    record = model.loaded_weights and model.loaded_weights._asdict()
+    loaded = dict(pretrained=model.pretrained, loaded=model.loaded, weights=record)
+    return dict(history=[], best_val_acc=-1.0, best_epoch=0, **loaded, **seen)
 
 
 def say_opening(run: Run, progress: dict) -> None:
@@ -238,6 +240,7 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
         **{f'n_{subset}': len(getattr(splits, subset)) for subset in ('train', 'val', 'test')},
         pretrained=progress['pretrained'],
         loaded=progress.get('loaded'),  # a checkpoint of older code does not say
+        weights=progress.get('weights'),
         fingerprint=run.config['fingerprint'],
         **named,
         **{key: progress[key] for key in ('caution', 'seen') if key in progress},

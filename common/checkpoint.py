@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import timm
@@ -113,9 +113,21 @@ def trunk_name(key: str) -> str:
 # ---------------------------------------------------------------------------------------------- pretrained weights
 
 
+class Loaded(NamedTuple):
+    """What a model took from weights; results.json has it under `weights`."""
+
+    tensors: int  # loaded
+    of: int  # tensors of the model
+    share: float  # of its parameters that were loaded, 0 to 1
+    gates: int  # loaded ones, which then do not start at the model's own value
+    fresh: list[str]  # layers left as initialised
+    origin: str  # the weights, in words
+    sentence: str  # all of this for people
+
+
 def load_pretrained(model: nn.Module, name: str, pretrained: bool | str | Path, img_size: int | None = None) -> None:
-    """Load the weights that `pretrained` asks for; sets model.pretrained and model.loaded (see models.build_model)."""
-    model.pretrained = model.loaded = None
+    """Load the weights that `pretrained` asks for; sets model.loaded_weights, .pretrained and .loaded."""
+    model.loaded_weights = model.pretrained = model.loaded = None
     source, (trunk, _) = weights_source(name, pretrained), split_trunk(pretrained)
     if isinstance(source, Path):
         origin = source.name.removesuffix('_imagenet.pt')  # as pretraining names its files
@@ -184,7 +196,7 @@ def fetch_from_timm(tag: str, **kwargs) -> dict[str, torch.Tensor]:
 def load_weights(
     model: nn.Module, name: str, checkpoint: Any, what: str, origin: str | None = None, trunk: bool = False
 ) -> None:
-    """Load a state dict, bare or inside a checkpoint; sets model.pretrained and model.loaded, and reports on stderr.
+    """Load a state dict, bare or inside a checkpoint; sets model.loaded_weights, .pretrained and .loaded.
 
     Args:
         model: of the registry's entry `name`.
@@ -199,7 +211,8 @@ def load_weights(
     if trunk and 'twist' in entry_of(name) and 'conv1.weight' not in state:
         raise ModelError(f'{what}: is no ResNet-18, whose weights --pretrained trunk loads')
     state, partial, note = adapt(model, name, state, origin, trunk)
-    model.pretrained, model.loaded = load_tensors(model, state, what + note, name, partial)
+    model.loaded_weights = load_tensors(model, state, what + note, name, partial)
+    model.pretrained, model.loaded = model.loaded_weights.sentence, model.loaded_weights.share
     print(f'{name}: {model.pretrained}', file=sys.stderr)
 
 
@@ -300,15 +313,8 @@ def adapt_branch(
     return {k: v for k, v in state.items() if k not in left}, note
 
 
-def load_tensors(
-    model: nn.Module, state: dict[str, torch.Tensor], what: str, name: str, partial: bool
-) -> tuple[str, float]:
-    """Copy the tensors of `state` whose name and shape fit; only the classifier may differ, or any tensor if `partial`.
-
-    Returns:
-        one sentence with the number of tensors and the share of parameters loaded, and the layers that were not; and
-        the share, 0 to 1.
-    """
+def load_tensors(model: nn.Module, state: dict[str, torch.Tensor], what: str, name: str, partial: bool) -> Loaded:
+    """Copy the tensors of `state` that fit; only the classifier may differ in shape, or any tensor if `partial`."""
     own = model.state_dict()
     heads = classifiers_of(model)
     classifier = tuple(f'{n}.' for n in heads)
@@ -322,17 +328,16 @@ def load_tensors(
     if backbone < 0.005:  # a few small tensors fit models of any width
         raise ModelError(f'{what}: none of its {len(state)} tensors fits {name}, or hardly any')
     model.load_state_dict(fits, strict=False)
-    # results.initial_gate looks for `left as initialised: `, and for `(weights of ` and `without its gate` in the notes
-    # on weights of other models.
     report = f'loaded {len(fits)} of {len(own)} tensors ({share:.0%} of the parameters) from {what}'
     zeroed = [] if is_own(name) else [n for n in heads if not any(k.startswith(f'{n}.') for k in fits)]
     for head in zeroed:
         start_at_zero(heads[head])
     fresh = layers_of(k for k in own.keys() - fits.keys() if not k.startswith(tuple(f'{n}.' for n in zeroed)))
     unused = layers_of(k for k in state if k not in own)
-    report += (f'; left as initialised: {fresh}' if fresh else '') + (f'; not used: {unused}' if unused else '')
-    report += f'; at zero: {", ".join(zeroed)}' if zeroed else ''
-    return report, share
+    for words, layers in (('left as initialised', fresh), ('not used', unused), ('at zero', zeroed)):
+        report += f'; {words}: {", ".join(layers)}' if layers else ''
+    gates = sum(k.endswith('.gate') for k in fits)
+    return Loaded(len(fits), len(own), share, gates, fresh, what, report)
 
 
 def classifiers_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -357,6 +362,6 @@ def start_at_zero(classifier: nn.Module) -> None:
             parameter.zero_()
 
 
-def layers_of(keys: Iterable[str]) -> str:
-    """Tensor names shortened to the layers they belong to: 'layer3.0.stci, fc'."""
-    return ', '.join(sorted({re.match(r'(layer\d+\.\d+\.\w+|[^.]+)', k)[0] for k in keys}))
+def layers_of(keys: Iterable[str]) -> list[str]:
+    """Tensor names shortened to the layers they belong to: ['fc', 'layer3.0.stci']."""
+    return sorted({re.match(r'(layer\d+\.\d+\.\w+|[^.]+)', k)[0] for k in keys})

@@ -33,7 +33,7 @@ def write_predictions(
     root: str | Path | None = None,
     predicted: np.ndarray | None = None,
 ) -> None:
-    """Write the file.
+    """Write the file. Raises RunError if it cannot be written.
 
     Args:
         path: of the file.
@@ -42,9 +42,6 @@ def write_predictions(
         probabilities: (N, K) float32, written with the nine digits that give the same number when read; NaN: empty.
         root: of the data set; paths inside are written relative to it.
         predicted: (N,) class indices; None for those of the highest probability, the first on ties.
-
-    Raises:
-        RunError: the file cannot be written.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
@@ -53,34 +50,28 @@ def write_predictions(
     for (image, label), best, row in zip(items, predicted, probabilities, strict=True):
         if root is not None and Path(image).is_relative_to(root):
             image = Path(image).relative_to(root).as_posix()
-        chances = ('' if np.isnan(value) else f'{value:.9g}' for value in row)
-        writer.writerow([image, classes[label], classes[best], *chances])
+        numbers = ('' if np.isnan(value) else f'{value:.9g}' for value in row)
+        writer.writerow([image, classes[label], classes[best], *numbers])
     write_atomic(path, os.fsencode(text.getvalue()))  # names of files need not be UTF-8
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read the file.
-
-    Raises:
-        RunError: it is missing or damaged.
-    """
+    """Read the file. Raises RunError if it is missing or damaged."""
     try:
-        rows = list(csv.reader(io.StringIO(os.fsdecode(path.read_bytes()), newline=''), strict=True))
+        head, *rows = csv.reader(io.StringIO(os.fsdecode(path.read_bytes()), newline=''), strict=True)
+        if tuple(head[:3]) != FIRST or len(head) < 5 or not rows:
+            raise RunError(f'{path}: is no {PREDICTIONS} with images')
+        classes = head[3:]
+        index = {name: number for number, name in enumerate(classes)}
+        paths, labels, predicted, *columns = zip(*rows, strict=True)
+        labels, predicted = (np.array([index[name] for name in names]) for names in (labels, predicted))
+        probabilities = np.array([[float(value or 'nan') for value in column] for column in columns], np.float32).T
+        if probabilities.shape != (len(labels), len(classes)):
+            raise ValueError('a row is incomplete')
     except FileNotFoundError as error:
         raise RunError(f'{path}: missing; train.py writes it at the end of a run') from error
     except OSError as error:
         raise RunError(f'{path}: cannot be read ({error.strerror})') from error
-    except csv.Error as error:
+    except (csv.Error, KeyError, ValueError) as error:
         raise RunError(f'{path}: damaged ({error})') from error
-    if len(rows) < 2 or tuple(rows[0][:3]) != FIRST or len(rows[0]) < 5:
-        raise RunError(f'{path}: is no {PREDICTIONS} with images')
-    classes = rows[0][3:]
-    index = {name: number for number, name in enumerate(classes)}
-    try:
-        labels, predicted = (np.array([index[row[column]] for row in rows[1:]]) for column in (1, 2))
-        probabilities = np.array([[float(value or 'nan') for value in row[3:]] for row in rows[1:]], dtype=np.float32)
-    except (KeyError, ValueError, IndexError) as error:
-        raise RunError(f'{path}: damaged ({error} in a row)') from error
-    if probabilities.shape != (len(labels), len(classes)):
-        raise RunError(f'{path}: damaged, a row is incomplete')
-    return Predictions(classes, [row[0] for row in rows[1:]], labels, predicted, probabilities)
+    return Predictions(classes, list(paths), labels, predicted, probabilities)

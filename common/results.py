@@ -8,7 +8,6 @@ import math
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,18 +46,27 @@ class Row:
     missing: list[tuple[int, int]] = field(default_factory=list)  # (fold, seed) that other models or seeds have
     best: int = 0  # 1 for the highest mean of its data set, 2 for the second; 0 elsewhere and where cells differ
     baseline: str | None = None  # the model it is compared with
-    difference: dict = field(default_factory=dict)  # to it: value and, with a test, low, high, p, p_holm, detectable
+    difference: dict = field(default_factory=dict)  # to it: value and, with a test, low, high, p, p_holm
+    compared: int = 0  # models of its data set that are compared with it
     tuned: dict | None = None  # by run_all.py --tune: see grid.tuning_of
 
-    @property
-    def accuracies(self) -> dict[tuple[int, int], float]:
-        """Test accuracy in % by (fold, seed)."""
-        return {cell: results['test_acc'] for cell, results in self.results.items()}
+    def by_fold(self, key: str) -> dict[int, float]:
+        """The mean over seeds by fold of a number of results.json; {} where a run did not record it."""
+        seeds = defaultdict(list)
+        for (fold, _), results in sorted(self.results.items()):
+            seeds[fold].append(results.get(key))
+        known = len(self.recorded(key)) == len(self.results)
+        return {fold: statistics.fmean(values) for fold, values in seeds.items()} if known else {}
+
+    def mean_of(self, key: str) -> float | None:
+        """Mean over folds; None where a run did not record it."""
+        folds = self.by_fold(key)
+        return statistics.fmean(folds.values()) if folds else None
 
     @property
     def folds(self) -> dict[int, float]:
-        """Mean over seeds by fold."""
-        return means_by_fold(self.accuracies)
+        """Test accuracy in % by fold."""
+        return self.by_fold('test_acc')
 
     @property
     def mean(self) -> float:
@@ -82,16 +90,10 @@ class Row:
         return (None, None) if test['p'] is None else (test['low'], test['high'])
 
     @property
-    def val_acc(self) -> float | None:
-        """Mean validation accuracy over folds, of the epochs that it chose; None where a run did not record it."""
-        return self.mean_of('best_val_acc')
-
-    def mean_of(self, key: str) -> float | None:
-        """Mean over folds of a key of results.json; None where a run did not record it."""
-        found = {cell: results.get(key) for cell, results in self.results.items()}
-        if not all(isinstance(value, int | float) for value in found.values()):
-            return None
-        return statistics.fmean(means_by_fold(found).values())
+    def detectable(self) -> float | None:
+        """The true difference that 80 % of such studies would find; None without a test."""
+        tested = 'p' in self.difference
+        return detectable(self.difference, len(self.folds) - 1, self.compared) if tested else None
 
     @property
     def size(self) -> str:
@@ -109,14 +111,6 @@ class Row:
         return (self.recorded(key) or [None])[-1]
 
 
-def means_by_fold(values: dict[tuple[int, int], float]) -> dict[int, float]:
-    """The mean over seeds by fold, of values by (fold, seed)."""
-    by_fold = defaultdict(list)
-    for (fold, _), value in sorted(values.items()):
-        by_fold[fold].append(value)
-    return {fold: statistics.fmean(each) for fold, each in by_fold.items()}
-
-
 @dataclass
 class Table:
     """All rows of one recipe; `rows` has a key (data set, model) where at least one run is complete."""
@@ -130,6 +124,7 @@ class Table:
     labels: dict[str, str] = field(default_factory=dict)  # of data sets, where they differ from the registry's
     tuned: dict[tuple[str, str], dict] = field(default_factory=dict)  # of rows, and of runs that are not complete yet
     sources: dict[str, str | None] = field(default_factory=dict)  # of the weights that each model began with
+    gates: dict[str, float | None] = field(default_factory=dict)  # sigmoid(gate) that each model begins with, if known
     asked: tuple[str, ...] = ()  # optional columns to show
 
     def label(self, dataset: str) -> str:
@@ -148,7 +143,7 @@ def by_name(config: dict) -> dict:
 
 
 def read_run(folder: Path) -> tuple[dict, dict | None]:
-    """config.json and results.json of a run, see by_name; None for the latter where the run is not complete.
+    """config.json, see by_name, and results.json of a run; None for the latter where the run is not complete.
 
     Raises:
         RunError: a file is damaged, or is not one of train.py's.
@@ -159,13 +154,13 @@ def read_run(folder: Path) -> tuple[dict, dict | None]:
         raise RunError(f'{path}: has no defines or no fingerprint')
     if defines['dataset'] not in DATASETS:
         raise RunError(f"{path}: unknown data set '{defines['dataset']}'")
-    config = by_name(config)
-    for key in NUMBERS if results is not None else ():
-        if not isinstance(results.get(key), int | float):
-            raise RunError(f'{folder / "results.json"}: {key} is {results.get(key)!r}')
-    if results is not None and results.get('fingerprint') != config['fingerprint']:
-        raise RunError(f'{folder / "results.json"}: is of another configuration')
-    return config, results
+    if results is not None:
+        path = folder / 'results.json'
+        if wrong := [key for key in NUMBERS if not isinstance(results.get(key), int | float)]:
+            raise RunError(f'{path}: {wrong[0]} is {results.get(wrong[0])!r}')
+        if results.get('fingerprint') != config['fingerprint']:
+            raise RunError(f'{path}: is of another configuration')
+    return by_name(config), results
 
 
 # (config, results) of runs: what its files hold, with results None where a run is not complete. `tuned` of a config is
@@ -174,19 +169,18 @@ Found = list[tuple[dict, dict | None]]
 
 
 def read_runs(args: argparse.Namespace, what: str) -> Found:
-    """The runs that the options ask for, each once; what was left out is named on stderr.
+    """The runs that the options of add_run_args ask for, each once; what was left out is named on stderr.
 
     Args:
-        args: those of add_run_args.
+        args: the options.
         what: 'run' for any, 'complete run' where one at least must be.
 
     Raises:
-        RunError: there is no such run, a name is not known, or two runs of one data set saw
-            different trees of images, or two of one fold different images.
+        RunError: there is no such run, a name is not known, or runs are of different images.
     """
     found: dict[tuple, tuple[dict, dict | None]] = {}
     seen: dict[tuple, tuple[str, Path]] = {}
-    there = set()  # the models of all runs
+    models = set()  # of all runs, asked for or not
     for path in (path for run_dir in args.run_dir for path in run_dir.glob('*/results.json')):
         if not path.with_name('config.json').exists():
             print(f'left out: {path.parent}: has no config.json', file=sys.stderr)
@@ -196,7 +190,7 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
         except RunError as error:
             print(f'left out: {error}', file=sys.stderr)
             continue
-        there.add(config['defines']['model'])
+        models.add(config['defines']['model'])
         config['tuned'] = config.get('options', {}).get('tuned')
         if args.models and config['defines']['model'] not in args.models:
             continue
@@ -205,14 +199,14 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
         _check_images(seen, folder, config)
         key = (config['fingerprint'], *(config['defines'][key] for key in CELL))
         if key in found and results is not None and found[key][1] is not None:
-            print(f'made twice, taken once: {folder}', file=sys.stderr)
+            print(f'counted once, made twice: {folder}', file=sys.stderr)
         if key not in found or found[key][1] is None:
             found[key] = config, results
     names = dict.fromkeys(config['defines']['dataset'] for config, _ in found.values())
     options.check_names('labels', args.labels, DATASETS | names)
     for option, names in (('models', args.models or ()), ('baseline', filter(None, [args.baseline]))):
-        if unknown := [name for name in names if name not in MODELS and name not in there]:
-            raise RunError(f"--{option}: no run of '{unknown[0]}'; there are runs of: {', '.join(sorted(there))}")
+        if unknown := [name for name in names if name not in MODELS and name not in models]:
+            raise RunError(f"--{option}: no run of '{unknown[0]}'; there are runs of: {', '.join(sorted(models))}")
     if not any(results or what == 'run' for _, results in found.values()):
         of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
         raise RunError(f'{", ".join(map(str, args.run_dir))}: no {what}{of}')
@@ -224,15 +218,14 @@ def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dic
     dataset, fold, split = (config['defines'][key] for key in ('dataset', 'fold', 'split'))
     # Digests: of the tree, by data set (runs of older code did not record it), and of the split, by data set and fold.
     for key, digest in (((dataset,), config.get('tree')), ((dataset, fold), split)):
-        if digest is not None and (other := seen.setdefault(key, (digest, folder)))[0] != digest:
+        known, other = seen.setdefault(key, (digest, folder)) if digest is not None else (None, None)
+        if known != digest:
+            named = nameable(config.get('options', {}).get('dataset', ''))
             raise RunError(
-                f'{other[1]} and {folder} are of different {"images" if key[1:] else "trees of images"}, which no '
+                f'{other} and {folder} are of different {"images" if key[1:] else "trees of images"}, which no '
                 'table pools; move the runs of each into a folder of their own and give one of these to --run_dir'
-                + (
-                    ', or train one of them with another --name'
-                    if nameable(config.get('options', {}).get('dataset', ''))
-                    else ''
-                )
+                + ', or train one of them with another --name'
+                * named
             )
 
 
@@ -277,11 +270,7 @@ def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
     """A table for each recipe, the one with most runs first.
 
     Models stand in the order of --models or the registry, and are compared with --baseline or the first of
-    options.BASELINES that a table has.
-
-    Raises:
-        RunError: runs of one model that started from different weights, had other input or another --import file, or
-            were tuned to different options.
+    options.BASELINES that a table has. Raises RunError for runs of one model that differ in more than fold and seed.
     """
     by_recipe = defaultdict(list)
     for config, results in found:
@@ -290,52 +279,49 @@ def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
     return sorted(made, key=lambda table: -sum(len(row.results) for row in table.rows.values()))
 
 
+# What all runs of a model in a table share, keys of start_of, and what is said where they do not.
+ALIKE = dict(
+    pretrained='start from different weights',
+    imported='are of different files of --import',
+    preprocessing='take different input',
+)
+
+
 def _make_table(group: Found, args: argparse.Namespace) -> Table:
     rows: dict[tuple[str, str], Row] = {}
     cells = defaultdict(set)  # (fold, seed) of every run of a data set, complete or not
-    # By model, by data set and model, by model, by model; of every run, complete or not.
-    weights, tuned, starts, sources = {}, {}, {}, {}
+    tuned, alike, sources, gates = {}, {}, {}, {}  # of every run, complete or not
     for config, results in group:
         dataset, model, *cell = (config['defines'][key] for key in CELL)
         cells[dataset].add(tuple(cell))
-        pretrained = config['defines'].get('pretrained')
-        if weights.setdefault(model, pretrained) != pretrained:
-            raise RunError(
-                f'runs of {model} start from different weights ({weights[model]} and {pretrained}); put them into '
-                'folders of their own'
-            )
-        _check_start(starts.setdefault(model, {}), model, start_of(config))
+        for key, value in start_of(config).items():
+            if value is not None and (other := alike.setdefault((model, key), value)) != value:
+                which = f'{ALIKE[key]} ({other} and {value})'
+                raise RunError(f'runs of {model} {which}; put them into folders of their own')
         sources.setdefault(model, source_of(config))
+        if gates.get(model) is None:  # not known of a run that is not complete
+            gates[model] = initial_gate(model, config, results)
         setting = config.get('tuned')
-        if setting and tuned.setdefault((dataset, model), setting) != setting:
-            texts = ' and '.join(grid.text_of(each['options']) for each in (tuned[dataset, model], setting))
+        if setting and (other := tuned.setdefault((dataset, model), setting)) != setting:
+            texts = ' and '.join(grid.text_of(each['options']) for each in (other, setting))
             raise RunError(
                 f'runs of {model} on {dataset} are by two tuned.json, of other trials ({texts}); give one --run_dir'
             )
         if results is not None:
             row = rows.setdefault((dataset, model), Row(dataset, model, tuned=setting))
             row.results[tuple(cell)] = results
-    order = list(args.models or MODELS)
-    models = sorted(weights, key=lambda model: _place(model, order))
-    baselines = [*options.BASELINES, *(models if 'probe' in recipe_of(group[0][0]) else ())]
+    order, recipe = list(args.models or MODELS), recipe_of(group[0][0])
+    models = sorted(sources, key=lambda model: _place(model, order))
+    baselines = [*options.BASELINES, *(models if 'probe' in recipe else ())]
     baseline = args.baseline or next((name for name in baselines if name in models), baselines[0])
     datasets = [name for name in [*DATASETS, *sorted(cells.keys() - DATASETS.keys())] if name in cells]
-    start = dict(sources={model: sources[model] for model in models})
-    table = Table(recipe_of(group[0][0]), datasets, models, rows, baseline, labels=args.labels, tuned=tuned, **start)
+    sources = {model: sources[model] for model in models}
+    table = Table(recipe, datasets, models, rows, baseline, [], args.labels, tuned, sources, gates)
     for dataset in datasets:
         _note_missing(table, dataset, cells[dataset])
         _note_cautions(table, dataset)
         _compare(table, dataset, asked=args.baseline is not None)
     return table
-
-
-def _check_start(seen: dict, model: str, start: dict) -> None:
-    """Raise RunError for a run whose model is another one by its code or its input than in the runs seen so far."""
-    words = dict(imported='are of different files of --import', preprocessing='take different input')
-    for key, differ in words.items():
-        value = start[key]
-        if value is not None and seen.setdefault(key, value) != value:
-            raise RunError(f'runs of {model} {differ} ({seen[key]} and {value}); put them into folders of their own')
 
 
 def _place(model: str, order: list[str]) -> tuple:
@@ -363,12 +349,12 @@ def _note_missing(table: Table, dataset: str, cells: set[tuple[int, int]]) -> No
 
 def _note_cautions(table: Table, dataset: str) -> None:
     """Note the models whose weights images of their folds may have trained."""
-    said = defaultdict(list)
+    cautioned = defaultdict(list)
     for model in table.models:
         if row := table.rows.get((dataset, model)):
             for caution in dict.fromkeys(row.recorded('caution')):
-                said[caution].append(model_label(model))
-    for caution, names in said.items():
+                cautioned[caution].append(model_label(model))
+    for caution, names in cautioned.items():
         table.note(dataset, f'{", ".join(names)}: {caution}')
 
 
@@ -394,9 +380,8 @@ def _compare(table: Table, dataset: str, asked: bool) -> None:
         tests.append(corrected_t_test(differences, row.test_to_train))
     correct(tests)
     for row, test in zip(others, tests):
-        row.baseline, row.difference = table.baseline, dict(value=test['value'])
-        if test['p'] is not None:
-            row.difference = test | dict(detectable=detectable(test, len(base.folds) - 1, len(tests)))
+        row.baseline, row.compared = table.baseline, len(tests)
+        row.difference = dict(value=test['value']) if test['p'] is None else test
 
 
 # ---------------------------------------------------------------------------------------------- words
@@ -404,43 +389,48 @@ def _compare(table: Table, dataset: str, asked: bool) -> None:
 
 def title_of(table: Table, among: list[dict]) -> str:
     """The title of a table: how long, how large, from which start, and what else tells it from all recipes `among`."""
-    recipe, shares = table.recipe, loaded_percent(table, 'dataset').values()
+    recipe = table.recipe
     # Between training and probing everything differs.
     among = [other for other in among if other.get('probe') == recipe.get('probe')]
     differing = {k for other in among for k in recipe if other.get(k) != recipe.get(k)}
     if 'probe' in recipe:
-        return title_of_probe(recipe, differing - {'train_on', 'shots', 'img_size', 'probe', 'pretrained'})
-    words = [counted(recipe.get('epochs'), 'epoch'), f'{recipe.get("img_size")} px']
-    words += [f'from {" and ".join(filter(None, dict.fromkeys(table.sources.values()))) or "scratch"}']
-    if any(len(known) > 1 for known in shares):
-        words += [f'{percent_range(set().union(*shares))} of the parameters loaded']
-    if table.tuned and 'tuned' not in differing:
-        words += [f'{" and ".join(next(iter(table.tuned.values()))["options"])} tuned']
-    return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing - {'epochs', 'img_size', 'pretrained'})])
+        images = 'train and val' if recipe['train_on'] == 'trainval' else recipe['train_on']
+        if recipe['shots']:
+            images = f'{counted(recipe["shots"], "image")} a class of {images}'
+        words = [f'frozen features of the {recipe["probe"]}', f'classifiers on {images}', f'{recipe["img_size"]} px']
+        differing -= {'train_on', 'shots', 'probe'}
+    else:
+        sources, shares = filter(None, dict.fromkeys(table.sources.values())), loaded_percent(table, 'dataset').values()
+        words = [counted(recipe.get('epochs'), 'epoch'), f'{recipe.get("img_size")} px']
+        words += [f'from {" and ".join(sources) or "scratch"}']
+        if any(len(known) > 1 for known in shares):
+            words += [f'{percent_range(set().union(*shares))} of the parameters loaded']
+        if table.tuned and 'tuned' not in differing:
+            words += [f'{" and ".join(next(iter(table.tuned.values()))["options"])} tuned']
+        differing -= {'epochs'}
+    return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing - {'img_size', 'pretrained'})])
 
 
-def title_of_probe(recipe: dict, differing: set[str]) -> str:
-    """The title of a table of probe.py: which features, what fits the classifiers, how large."""
-    images = 'train and val' if recipe['train_on'] == 'trainval' else recipe['train_on']
-    if recipe['shots']:
-        images = f'{counted(recipe["shots"], "image")} a class of {images}'
-    words = [f'frozen features of the {recipe["probe"]}', f'classifiers on {images}', f'{recipe["img_size"]} px']
-    return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing)])
-
-
-def initial_gate(model: str, blocks: Iterable[str], pretrained: bool, report: str | None) -> float | None:
-    """sigmoid(gate) from which all gates of a model start; None without any, and where weights may have brought others.
+def initial_gate(model: str, config: dict, results: dict | None) -> float | None:
+    """sigmoid(gate) from which all gates of a run start; None without gates, and where weights may have brought others.
 
     Args:
-        blocks: names of the blocks with gates, as in the log.
-        pretrained: whether the run began with weights.
-        report: what was loaded of them and what was not, as results.json has it under `pretrained`.
+        model: its name.
+        config: config.json of the run; {} where there is none.
+        results: its results.json; None where there is none.
     """
-    entry, report = entry_of(model), report or ''
-    fresh = report.partition('left as initialised: ')[2].partition(';')[0].split(', ')
-    whole = 'stci' in fresh and '(weights of ' not in report  # the branch of stci_NAME, which the weights do not have
-    kept = whole or 'without its gate' in report or all(f'{block}.gate' in fresh for block in blocks)
-    if not has_stci(entry) or (pretrained and not kept):
+    entry, defines = entry_of(model), config.get('defines', {})
+    if not has_stci(entry):
+        return None
+    if defines.get('pretrained', True) is None:
+        brought = 0
+    elif record := (results or {}).get('weights'):
+        brought = record['gates']
+    else:  # older code wrote no record; weights of timm for the plain CNN, in a file of its name, have no gates
+        given = config.get('options', {}).get('pretrained')
+        plain = 'stci' in entry and (given is True or Path(str(given)).stem == entry['timm'])
+        brought = 0 if plain else None
+    if brought != 0:
         return None
     branch = entry.get('stci', entry.get('twist'))
     return 1 / (1 + math.exp(-branch.get('gate_init', GATE_INIT)))

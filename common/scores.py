@@ -1,7 +1,4 @@
-"""What models said of images, and how right it is: scores of runs, and means over folds. No torch.
-
-evaluate.py prints them.
-"""
+"""Scores of predictions, of each run and over folds; evaluate.py prints them. No torch."""
 
 import sys
 from collections import defaultdict
@@ -22,8 +19,8 @@ from common.runs import counted
 from common.statistics import calibration_error, mcnemar
 
 
-class Judged(NamedTuple):
-    """A model and what it said of some images."""
+class EvaluatedRun(NamedTuple):
+    """A model and its predictions of some images."""
 
     name: str  # the run folder, or the checkpoint
     model: str
@@ -37,7 +34,7 @@ class Judged(NamedTuple):
     caution: str  # '', or where images may have trained the model
 
 
-def read_judged(folder: Path, data_dir: str | None = None) -> Judged:
+def read_evaluated(folder: Path, data_dir: str | None = None) -> EvaluatedRun:
     """A complete run and its predictions of its test images.
 
     Args:
@@ -57,20 +54,20 @@ def read_judged(folder: Path, data_dir: str | None = None) -> Judged:
         best = folder / 'best.pt'
         raise RunError(f'{folder}: has no {path.name}, being of older code; --checkpoint {best} evaluates it')
     found, defines = read_predictions(path), config['defines']
-    if defines['model'].partition('+')[2].partition('_')[0] in UNSURE:  # older code wrote 0 and 1
+    model, dataset, fold, seed = (defines[key] for key in ('model', 'dataset', 'fold', 'seed'))
+    if model.partition('+')[2].partition('_')[0] in UNSURE:  # older code wrote 0 and 1
         found = found._replace(probabilities=np.full_like(found.probabilities, np.nan))
-    accuracy = 100 * np.mean(found.predicted == found.labels)
     if not (np.isfinite(found.probabilities).all() or np.isnan(found.probabilities).all()):
         raise RunError(f'{path}: damaged, a probability is not a finite number')
     # Probabilities may tie where the logits of the results did not: one image is allowed to differ.
-    if len(found.labels) != results['n_test'] or abs(accuracy - results['test_acc']) > 100.5 / len(found.labels):
+    count, right = len(found.labels), np.sum(found.predicted == found.labels)
+    if count != results['n_test'] or abs(right - results['test_acc'] * count / 100) > 1.005:
         raise RunError(f'{path}: is not of this run, whose results.json says {results["test_acc"]:.2f} %')
-    cell = [defines[key] for key in ('model', 'dataset', 'fold', 'seed')]
-    made, caution = config.get('options', {}), results.get('caution') or ''
+    made = config.get('options', {})
     root = data_dir or made.get('data_dir')
-    if made.get('lists'):
-        root = str(root_of(root, made['lists']))
-    return Judged(str(folder), *cell[:2], 'test', *cell[2:], group_key(config, found.classes), found, root, caution)
+    root = str(root_of(root, made['lists'])) if made.get('lists') else root
+    key, caution = group_key(config, found.classes), results.get('caution') or ''
+    return EvaluatedRun(str(folder), model, dataset, 'test', fold, seed, key, found, root, caution)
 
 
 def group_key(config: dict, classes: list[str]) -> tuple:
@@ -81,37 +78,36 @@ def group_key(config: dict, classes: list[str]) -> tuple:
     return (defines['model'], *images, *sorted((k, str(v)) for k, v in recipe.items()))
 
 
-def read_all(run_dirs: list[Path], data_dir: str | None = None) -> list[Judged]:
+def read_all(run_dirs: list[Path], data_dir: str | None = None) -> list[EvaluatedRun]:
     """The runs that --run_dir names, each once; of a folder of runs, those that cannot be used are named on stderr.
 
-    Raises:
-        RunError: a run that is named cannot be used, or a folder holds none that can.
+    Raises RunError if a run that is named cannot be used, or a folder holds none that can.
     """
-    judged = {}
+    evaluated = {}
     for given in run_dirs:
         named, usable = (given / 'config.json').is_file() or not given.is_dir(), False
         for folder in [given] if named else runs.find_runs(given):
             try:
-                one = read_judged(folder, data_dir)
+                one = read_evaluated(folder, data_dir)
             except RunError as error:
                 if named:
                     raise
                 print(f'left out: {error}', file=sys.stderr)
                 continue
-            if judged.setdefault((one.key, one.fold, one.seed), one) is not one:
-                print(f'made twice, taken once: {folder}', file=sys.stderr)
+            if evaluated.setdefault((one.key, one.fold, one.seed), one) is not one:
+                print(f'counted once, made twice: {folder}', file=sys.stderr)
             usable = True
         if not usable:
             raise RunError(f'{given}: no run in it can be evaluated')
-    return list(judged.values())
+    return list(evaluated.values())
 
 
-def data_label(one: Judged) -> str:
+def data_label(one: EvaluatedRun) -> str:
     """The data set, and the subset where it is not test."""
     return dataset_label(one.dataset, {}) + f' {one.subset}' * (one.subset != 'test')
 
 
-def title_of(group: list[Judged]) -> str:
+def title_of(group: list[EvaluatedRun]) -> str:
     first = group[0]
     where = [f'{key} {value}' for key, value in dict(fold=first.fold, seed=first.seed).items() if value is not None]
     if len(group) > 1:
@@ -138,15 +134,15 @@ OF_CLASS = dict(precision='Precision', recall='Recall', f1='F1')
 def scores_of(found: Predictions) -> Scores:
     """Scores of all images and of each class; the means over classes leave out those without images."""
     table = confusion_matrix(found.labels, found.predicted, labels=range(len(found.classes)))
-    right, counts, said = table.diagonal(), table.sum(1), table.sum(0)
-    with np.errstate(invalid='ignore'):  # NaN, whatever the version of scikit-learn makes of it
-        classes = 100 * np.stack([right / said, right / counts, 2 * right / (counts + said)], 1)
+    right, counts, predicted = table.diagonal(), table.sum(1), table.sum(0)
+    with np.errstate(invalid='ignore'):  # NaN, which versions of scikit-learn define differently
+        classes = 100 * np.stack([right / predicted, right / counts, 2 * right / (counts + predicted)], 1)
     ece = 100 * calibration_error(found.probabilities.max(1), found.predicted == found.labels)
     _, recall, f1 = classes[counts > 0].mean(0)
     return Scores(np.array([100 * right.sum() / counts.sum(), recall, f1, ece]), classes, counts)
 
 
-def over_folds(group: list[Judged], values: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+def over_folds(group: list[EvaluatedRun], values: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
     """Mean over folds and sample standard deviation, seeds averaged inside a fold first; no deviation of one fold."""
     by_fold = defaultdict(list)
     for one, value in zip(group, values):
@@ -156,13 +152,13 @@ def over_folds(group: list[Judged], values: list[np.ndarray]) -> tuple[np.ndarra
     return folds.mean(0).filled(np.nan), deviation
 
 
-def compare(judged: list[Judged]) -> dict | None:
+def compare(evaluated: list[EvaluatedRun]) -> dict | None:
     """McNemar's test of two runs on the same images; None for other numbers of runs and for other images."""
-    if len(judged) != 2:
+    if len(evaluated) != 2:
         return None
-    first, second = (one.found for one in judged)
+    first, second = (one.found for one in evaluated)
     if first.classes != second.classes or first.paths != second.paths or (first.labels != second.labels).any():
-        if judged[0].key != judged[1].key:
+        if evaluated[0].key != evaluated[1].key:
             print('note: not compared, because the two runs were not evaluated on the same images', file=sys.stderr)
         return None
     return mcnemar(first.predicted == first.labels, second.predicted == second.labels)
@@ -171,23 +167,22 @@ def compare(judged: list[Judged]) -> dict | None:
 # ---------------------------------------------------------------------------------------------- mistakes
 
 
-def confusions(group: list[Judged]) -> np.ndarray:
+def confusions(group: list[EvaluatedRun]) -> np.ndarray:
     """(K, K) images of all runs of a group, by true class and prediction."""
     classes = range(len(group[0].found.classes))
     return sum(confusion_matrix(one.found.labels, one.found.predicted, labels=classes) for one in group)
 
 
-def mistakes(group: list[Judged]) -> list[tuple[str, str, str, float]]:
-    """Path, true class, prediction and its probability of each image that a run of a group got wrong, each image once.
+def mistakes(group: list[EvaluatedRun]) -> list[tuple[str, str, str, float]]:
+    """Path, true class, predicted class and its probability of each image that a run of a group got wrong, once each.
 
     The most confident come first; the probability is NaN where the model gives none.
     """
-    found = {}
+    worst = {}
     for one in group:
-        _, paths, labels, predicted, probabilities = one.found
+        classes, paths, labels, predicted, probabilities = one.found
         for i in np.flatnonzero(predicted != labels):
             path = paths[i] if paths[i].startswith(SYNTHETIC) else str(Path(one.root or '', paths[i]))
-            names = (one.found.classes[labels[i]], one.found.classes[predicted[i]])
-            found.setdefault(path, []).append((path, *names, float(probabilities[i].max())))
-    worst = [max(said, key=lambda row: row[-1]) for said in found.values()]
-    return sorted(worst, key=lambda row: (-np.nan_to_num(row[-1]), row[0]))
+            wrong = path, classes[labels[i]], classes[predicted[i]], float(probabilities[i].max())
+            worst[path] = max(worst.get(path, wrong), wrong, key=lambda row: row[-1])
+    return sorted(worst.values(), key=lambda row: (-np.nan_to_num(row[-1]), row[0]))

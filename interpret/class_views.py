@@ -51,7 +51,7 @@ def survey_subset(subject: TrainedModel, args: argparse.Namespace) -> Survey:
     splits, fold, subset = data.splits, data.fold, args.subset or 'test'
     items = getattr(splits, subset)
     labels = np.array([label for _, label in items])
-    trace.need_two(labels, splits.classes, f'the {subset} set of fold {fold} of {data["data_dir"] or data["dataset"]}')
+    trace.need_two(labels, splits.classes, f'the {subset} set of fold {fold} of {data.data_dir or data.dataset}')
 
     def extract(record: trace.Record) -> dict:
         found = dict(features=record.features, logits=record.logits)
@@ -61,12 +61,12 @@ def survey_subset(subject: TrainedModel, args: argparse.Namespace) -> Survey:
                 found['selection', name] = block.selection
         return found
 
-    starts = tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {data["dataset"]}', disable=None)
+    starts = tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {data.dataset}', disable=None)
     batches = (
         subject.batch(open_image(path, data.bits) for path, _ in items[start : start + BATCH]) for start in starts
     )
     arrays = trace.collect(subject.model, batches, extract)
-    caution = f', {data["caution"]}' if data.caution else ''
+    caution = f', {data.caution}' if data.caution else ''
     return Survey(
         of=f'{len(items)} {subset} images of {data.label}, fold {data.fold}{caution}',
         labels=labels,

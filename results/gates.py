@@ -45,9 +45,8 @@ def last_gates(folder: Path) -> dict[tuple, list[End]]:
         config, epochs = runs.read_json(run / 'config.json'), runs.read_log(run / 'log.jsonl')
         if not epochs or not epochs[-1].get('gates'):
             continue
-        pretrained = config['defines'].get('pretrained') is not None
-        gates, model = epochs[-1]['gates'], config['defines']['model']
-        if (start := initial_gate(model, gates, pretrained, results.get('pretrained'))) is None:
+        gates = epochs[-1]['gates']
+        if (start := initial_gate(config['defines']['model'], config, results)) is None:
             print(f'left out: {run}: its weights may have brought gates of their own', file=sys.stderr)
             continue
         options = {'gate_lr': 1.0, 'opt': 'sgd'} | config['options']

@@ -94,18 +94,14 @@ def every_test(result):
 
 
 @pytest.mark.parametrize(
-    ('pretrained', 'report', 'known'),
-    [
-        (None, None, True),
-        ('digest', 'loaded 9 of 9 tensors from x.pt', False),
-        ('digest', 'loaded 5 of 9 tensors from x.pt; left as initialised: layer3.0.gate, layer3.1.gate', True),
-    ],
+    ('pretrained', 'weights', 'known'),
+    [(None, None, True), ('digest', None, False), ('digest', dict(gates=2), False), ('digest', dict(gates=0), True)],
 )
-def test_the_start_of_the_gates_is_known_where_weights_bring_none(trained, pretrained, report, known, tmp_path):
+def test_the_start_of_the_gates_is_known_where_weights_bring_none(trained, pretrained, weights, known, tmp_path):
     config = json.loads(trained.with_name('config.json').read_text())
     config['defines']['pretrained'] = pretrained
     trained.with_name('config.json').write_text(json.dumps(config))
-    trained.with_name('results.json').write_text(json.dumps(dict(pretrained=report)))
+    trained.with_name('results.json').write_text(json.dumps(dict(weights=weights)))
     _, _, settings = analysis.prepare(arguments(trained, tmp_path))
     assert settings['initial_gate'] == (pytest.approx(0.1192, abs=1e-4) if known else None)
 

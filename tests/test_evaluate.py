@@ -40,8 +40,8 @@ def _small(tmp_path, monkeypatch):
     monkeypatch.setitem(plt.rcParams, 'savefig.dpi', 40)
 
 
-def say(run_dir, labels, predicted, confidence=0.9, classes=CLASSES, paths=None, **cell):
-    """A run folder whose model said `predicted` of images of `labels`, both class indices."""
+def write_run(run_dir, labels, predicted, confidence=0.9, classes=CLASSES, paths=None, **cell):
+    """A run folder whose model predicted `predicted` for images of `labels`, both class indices."""
     values = np.full((len(labels), len(classes)), (1 - confidence) / (len(classes) - 1), np.float32)
     values[range(len(labels)), predicted] = confidence  # NaN: none gives any
     accuracy = 100 * float(np.mean(np.array(labels) == predicted))
@@ -82,7 +82,7 @@ def test_calibration_error_by_hand():
 def test_scores_are_those_of_scikit_learn(tmp_path, capsys):
     rng = np.random.default_rng(0)
     labels, predicted = rng.integers(0, 3, 60), rng.integers(0, 3, 60)
-    first, *classes = table(capsys, '--run_dir', say(tmp_path, labels, predicted))
+    first, *classes = table(capsys, '--run_dir', write_run(tmp_path, labels, predicted))
     assert float(first['accuracy']) == pytest.approx(100 * metrics.accuracy_score(labels, predicted))
     assert float(first['balanced_accuracy']) == pytest.approx(100 * metrics.balanced_accuracy_score(labels, predicted))
     assert float(first['macro_f1']) == pytest.approx(100 * metrics.f1_score(labels, predicted, average='macro'))
@@ -97,16 +97,16 @@ def test_scores_are_those_of_scikit_learn(tmp_path, capsys):
 
 
 def test_a_model_without_probabilities_has_no_calibration_error(tmp_path, capsys):
-    older = say(tmp_path / 'older', [0, 1, 2], [0, 1, 1], confidence=1.0, model='resnet18+svm_5shot')
+    older = write_run(tmp_path / 'older', [0, 1, 2], [0, 1, 1], confidence=1.0, model='resnet18+svm_5shot')
     assert table(capsys, '--run_dir', older)[0]['ece'] == ''
-    folder = say(tmp_path, [0, 1, 2], [0, 1, 1], confidence=np.nan, model='resnet18+knn')
+    folder = write_run(tmp_path, [0, 1, 2], [0, 1, 1], confidence=np.nan, model='resnet18+knn')
     rows = list(csv.reader((folder / runs.PREDICTIONS).read_text().splitlines()))
     assert rows[3] == ['2.png', 'c', 'b', '', '', '']
     first, *_ = table(capsys, '--run_dir', folder)
     assert (first['ece'], round(float(first['accuracy']), 1)) == ('', 66.7)
     assert '3 66.7 66.7 55.6 -' in words(show(capsys, '--run_dir', folder, '--no-figures').out)
     write_image(tmp_path / '2.png', 1)
-    group = [scores.read_judged(folder, str(tmp_path))]
+    group = [scores.read_evaluated(folder, str(tmp_path))]
     shown = ' '.join(text.get_text() for text in evaluate.draw_mistakes(group).findobj(plt.Text))
     assert 'probability -' in shown
     assert 'nan' not in shown
@@ -115,7 +115,7 @@ def test_a_model_without_probabilities_has_no_calibration_error(tmp_path, capsys
 
 def test_what_cannot_be_divided_is_no_zero(tmp_path, capsys):
     """Class b is never predicted; c has no images, but a prediction, which is wrong."""
-    first, a, b, c = table(capsys, '--run_dir', say(tmp_path, [0, 0, 1, 1], [0, 0, 0, 2]))
+    first, a, b, c = table(capsys, '--run_dir', write_run(tmp_path, [0, 0, 1, 1], [0, 0, 0, 2]))
     assert (b['precision'], float(b['recall']), float(b['f1'])) == ('', 0, 0)
     assert (c['recall'], float(c['precision'])) == ('', 0)
     assert float(first['balanced_accuracy']) == pytest.approx(50)
@@ -127,21 +127,21 @@ def test_what_cannot_be_divided_is_no_zero(tmp_path, capsys):
 def test_seeds_are_averaged_inside_a_fold_and_folds_have_a_deviation(tmp_path, capsys):
     truth = [0, 1, 2, 0]
     for fold, seed, predicted in ((1, 42, [0, 1, 2, 0]), (1, 43, [0, 1, 2, 1]), (2, 42, [0, 0, 0, 1])):
-        say(tmp_path, truth, predicted, fold=fold, seed=seed)
+        write_run(tmp_path, truth, predicted, fold=fold, seed=seed)
     out = words(show(capsys, '--run_dir', tmp_path, '--no-figures').out)
     folds = [87.5, 25.0]
     assert f'2 folds mean {np.mean(folds):.1f} ± {np.std(folds, ddof=1):.1f}' in out
     assert 'ResNet-18 on DTD, 2 folds, 3 runs' in out
-    say(tmp_path, truth, truth, fold=3, lr=0.02)  # another recipe
-    say(tmp_path, truth, truth, fold=3, model='twistnet18')
+    write_run(tmp_path, truth, truth, fold=3, lr=0.02)  # another recipe
+    write_run(tmp_path, truth, truth, fold=3, model='twistnet18')
     out = words(show(capsys, '--run_dir', tmp_path, '--no-figures').out)
     assert out.count('2 folds mean') == 1
     assert 'TwistNet-18 on DTD, fold 3, seed 42' in out
 
 
 def test_trees_of_images_are_not_pooled(tmp_path, capsys):
-    say(tmp_path, [0, 1, 2], [0, 1, 2], fold=1, tree='x')
-    say(tmp_path, [0, 1, 2], [0, 1, 1], fold=2, tree='y')
+    write_run(tmp_path, [0, 1, 2], [0, 1, 2], fold=1, tree='x')
+    write_run(tmp_path, [0, 1, 2], [0, 1, 1], fold=2, tree='y')
     assert 'mean' not in show(capsys, '--run_dir', tmp_path, '--no-figures').out
 
 
@@ -151,8 +151,8 @@ def test_two_runs_on_the_same_images_are_compared(tmp_path, capsys):
     before[:10] = (before[:10] + 1) % 3
     after = np.array(labels)
     after[8:11] = (after[8:11] + 1) % 3
-    one = say(tmp_path, labels, before)
-    two = say(tmp_path, labels, after, model='twistnet18')
+    one = write_run(tmp_path, labels, before)
+    two = write_run(tmp_path, labels, after, model='twistnet18')
     test = statistics.mcnemar(before == labels, after == labels)
     out = show(capsys, '--run_dir', one, two, '--no-figures').out
     assert 'McNemar: TwistNet-18 on DTD, fold 1, seed 42 against ResNet-18 on DTD, fold 1, seed 42: +23.3 points' in out
@@ -161,16 +161,16 @@ def test_two_runs_on_the_same_images_are_compared(tmp_path, capsys):
     assert [float(found[1][key]) for key in ('difference', 'low95', 'high95', 'p')] == pytest.approx(
         [test[key] for key in ('value', 'low', 'high', 'p')]
     )
-    other = say(tmp_path, labels, after, model='twistnet18', fold=2, paths=[f'x{i}.png' for i in range(30)])
-    said = show(capsys, '--run_dir', one, other, '--no-figures')
-    assert 'McNemar' not in said.out
-    assert 'not compared, because the two runs were not evaluated on the same images' in said.err
+    other = write_run(tmp_path, labels, after, model='twistnet18', fold=2, paths=[f'x{i}.png' for i in range(30)])
+    shown = show(capsys, '--run_dir', one, other, '--no-figures')
+    assert 'McNemar' not in shown.out
+    assert 'not compared, because the two runs were not evaluated on the same images' in shown.err
 
 
 # ------------------------------------------------------------------------------------------ a checkpoint
 
 
-def test_a_checkpoint_says_what_its_run_said(done, capsys):
+def test_a_checkpoint_has_the_scores_of_its_run(done, capsys):
     of_run = table(capsys, '--run_dir', done.folder)
     assert float(of_run[0]['accuracy']) == done.results['test_acc']
     of_model = table(capsys, '--checkpoint', done.best, '--num_workers', '0')
@@ -187,15 +187,15 @@ def test_a_checkpoint_on_a_device(done, capsys, monkeypatch, one_thread):
 
 def test_subsets_that_trained_are_refused_or_marked(done, capsys):
     argv = ('--checkpoint', done.best, '--num_workers', '0', '--no-figures')
-    said = show(capsys, *argv, '--subset', 'val')
-    assert 'Tiny on DTD val, fold 1' in said.out
-    assert 'images of validation chose its epoch' in said.err
+    shown = show(capsys, *argv, '--subset', 'val')
+    assert 'Tiny on DTD val, fold 1' in shown.out
+    assert 'images of validation chose its epoch' in shown.err
     for subset, count in (('train', 24), ('all', 48)):
         with pytest.raises(RunError, match=f'--subset {subset}: holds images that train'):
             show(capsys, *argv, '--subset', subset)
-        said = show(capsys, *argv, '--subset', subset, '--other_images')
-        assert f'Tiny DTD {subset} 1 42 {count} ' in words(said.out)
-        assert 'images that may have trained the model' in said.out
+        shown = show(capsys, *argv, '--subset', subset, '--other_images')
+        assert f'Tiny DTD {subset} 1 42 {count} ' in words(shown.out)
+        assert 'images that may have trained the model' in shown.out
     with pytest.raises(RunError, match=r'--fold 2: .* was trained on fold 1'):
         show(capsys, *argv, '--fold', '2')
 
@@ -206,8 +206,8 @@ def test_new_photographs_of_the_same_classes(done, tmp_path, capsys):
             write_image(tmp_path / 'new' / f'class{label}' / f'{i}.png', 7 * label + i)
     argv = ('--checkpoint', done.best, '--dataset', 'folder', '--data_dir', 'new', '--subset', 'all', '--other_images')
     argv += ('--no-figures',)
-    said = show(capsys, *argv, '--fold', '1', '--num_workers', '0')
-    assert 'Folder all 1 42 15 ' in words(said.out)
+    shown = show(capsys, *argv, '--fold', '1', '--num_workers', '0')
+    assert 'Folder all 1 42 15 ' in words(shown.out)
     (tmp_path / 'new' / 'class0' / '0.png').write_bytes(b'x')
     with pytest.raises(DataError, match='1 image of 15 cannot be read, so no score is of the set'):
         show(capsys, *argv, '--fold', '1', '--num_workers', '0')
@@ -225,11 +225,11 @@ def test_a_few_photographs_of_a_new_place_are_scored(done, tmp_path, capsys, as_
     (tmp_path / 'my.csv').write_text('path,label,subset\n' + ''.join(f'{n},{n[:6]},test\n' for n in names))
     argv = ['--checkpoint', done.best, '--data_dir', 'new', '--other_images', '--no-figures', '--num_workers', '0']
     more = ['--dataset', 'lists', '--lists', 'my.csv'] if as_list else ['--dataset', 'folder', '--subset', 'all']
-    said = show(capsys, *argv, *more)
-    assert ' 1 42 3 ' in words(said.out)
+    shown = show(capsys, *argv, *more)
+    assert ' 1 42 3 ' in words(shown.out)
     counts = [row['n'] for row in table(capsys, *argv, *more)]
     assert counts == ['3', '2', '0', '1']
-    assert "has no image of class 'class1' of the model" in said.err
+    assert "has no image of class 'class1' of the model" in shown.err
 
 
 # ------------------------------------------------------------------------------------------ figures and formats
@@ -237,28 +237,28 @@ def test_a_few_photographs_of_a_new_place_are_scored(done, tmp_path, capsys, as_
 
 @pytest.mark.slow
 def test_figures_of_a_run(done, tmp_path, capsys):
-    said = show(capsys, '--run_dir', done.folder, '--save_dir', 'out')
+    shown = show(capsys, '--run_dir', done.folder, '--save_dir', 'out')
     names = ['confusion.pdf', 'confusion.png', 'mistakes.pdf', 'mistakes.png']
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == names
-    assert all(f'out/{name}' in said.err for name in names)
-    assert 'out/' not in said.out
-    moved = say(tmp_path, [0, 1, 2], [1, 1, 2])
-    said = show(capsys, '--run_dir', moved, '--save_dir', 'moved')
-    assert 'not drawn: mistakes: 0.png: cannot be read as an image' in said.err
+    assert all(f'out/{name}' in shown.err for name in names)
+    assert 'out/' not in shown.out
+    moved = write_run(tmp_path, [0, 1, 2], [1, 1, 2])
+    shown = show(capsys, '--run_dir', moved, '--save_dir', 'moved')
+    assert 'not drawn: mistakes: 0.png: cannot be read as an image' in shown.err
     write_image(tmp_path / 'photos' / '0.png', 1)
     assert 'not drawn' not in show(capsys, '--run_dir', moved, '--data_dir', 'photos', '--save_dir', 'moved').err
-    right = say(tmp_path, [0, 1, 2], [0, 1, 2], fold=2)
+    right = write_run(tmp_path, [0, 1, 2], [0, 1, 2], fold=2)
     assert 'not drawn: mistakes: there is no mistake' in show(capsys, '--run_dir', right).err
 
 
 def test_the_most_confident_mistakes_come_first_and_once(tmp_path):
     folders = [
-        say(tmp_path, [0, 1, 2, 2], [1, 1, 0, 2], confidence=0.7, seed=42),
-        say(tmp_path, [0, 1, 2, 2], [2, 1, 2, 1], confidence=0.8, seed=43),
+        write_run(tmp_path, [0, 1, 2, 2], [1, 1, 0, 2], confidence=0.7, seed=42),
+        write_run(tmp_path, [0, 1, 2, 2], [2, 1, 2, 1], confidence=0.8, seed=43),
     ]
-    group = [scores.read_judged(folder, 'root') for folder in folders]
+    group = [scores.read_evaluated(folder, 'root') for folder in folders]
     found = scores.mistakes(group)
-    assert [(path, truth, said) for path, truth, said, _ in found] == [
+    assert [(path, truth, predicted) for path, truth, predicted, _ in found] == [
         ('root/0.png', 'a', 'c'), ('root/3.png', 'c', 'b'), ('root/2.png', 'c', 'a')
     ]  # fmt: skip
     assert [p for *_, p in found] == pytest.approx([0.8, 0.8, 0.7])
@@ -271,7 +271,7 @@ def test_mistakes_of_more_than_eight_bits_are_as_bright_as_one_another(tmp_path,
     seen = []
     monkeypatch.setattr(evaluate, 'thumbnail', lambda image: seen.append(image.getpixel((0, 0))[0]))
     monkeypatch.setattr(evaluate, 'plot_thumbnails', lambda *_, **__: None)
-    evaluate.draw_mistakes([scores.read_judged(say(tmp_path, [0, 1], [1, 0]), str(tmp_path))])
+    evaluate.draw_mistakes([scores.read_evaluated(write_run(tmp_path, [0, 1], [1, 0]), str(tmp_path))])
     assert seen == [4000 >> 4, 500 >> 4]
 
 
@@ -301,7 +301,9 @@ def test_a_confusion_matrix_is_readable(classes):
 
 def test_latex_is_split_and_escaped(tmp_path, capsys):
     names = [f'under_score {i}' for i in range(60)]
-    out = show(capsys, '--run_dir', say(tmp_path, range(60), [0] * 60, classes=names), '--latex', '--no-figures').out
+    out = show(
+        capsys, '--run_dir', write_run(tmp_path, range(60), [0] * 60, classes=names), '--latex', '--no-figures'
+    ).out
     assert out.count(r'\begin{table}') == 3
     assert r'under\_score 59 & 1 & -- &' in out or r'under\_score 59 & 1 & - &' in out
     assert '_' not in out.replace(r'\_', '')
@@ -312,7 +314,7 @@ def test_latex_is_split_and_escaped(tmp_path, capsys):
 def test_latex_compiles(tmp_path, capsys):
     labels = list(range(60)) * 2
     names = [f'[cl&ss_{i}] >100 % | <' for i in range(60)]
-    folders = [say(tmp_path, labels, [0] * 120, classes=names, model=m) for m in ('resnet18', 'twistnet18')]
+    folders = [write_run(tmp_path, labels, [0] * 120, classes=names, model=m) for m in ('resnet18', 'twistnet18')]
     text = show(capsys, '--run_dir', *folders, '--latex', '--no-figures').out
     page = r'\documentclass{article}\usepackage{booktabs}\begin{document}' + text + r'\end{document}'
     (tmp_path / 'page.tex').write_text(page)
@@ -340,49 +342,38 @@ def test_options_that_do_not_fit(capsys):
 
 
 def test_runs_that_cannot_be_used(tmp_path, capsys):
-    good = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 1])
-    part = make_run(tmp_path / 'runs', fold=2, complete=False)
-    old = make_run(tmp_path / 'runs', fold=3)
-    changed = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 2], fold=4)
-    shutil.copy(good / runs.PREDICTIONS, changed)
-    torn = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 2], fold=5)
+    top = tmp_path / 'runs'
+    good = write_run(top, [0, 1, 2], [0, 1, 1])
+    part, old = make_run(top, fold=2, complete=False), make_run(top, fold=3)
+    other, more, torn, nan, broken = (write_run(top, [0, 1, 2], [0, 1, 2], fold=fold) for fold in range(4, 9))
+    wrong = write_run(tmp_path / 'wrong', [0, 1, 2], [1, 2, 0])
+    shutil.copy(wrong / runs.PREDICTIONS, other)
+    results = runs.read_json(more / 'results.json')
+    runs.write_json(more / 'results.json', results | dict(n_test=4))
     (torn / runs.PREDICTIONS).write_text('path,label\n')
-    nan = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 2], fold=6)
-    path = nan / runs.PREDICTIONS
-    path.write_text(path.read_text().replace('0.899999976', 'nan', 1))
-    broken = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 2], fold=7)
+    (nan / runs.PREDICTIONS).write_text((nan / runs.PREDICTIONS).read_text().replace('0.899999976', 'nan', 1))
     (broken / 'config.json').write_text('{')
-    for folder, message in (
-        (tmp_path / 'none', 'none: is no run folder of train.py'),
+    refused = (
         (part, 'not complete; the command that began it finishes it'),
         (old, r'has no test_predictions.csv, being of older code; --checkpoint .*best.pt evaluates it'),
+        (other, r'is not of this run, whose results.json says 100.00 %'),
+        (more, 'is not of this run'),
         (torn, r'test_predictions.csv: is no test_predictions.csv with images'),
         (nan, 'a probability is not a finite number'),
         (broken, 'config.json: damaged'),
-    ):
+        (tmp_path / 'none', 'none: is no run folder of train.py'),
+    )
+    for folder, message in refused:
         with pytest.raises(RunError, match=message):
             show(capsys, '--run_dir', folder, '--no-figures')
-    results = json.loads((changed / 'results.json').read_text())
-    (changed / 'results.json').write_text(json.dumps(results | dict(n_test=4)))
-    with pytest.raises(RunError, match=r'is not of this run, whose results.json says 100.00 %'):
-        show(capsys, '--run_dir', changed, '--no-figures')
-    said = show(capsys, '--run_dir', tmp_path / 'runs', '--no-figures')  # a folder: the others are named
-    assert said.err.count('left out: ') == 6
-    assert 'ResNet-18 on DTD, fold 1, seed 42' in said.out
     shutil.copytree(good, tmp_path / 'copy' / good.name)
-    said = show(capsys, '--run_dir', good, tmp_path / 'copy', '--no-figures')
-    assert 'made twice, taken once' in said.err
+    shown = show(capsys, '--run_dir', top, tmp_path / 'copy', '--no-figures')  # a folder: the others are named
+    assert shown.err.count('left out: ') == len(refused) - 1
+    assert 'counted once, made twice' in shown.err
+    assert 'ResNet-18 on DTD, fold 1, seed 42' in shown.out
     shutil.rmtree(good)
-    shutil.rmtree(changed)
     with pytest.raises(RunError, match='no run in it can be evaluated'):
-        show(capsys, '--run_dir', tmp_path / 'runs', '--no-figures')
-
-
-def test_predictions_of_another_run_are_refused(tmp_path, capsys):
-    right, wrong = say(tmp_path, [0, 1, 2] * 5, [0, 1, 2] * 5), say(tmp_path, [0, 1, 2] * 5, [0, 0, 0] * 5, fold=2)
-    shutil.copy(wrong / runs.PREDICTIONS, right)
-    with pytest.raises(RunError, match='is not of this run'):
-        show(capsys, '--run_dir', right)
+        show(capsys, '--run_dir', top, '--no-figures')
 
 
 def test_a_foreign_checkpoint_is_a_line(tmp_path, capsys):
@@ -407,12 +398,12 @@ def test_checkpoints_of_two_sets_of_the_same_classes_are_not_pooled(tmp_path, ti
 
 
 def test_mistakes_of_a_list_are_found_beside_it(tmp_path):
-    folder = say(tmp_path / 'runs', [0, 1, 2], [0, 1, 1], paths=['a.png', 'b.png', 'c.png'])
+    folder = write_run(tmp_path / 'runs', [0, 1, 2], [0, 1, 1], paths=['a.png', 'b.png', 'c.png'])
     config = json.loads((folder / 'config.json').read_text())
     config['options'] |= dict(lists=str(tmp_path / 'photographs' / 'my.csv'), data_dir=None)
     (folder / 'config.json').write_text(json.dumps(config))
-    (judged,) = scores.read_all([folder])
-    assert scores.mistakes([judged])[0][0] == str(tmp_path / 'photographs' / 'c.png')
+    (one,) = scores.read_all([folder])
+    assert scores.mistakes([one])[0][0] == str(tmp_path / 'photographs' / 'c.png')
 
 
 def test_another_preprocessing_or_file_of_import_is_another_group():

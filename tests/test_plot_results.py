@@ -156,15 +156,14 @@ def test_bar_names_what_is_missing_and_draws_no_zero(tmp_path):
     assert any('number of runs in brackets' in text for text in texts(figure))
 
 
-def test_one_fold_has_no_whisker(tmp_path):
-    make(tmp_path)
-    make(tmp_path, model='twistnet18')
-    make(tmp_path, model='twistnet18_no_ais')
-    for plot in ('bar', 'ablation'):
-        (figure,) = draw(tmp_path, plot)
-        assert not whiskers(figure.axes[0])
-        assert not any('Whiskers' in text for text in texts(figure))
-        assert labelled(figure.axes[0], 'folds')
+@pytest.mark.parametrize('plot', ['bar', 'ablation'])
+def test_one_fold_has_no_whisker(tmp_path, plot):
+    for model in ('resnet18', 'twistnet18', 'twistnet18_no_ais'):
+        make(tmp_path, model=model)
+    (figure,) = draw(tmp_path, plot)
+    assert not whiskers(figure.axes[0])
+    assert not any('Whiskers' in text for text in texts(figure))
+    assert labelled(figure.axes[0], 'folds')
 
 
 @pytest.mark.slow
@@ -379,13 +378,13 @@ def test_initial_gate_is_the_models_own_and_unknown_where_weights_bring_gates(tm
         small = dict(base_width=8) if model.startswith('twistnet18') else {}
         return models.build_model(model, num_classes=5, **small, **options)
 
+    scratch, loaded = (dict(defines=dict(pretrained=weights)) for weights in (None, 'digest'))
     for model in ('twistnet18', 'twistnet18_gate_m3'):
-        gates = models.gates_of(build(model))
-        for value in gates.values():
-            assert initial_gate(model, gates, False, None) == pytest.approx(value)
-        assert initial_gate(model, gates, True, None) is None
+        for value in models.gates_of(build(model)).values():
+            assert initial_gate(model, scratch, None) == pytest.approx(value)
+        assert initial_gate(model, loaded, None) is initial_gate(model, {}, None) is None
     for without in ('resnet18', 'twistnet18_first_order', 'resnet10t'):
-        assert initial_gate(without, {}, False, None) is None
+        assert initial_gate(without, scratch, None) is None
 
     closed = pytest.approx(0.1192, abs=1e-4)
     for model, weights_of, value in (
@@ -400,18 +399,25 @@ def test_initial_gate_is_the_models_own_and_unknown_where_weights_bring_gates(tm
     ):
         origin = dict(config=dict(defines=dict(model=weights_of)), progress=dict(epoch=3))  # as pretraining saves it
         torch.save(origin | dict(state_dict=build(weights_of).state_dict()), tmp_path / 'weights.pt')
-        loaded = build(model, pretrained=tmp_path / 'weights.pt')
-        assert initial_gate(model, models.gates_of(loaded), True, loaded.pretrained) == value, (model, weights_of)
+        record = build(model, pretrained=tmp_path / 'weights.pt').loaded_weights._asdict()
+        assert initial_gate(model, loaded, dict(weights=record)) == value, (model, weights_of)
 
 
 @pytest.mark.parametrize(
-    ('report', 'dotted'), [('left as initialised: stci; at zero: fc', True), ('from x.pt', False), (None, False)]
+    ('given', 'record', 'dotted'),
+    [
+        ('x.pt', dict(gates=0), True),
+        ('x.pt', dict(gates=2), False),
+        ('x.pt', None, False),
+        (True, None, True),  # runs of older code have no record
+        ('weights/resnet18.safetensors', None, True),
+    ],
 )
-def test_the_gates_of_a_pretrained_run_have_their_start_where_it_is_known(tmp_path, report, dotted):
+def test_the_gates_of_a_pretrained_run_have_their_start_where_it_is_known(tmp_path, given, record, dotted):
     folder = make(tmp_path, model='stci_resnet18', pretrained='digest')
     write_log(folder, [(1.0, 20.0, {'stci.stage3': 0.12, 'stci.stage4': 0.13})] * 2)
-    results = json.loads((folder / 'results.json').read_text())
-    runs.write_json(folder / 'results.json', results | dict(pretrained=report))
+    for name, more in (('config.json', dict(options=dict(pretrained=given))), ('results.json', dict(weights=record))):
+        runs.write_json(folder / name, runs.read_json(folder / name) | more)
     (figure,) = draw(tmp_path, 'gate')
     assert any(line.get_label() == 'start' for line in figure.axes[0].lines) == dotted
 
@@ -434,16 +440,24 @@ def test_of_two_copies_of_a_run_the_longer_log_is_drawn(tmp_path):
 # ---------------------------------------------------------------------------------------------- the command
 
 
-def test_gate_of_one_log(tmp_path, capsys, monkeypatch):
+def test_one_log(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(plt.rcParams, 'savefig.dpi', drawing.STYLE['savefig.dpi'])
-    folder = make(tmp_path / 'runs', model='twistnet18')
-    options = ('--log_file', folder / 'log.jsonl', '--save_dir', tmp_path / 'new' / 'figures', '--plot', 'gate')
-    plot_results.main(arguments(*options))
-    out, err = capsys.readouterr()
-    pdf, png = map(Path, out.split())
-    assert (pdf, png) == tuple(tmp_path / 'new' / 'figures' / name for name in ('gate.pdf', 'gate.png'))
-    assert err == ''
-    assert Image.open(png).width == 1020  # 3.4 inches
+    log, out = make(tmp_path / 'runs', model='twistnet18') / 'log.jsonl', tmp_path / 'new' / 'figures'
+    plot_results.main(arguments('--log_file', log, '--save_dir', out))
+    printed, err = capsys.readouterr()
+    names = ('curves.pdf', 'curves.png', 'gate.pdf', 'gate.png')
+    assert [*map(Path, printed.split())] == [out / name for name in names]
+    assert [line.split(':')[1] for line in err.splitlines()] == [' selection']
+    assert Image.open(out / 'gate.png').width == 1020  # 3.4 inches
+
+
+def test_a_log_alone_is_enough(tmp_path):
+    folder = make(tmp_path, model='twistnet18')
+    (folder / 'config.json').unlink()
+    (folder / 'results.json').unlink()
+    (figure,) = plot_results.plot_gate(*read_one(folder / 'log.jsonl'), '')
+    assert figure.axes[0].get_title() == folder.name
+    assert not labelled(figure.axes[0], 'start'), 'unknown'
 
 
 @pytest.mark.slow
@@ -488,28 +502,6 @@ def test_letters_that_one_font_lacks_are_taken_from_another(tmp_path, recwarn):
     figure.text(0.5, 0.5, f'glass {chr(min(letters["STIXGeneral"] - letters[drawing.FONT]))}')
     drawing.save(figure, tmp_path, 'figure')
     assert not [w for w in recwarn if w.category is UserWarning]  # matplotlib warns of a letter that is missing
-
-
-@pytest.mark.slow
-def test_gate_of_a_model_without_gates_is_an_error_of_the_command(tmp_path):
-    options = ('--log_file', make(tmp_path / 'runs') / 'log.jsonl', '--save_dir', tmp_path / 'none', '--plot', 'gate')
-    code, out, err = finish(start('plot_results.py', *map(str, options)))
-    assert code == 1
-    assert out == ''
-    assert re.fullmatch(r'plot_results.py: error: gate: no gates in the log.*\n', err)
-    assert not (tmp_path / 'none').exists()
-
-
-def test_a_log_alone_is_enough(tmp_path, capsys):
-    folder = make(tmp_path, model='twistnet18')
-    (folder / 'config.json').unlink()
-    (figure,) = plot_results.plot_gate(*read_one(folder / 'log.jsonl'), '')
-    assert figure.axes[0].get_title() == folder.name
-    assert not labelled(figure.axes[0], 'start'), 'unknown'
-    plot_results.main(arguments('--log_file', folder / 'log.jsonl', '--save_dir', tmp_path / 'f'))
-    assert {Path(line).name for line in capsys.readouterr().out.split()} == {
-        'curves.pdf', 'curves.png', 'gate.pdf', 'gate.png'
-    }  # fmt: skip
 
 
 def test_pdf_is_vector_with_truetype_fonts(tmp_path):
@@ -629,27 +621,28 @@ def test_22_models_fit(tmp_path, plot):
 
 
 def test_what_cannot_be_drawn_is_one_line(tmp_path):
-    def error(*argv):
-        with pytest.raises(RunError) as caught:
+    log = make(tmp_path / 'runs', done=False) / 'log.jsonl'
+    torn = make(tmp_path / 'torn') / 'log.jsonl'
+    torn.write_text('{')
+    (make(tmp_path / 'begun', done=False) / 'log.jsonl').unlink()
+    (tmp_path / 'file').touch()
+    runs_of = ('--run_dir', tmp_path / 'runs')
+    for argv, words in (
+        (('--run_dir', tmp_path), 'holds no run'),
+        ((*runs_of, '--plot', 'bar'), 'bar: no run is complete'),
+        ((*runs_of, '--plot', 'gate'), 'gate: no gates'),
+        ((*runs_of, '--models', 'twist'), "no run of 'twist'"),
+        ((*runs_of, '--models', 'twistnet18'), 'no run of twistnet18'),
+        (('--log_file', tmp_path / 'log.jsonl'), 'no such log'),
+        (('--log_file', log, '--plot', 'bar'), 'needs --run_dir'),
+        (('--log_file', torn), 'holds no complete epoch'),
+        (('--run_dir', tmp_path / 'begun'), 'no run has finished an epoch'),
+        (('--run_dir', tmp_path / 'torn', '--save_dir', tmp_path / 'file' / 'x'), 'cannot be written'),
+    ):
+        with pytest.raises(RunError, match=words) as caught:
             plot_results.main(arguments('--save_dir', tmp_path / 'f', *argv))
         assert '\n' not in str(caught.value)
-        return str(caught.value)
-
-    assert 'holds no run' in error('--run_dir', tmp_path)
-    folder = make(tmp_path / 'runs', done=False)
-    assert error('--run_dir', tmp_path / 'runs', '--plot', 'bar') == 'bar: no run is complete'
-    assert 'gate: no gates' in error('--run_dir', tmp_path / 'runs', '--plot', 'gate')
-    assert "no run of 'twist'" in error('--run_dir', tmp_path / 'runs', '--models', 'twist')
-    assert 'no run of twistnet18' in error('--run_dir', tmp_path / 'runs', '--models', 'twistnet18')
-    assert 'no such log' in error('--log_file', tmp_path / 'log.jsonl')
-    assert 'needs --run_dir' in error('--log_file', folder / 'log.jsonl', '--plot', 'bar')
-    (folder / 'log.jsonl').write_text('{')
-    assert 'holds no complete epoch' in error('--log_file', folder / 'log.jsonl')
-    (folder / 'log.jsonl').unlink()
-    assert 'bar_' not in error('--run_dir', tmp_path / 'runs')
-    (tmp_path / 'file').touch()
-    make(tmp_path / 'more')
-    assert 'cannot be written' in error('--run_dir', tmp_path / 'more', '--save_dir', tmp_path / 'file' / 'x')
+        assert not (tmp_path / 'f').exists()
 
 
 # ---------------------------------------------------------------------------------------------- tuned options

@@ -101,7 +101,7 @@ def test_where_the_gates_end(tmp_path, capsys):
     make_run(tmp_path / 'b', model='twistnet18', fold=4, complete=False)  # before its first epoch has ended
     make_run(tmp_path / 'b', fold=1, log=[dict(epoch=1, gates={})])
     make_run(tmp_path / 'b', model='twistnet18_gate_0', log=log(0.5))
-    make_run(tmp_path / 'b', model='stci_resnet18', pretrained='of a run with gates', log=log(0.5))
+    make_run(tmp_path / 'b', model='twistnet18_stage3', pretrained='of a run with gates', log=log(0.5))
     gates.main(gates.get_args_parser().parse_args([str(tmp_path / 'a'), str(tmp_path / 'b')]))
     captured = capsys.readouterr()
     first, variant, second = (line.split() for line in captured.out.splitlines()[1:])
@@ -113,7 +113,7 @@ def test_where_the_gates_end(tmp_path, capsys):
     assert variant[8:11] == ['0.1200', 'to', '0.5000']
     assert variant[-2] == f'{math.log(0.12 / 0.88):+.3f}'  # the start is 0.5
     why = 'its weights may have brought gates of their own'
-    assert captured.err == f'left out: {tmp_path}/b/dtd_fold1_stci_resnet18_seed42: {why}\n'
+    assert captured.err == f'left out: {tmp_path}/b/dtd_fold1_twistnet18_stage3_seed42: {why}\n'
 
 
 def test_without_gates_it_says_so(tmp_path):

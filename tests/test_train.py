@@ -724,6 +724,7 @@ def test_every_start_of_a_run_begins_with_a_line_that_says_what_it_does(tree, tm
     for said in (first, again):
         assert sum('passed over' in line for line in said) == 1
     assert 0.9 < results['loaded'] < 1, 'a resumed run knows it too'
+    assert (results['weights']['share'], results['weights']['gates']) == (results['loaded'], 2)
 
 
 def test_a_run_records_its_whole_tree_whatever_the_fold(tree, tmp_path, tiny):
