@@ -273,8 +273,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace, passed: list[str]) -> None:
     args.jobs = len(args.gpus or '1') if args.jobs is None else args.jobs
-    if args.jobs < 1:
-        raise RunError(f'--jobs {args.jobs} must be at least 1')
+    options.check_bounds(args, jobs=(1, 10_000))
     named, own = args.dataset or args.lists, options.split_options(vars(args))
     args.dataset = options.choose_dataset(args.dataset, args.data_dir, own)
     if named is None:
@@ -286,8 +285,6 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
         raise RunError(f"--{min(single)} is train.py's; here it is --{min(single)}s")
     for line in options.lowered_defaults(parsed, options.RECIPES[parsed.recipe]):
         say(line)
-    if not args.tune and (args.tune_fold, args.tune_seed) != (None, None):
-        raise RunError('--tune_fold and --tune_seed are of --tune, which is not given')
     chosen = tune(args, passed, parsed) if args.tune else None
     work_on(args, make_grid(args, passed, chosen))
 

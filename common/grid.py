@@ -44,7 +44,7 @@ def say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-say_once = functools.cache(say)  # for what is found again at every run of a grid
+say_once = functools.cache(say)  # for what is found again at every look
 
 
 # ---------------------------------------------------------------------------------------------- states
@@ -139,7 +139,6 @@ class Local:
         self.complete = total - len(todo)
         self.failed: list[Run] = []
         self.signals: list[int] = []
-        self.elsewhere: set[Path] = set()  # folders of runs that other processes make
         self.children: set[subprocess.Popen] = set()
         self.devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # the free ones, one for each job
         for job in range(jobs):
@@ -167,12 +166,11 @@ class Local:
                     ended = wait(pending, timeout=SHOW, return_when=FIRST_COMPLETED).done
                     codes = [(pending.pop(future), future.result()) for future in ended]
                     for run, code in codes:
-                        self.count(run, code)
-                        if run.folder in self.elsewhere:  # after the others
+                        if code == BUSY and not self.signals:
+                            say_once(f'another process makes {run.folder}, which is looked at again after the others')
                             pending[pool.submit(self.make, run)] = run
-                    if len(self.elsewhere) == len(pending) > 0:
-                        folders = ', '.join(sorted(map(str, self.elsewhere)))
-                        say_once(f'waiting for runs that other processes make: {folders}')
+                        else:
+                            self.count(run, code)
                     bar.n = self.complete + len(self.failed) + sum(map(fraction_done, pending.values()))
                     bar.set_description_str(
                         f'{self.complete}/{self.total} runs, {len(self.children)} at work, {len(self.failed)} failed'
@@ -216,11 +214,8 @@ class Local:
 
     def count(self, run: Run, code: int) -> None:
         """Count a run by the exit code of its train.py; one that a signal stopped is left out."""
-        self.elsewhere.discard(run.folder)
         if code == 0:
             self.complete += 1
-        elif code == BUSY and not self.signals:
-            self.elsewhere.add(run.folder)
         elif not self.signals:
             self.failed.append(run)
             cause = f'exit code {code}' if code > 0 else f'killed by {signal.Signals(-code).name}'
@@ -267,7 +262,7 @@ class Task:
                 requeue(signal.SIGUSR2, None)
             sys.exit(128 + local.signals[0])  # SLURM ends the job and requeues it
         if local.failed:
-            raise RunError(f'failed, see {self.run.folder / runs.LOG}')
+            sys.exit(1)
 
     def checkpoint(self):
         """The task to submit after a time-out: the same one."""
