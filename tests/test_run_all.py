@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from conftest import HOLD, ROOT, finish, write_image
+from conftest import ROOT, finish, write_image
 
 import ablation
 import common.grid
@@ -80,6 +80,10 @@ def starts_of(run_dir: Path) -> list[dict]:
     return [json.loads(line) for lines in lines_of(run_dir, 'starts').values() for line in lines]
 
 
+def ends_of(run_dir: Path) -> list[float]:
+    return sorted(float(line.split()[1]) for lines in lines_of(run_dir, 'made').values() for line in lines)
+
+
 def states_in(out: str) -> list[str]:
     return [line.split()[0] for line in out.splitlines()]
 
@@ -119,29 +123,20 @@ def test_the_plan_of_a_large_grid_takes_half_a_second():
     assert made.stderr == '210 runs in runs/main: 210 new\n'
 
 
-def test_values_of_lists():
-    numbers = {'1-3,7,2': [1, 2, 3, 7], '42, 43': [42, 43]}
-    assert {text: options.parse_numbers(text) for text in numbers} == numbers
-    assert options.parse_gpus('0,0, 1') == ['0', '0', '1']
-    assert options.parse_sbatch('partition=a,--exclusive') == dict(partition='a', exclusive=True)
-    wrong = {options.parse_numbers: ('', '3-1', 'a', '1-', '1..3', '-1', '1-99999999'), options.parse_sbatch: ('=3',)}
-    for parse, texts in wrong.items():
-        for text in texts:
-            with pytest.raises(argparse.ArgumentTypeError):
-                parse(text)
-
-
-@pytest.mark.parametrize('words', ['42,43', '42 43', '42, 43', '42,43 42'])
-def test_a_list_may_have_commas_or_spaces(words):
-    argv = ['--seeds', *words.split(), '--models', 'resnet18', 'twistnet18', '--folds', '1', '2-3', '--epochs', '3']
-    argv += ['--gpus', '0', '0', '--slurm', 'partition=gpu', 'exclusive', '--dry_run']
-    args, passed = run_all.get_args_parser().parse_known_args([*argv, '--crop_scale', '0.5', '1'])
-    assert passed == ['--epochs', '3', '--crop_scale', '0.5', '1']
+def test_a_list_may_have_commas_or_spaces():
+    argv = ['--models', 'resnet18', 'twistnet18', '--folds', '1', '2-3', '--dry_run', '--gpus', '0', '0']
+    argv += ['--slurm', 'partition=gpu', 'exclusive', '--crop_scale', '0.5', '1', '--seeds']
+    for words in (['42,43'], ['42', '43'], ['42,', '43'], ['42,43', '42']):
+        args, passed = run_all.get_args_parser().parse_known_args([*argv, *words])
+        args.dataset = 'synthetic'
+        names = [run.folder.name for run in run_all.make_grid(args, passed)]
+        assert len(names) == len(set(names)) == 2 * 2 * 3
+        assert names[-1] == 'synthetic_fold3_twistnet18_seed43'
+    assert passed == ['--crop_scale', '0.5', '1']
     assert (args.gpus, args.slurm) == (['0', '0'], dict(partition='gpu', exclusive=True))
-    args.dataset = 'synthetic'
-    names = [run.folder.name for run in run_all.make_grid(args, passed)]
-    assert len(names) == len(set(names)) == 2 * 2 * 3
-    assert names[-1] == 'synthetic_fold3_twistnet18_seed43'
+    for text in ('', '3-1', 'a', '1-', '1..3', '-1', '1-99999999'):
+        with pytest.raises(argparse.ArgumentTypeError):
+            options.parse_numbers(text)
 
 
 WRONG = [
@@ -205,19 +200,14 @@ def test_a_complete_run_is_known_by_its_weights_and_not_by_their_name(tmp_path, 
     first, size = runs.digest(b'first'), ('--dataset', 'dtd', '--data_dir', 'x', '--run_dir', tmp_path)
     made = [*size, '--model', 'twistnet18', '--pretrained', 'elsewhere.pt']
     write_run(tmp_path / 'dtd_fold1_twistnet18_seed42', made, pretrained=first)
-
-    def planned(*named) -> tuple[list[str], str]:
-        _, out, err = plan('--models', 'twistnet18', *size, '--pretrained', *named)
-        return states_in(out), err
-
     for named in ((), (weights,), ('weights/twistnet18_imagenet.pt',)):
-        assert planned(*named)[0] == ['complete'], named
+        assert states_in(plan(*size, '--models', 'twistnet18', '--pretrained', *named)[1]) == ['complete'], named
     weights.write_bytes(b'second!')
-    for named in ((), (weights,)):
-        assert f'holds another configuration: pretrained {first} -> ' in planned(*named)[1]
-    assert 'weigths.pt: cannot read the weights (No such file or directory)' in planned('weigths.pt')[1]
+    other = f'holds another configuration: pretrained {first} -> {runs.digest(b"second!")}'
+    assert other in plan(*size, '--models', 'twistnet18', '--pretrained', weights)[2]
     weights.unlink()
-    assert f'another configuration: pretrained {first} -> resnet18.a1_in1k' in planned()[1]
+    assert 'cannot read the weights' in plan(*size, '--models', 'twistnet18', '--pretrained', weights)[2]
+    assert f'{first} -> resnet18.a1_in1k' in plan(*size, '--models', 'twistnet18', '--pretrained')[2]
 
 
 def test_a_run_of_another_file_of_import_is_another_configuration(tmp_path):
@@ -247,7 +237,7 @@ def test_the_images_of_runs_are_compared_with_those_that_are_there(tmp_path, mon
     names = [f'{cls}_{n}.jpg' for cls in 'ab' for n in range(6)]
     for n, name in enumerate(names):
         write_image(photographs / name, n)
-    argv = ['--lists', str(lists), '--data_dir', str(photographs)]
+    argv, own = ['--lists', str(lists), '--data_dir', str(photographs)], SplitOptions(str(lists))
 
     def label(*other: str) -> None:
         rows = [f'{name},{"a" if name in other else name[0]}' for name in names]
@@ -258,19 +248,22 @@ def test_the_images_of_runs_are_compared_with_those_that_are_there(tmp_path, mon
         return code, err.splitlines()[-1]
 
     def write(folder: Path, fold: int, *more) -> None:
-        split = split_digest(load_splits('lists', photographs, fold, SplitOptions(str(lists))))
+        split = split_digest(load_splits('lists', photographs, fold, own))
         write_run(folder, [*argv, *more, '--model', 'resnet18', '--fold', fold], split=split)
 
     label()
     folders = {fold: made / f'lists_fold{fold}_resnet18_seed42' for fold in (1, 2)}
     for fold, folder in folders.items():
         write(folder, fold)
+    for lr in (0.1, 0.2):
+        write(made / 'tune' / f'lr={lr}' / 'lists_fold1_resnet18_seed0', 1, '--seed', 0, '--lr', lr)
     assert again() == (0, f'2 runs in {made}: 2 complete')
 
     label(names[-1])
     other = 'a run of other images, labels or folds (and 1 other); --name NAME'
     for more in ((), ('--folds', '1-3')):  # nothing to make, something to make
         assert f'{folders[1]} holds {other}' in again(*more)[1]
+    assert f'lr=0.1/lists_fold1_resnet18_seed0 holds {other}' in again('--tune', 'lr=0.1,0.2', '--seeds', '43')[1]
     for more in ((), ('--dry_run',)):  # options before images, at which --dry_run does not look
         last = again('--lr', '0.5', *more)[1]
         assert f'{folders[1]} holds another configuration: lr 0.01 -> 0.5 (and 1 other)' in last
@@ -278,23 +271,17 @@ def test_the_images_of_runs_are_compared_with_those_that_are_there(tmp_path, mon
     results.rename(results.with_name('last.pt'))
     assert f'{folders[1]} holds {other}' in again()[1], 'one is interrupted'
     results.with_name('last.pt').rename(results)
+
     label()
-    tested = Path(load_splits('lists', photographs, 1, SplitOptions(str(lists))).test[0][0])
+    tested = Path(load_splits('lists', photographs, 1, own).test[0][0])
     write_image(tested, 0, size=60)
     assert f'{folders[2]} holds a run of other images, labels or folds; ' in again()[1], 'in fold 1 only names count'
-
     tested.unlink()
     code, last = again('--force')
     assert (code, tested.name in last) == (1, True)
     assert len(lines_of(made, 'results.json')) == 2, 'nothing is discarded before the images are seen'
 
     write_image(tested, 0)
-    for lr in (0.1, 0.2):
-        write(made / 'tune' / f'lr={lr}' / 'lists_fold1_resnet18_seed0', 1, '--seed', 0, '--lr', lr)
-    label(names[-1])
-    last = again('--tune', 'lr=0.1,0.2', '--seeds', '43')[1]
-    assert f'lr=0.1/lists_fold1_resnet18_seed0 holds {other}' in last
-
     for config in made.glob('lists_*/config.json'):
         runs.write_json(config, runs.read_json(config) | dict(tree='another'))
     assert 'is of other images or other folds, and both are called' in again('--folds', '3')[1]
@@ -342,24 +329,6 @@ def test_force_discards_once_and_an_interrupted_grid_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_turns_out_to_be_made_elsewhere_is_waited_for(tmp_path):
-    # The look before the start saw nobody; train.py then finds the lock taken.
-    folder = tmp_path / 'synthetic_fold1_resnet18_seed42'
-    owner = subprocess.Popen([sys.executable, '-c', HOLD, str(folder)], stdout=subprocess.PIPE, cwd=ROOT)
-    owner.stdout.readline()
-    process = start_grid(tmp_path, '--folds', '1', before='run_all.runs.is_claimed = lambda folder: False; ')
-    wait_for(lambda: (tmp_path / 'synthetic_fold1_twistnet18_seed42' / 'results.json').exists())
-    time.sleep(1)
-    assert process.poll() is None
-    assert not (folder / 'results.json').exists()
-    owner.kill()
-    owner.communicate()
-    code, _, err = finish(process)
-    assert (code, f'another process makes {folder}, which is looked at again' in err) == (0, True)
-    assert len(lines_of(tmp_path, 'made')) == 2
-
-
-@pytest.mark.slow
 def test_a_failed_run_does_not_stop_the_others_and_is_listed(tmp_path):
     (tmp_path / 'synthetic_fold3_resnet18_seed42' / runs.LOG).mkdir(parents=True)  # which cannot be written
     code, out, err = grid(tmp_path, '--folds', '3-5', '--jobs', '2')
@@ -372,16 +341,21 @@ def test_a_failed_run_does_not_stop_the_others_and_is_listed(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_run_of_a_dead_owner_is_taken_over(tmp_path):
-    first = start_grid(tmp_path, '--epochs', '100')
+@pytest.mark.parametrize('seen', [True, False])
+def test_the_run_of_a_dead_owner_is_taken_over(tmp_path, seen):
+    first = start_grid(tmp_path, '--epochs', '80')
     wait_for(lambda: has_begun(tmp_path))
-    second = start_grid(tmp_path, '--epochs', '100', '--jobs', '4')
+    # Unless the look before the start sees the owner, train.py finds the lock taken.
+    before = '' if seen else 'run_all.runs.is_claimed = lambda folder: False; '
+    second = start_grid(tmp_path, '--epochs', '80', '--jobs', '4', before=before)
     wait_for(lambda: len(lines_of(tmp_path, 'starts')) == 4)
     folder = tmp_path / 'synthetic_fold1_resnet18_seed42'
+    wait_for(lambda: seen or (folder / runs.LOG).read_text().count(runs.HEADER) > 2)
     assert runs.is_claimed(folder)
     first.kill()
     os.kill(json.loads((folder / 'starts').read_text())['pid'], signal.SIGKILL)
-    assert finish(second)[0] == 0
+    code, _, err = finish(second)
+    assert (code, err.count(f'another process makes {folder}, ')) == (0, 1)
     assert [len(lines) for lines in lines_of(tmp_path, 'starts').values()] == [2, 1, 1, 1]
     assert all(len(lines) == 1 for lines in lines_of(tmp_path, 'made').values())
 
@@ -416,14 +390,6 @@ def test_a_second_signal_kills(tmp_path):
     assert time.monotonic() - begin < 15
 
 
-def test_progress_counts_only_what_is_made_now(tmp_path):
-    run = run_all.Run(tmp_path, [], dict(epochs=200))
-    assert common.grid.fraction_done(run) == 0
-    (tmp_path / 'log.jsonl').write_text('{}\n' * 150)
-    assert common.grid.fraction_done(run) == 0.75
-    assert common.grid.Local([run, run], 4, 1, None).complete == 2, 'of four, two are left'
-
-
 @pytest.mark.slow
 def test_jobs_share_the_cores_and_the_devices(tmp_path, monkeypatch):
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
@@ -432,14 +398,12 @@ def test_jobs_share_the_cores_and_the_devices(tmp_path, monkeypatch):
     starts = starts_of(tmp_path / 'a')
     assert {start['OMP_NUM_THREADS'] for start in starts} == {str(max(1, cores() // 4))}
     assert sorted(start['CUDA_VISIBLE_DEVICES'] for start in starts) == ['5', '5', '7', '7']
-    ends = [float(line.split()[1]) for lines in lines_of(tmp_path / 'a', 'made').values() for line in lines]
-    assert max(start['begin'] for start in starts) < min(ends), 'four at once'
+    assert max(start['begin'] for start in starts) < min(ends_of(tmp_path / 'a')), 'four at once'
     # One at a time is as train.py alone: neither the threads nor the devices are touched.
     assert grid('b')[0] == 0
-    starts = starts_of(tmp_path / 'b')
+    starts = sorted(starts_of(tmp_path / 'b'), key=lambda start: start['begin'])
     assert {(start['OMP_NUM_THREADS'], start['CUDA_VISIBLE_DEVICES']) for start in starts} == {(None, None)}
-    ends = sorted(float(line.split()[1]) for lines in lines_of(tmp_path / 'b', 'made').values() for line in lines)
-    assert all(end < begin for end, begin in zip(ends, sorted(start['begin'] for start in starts)[1:]))
+    assert all(end < start['begin'] for end, start in zip(ends_of(tmp_path / 'b'), starts[1:]))
 
 
 # ---------------------------------------------------------------------------------------------- ablation.py
