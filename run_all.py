@@ -49,12 +49,15 @@ def base_of(args: argparse.Namespace, passed: list[str]) -> list[str]:
     return [*base, '--run_dir', str(args.run_dir), *passed]
 
 
-def make_grid(args: argparse.Namespace, passed: list[str], chosen: dict[str, list[str]] | None = None) -> list[Run]:
+def make_grid(
+    args: argparse.Namespace, passed: list[str], chosen: dict[str, list[str]] | None = None, **instead
+) -> list[Run]:
     """The runs, fold by fold, so that an unfinished grid can be compared on the folds that it has.
 
-    `passed` are arguments of train.py, and `chosen` those by model that --tune chose; other models wait for it. Options
-    that no run can have are refused.
+    `passed` are arguments of train.py, and `chosen` those by model that --tune chose; other models wait for it.
+    `instead` are values for others of `args`. Options that no run can have are refused.
     """
+    args = argparse.Namespace(**vars(args) | instead)
     base, made = base_of(args, passed), []
     words = {model: base + (chosen or {}).get(model, []) for model in args.models}
     parsed = {model: vars(options.parse_args(words[model])) for model in words}
@@ -96,10 +99,6 @@ def load_fold(*args):
 # ---------------------------------------------------------------------------------------------- tuning
 
 
-def with_values(args: argparse.Namespace, **changes) -> argparse.Namespace:
-    return argparse.Namespace(**vars(args) | changes)
-
-
 def tune(args: argparse.Namespace, passed: list[str], parsed: argparse.Namespace) -> dict[str, list[str]]:
     """The arguments of train.py that --tune chose, by model, after the trials that tuned.json does not have yet.
 
@@ -112,30 +111,31 @@ def tune(args: argparse.Namespace, passed: list[str], parsed: argparse.Namespace
         say(f'note: seed {search.seed} is of the grid and of the trials, so that counted runs are among those compared')
     again = args.models if args.force else []
     _, choices = grid.read_choices(search, again)
-    left = with_values(args, models=[model for model in args.models if model not in choices])
-    if left.models:
+    left = [model for model in args.models if model not in choices]
+    if left:
         if not args.force:
-            check_folders(left, passed, search)
+            check_folders(args, passed, search, left)
         trials = []
         for setting in search.settings:
             folder = args.run_dir / grid.FOLDER / grid.text_of(setting, ',', '=')
-            cell = with_values(left, folds=[search.fold], seeds=[search.seed], run_dir=folder)
-            made = make_grid(cell, passed + grid.words_of(setting))
+            cells = dict(models=left, folds=[search.fold], seeds=[search.seed], run_dir=folder)
+            made = make_grid(args, passed + grid.words_of(setting), **cells)
             trials += [run._replace(tries=setting) for run in made]
         if not args.dry_run:  # now, so that an interrupted search resumes without --force
             if args.force:
                 discard(make_grid(args, passed))
             grid.add_choices(search, {}, again)
-        work_on(with_values(left, run_dir=args.run_dir / grid.FOLDER), trials, 'trial')
+        work_on(args, trials, 'trial')
         if not (args.force and args.dry_run):
-            choices |= choose(left, search, trials)
+            choices |= choose(args, search, trials)
     tuned = {model: json.dumps(grid.tuning_of(search, choice)) for model, choice in choices.items()}
     return {model: ['--tuned', tuned[model], *grid.words_of(choices[model]['chosen'])] for model in choices}
 
 
-def check_folders(args: argparse.Namespace, passed: list[str], search: Search) -> None:
+def check_folders(args: argparse.Namespace, passed: list[str], search: Search, models: list[str]) -> None:
     """Refuse, before trials are made, a run folder that fits the grid of no setting."""
-    for alike in zip(*(make_grid(args, passed + grid.words_of(setting)) for setting in search.settings)):
+    grids = [make_grid(args, passed + grid.words_of(setting), models=models) for setting in search.settings]
+    for alike in zip(*grids):
         states = [state_of(run) for run in alike]
         if all(state in OTHER for state, _ in states):
             raise refusal(alike[0], *states[0], ', and fits no setting of --tune')
@@ -144,7 +144,7 @@ def check_folders(args: argparse.Namespace, passed: list[str], search: Search) -
 def choose(args: argparse.Namespace, search: Search, trials: list[Run]) -> dict[str, dict]:
     """What grid.choose says of the models whose trials are all complete; tuned.json gets it."""
     choices = {}
-    for model in args.models:
+    for model in dict.fromkeys(run.options['model'] for run in trials):
         made = [run for run in trials if run.options['model'] == model]
         if not all(state_of(run)[0] in DONE for run in made):
             continue
@@ -170,7 +170,8 @@ def work_on(args: argparse.Namespace, made: list[Run], noun: str = 'run') -> Non
         for run, state, _ in states:
             print(f'{state.value:12} {shlex.join(run.command)}')
     counts = ', '.join(f'{n} {state.value}' for state, n in Counter(state for _, state, _ in states).items())
-    say(f'{counted(len(states), noun)} in {args.run_dir}: {counts}')
+    where = args.run_dir / grid.FOLDER if noun == 'trial' else args.run_dir
+    say(f'{counted(len(states), noun)} in {where}: {counts}')
     others = [found for found in states if found[1] in OTHER]
     if others and not (args.force and args.dry_run):
         raise refusal(*others[0], f' (and {counted(len(others) - 1, "other")})' if others[1:] else '')
@@ -215,7 +216,6 @@ def make_here(args: argparse.Namespace, todo: list[Run], total: int, noun: str) 
 
 
 def submit(args: argparse.Namespace, todo: list[Run], noun: str) -> None:
-    """Submit the runs to SLURM and return."""
     jobs = grid.submit(todo, args.run_dir / 'slurm', args.jobs, args.slurm)
     print(*jobs, sep='\n')
     then = ', and without it goes on when they are complete' if noun == 'trial' else ''

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from common import options, runs
-from common.errors import BUSY, DIVERGED, RunError
+from common.errors import BUSY, DIVERGED, RunError, UserError
 from common.machine import cores
 from common.runs import counted
 from common.weights import weights_identity
@@ -140,9 +140,14 @@ class Local:
         self.failed: list[Run] = []
         self.signals: list[int] = []
         self.children: set[subprocess.Popen] = set()
-        self.devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # the free ones, one for each job
+        self.environments: queue.SimpleQueue[dict] = queue.SimpleQueue()  # one for each job, of those that are free
         for job in range(jobs):
-            self.devices.put(gpus[job % len(gpus)] if gpus else None)
+            environment = dict(os.environ)
+            if jobs > 1:  # a share of the cores, unless the user has set it
+                environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // jobs)))
+            if gpus:
+                environment['CUDA_VISIBLE_DEVICES'] = gpus[job % len(gpus)]
+            self.environments.put(environment)
 
     def run(self) -> None:
         """Make all runs, or as many as a signal allows; no child outlives it."""
@@ -161,56 +166,48 @@ class Local:
         )
         with bar, ThreadPoolExecutor(self.jobs) as pool:
             pending = {pool.submit(self.make, run): run for run in self.todo}
-            try:
-                while pending:
-                    ended = wait(pending, timeout=SHOW, return_when=FIRST_COMPLETED).done
-                    codes = [(pending.pop(future), future.result()) for future in ended]
-                    for run, code in codes:
-                        if code == BUSY and not self.signals:
-                            say_once(f'another process makes {run.folder}, which is looked at again after the others')
-                            pending[pool.submit(self.make, run)] = run
-                        else:
-                            self.count(run, code)
-                    bar.n = self.complete + len(self.failed) + sum(map(fraction_done, pending.values()))
-                    bar.set_description_str(
-                        f'{self.complete}/{self.total} runs, {len(self.children)} at work, {len(self.failed)} failed'
-                    )
-                    names = [run.folder.name for run, code in codes if code == 0]
-                    if bar.disable and names:
-                        made, seconds = bar.n - initial, time.monotonic() - started
-                        left = tqdm.format_interval((self.total - bar.n) * seconds / made) if made else '?'
-                        say(f'{self.complete}/{self.total} complete, {left} left: {", ".join(names)}')
-            finally:
-                if pending and not self.signals:
-                    self.stop(signal.SIGTERM)
+            while pending:
+                ended = wait(pending, timeout=SHOW, return_when=FIRST_COMPLETED).done
+                codes = [(pending.pop(future), future.result()) for future in ended]
+                for run, code in codes:
+                    if code == BUSY and not self.signals:
+                        say_once(f'another process makes {run.folder}, which is looked at again after the others')
+                        pending[pool.submit(self.make, run)] = run
+                    else:
+                        self.count(run, code)
+                bar.n = self.complete + len(self.failed) + sum(map(fraction_done, pending.values()))
+                bar.set_description_str(
+                    f'{self.complete}/{self.total} runs, {len(self.children)} at work, {len(self.failed)} failed'
+                )
+                names = [run.folder.name for run, code in codes if code == 0]
+                if bar.disable and names:
+                    made, seconds = bar.n - initial, time.monotonic() - started
+                    left = tqdm.format_interval((self.total - bar.n) * seconds / made) if made else '?'
+                    say(f'{self.complete}/{self.total} complete, {left} left: {", ".join(names)}')
 
     def make(self, run: Run) -> int:
         """Make a run unless it is made already; returns train.py's exit code, BUSY where another process makes it."""
-        if state_of(run)[0] in DONE:
-            return 0
-        if self.signals:
-            return BUSY
-        if runs.is_claimed(run.folder):
-            time.sleep(BUSY_POLL)
-            return BUSY
-        device, environment = self.devices.get(), dict(os.environ)
-        if self.jobs > 1:  # a share of the cores, unless the user has set it
-            environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // self.jobs)))
-        if device is not None:
-            environment['CUDA_VISIBLE_DEVICES'] = device
+        environment = self.environments.get()
         try:
+            if state_of(run)[0] in DONE:
+                return 0
+            if self.signals:
+                return BUSY
+            if runs.is_claimed(run.folder):
+                time.sleep(BUSY_POLL)
+                return BUSY
             child = runs.start(run.folder, run.command, environment, start_new_session=True)
             self.children.add(child)
             if self.signals:  # they came before there was a child to stop
                 child.terminate()
             code = runs.finish(run.folder, child)
             self.children.remove(child)
-        except RunError as error:
+            return 0 if run.tries is not None and code == DIVERGED else code
+        except UserError as error:
             say(f'{run.folder.name}: {error}')
             return error.exit_code
         finally:
-            self.devices.put(device)
-        return 0 if run.tries is not None and code == DIVERGED else code
+            self.environments.put(environment)
 
     def count(self, run: Run, code: int) -> None:
         """Count a run by the exit code of its train.py; one that a signal stopped is left out."""
@@ -367,7 +364,8 @@ def parse_tune(words: list[str]) -> dict[str, list]:
             try:
                 value = getattr(parser.parse_args([switch.get(text, f'--{name}={text}')]), name)
             except argparse.ArgumentError as error:
-                raise RunError(f'--tune: {name}={text}: {error}; a switch is on or off') from error
+                hint = '; a switch is on or off' if switch else ''
+                raise RunError(f'--tune: {name}={text}: {error}{hint}') from error
             if value not in values[name]:
                 values[name].append(value)
     if not values:
@@ -394,8 +392,10 @@ def words_of(setting: dict) -> list[str]:
 
 def choose(model: str, trials: list[Run]) -> dict:
     """What tuned.json says of a model: the setting with the best validation accuracy, the first on ties, and all."""
-    found = [(run.tries, runs.read_json(run.folder / 'results.json')) for run in trials]  # None: diverged
-    listed = [dict(options=setting, val_acc=results and results['best_val_acc']) for setting, results in found]
+    listed = []
+    for run in trials:
+        results = runs.read_json(run.folder / 'results.json')  # None: it has diverged
+        listed.append(dict(options=run.tries, val_acc=results and results['best_val_acc']))
     finite = [trial for trial in listed if trial['val_acc'] is not None]
     if not finite:
         raise RunError(f'--tune: {model} diverges with every setting; try other values, or leave it out of --models')

@@ -234,17 +234,17 @@ def test_several_grids_on_one_folder_make_each_run_once_and_write_one_file(tmp_p
 
 def test_slurm_gets_the_trials_and_then_the_grid(tmp_path, monkeypatch):
     submitted = []
-    monkeypatch.setattr(run_all, 'submit', lambda args, todo, noun: submitted.append((noun, args.run_dir, todo)))
+    monkeypatch.setattr(run_all, 'submit', lambda args, todo, noun: submitted.append((noun, todo)))
     argv = (tmp_path, '--launcher', 'slurm', '--tune', 'lr=0.1,0.2')
     assert grid(*argv)[2].endswith(f'4 runs in {tmp_path}: 4 not tuned\n')
-    ((noun, run_dir, todo),) = submitted
-    assert (noun, run_dir, len(todo)) == ('trial', tmp_path / 'tune', 4)
+    ((noun, todo),) = submitted
+    assert (noun, len(todo)) == ('trial', 4)
     for run in todo:
         if run.options['model'] == 'resnet18':  # whose trials end first
             write_run(run.folder, run.command[2:], best_val_acc=100 * run.options['lr'])
     assert f'4 runs in {tmp_path}: 2 new, 2 not tuned' in grid(*argv)[2]
-    assert [(noun, len(todo)) for noun, _, todo in submitted[1:]] == [('trial', 2), ('run', 2)]
-    assert {(run.options['model'], run.options['lr']) for run in submitted[-1][2]} == {('resnet18', 0.2)}
+    assert [(noun, len(todo)) for noun, todo in submitted[1:]] == [('trial', 2), ('run', 2)]
+    assert {(run.options['model'], run.options['lr']) for run in submitted[-1][1]} == {('resnet18', 0.2)}
 
 
 @pytest.mark.slow
