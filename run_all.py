@@ -244,22 +244,15 @@ def add_grid_args(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--jobs', type=int, help='runs at once; by default one, or one for each of --gpus')
     parser.add_argument('--gpus', **options.LIST, type=options.parse_gpus, help='as CUDA_VISIBLE_DEVICES: 0,1')
     parser.add_argument('--launcher', choices=('local', 'slurm'), default='local', help='slurm: --jobs tasks at once')
-    parser.add_argument(
-        '--slurm',
-        **options.LIST,
-        type=options.parse_sbatch,
-        default={},
-        metavar='NAME=VALUE,..',
-        help='long options of sbatch, such as partition=gpu,gres=gpu:1,cpus-per-task=4,time=600 (in minutes)',
-    )
+    pairs = dict(metavar='NAME=VALUE,..')
+    text = 'long options of sbatch, such as partition=gpu,gres=gpu:1,cpus-per-task=4,time=600 (in minutes)'
+    parser.add_argument('--slurm', **options.LIST, **pairs, type=options.parse_sbatch, default={}, help=text)
     parser.add_argument('--force', action='store_true', help='discard the runs of this grid and start again')
-    parser.add_argument(
-        '--tune',
-        nargs='+',
-        metavar='NAME=VALUE,..',
-        help='first try all combinations of these for each model, as in "lr=0.003,0.01,0.03 weight_decay=1e-4,1e-3"; '
-        'the choice by validation accuracy goes into RUN_DIR/tuned.json, and the grid runs each model with its own',
+    text = (
+        'first try all combinations of these for each model, as in "lr=0.003,0.01,0.03 weight_decay=1e-4,1e-3"; '
+        'the choice by validation accuracy goes into RUN_DIR/tuned.json, and the grid runs each model with its own'
     )
+    parser.add_argument('--tune', nargs='+', **pairs, help=text)
     parser.add_argument('--tune_fold', type=int, help='the fold of the trials; by default the first of --folds')
     parser.add_argument('--tune_seed', type=int, help=f'the seed of the trials; by default {TRIAL_SEED}')
 
