@@ -33,7 +33,7 @@ class Started:
         self.server.collect(0)
         return self.server.codes.get(self.pid)
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float) -> int:
         give_up = time.monotonic() + timeout
         while (code := self.poll()) is None:
             if time.monotonic() > give_up:

@@ -46,12 +46,12 @@ def start_grid(run_dir: Path, *more: str, before: str = '') -> subprocess.Popen:
     )
 
 
-def run_grid(*argv, train: Path = STAND_IN) -> tuple[int, str, str]:
+def run_grid(*argv) -> tuple[int, str, str]:
     """run_all.py in this process, by its arguments; returns exit code, stdout and stderr."""
     out, err = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
     handlers, code = {number: signal.getsignal(number) for number in SIGNALS}, 0
     run_all.load_fold.cache_clear()
-    patches = mock.patch.object(run_all, 'TRAIN', train), mock.patch.object(common.grid, 'SHOW', 0.1)
+    patches = mock.patch.object(run_all, 'TRAIN', STAND_IN), mock.patch.object(common.grid, 'SHOW', 0.1)
     with patches[0], patches[1], redirect_stdout(out), redirect_stderr(err):
         try:
             run_all.cli([str(word) for word in argv])

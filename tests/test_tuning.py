@@ -1,12 +1,13 @@
 """The promises of run_all.py --tune: the same search for every model, by validation accuracy alone."""
 
 import argparse
+import json
 import os
 import signal
 
 import pytest
-from conftest import finish, start
-from test_run_all import grid, lines_of, run_grid, start_grid, states_in, wait_for, write_run
+from conftest import finish, run
+from test_run_all import grid, lines_of, start_grid, states_in, wait_for, write_run
 
 import run_all
 import summarize_runs
@@ -239,29 +240,19 @@ def test_slurm_gets_the_trials_and_then_the_grid(tmp_path, monkeypatch):
     assert grid(*argv)[2].endswith(f'4 runs in {tmp_path}: 4 not tuned\n')
     ((noun, todo),) = submitted
     assert (noun, len(todo)) == ('trial', 4)
-    for run in todo:
-        if run.options['model'] == 'resnet18':  # whose trials end first
-            write_run(run.folder, run.command[2:], best_val_acc=100 * run.options['lr'])
+    for made in todo:
+        if made.options['model'] == 'resnet18':  # whose trials end first
+            write_run(made.folder, made.command[2:], best_val_acc=100 * made.options['lr'])
     assert f'4 runs in {tmp_path}: 2 new, 2 not tuned' in grid(*argv)[2]
     assert [(noun, len(todo)) for noun, todo in submitted[1:]] == [('trial', 2), ('run', 2)]
     assert {(run.options['model'], run.options['lr']) for run in submitted[-1][1]} == {('resnet18', 0.2)}
 
 
-@pytest.mark.slow
-def test_a_search_of_real_runs_ends_in_one_table(tree, tmp_path, monkeypatch, capsys):
-    # Forked from a process that has imported torch.
-    monkeypatch.setattr(runs, 'start', lambda folder, command, environment, **_: start(*command[1:], **environment))
-    argv = ['--dataset', 'dtd', '--data_dir', tree, '--run_dir', tmp_path / 'runs', '--models', 'resnet18']
-    argv += ['--img_size', '32', '--batch_size', '8', '--epochs', '2', '--warmup_epochs', '0', '--num_workers', '0']
-    argv += ['--clip_grad', '0', '--weight_decay', '10', '--tune', 'lr=1000,0.01']
-    for lr in (1000.0, 0.01):  # `finish` leaves a mark in it
-        (tmp_path / 'runs' / 'tune' / f'lr={lr}' / 'dtd_fold1_resnet18_seed0').mkdir(parents=True)
-    code, _, err = run_grid(*argv, train=run_all.TRAIN)
-    assert (code, 'summarize_runs.py --run_dir' in err.splitlines()[-1]) == (0, True), err
-    made = tuned(tmp_path / 'runs')['datasets']['dtd']['models']['resnet18']
-    assert (made['chosen'], made['trials'][0]['val_acc']) == (dict(lr=0.01), None)
+def test_train_py_records_how_it_was_tuned_and_tables_say_so(tree, tmp_path, tiny, capsys):
+    search = dict(tune='lr=1000.0,0.01', fold=1, seed=0, options=dict(lr=0.01), tried=2, diverged=1)
+    folder, _ = run(tree, tmp_path / 'runs', '--lr', '0.01', '--tuned', json.dumps(search))
+    assert recorded(folder) == search
     summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(tmp_path / 'runs'), '--val']))
     out = capsys.readouterr().out
-    assert out.startswith('2 epochs, 32 px, from scratch, lr tuned\n')
-    assert '2 settings (lr 1000.0, 0.01): ResNet-18 lr 0.01 (1 of 2 diverged).' in out
-    assert run_grid(*argv, train=run_all.TRAIN) == (0, '', f'1 run in {tmp_path}/runs: 1 complete\n')
+    assert out.startswith('3 epochs, 32 px, from scratch, lr tuned\n')
+    assert '2 settings (lr 1000.0, 0.01): Tiny lr 0.01 (1 of 2 diverged).' in out
