@@ -105,7 +105,7 @@ def difference_to(wanted: dict, config: dict) -> str:
     Of weights and of the file of --import the content is compared, not the name. What train.py takes from the machine
     and the images it compares by itself, but it is not started for a complete run.
     """
-    had, new = config.get('defines', {}), options.defining(wanted)
+    had, old, new = config.get('defines', {}), config.get('options', {}), options.defining(wanted)
     new['pretrained'] = weights_identity(wanted['model'], wanted['pretrained'])
     if wanted['imports']:
         from common.timm_models import import_digest  # here, because it imports torch; the model is of its file
@@ -114,7 +114,7 @@ def difference_to(wanted: dict, config: dict) -> str:
     unknown = ['processes', 'split', 'preprocessing']
     if wanted['amp'] == 'auto':
         unknown.append('amp')
-    if 'batch_size' not in (*wanted['given'], *config.get('options', {}).get('given', ())):
+    if 'batch_size' not in (*wanted['given'], *old.get('given', ())) and old.get('recipe') == wanted['recipe']:
         unknown.append('batch_size')  # train.py brings the default down to the training set and the processes
     return runs.changes(had, new | {key: had[key] for key in unknown if key in had})
 
