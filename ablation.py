@@ -13,7 +13,7 @@ import argparse
 
 import run_all
 from common import options
-from common.errors import RunError, user_errors
+from common.errors import user_errors
 
 STUDIES: dict[str, tuple[str, ...]] = {
     # What each part contributes: no displacement, no selection, no products, no branch (the trunk of ResNet-18).
@@ -44,25 +44,15 @@ STUDIES: dict[str, tuple[str, ...]] = {
 
 def models_of(studies: list[str]) -> list[str]:
     """The models of some studies, each once; 'all' means every study."""
-    if unknown := [study for study in studies if study not in (*STUDIES, 'all')]:
-        raise RunError(f"unknown study '{unknown[0]}'; the studies are: {', '.join(STUDIES)}, all")
+    options.check_names('study', studies, STUDIES | dict(all=()))
     chosen = STUDIES if 'all' in studies else studies
     return list(dict.fromkeys(model for study in chosen for model in STUDIES[study]))
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description='Ablation studies of TwistNet-18. Options that are not listed here go to train.py.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        '--study',
-        **options.LIST,
-        type=options.parse_names,
-        default='components',
-        help=f'with commas or spaces between: {", ".join(STUDIES)}; or all',
-    )
+    parser = options.new_parser('ablation.py', 'Studies of TwistNet-18. Options not listed here go to train.py.')
+    text = f'with commas or spaces between: {", ".join(STUDIES)}; or all'
+    parser.add_argument('--study', **options.LIST, type=options.parse_names, default='components', help=text)
     run_all.add_grid_args(parser)
     return parser
 

@@ -20,8 +20,8 @@ from collections import Counter
 from pathlib import Path
 
 from common import grid, options, runs
-from common.errors import DataError, RunError, user_errors
-from common.grid import DONE, OTHER, TRIAL_SEED, Run, Search, State, say, say_once, state_of
+from common.errors import RunError, user_errors
+from common.grid import DONE, OTHER, TRIAL_SEED, Run, Search, State, say, state_of
 from common.registry import DATASETS, nameable
 from common.runs import counted
 
@@ -31,36 +31,33 @@ TRAIN = Path(__file__).resolve().parent / 'train.py'
 # ---------------------------------------------------------------------------------------------- plan
 
 
-def available_folds(dataset: str, folds: list[int], option: str = '--folds') -> list[int]:
-    """The folds that exist; those that are often asked for and do not (registry: no_fold) are left out with a note."""
-    entry = DATASETS[dataset]
-    number, missing = entry.get('folds'), entry.get('no_fold', {})
+def available_folds(dataset: str, folds: list[int]) -> list[int]:
+    """Without those that are often asked for and do not exist (registry: no_fold), which are noted."""
+    missing = DATASETS[dataset].get('no_fold', {})
     for fold in sorted(missing.keys() & set(folds)):
         say(f'note: {dataset} has {missing[fold]}; fold {fold} is left out')
     folds = [fold for fold in folds if fold not in missing]
-    wrong = [fold for fold in folds if not 1 <= fold <= (number or fold)]
-    if wrong and not entry.get('lists'):  # another tree in a layout with lists may have more; train.py counts them
-        raise RunError(f'{option}: {dataset} has folds 1 to {number}, not {wrong[0]}')
     if not folds:
-        raise RunError(f'{option}: no fold is left')
+        raise RunError('--folds: no fold is left')
     return folds
 
 
 def base_of(args: argparse.Namespace, passed: list[str]) -> list[str]:
     """The arguments of train.py that all runs share: those of run_all.py's options, and those passed on."""
-    for single in ('--model', '--fold', '--seed'):
-        if any(word == single or word.startswith(f'{single}=') for word in passed):
-            raise RunError(f"{single} is train.py's; here it is {single}s")
     base = ['--dataset', args.dataset, *(['--data_dir', args.data_dir] if args.data_dir else [])]
     base += options.split_words(options.split_options(vars(args)))
     return [*base, '--run_dir', str(args.run_dir), *passed]
 
 
-def make_grid(args: argparse.Namespace, passed: list[str], chosen: dict[str, list[str]] | None = None) -> list[Run]:
+def make_grid(
+    args: argparse.Namespace, passed: list[str], chosen: dict[str, list[str]] | None = None, **instead
+) -> list[Run]:
     """The runs, fold by fold, so that an unfinished grid can be compared on the folds that it has.
 
-    `passed` are arguments of train.py, and `chosen` more of them by model. Options that no run can have are refused.
+    `passed` are arguments of train.py, and `chosen` those by model that --tune chose; other models wait for it.
+    `instead` are values for others of `args`. Options that no run can have are refused.
     """
+    args = argparse.Namespace(**vars(args) | instead)
     base, made = base_of(args, passed), []
     words = {model: base + (chosen or {}).get(model, []) for model in args.models}
     parsed = {model: vars(options.parse_args(words[model])) for model in words}
@@ -71,32 +68,24 @@ def make_grid(args: argparse.Namespace, passed: list[str], chosen: dict[str, lis
                 options.check(values := argparse.Namespace(**parsed[model] | cell))
                 folder = args.run_dir / runs.run_name(values.name or args.dataset, fold, model, seed)
                 more = [word for key, value in cell.items() for word in (f'--{key}', str(value))]
-                made.append(Run(folder, [sys.executable, str(TRAIN), *words[model], *more], vars(values)))
+                command = [sys.executable, str(TRAIN), *words[model], *more]
+                made.append(Run(folder, command, vars(values), waits=chosen is not None and model not in chosen))
     return made if args.dry_run else with_images(args, made)
 
 
 def with_images(args: argparse.Namespace, made: list[Run]) -> list[Run]:
-    """Runs with the digest of their images, so that state_of compares them with those of the runs in the folders.
-
-    Images that cannot be loaded are refused where runs of their fold are to be made, and noted where all are complete.
-    """
+    """Runs with the digest of their images, so that state_of compares them with those of the runs in the folders."""
     from common.splits import split_digest  # here, because numpy and the data sets slow --dry_run down
     from datasets import tree_digest
 
-    to_make = [run for run in made if args.force or not (run.folder / 'results.json').exists()]
-    needed, digests = {run.options['fold'] for run in to_make}, {}
-    for fold in args.folds:
-        try:
-            splits = load_fold(args.dataset, args.data_dir, fold, options.split_options(vars(args)))
-            digests[fold] = split_digest(splits)
-        except (DataError, OSError) as error:
-            if fold in needed:
-                raise
-            say_once(f'note: fold {fold}: {error}; its runs, which are complete, are not compared with it')
+    custom = options.split_options(vars(args))
+    splits = {fold: load_fold(args.dataset, args.data_dir, fold, custom) for fold in args.folds}
+    to_make = [run.folder for run in made if args.force or not (run.folder / 'results.json').exists()]
     if to_make and nameable(args.dataset):
-        tree = tree_digest(args.dataset, args.data_dir, splits)
-        runs.check_neighbours([run.folder for run in to_make], made[0].options, tree)
-    return [run._replace(split=digests.get(run.options['fold'])) for run in made]
+        tree = tree_digest(args.dataset, args.data_dir, splits[args.folds[0]])
+        runs.check_neighbours(to_make, made[0].options, tree)
+    digests = {fold: split_digest(splits[fold]) for fold in splits}
+    return [run._replace(split=digests[run.options['fold']]) for run in made]
 
 
 @functools.cache
@@ -110,93 +99,88 @@ def load_fold(*args):
 # ---------------------------------------------------------------------------------------------- tuning
 
 
-def with_values(args: argparse.Namespace, **changes) -> argparse.Namespace:
-    return argparse.Namespace(**vars(args) | changes)
-
-
 def tune(args: argparse.Namespace, passed: list[str], parsed: argparse.Namespace) -> dict[str, list[str]]:
     """The arguments of train.py that --tune chose, by model, after the trials that tuned.json does not have yet.
 
-    Models whose trials are not complete yet (--dry_run, SLURM) are left out. `parsed` are the options of train.py.
+    Models whose trials are not complete yet (--dry_run, SLURM) are left out. `parsed` has train.py's options of all.
     """
-    search = grid.plan_search(args)
+    search = grid.plan_search(args, parsed)
     if given := search.values.keys() & {*parsed.given}:
         raise RunError(f'--{min(given)} is given, and --tune searches it too; leave one of the two out')
-    available_folds(args.dataset, [search.fold], '--tune_fold')
     if search.seed in args.seeds:
         say(f'note: seed {search.seed} is of the grid and of the trials, so that counted runs are among those compared')
     again = args.models if args.force else []
-    _, choices = grid.read_choices(args.run_dir, search, parsed, again)
-    left = with_values(args, models=[model for model in args.models if model not in choices])
-    if left.models:
-        check_folders(left, passed, search)
-        trials = {}
+    _, choices = grid.read_choices(search, again)
+    left = [model for model in args.models if model not in choices]
+    if left:
+        if not args.force:
+            check_folders(args, passed, search, left)
+        trials = []
         for setting in search.settings:
-            folder = grid.folder_of(args.run_dir, setting)
-            cell = with_values(left, folds=[search.fold], seeds=[search.seed], run_dir=folder)
-            for run in make_grid(cell, passed + grid.words_of(setting)):
-                trials.setdefault(run.options['model'], []).append((setting, run._replace(trial=True)))
-        if not args.dry_run:
-            if args.force:  # now, so that an interrupted search resumes without --force
+            folder = args.run_dir / grid.FOLDER / grid.text_of(setting, ',', '=')
+            cells = dict(models=left, folds=[search.fold], seeds=[search.seed], run_dir=folder)
+            made = make_grid(args, passed + grid.words_of(setting), **cells)
+            trials += [run._replace(tries=setting) for run in made]
+        if not args.dry_run:  # now, so that an interrupted search resumes without --force
+            if args.force:
                 discard(make_grid(args, passed))
-            grid.add_choices(args.run_dir, search, parsed, {}, again)
-        left.run_dir = args.run_dir / grid.FOLDER
-        work_on(left, [run for made in zip(*trials.values()) for _, run in made], 'trial')
-        choices |= choose(args, search, parsed, trials)
-    words = {model: ['--tuned', json.dumps(grid.tuning_of(search, choices[model]))] for model in choices}
-    return {model: words[model] + grid.words_of(choices[model]['chosen']) for model in args.models if model in choices}
+            grid.add_choices(search, {}, again)
+        work_on(args, trials, 'trial')
+        if not (args.force and args.dry_run):
+            choices |= choose(args, search, trials)
+    tuned = {model: json.dumps(grid.tuning_of(search, choice)) for model, choice in choices.items()}
+    return {model: ['--tuned', tuned[model], *grid.words_of(choices[model]['chosen'])] for model in choices}
 
 
-def check_folders(args: argparse.Namespace, passed: list[str], search: Search) -> None:
+def check_folders(args: argparse.Namespace, passed: list[str], search: Search, models: list[str]) -> None:
     """Refuse, before trials are made, a run folder that fits the grid of no setting."""
-    for alike in zip(*(make_grid(args, passed + grid.words_of(setting)) for setting in search.settings)):
+    grids = [make_grid(args, passed + grid.words_of(setting), models=models) for setting in search.settings]
+    for alike in zip(*grids):
         states = [state_of(run) for run in alike]
-        if not args.force and all(state in OTHER for state, _ in states):
+        if all(state in OTHER for state, _ in states):
             raise refusal(alike[0], *states[0], ', and fits no setting of --tune')
 
 
-def choose(args: argparse.Namespace, search: Search, parsed: argparse.Namespace, trials: dict) -> dict[str, dict]:
-    """What grid.choose says of the models whose trials, (setting, run) of each, are complete; tuned.json gets it."""
+def choose(args: argparse.Namespace, search: Search, trials: list[Run]) -> dict[str, dict]:
+    """What grid.choose says of the models whose trials are all complete; tuned.json gets it."""
     choices = {}
-    for model, made in trials.items():
-        if (args.force and args.dry_run) or not all(state_of(run)[0] in DONE for _, run in made):
+    for model in dict.fromkeys(run.options['model'] for run in trials):
+        made = [run for run in trials if run.options['model'] == model]
+        if not all(state_of(run)[0] in DONE for run in made):
             continue
-        choices[model] = choice = grid.choose(model, [(setting, run.folder) for setting, run in made])
+        choices[model] = choice = grid.choose(model, made)
         what = f'{model} on {args.dataset}: {grid.text_of(choice["chosen"])}'
         say(f'{what}, validation accuracy {choice["val_acc"]:.2f} %, the best of {len(made)} settings')
         for note in grid.edge_notes(choice['chosen'], search.values):
             say(f'note: {model} on {args.dataset}: {note}')
     if choices and not args.dry_run:
-        grid.add_choices(args.run_dir, search, parsed, choices)
+        grid.add_choices(search, choices)
     return choices
 
 
 # ---------------------------------------------------------------------------------------------- work
 
 
-def work_on(args: argparse.Namespace, made: list[Run], noun: str = 'run', later: list[Run] = ()) -> None:
-    """Report the states of runs and make those that are left, or with --dry_run print them.
-
-    `noun` is what one is called; `later` are those whose options --tune has still to choose.
-    """
+def work_on(args: argparse.Namespace, made: list[Run], noun: str = 'run') -> None:
+    """Report the states of runs and make those that are left, or with --dry_run print them."""
     if args.force and not args.dry_run:
         discard(made)
-    states = [(run, *state_of(run)) for run in made] + [(run, State.NOT_TUNED, '') for run in later]
+    states = [(run, *state_of(run)) for run in made]
     if args.dry_run:
         for run, state, _ in states:
             print(f'{state.value:12} {shlex.join(run.command)}')
     counts = ', '.join(f'{n} {state.value}' for state, n in Counter(state for _, state, _ in states).items())
-    say(f'{counted(len(states), noun)} in {args.run_dir}: {counts}')
-    if args.force and args.dry_run:
-        return
-    if others := [found for found in states if found[1] in OTHER]:
+    where = args.run_dir / grid.FOLDER if noun == 'trial' else args.run_dir
+    say(f'{counted(len(states), noun)} in {where}: {counts}')
+    others = [found for found in states if found[1] in OTHER]
+    if others and not (args.force and args.dry_run):
         raise refusal(*others[0], f' (and {counted(len(others) - 1, "other")})' if others[1:] else '')
-    todo = [run for run, state, _ in states if state not in (*DONE, State.NOT_TUNED)]
     if args.dry_run:
         return
     for run, state, _ in states:
         if state in (State.COMPLETE, State.INTERRUPTED):
             grid.record_tuning(run)
+    todo = [run for run, state, _ in states if state not in (*DONE, State.NOT_TUNED)]
     if todo and args.launcher == 'slurm':
         submit(args, todo, noun)
     elif todo:
@@ -232,7 +216,6 @@ def make_here(args: argparse.Namespace, todo: list[Run], total: int, noun: str) 
 
 
 def submit(args: argparse.Namespace, todo: list[Run], noun: str) -> None:
-    """Submit the runs to SLURM and return."""
     jobs = grid.submit(todo, args.run_dir / 'slurm', args.jobs, args.slurm)
     print(*jobs, sep='\n')
     then = ', and without it goes on when they are complete' if noun == 'trial' else ''
@@ -261,32 +244,21 @@ def add_grid_args(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--jobs', type=int, help='runs at once; by default one, or one for each of --gpus')
     parser.add_argument('--gpus', **options.LIST, type=options.parse_gpus, help='as CUDA_VISIBLE_DEVICES: 0,1')
     parser.add_argument('--launcher', choices=('local', 'slurm'), default='local', help='slurm: --jobs tasks at once')
-    parser.add_argument(
-        '--slurm',
-        **options.LIST,
-        type=options.parse_sbatch,
-        default={},
-        metavar='NAME=VALUE,..',
-        help='long options of sbatch, such as partition=gpu,gres=gpu:1,cpus-per-task=4,time=600 (in minutes)',
-    )
+    pairs = dict(metavar='NAME=VALUE,..')
+    text = 'long options of sbatch, such as partition=gpu,gres=gpu:1,cpus-per-task=4,time=600 (in minutes)'
+    parser.add_argument('--slurm', **options.LIST, **pairs, type=options.parse_sbatch, default={}, help=text)
     parser.add_argument('--force', action='store_true', help='discard the runs of this grid and start again')
-    parser.add_argument(
-        '--tune',
-        nargs='+',
-        metavar='NAME=VALUE,..',
-        help='first try all combinations of these for each model, as in "lr=0.003,0.01,0.03 weight_decay=1e-4,1e-3"; '
-        'the choice by validation accuracy goes into RUN_DIR/tuned.json, and the grid runs each model with its own',
+    text = (
+        'first try all combinations of these for each model, as in "lr=0.003,0.01,0.03 weight_decay=1e-4,1e-3"; '
+        'the choice by validation accuracy goes into RUN_DIR/tuned.json, and the grid runs each model with its own'
     )
+    parser.add_argument('--tune', nargs='+', **pairs, help=text)
     parser.add_argument('--tune_fold', type=int, help='the fold of the trials; by default the first of --folds')
     parser.add_argument('--tune_seed', type=int, help=f'the seed of the trials; by default {TRIAL_SEED}')
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description='A grid of runs. Options that are not listed here go to train.py.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = options.new_parser('run_all.py', 'A grid of runs. Options that are not listed here go to train.py.')
     parser.add_argument('--models', **options.LIST, type=options.parse_names, required=True, help='such as a,b')
     add_grid_args(parser)
     return parser
@@ -294,8 +266,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace, passed: list[str]) -> None:
     args.jobs = len(args.gpus or '1') if args.jobs is None else args.jobs
-    if args.jobs < 1:
-        raise RunError(f'--jobs {args.jobs} must be at least 1')
+    options.check_bounds(args, jobs=(1, 10_000))
     named, own = args.dataset or args.lists, options.split_options(vars(args))
     args.dataset = options.choose_dataset(args.dataset, args.data_dir, own)
     if named is None:
@@ -303,16 +274,12 @@ def main(args: argparse.Namespace, passed: list[str]) -> None:
         say(f'note: --dataset is {args.dataset}{where}; --dataset can name another')
     args.folds = available_folds(args.dataset, args.folds)
     parsed = options.parse_args(base_of(args, passed))
+    if single := {'model', 'fold', 'seed'} & {*parsed.given}:
+        raise RunError(f"--{min(single)} is train.py's; here it is --{min(single)}s")
     for line in options.lowered_defaults(parsed, options.RECIPES[parsed.recipe]):
         say(line)
-    if not args.tune:
-        if args.tune_fold is not None or args.tune_seed is not None:
-            raise RunError('--tune_fold and --tune_seed are of --tune, which is not given')
-        return work_on(args, make_grid(args, passed))
-    chosen = tune(args, passed, parsed)
-    tuned = with_values(args, models=[*chosen])
-    waiting = with_values(args, models=[model for model in args.models if model not in chosen])
-    work_on(tuned, make_grid(tuned, passed, chosen), later=make_grid(waiting, passed))
+    chosen = tune(args, passed, parsed) if args.tune else None
+    work_on(args, make_grid(args, passed, chosen))
 
 
 def cli(argv: list[str] | None = None) -> None:

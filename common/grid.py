@@ -27,7 +27,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from common import options, runs
-from common.errors import BUSY, DIVERGED, ModelError, RunError
+from common.errors import BUSY, DIVERGED, RunError, UserError
 from common.machine import cores
 from common.runs import counted
 from common.weights import weights_identity
@@ -37,7 +37,6 @@ BUSY_POLL = 5.0  # seconds between two looks at a run that another process makes
 WARN_BEFORE = 120  # seconds before its time limit that a SLURM job is signalled; train.py needs a few
 FILE, FOLDER = 'tuned.json', 'tune'
 TRIAL_SEED = 0  # if not given: not the grid's, so that no counted run is one of those that were compared
-CELL = ('dataset', 'fold', 'model', 'seed')
 
 
 def say(message: str) -> None:
@@ -45,7 +44,7 @@ def say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-say_once = functools.cache(say)  # for what is found again at every run of a grid
+say_once = functools.cache(say)  # for what is found again at every look
 
 
 # ---------------------------------------------------------------------------------------------- states
@@ -75,63 +74,55 @@ class Run(NamedTuple):
     command: list[str]
     options: dict  # of train.py, by name
     split: str | None = None  # the digest of its images; None where they are not looked at
-    trial: bool = False  # of --tune
+    tries: dict | None = None  # the setting that it tries for --tune
+    waits: bool = False  # for --tune to choose its options
 
 
 def state_of(run: Run) -> tuple[State, str]:
     """How far a run has come and, for OTHER_OPTIONS, what differs in its folder."""
-    try:
-        config, results = (runs.read_json(run.folder / name) or {} for name in ('config.json', 'results.json'))
-    except RunError:  # train.py will report what is damaged
-        return State.NEW, ''
-    difference = difference_to(run.options, config, results) if config or results else ''
+    if run.waits:
+        return State.NOT_TUNED, ''
+    config, results = (runs.read_json(run.folder / name) or {} for name in ('config.json', 'results.json'))
+    difference = difference_to(run.options, config) if config or results else ''
     split = config.get('defines', {}).get('split')
     other_images = None not in (run.split, split) and run.split != split
     begun = bool(results) or (run.folder / 'last.pt').exists()
-    if begun and (difference or other_images):
-        return (State.OTHER_OPTIONS if difference else State.OTHER_IMAGES), difference
+    if difference or other_images:
+        other = State.OTHER_OPTIONS if difference else State.OTHER_IMAGES
+        return (other if begun else State.NEW), difference  # train.py replaces what has no checkpoint
     if results:
         return State.COMPLETE, ''
     if runs.is_claimed(run.folder):
         return State.RUNNING, ''
-    if run.trial and (run.folder / runs.DIVERGED_MARK).exists() and not difference and not other_images:
+    if run.tries is not None and (run.folder / runs.DIVERGED_MARK).exists():
         return State.DIVERGED, ''
     return (State.INTERRUPTED if begun else State.NEW), ''
 
 
-def difference_to(wanted: dict, config: dict, results: dict) -> str:
-    """How the options of a run differ from those of the run in its folder; '' if they do not.
+def difference_to(wanted: dict, config: dict) -> str:
+    """How the options of a run differ from those of the run with this config.json; '' if they do not.
 
     Of weights and of the file of --import the content is compared, not the name. What train.py takes from the machine
     and the images it compares by itself, but it is not started for a complete run.
     """
-    had, new = config.get('defines', {}), options.defining(wanted)
-    unknown = ['processes', 'split', 'preprocessing', *(['amp'] if wanted['amp'] == 'auto' else [])]
-    try:
-        new['pretrained'] = weights_identity(wanted['model'], wanted['pretrained'])
-    except ModelError as error:
-        say_once(f'note: {error}; what was made of them is not compared with it')
-        new['pretrained'] = had.get('pretrained') or wanted['pretrained']
+    had, old, new = config.get('defines', {}), config.get('options', {}), options.defining(wanted)
+    new['pretrained'] = weights_identity(wanted['model'], wanted['pretrained'])
     if wanted['imports']:
         from common.timm_models import import_digest  # here, because it imports torch; the model is of its file
 
         new['imported'] = import_digest(wanted['imports'])
-    if 'batch_size' not in wanted['given']:  # train.py brings it down to the training set and the processes
-        if results:
-            counts = [results[f'n_{subset}'] for subset in ('train', 'val', 'test')]
-            new['batch_size'] = options.largest_batch(wanted, counts[0], sum(counts), had.get('processes', 1))
-        else:
-            unknown.append('batch_size')
+    unknown = ['processes', 'split', 'preprocessing']
+    if wanted['amp'] == 'auto':
+        unknown.append('amp')
+    if 'batch_size' not in (*wanted['given'], *old.get('given', ())) and old.get('recipe') == wanted['recipe']:
+        unknown.append('batch_size')  # train.py brings the default down to the training set and the processes
     return runs.changes(had, new | {key: had[key] for key in unknown if key in had})
 
 
 def fraction_done(run: Run) -> float:
     """The part of its epochs that a run has made."""
-    try:
-        with open(run.folder / 'log.jsonl', 'rb') as file:
-            return min(1.0, sum(1 for _ in file) / run.options['epochs'])
-    except OSError:
-        return 0.0
+    log = run.folder / 'log.jsonl'
+    return min(1.0, log.read_bytes().count(b'\n') / run.options['epochs']) if log.exists() else 0.0
 
 
 # ---------------------------------------------------------------------------------------------- runs on this machine
@@ -147,12 +138,16 @@ class Local:
         self.todo, self.total, self.jobs = todo, total, jobs
         self.complete = total - len(todo)
         self.failed: list[Run] = []
-        self.elsewhere: set[Path] = set()  # folders of runs that other processes make
-        self.children: set[subprocess.Popen] = set()
         self.signals: list[int] = []
-        self.devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # the free ones, one for each job
+        self.children: set[subprocess.Popen] = set()
+        self.environments: queue.SimpleQueue[dict] = queue.SimpleQueue()  # one for each job, of those that are free
         for job in range(jobs):
-            self.devices.put(gpus[job % len(gpus)] if gpus else None)
+            environment = dict(os.environ)
+            if jobs > 1:  # a share of the cores, unless the user has set it
+                environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // jobs)))
+            if gpus:
+                environment['CUDA_VISIBLE_DEVICES'] = gpus[job % len(gpus)]
+            self.environments.put(environment)
 
     def run(self) -> None:
         """Make all runs, or as many as a signal allows; no child outlives it."""
@@ -171,73 +166,57 @@ class Local:
         )
         with bar, ThreadPoolExecutor(self.jobs) as pool:
             pending = {pool.submit(self.make, run): run for run in self.todo}
-            try:
-                while pending:
-                    ended = wait(pending, timeout=SHOW, return_when=FIRST_COMPLETED).done
-                    codes = [(pending.pop(future), future.result()) for future in ended]
-                    for run, code in codes:
+            while pending:
+                ended = wait(pending, timeout=SHOW, return_when=FIRST_COMPLETED).done
+                codes = [(pending.pop(future), future.result()) for future in ended]
+                for run, code in codes:
+                    if code == BUSY and not self.signals:
+                        say_once(f'another process makes {run.folder}, which is looked at again after the others')
+                        pending[pool.submit(self.make, run)] = run
+                    else:
                         self.count(run, code)
-                        if run.folder in self.elsewhere:
-                            pending[pool.submit(self.make, run)] = run
-                    bar.n = self.complete + len(self.failed) + sum(map(fraction_done, pending.values()))
-                    if bar.disable:
-                        left = time_left(bar.n - initial, self.total - bar.n, time.monotonic() - started)
-                        for run, _ in filter(lambda made: made[1] == 0, codes):
-                            say(f'{self.complete}/{self.total} complete, {left} left: {run.folder.name}')
-                    bar.set_description_str(self.text(len(pending)))
-            finally:
-                if pending and not self.signals:
-                    self.stop(signal.SIGTERM)
+                bar.n = self.complete + len(self.failed) + sum(map(fraction_done, pending.values()))
+                bar.set_description_str(
+                    f'{self.complete}/{self.total} runs, {len(self.children)} at work, {len(self.failed)} failed'
+                )
+                names = [run.folder.name for run, code in codes if code == 0]
+                if bar.disable and names:
+                    made, seconds = bar.n - initial, time.monotonic() - started
+                    left = tqdm.format_interval((self.total - bar.n) * seconds / made) if made else '?'
+                    say(f'{self.complete}/{self.total} complete, {left} left: {", ".join(names)}')
 
     def make(self, run: Run) -> int:
         """Make a run unless it is made already; returns train.py's exit code, BUSY where another process makes it."""
-        if state_of(run)[0] in DONE:
-            return 0
-        if self.signals:
-            return BUSY
-        if runs.is_claimed(run.folder):
-            time.sleep(BUSY_POLL)
-            return BUSY
-        device = self.devices.get()
+        environment = self.environments.get()
         try:
-            child = runs.start(run.folder, run.command, self.environment(device), start_new_session=True)
+            if state_of(run)[0] in DONE:
+                return 0
+            if self.signals:
+                return BUSY
+            if runs.is_claimed(run.folder):
+                time.sleep(BUSY_POLL)
+                return BUSY
+            child = runs.start(run.folder, run.command, environment, start_new_session=True)
             self.children.add(child)
             if self.signals:  # they came before there was a child to stop
                 child.terminate()
             code = runs.finish(run.folder, child)
             self.children.remove(child)
-        except RunError as error:
+            return 0 if run.tries is not None and code == DIVERGED else code
+        except UserError as error:
             say(f'{run.folder.name}: {error}')
             return error.exit_code
         finally:
-            self.devices.put(device)
-        return 0 if run.trial and code == DIVERGED else code
-
-    def environment(self, device: str | None) -> dict[str, str]:
-        """The environment of a child: its share of the cores, unless the user has set it, and its GPU."""
-        environment = dict(os.environ)
-        if self.jobs > 1:
-            environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // self.jobs)))
-        return environment if device is None else environment | dict(CUDA_VISIBLE_DEVICES=device)
+            self.environments.put(environment)
 
     def count(self, run: Run, code: int) -> None:
         """Count a run by the exit code of its train.py; one that a signal stopped is left out."""
-        self.elsewhere.discard(run.folder)
         if code == 0:
             self.complete += 1
-        elif code == BUSY and not self.signals:
-            self.elsewhere.add(run.folder)
         elif not self.signals:
             self.failed.append(run)
             cause = f'exit code {code}' if code > 0 else f'killed by {signal.Signals(-code).name}'
             say(f'failed: {run.folder.name} ({cause}), see {run.folder / runs.LOG}')
-
-    def text(self, pending: int) -> str:
-        """What stands before the bar."""
-        if len(self.elsewhere) == pending > 0:
-            say_once(f'waiting for runs that other processes make: {", ".join(sorted(map(str, self.elsewhere)))}')
-        counts = {'at work': len(self.children), 'elsewhere': len(self.elsewhere), 'failed': len(self.failed)}
-        return ', '.join([f'{self.complete}/{self.total} runs', *(f'{n} {what}' for what, n in counts.items() if n)])
 
     def stop(self, number: int, *_) -> None:
         """Ask the children to stop; kill them when asked again."""
@@ -253,11 +232,6 @@ class Local:
                 os.killpg(child.pid, signal.SIGKILL)
 
 
-def time_left(done: float, left: float, seconds: float) -> str:
-    """As 'mm:ss', where so many runs were made in some seconds and so many are left."""
-    return tqdm.format_interval(left * seconds / done) if done > 0 else '?'
-
-
 # ---------------------------------------------------------------------------------------------- SLURM
 
 
@@ -268,35 +242,24 @@ class Task:
     train.py then resumes.
     """
 
-    def __init__(self, folder: Path, command: list[str]):
-        self.folder, self.command = folder, command
+    def __init__(self, run: Run):
+        self.run = run._replace(folder=run.folder.resolve())
 
     def __call__(self) -> None:
         import submitit
 
-        signals, child = [], None
-
-        def stop(number: int, _) -> None:
-            signals.append(number)
-            if child:
-                child.terminate()
-
-        submitit_handler = signal.signal(signal.SIGUSR2, stop)
-        signal.signal(signal.SIGTERM, stop)
-        environment = {'OMP_NUM_THREADS': os.environ.get('SLURM_CPUS_PER_TASK', '1'), **os.environ}
-        child = runs.start(self.folder, self.command, environment)
-        if signals:  # before there was a child to stop
-            child.terminate()
-        code = runs.finish(self.folder, child)
-        if code and code != BUSY and signals:
-            job = submitit.JobEnvironment().raw_job_id
-            squeue = ['squeue', '--noheader', '--jobs', job, '--format', '%T']
+        os.environ.setdefault('OMP_NUM_THREADS', os.environ.get('SLURM_CPUS_PER_TASK', '1'))
+        local = Local([self.run], total=1, jobs=1, gpus=None)
+        requeue = signal.signal(signal.SIGUSR2, local.stop)  # submitit's: calls checkpoint, requeues the job and exits
+        local.run()
+        if local.signals:
+            squeue = ['squeue', '--noheader', '--jobs', submitit.JobEnvironment().raw_job_id, '--format', '%T']
             state = subprocess.run(squeue, capture_output=True, text=True).stdout.strip()
             if state in ('RUNNING', 'SIGNALING'):  # out of time, or preempted with grace: SLURM will not requeue it
-                submitit_handler(signal.SIGUSR2, None)  # calls checkpoint, requeues the job and exits
-            os._exit(128 + signal.SIGTERM)  # SLURM ends the job and requeues it: submitit must record no result
-        elif code not in (0, BUSY):
-            raise subprocess.CalledProcessError(code, self.command)
+                requeue(signal.SIGUSR2, None)
+            sys.exit(128 + local.signals[0])  # SLURM ends the job and requeues it
+        if local.failed:
+            sys.exit(1)
 
     def checkpoint(self):
         """The task to submit after a time-out: the same one."""
@@ -333,7 +296,7 @@ def submit(todo: list[Run], folder: Path, at_once: int, sbatch: dict[str, str | 
             additional_parameters=dict(requeue=True, **more),
         )
         with executor.batch():
-            jobs = [executor.submit(Task(run.folder.resolve(), run.command)) for run in todo]
+            jobs = [executor.submit(Task(run)) for run in todo]
     except (RuntimeError, submitit.core.utils.FailedJobError) as error:  # no sbatch; sbatch's refusal
         raise RunError(f'SLURM: {" ".join(str(error).split())}') from error
     return [job.job_id for job in jobs]
@@ -343,8 +306,11 @@ def submit(todo: list[Run], folder: Path, at_once: int, sbatch: dict[str, str | 
 
 
 class Search(NamedTuple):
-    """What is tried for each model: every combination of some options' values, on one fold with one seed."""
+    """What is tried for each model on a data set: all combinations of some options' values, on one fold and seed."""
 
+    run_dir: Path
+    dataset: str  # or its --name
+    options: dict  # of train.py, those that all trials share with the grid
     values: dict[str, list]  # by option, in the order given
     fold: int
     seed: int
@@ -361,15 +327,30 @@ class Search(NamedTuple):
         return dict(tune=tune, fold=self.fold, seed=self.seed)
 
 
+def plan_search(args: argparse.Namespace, parsed: argparse.Namespace) -> Search:
+    """The search that run_all's options ask for; a fold or seed not named is that of tuned.json, else the default.
+
+    `parsed` are the options of train.py.
+    """
+    old, values = dict(fold=args.folds[0], seed=TRIAL_SEED) | read_record(args.run_dir), parse_tune(args.tune)
+    left_out = {'dataset', 'fold', 'model', 'seed', *options.SYSTEM_OPTIONS, *values}
+    common = {key: value for key, value in vars(parsed).items() if key not in left_out}
+    common['pretrained'] = bool(parsed.pretrained)
+    fold = old['fold'] if args.tune_fold is None else args.tune_fold
+    seed = old['seed'] if args.tune_seed is None else args.tune_seed
+    return Search(args.run_dir, parsed.name or parsed.dataset, common, values, fold, seed)
+
+
 def parse_tune(words: list[str]) -> dict[str, list]:
     """The values of each option, as train.py's parser reads them: ['lr=0.1,.2 ema=on'] is {'lr': [0.1, 0.2], ..}.
 
     What can be searched is how a model is trained: data, model, length and machine are those of the grid.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for add in (options.add_optimisation_args, options.add_optimizer_args, options.add_augmentation_args):
         add(parser)
-    known = vars(parser.parse_args([])).keys() - {'epochs', 'crop_scale'}
+    defaults = vars(parser.parse_args([]))
+    known = defaults.keys() - {'epochs', 'crop_scale'}
     values: dict[str, list] = {}
     for word in ' '.join(words).split():
         name, _, texts = word.removeprefix('--').partition('=')
@@ -377,26 +358,19 @@ def parse_tune(words: list[str]) -> dict[str, list]:
             raise RunError(f"--tune: '{word}' is not NAME=VALUE,.. with a NAME among {', '.join(sorted(known))}")
         if name in values:
             raise RunError(f'--tune: {name} is given twice; give all its values at once')
-        values[name] = list(dict.fromkeys(parse_value(parser, name, text) for text in texts.split(',') if text))
+        values[name] = []
+        for text in filter(None, texts.split(',')):
+            switch = dict(on=f'--{name}', off=f'--no-{name}') if isinstance(defaults[name], bool) else {}
+            try:
+                value = getattr(parser.parse_args([switch.get(text, f'--{name}={text}')]), name)
+            except argparse.ArgumentError as error:
+                hint = '; a switch is on or off' if switch else ''
+                raise RunError(f'--tune: {name}={text}: {error}{hint}') from error
+            if value not in values[name]:
+                values[name].append(value)
     if not values:
         raise RunError('--tune: names no option')
     return values
-
-
-def parse_value(parser: argparse.ArgumentParser, name: str, text: str) -> bool | float | str:
-    """A value as the parser reads it; 'on' or 'off' of a switch."""
-
-    def refuse(message: str) -> None:
-        raise RunError(f'--tune: {name}={text}: {message}')
-
-    parser.error = refuse
-    if not isinstance(parser.get_default(name), bool):
-        word = f'--{name}={text}'
-    elif text in ('on', 'off'):
-        word = f'--{name}' if text == 'on' else f'--no-{name}'
-    else:
-        refuse('a switch is on or off')
-    return getattr(parser.parse_args([word]), name)
 
 
 def value_text(value: bool | float | str) -> str:
@@ -408,11 +382,6 @@ def text_of(setting: dict, between: str = ', ', equals: str = ' ') -> str:
     return between.join(f'{name}{equals}{value_text(value)}' for name, value in setting.items())
 
 
-def folder_of(run_dir: Path, setting: dict) -> Path:
-    """Where the trials of a setting are made: RUN_DIR/tune/lr=0.1,ema=off."""
-    return run_dir / FOLDER / text_of(setting, ',', '=')
-
-
 def words_of(setting: dict) -> list[str]:
     """Arguments of train.py: {'lr': 0.1, 'ema': False} is ['--lr', '0.1', '--no-ema']."""
     words = []
@@ -421,13 +390,12 @@ def words_of(setting: dict) -> list[str]:
     return words
 
 
-def choose(model: str, trials: Iterable[tuple[dict, Path]]) -> dict:
-    """What tuned.json says of a model: the setting with the best validation accuracy, the first on ties, and all.
-
-    Of each trial it takes the setting and the run folder, which has no results where the trial has diverged.
-    """
-    found = [(setting, runs.read_json(folder / 'results.json')) for setting, folder in trials]
-    listed = [dict(options=setting, val_acc=results and results['best_val_acc']) for setting, results in found]
+def choose(model: str, trials: list[Run]) -> dict:
+    """What tuned.json says of a model: the setting with the best validation accuracy, the first on ties, and all."""
+    listed = []
+    for run in trials:
+        results = runs.read_json(run.folder / 'results.json')  # None: it has diverged
+        listed.append(dict(options=run.tries, val_acc=results and results['best_val_acc']))
     finite = [trial for trial in listed if trial['val_acc'] is not None]
     if not finite:
         raise RunError(f'--tune: {model} diverges with every setting; try other values, or leave it out of --models')
@@ -450,77 +418,47 @@ def edge_notes(chosen: dict, values: dict[str, list]) -> list[str]:
 # ---------------------------------------------------------------------------------------------- tuned.json
 
 
-def plan_search(args: argparse.Namespace) -> Search:
-    """The search that run_all's options ask for; a fold or seed not named is that of tuned.json, else the default."""
-    old = dict(fold=args.folds[0], seed=TRIAL_SEED) | read_record(args.run_dir)
-    fold = old['fold'] if args.tune_fold is None else args.tune_fold
-    seed = old['seed'] if args.tune_seed is None else args.tune_seed
-    return Search(parse_tune(args.tune), fold, seed)
-
-
 def read_record(run_dir: Path) -> dict:
     """The contents of tuned.json; {} where there is none."""
     try:
-        record = runs.read_json(run_dir / FILE) or {}
-        if record and not {'tune', 'fold', 'seed', 'datasets'} <= record.keys():
-            raise RunError('no record of a search')
+        return runs.read_json(run_dir / FILE) or {}
     except RunError as error:
         raise RunError(
-            f'{run_dir / FILE}: damaged, or not one of run_all.py --tune; delete it, and the same run_all.py --tune '
-            'makes it again from the trials'
+            f'{run_dir / FILE}: damaged; delete it, and the same run_all.py --tune makes it again from the trials'
         ) from error
-    return record
 
 
-def read_choices(
-    run_dir: Path, search: Search, parsed: argparse.Namespace, again: Iterable[str] = ()
-) -> tuple[dict, dict[str, dict]]:
-    """The contents of tuned.json, and the part of them that is of the models of a data set.
+def read_choices(search: Search, again: Iterable[str] = ()) -> tuple[dict, dict[str, dict]]:
+    """The contents of tuned.json, and the part of them that is of the models of the search's data set.
 
-    Args:
-        run_dir: holds tuned.json, or will.
-        search: must be the one that chose there.
-        parsed: train.py's options of the grid, which must be those of the trials; they name the data set.
-        again: models that are left out.
+    What was chosen there must be of the same search. Models of `again` are left out.
     """
-    record, common = read_record(run_dir), common_options(parsed, search.values)
-    entries, name = record.get('datasets', {}), parsed.name or parsed.dataset
-    entry = entries.setdefault(name, dict(options=common, models={}))
+    record = read_record(search.run_dir) or dict(datasets={})
     for model in again:
-        entry['models'].pop(model, None)
-    if not any(each['models'] for each in entries.values()):  # nothing that another search could contradict
-        entry = dict(options=common, models={})
-        return search.record | dict(datasets={name: entry}), entry['models']
-    difference = runs.changes({key: record[key] for key in search.record}, search.record)
-    if entry['models'] and not difference:  # a record of older code may lack options
-        difference = runs.changes({key: entry['options'].get(key, common[key]) for key in common}, common)
-    if difference:
+        record['datasets'].get(search.dataset, dict(models={}))['models'].pop(model, None)
+    if not any(entry['models'] for entry in record['datasets'].values()):  # nothing that could contradict
+        record = search.record | dict(datasets={})
+    entry = record['datasets'].setdefault(search.dataset, dict(models={}))
+    if not entry['models']:
+        entry['options'] = search.options
+    old = {key: record[key] for key in search.record}
+    if difference := runs.changes(old | entry['options'], search.record | search.options):
         raise RunError(
-            f'{run_dir / FILE} is of another search ({difference}); give its options, take another --run_dir, or '
-            'delete it (trials that fit are kept)'
+            f'{search.run_dir / FILE} is of another search ({difference}); give its options, take another --run_dir, '
+            'or delete it (trials that fit are kept)'
         )
-    entry['options'] = common
     return record, entry['models']
 
 
-def common_options(parsed: argparse.Namespace, searched: dict) -> dict:
-    """The options that the trials of all settings have in common with each other and with the grid."""
-    left_out = {*CELL, *options.SYSTEM_OPTIONS, *searched}
-    kept = {key: value for key, value in vars(parsed).items() if key not in left_out}
-    return kept | dict(pretrained=bool(parsed.pretrained))
-
-
-def add_choices(
-    run_dir: Path, search: Search, parsed: argparse.Namespace, chosen: dict[str, dict], again: Iterable[str] = ()
-) -> None:
+def add_choices(search: Search, chosen: dict[str, dict], again: Iterable[str] = ()) -> None:
     """Write what `choose` returned for some models into tuned.json, to which other run_all.py may add, too."""
-    runs.claim(run_dir / FOLDER, patience=60)
+    runs.claim(search.run_dir / FOLDER, patience=60)
     try:
-        record, models = read_choices(run_dir, search, parsed, again)
+        record, models = read_choices(search, again)
         models.update(chosen)
-        runs.write_json(run_dir / FILE, record)
+        runs.write_json(search.run_dir / FILE, record)
     finally:
-        runs.release(run_dir / FOLDER)
+        runs.release(search.run_dir / FOLDER)
 
 
 def tuning_of(search: Search, choice: dict) -> dict:

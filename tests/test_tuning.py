@@ -1,11 +1,13 @@
 """The promises of run_all.py --tune: the same search for every model, by validation accuracy alone."""
 
+import argparse
+import json
 import os
 import signal
 
 import pytest
-from conftest import finish
-from test_run_all import grid, lines_of, run_grid, start_grid, states_in, wait_for, write_run
+from conftest import finish, run
+from test_run_all import grid, lines_of, start_grid, states_in, wait_for, write_run
 
 import run_all
 import summarize_runs
@@ -13,7 +15,7 @@ from common import grid as tuning
 from common import options, runs
 from common.errors import RunError
 
-TUNE = ('--tune', 'lr=0.001,0.01,0.1')
+TUNE = ('--tune', 'lr=0.001,0.01,0.1', '--jobs', '4')
 BEST = dict(resnet18=0.1, twistnet18=0.01)  # what the stand-in for train.py rewards
 ONE = ('--models', 'resnet18', '--folds', '1')
 
@@ -39,11 +41,16 @@ def trials(run_dir) -> dict[str, int]:
 # ---------------------------------------------------------------------------------------------- search and choice
 
 
-def test_values_are_read_as_train_py_reads_them():
-    assert tuning.parse_tune(['lr=1e-3,.01,0.01 --mixup=0,', 'randaug_n=2']) == dict(
-        lr=[0.001, 0.01], mixup=[0.0], randaug_n=[2]
-    )
-    search = tuning.Search(tuning.parse_tune(['lr=0.1,0.2 ema=off,on']), 1, 0)
+def search_of(run_dir, *argv) -> tuning.Search:
+    """As run_all.py plans it, of lr 0.1 and 0.2 on fold 1 with seed 0 unless `argv`, options of train.py, say more."""
+    args = argparse.Namespace(run_dir=run_dir, folds=[1], tune=['lr=0.1,0.2'], tune_fold=None, tune_seed=None)
+    return tuning.plan_search(args, options.parse_args([*argv]))
+
+
+def test_values_are_read_as_train_py_reads_them(tmp_path):
+    values = tuning.parse_tune(['lr=1e-3,.01,0.01 --mixup=0,', 'randaug_n=2'])
+    assert values == dict(lr=[0.001, 0.01], mixup=[0.0], randaug_n=[2])
+    search = search_of(tmp_path)._replace(values=tuning.parse_tune(['lr=0.1,0.2 ema=off,on']))
     texts = ['lr 0.1, ema off', 'lr 0.1, ema on', 'lr 0.2, ema off', 'lr 0.2, ema on']
     assert [tuning.text_of(setting) for setting in search.settings] == texts
     assert search.record == dict(tune='lr=0.1,0.2 ema=off,on', fold=1, seed=0)
@@ -52,24 +59,21 @@ def test_values_are_read_as_train_py_reads_them():
         assert {name: args[name] for name in setting} == setting
 
 
-def test_the_first_of_the_best_is_chosen_by_validation_and_a_diverged_one_never(tmp_path):
-    def choose(*accuracies):
-        made = []
-        for lr, accuracy in enumerate(accuracies):
-            folder = tmp_path / str(lr)
-            folder.mkdir(exist_ok=True)
-            (folder / 'results.json').unlink(missing_ok=True)
-            if accuracy is not None:
-                runs.write_json(folder / 'results.json', dict(best_val_acc=accuracy, test_acc=99.0 - accuracy))
-            made.append((dict(lr=lr), folder))
-        return tuning.choose('m', made)
-
-    chosen = choose(40.0, 50.0, 50.0)
-    assert (chosen['chosen'], chosen['val_acc']) == (dict(lr=1), 50.0)
-    assert chosen['trials'] == [dict(options=dict(lr=i), val_acc=value) for i, value in enumerate((40.0, 50.0, 50.0))]
-    assert choose(None, 0.0, None)['chosen'] == dict(lr=1)
+def test_the_first_of_the_best_is_chosen_by_validation(tmp_path):
+    made = []
+    for lr, accuracy in enumerate((None, 40.0, 50.0, 50.0)):  # the first has diverged
+        (tmp_path / str(lr)).mkdir()
+        if accuracy is not None:
+            results = dict(best_val_acc=accuracy, test_acc=99.0 - accuracy)
+            runs.write_json(tmp_path / str(lr) / 'results.json', results)
+        made.append(tuning.Run(tmp_path / str(lr), [], {}, tries=dict(lr=lr)))
+    chosen = tuning.choose('m', made)
+    assert (chosen['chosen'], chosen['val_acc']) == (dict(lr=2), 50.0)
+    assert [(trial['options']['lr'], trial['val_acc']) for trial in chosen['trials']] == [
+        *((0, None), (1, 40.0), (2, 50.0), (3, 50.0))
+    ]
     with pytest.raises(RunError, match='--tune: m diverges with every setting'):
-        choose(None, None)
+        tuning.choose('m', made[:1])
 
 
 def test_a_choice_at_the_edge_of_the_search_is_said():
@@ -84,31 +88,26 @@ def test_a_choice_at_the_edge_of_the_search_is_said():
 
 
 def test_the_choices_of_another_search_are_refused(tmp_path):
-    search, plain = tuning.Search(dict(lr=[0.1, 0.2]), 1, 0), options.parse_args([])
+    search = search_of(tmp_path)
     made = dict(chosen=dict(lr=0.1), val_acc=50.0, trials=[dict(options=dict(lr=0.1), val_acc=50.0)])
-    tuning.add_choices(tmp_path, search, plain, {})
-    tuning.add_choices(tmp_path, tuning.Search(dict(lr=[0.3]), 2, 0), plain, {})  # nothing was chosen by the first
-    tuning.add_choices(tmp_path, search, plain, dict(resnet18=made))
-    assert tuning.read_choices(tmp_path, search, plain)[1] == dict(resnet18=made)
-    for more, words in (
-        (['--class_weights', 'balanced'], 'class_weights None -> balanced'),
-        (['--layer_decay', '0.7'], 'layer_decay None -> 0.7'),
-        (['--epochs', '7'], 'epochs 10 -> 7'),
-    ):
-        with pytest.raises(RunError, match=rf'tuned\.json is of another search \({words}\); give its options'):
-            tuning.read_choices(tmp_path, search, options.parse_args(more))
+    tuning.add_choices(search._replace(values=dict(lr=[0.3]), fold=2), {})
+    tuning.add_choices(search, dict(resnet18=made))  # nothing was chosen by the first
+    assert tuning.read_choices(search)[1] == dict(resnet18=made)
     for other, words in (
+        (search_of(tmp_path, '--class_weights', 'balanced'), 'class_weights None -> balanced'),
+        (search_of(tmp_path, '--epochs', '7'), 'epochs 10 -> 7'),
         (search._replace(values=dict(lr=[0.1])), 'tune lr=0.1,0.2 -> lr=0.1'),
         (search._replace(fold=2), 'fold 1 -> 2'),
         (search._replace(seed=1), 'seed 0 -> 1'),
     ):
-        with pytest.raises(RunError, match=rf'is of another search \({words}\)'):
-            tuning.read_choices(tmp_path, other, plain)
-        assert tuning.read_choices(tmp_path, other, plain, again=['resnet18'])[1] == {}
-    for text in ('{"torn', '[]', '{"tune": "lr=1", "fold": 1, "seed": 0}'):
-        (tmp_path / tuning.FILE).write_text(text)
-        with pytest.raises(RunError, match=r'tuned\.json: damaged, or not one of run_all\.py --tune; delete it'):
-            tuning.read_choices(tmp_path, search, plain)
+        with pytest.raises(RunError, match=rf'tuned\.json is of another search \({words}\); give its options'):
+            tuning.read_choices(other)
+        assert tuning.read_choices(other, again=['resnet18'])[1] == {}
+    tuning.add_choices(search._replace(dataset='x'), {})
+    assert tuned(tmp_path)['datasets'].keys() == {'synthetic', 'x'}
+    (tmp_path / tuning.FILE).write_text('{"torn')
+    with pytest.raises(RunError, match=r'tuned\.json: damaged; delete it, and the same run_all\.py --tune makes it'):
+        search_of(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- run_all.py --tune
@@ -116,7 +115,7 @@ def test_the_choices_of_another_search_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_every_model_gets_the_same_search_and_runs_with_its_own_choice(tmp_path):
-    code, out, err = grid(tmp_path, *TUNE, '--jobs', '2')
+    code, out, err = grid(tmp_path, *TUNE)
     assert (code, out) == (0, ''), err
     assert sorted(trials(tmp_path)) == sorted(
         f'lr={lr}/synthetic_fold1_{model}_seed0' for lr in (0.001, 0.01, 0.1) for model in BEST
@@ -128,13 +127,11 @@ def test_every_model_gets_the_same_search_and_runs_with_its_own_choice(tmp_path)
         assert [trial['options']['lr'] for trial in entry(tmp_path, model)['trials']] == [0.001, 0.01, 0.1]
         for fold in (1, 2):
             folder = tmp_path / f'synthetic_fold{fold}_{model}_seed42'
-            made = runs.read_json(folder / 'config.json')['options']
-            assert (made['lr'], made['epochs']) == (lr, 6)
-            assert made['tuned'] == search | dict(options=dict(lr=lr), tried=3, diverged=0)
+            assert runs.read_json(folder / 'config.json')['options']['lr'] == lr
+            assert recorded(folder) == search | dict(options=dict(lr=lr), tried=3, diverged=0)
     assert 'resnet18 on synthetic: lr 0.1, validation accuracy 60.00 %, the best of 3 settings' in err
     assert 'note: resnet18 on synthetic: lr 0.1 is the highest that was tried' in err
     assert 'note: twistnet18' not in err
-    assert len(lines_of(tmp_path, 'made')) == 4, 'the trials are no runs of the grid'
     # The same command makes nothing again; neither does one whose trials were removed, for other folds.
     assert grid(tmp_path, *TUNE) == (0, '', f'4 runs in {tmp_path}: 4 complete\n')
     (tmp_path / tuning.FOLDER).rename(tmp_path / 'elsewhere')
@@ -159,15 +156,16 @@ def test_a_plan_shows_the_trials_and_what_waits_for_them(tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_search_goes_on_and_a_later_model_joins(tmp_path):
-    process = start_grid(tmp_path, *TUNE, *ONE, '--epochs', '20')
+    more = (*TUNE, '--epochs', '20')
+    process = start_grid(tmp_path, *more, *ONE, '--jobs', '1')
     wait_for(lambda: len(trials(tmp_path)) == 2)
     os.kill(process.pid, signal.SIGTERM)
     code, _, err = finish(process)
     assert (code, 'of 3 trials complete; the same command resumes' in err) == (143, True)
-    assert grid(tmp_path, *TUNE, *ONE, '--epochs', '20')[0] == 0
+    assert grid(tmp_path, *more, *ONE)[0] == 0
     assert next(iter(trials(tmp_path).values())) == 1, 'what was complete is not made again'
     before = entry(tmp_path, 'resnet18')
-    code, _, err = grid(tmp_path, *TUNE, '--epochs', '20', '--folds', '2-3', '--jobs', '4')
+    code, _, err = grid(tmp_path, *more, '--folds', '2')
     assert (code, '3 trials in' in err) == (0, True), 'of the other model'
     assert entry(tmp_path, 'resnet18') == before
     assert 'lr=0.1/synthetic_fold1_twistnet18_seed0' in trials(tmp_path), 'on the fold of the other model'
@@ -175,8 +173,8 @@ def test_an_interrupted_search_goes_on_and_a_later_model_joins(tmp_path):
 
 @pytest.mark.slow
 def test_a_setting_that_diverges_is_tried_once_and_not_chosen(tmp_path):
-    tune = ('--tune', 'lr=0.01,10,100')  # the stand-in's loss is not finite from 10 on
-    code, _, err = grid(tmp_path, *tune, '--jobs', '2')
+    tune = ('--tune', 'lr=0.01,10,100', '--jobs', '4')  # the stand-in's loss is not finite from 10 on
+    code, _, err = grid(tmp_path, *tune)
     assert code == 0, err
     assert [trial['val_acc'] for trial in entry(tmp_path, 'resnet18')['trials']] == [50.0, None, None]
     assert recorded(tmp_path / 'synthetic_fold2_resnet18_seed42')['diverged'] == 2
@@ -187,17 +185,12 @@ def test_a_setting_that_diverges_is_tried_once_and_not_chosen(tmp_path):
     # Another configuration may train: what is said of the first is not said of it.
     _, out, _ = grid(tmp_path, *tune, '--clip_grad', '0.5', '--force', '--dry_run')
     assert states_in(out)[2:6] == ['new'] * 4
-    code, _, err = grid(tmp_path / 'all', '--tune', 'lr=10,100', *ONE)
-    assert (code, err.splitlines()[-1].startswith('run_all.py: error: --tune: resnet18 diverges with')) == (1, True)
 
 
 @pytest.mark.slow
 def test_a_search_may_be_widened_or_forced(tmp_path):
     folder = tmp_path / 'synthetic_fold1_resnet18_seed42'
     assert grid(tmp_path, *TUNE, *ONE)[0] == 0
-    code, out, err = grid(tmp_path, '--tune', 'lr=0.1', *ONE)
-    assert (code, out, err.count('\n')) == (1, '', 1)
-    assert 'is of another search (tune lr=0.001,0.01,0.1 -> lr=0.1)' in err
     # A wider search after the file is deleted keeps the trials, and the run if the choice is the same.
     (tmp_path / tuning.FILE).unlink()
     code, _, err = grid(tmp_path, '--tune', 'lr=0.001,0.01,0.1,0.05', *ONE)
@@ -206,11 +199,12 @@ def test_a_search_may_be_widened_or_forced(tmp_path):
     assert recorded(folder)['tried'] == 4
     assert len(lines_of(tmp_path, 'made')[folder.name]) == 1
     # --force tunes all models of the file again, with any search; an interrupted one then resumes without --force.
-    process = start_grid(tmp_path, '--tune', 'lr=0.05,0.02', *ONE, '--epochs', '60', '--force')
+    other = ('--tune', 'lr=0.05,0.02', *ONE, '--epochs', '30')
+    process = start_grid(tmp_path, *other, '--force')
     wait_for(lambda: 'lr=0.02/synthetic_fold1_resnet18_seed0' in trials(tmp_path))
     os.kill(process.pid, signal.SIGTERM)
     assert 'the same command without --force resumes' in finish(process)[2]
-    code, _, err = grid(tmp_path, '--tune', 'lr=0.05,0.02', *ONE, '--epochs', '60')
+    code, _, err = grid(tmp_path, *other)
     assert (code, '1 complete, 1 ' in err) == (0, True)
     assert (tuned(tmp_path)['tune'], entry(tmp_path, 'resnet18')['chosen']) == ('lr=0.05,0.02', dict(lr=0.05))
 
@@ -241,44 +235,24 @@ def test_several_grids_on_one_folder_make_each_run_once_and_write_one_file(tmp_p
 
 def test_slurm_gets_the_trials_and_then_the_grid(tmp_path, monkeypatch):
     submitted = []
-    monkeypatch.setattr(run_all, 'submit', lambda args, todo, noun: submitted.append((noun, args.run_dir, todo)))
+    monkeypatch.setattr(run_all, 'submit', lambda args, todo, noun: submitted.append((noun, todo)))
     argv = (tmp_path, '--launcher', 'slurm', '--tune', 'lr=0.1,0.2')
     assert grid(*argv)[2].endswith(f'4 runs in {tmp_path}: 4 not tuned\n')
-    ((noun, run_dir, todo),) = submitted
-    assert (noun, run_dir, len(todo)) == ('trial', tmp_path / 'tune', 4)
-    for run in todo:
-        if run.options['model'] == 'resnet18':  # whose trials end first
-            write_run(run.folder, run.command[2:], best_val_acc=100 * run.options['lr'])
+    ((noun, todo),) = submitted
+    assert (noun, len(todo)) == ('trial', 4)
+    for made in todo:
+        if made.options['model'] == 'resnet18':  # whose trials end first
+            write_run(made.folder, made.command[2:], best_val_acc=100 * made.options['lr'])
     assert f'4 runs in {tmp_path}: 2 new, 2 not tuned' in grid(*argv)[2]
-    assert [(noun, len(todo)) for noun, _, todo in submitted[1:]] == [('trial', 2), ('run', 2)]
-    assert {(run.options['model'], run.options['lr']) for run in submitted[-1][2]} == {('resnet18', 0.2)}
+    assert [(noun, len(todo)) for noun, todo in submitted[1:]] == [('trial', 2), ('run', 2)]
+    assert {(run.options['model'], run.options['lr']) for run in submitted[-1][1]} == {('resnet18', 0.2)}
 
 
-@pytest.mark.slow
-def test_a_search_of_real_runs_ends_in_one_table(tree, tmp_path, capsys):
-    argv = ['--dataset', 'dtd', '--data_dir', tree, '--run_dir', tmp_path / 'runs', '--models', 'resnet18']
-    argv += ['--img_size', '32', '--batch_size', '8', '--epochs', '4', '--warmup_epochs', '0', '--num_workers', '0']
-    argv += ['--clip_grad', '0', '--weight_decay', '10', '--tune', 'lr=1000,0.01']
-    image = tree / 'images' / 'class0' / 'class0_0015.jpg'  # tested in fold 1
-    whole = image.read_bytes()
-    image.write_bytes(b'torn')
-    code, _, err = run_grid(*argv, train=run_all.TRAIN)
-    assert (code, 'class0_0015.jpg: cannot be read as an image' in err) == (1, True), "train.py's own words"
-    assert err.splitlines()[-1] == 'run_all.py: error: 1 of 2 trials failed; the same command tries them again'
-    image.write_bytes(whole)
-    code, _, err = run_grid(*argv, train=run_all.TRAIN)
-    assert (code, '1 diverged, 1 interrupted' in err) == (0, True), err
-    assert 'summarize_runs.py --run_dir' in err.splitlines()[-1]
-    made = tuned(tmp_path / 'runs')['datasets']['dtd']['models']['resnet18']
-    assert (made['chosen'], made['trials'][0]['val_acc']) == (dict(lr=0.01), None)
+def test_train_py_records_how_it_was_tuned_and_tables_say_so(tree, tmp_path, tiny, capsys):
+    search = dict(tune='lr=1000.0,0.01', fold=1, seed=0, options=dict(lr=0.01), tried=2, diverged=1)
+    folder, _ = run(tree, tmp_path / 'runs', '--lr', '0.01', '--tuned', json.dumps(search))
+    assert recorded(folder) == search
     summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(tmp_path / 'runs'), '--val']))
     out = capsys.readouterr().out
-    assert out.startswith('4 epochs, 32 px, from scratch, lr tuned\n')
-    assert '2 settings (lr 1000.0, 0.01): ResNet-18 lr 0.01 (1 of 2 diverged).' in out
-    # The images of test sets count by their names alone.
-    image.write_bytes(whole + b' ')
-    assert run_grid(*argv, train=run_all.TRAIN) == (0, '', f'1 run in {tmp_path}/runs: 1 complete\n')
-    trained = image.with_name('class0_0000.jpg')
-    trained.write_bytes(trained.read_bytes() + b' ')
-    code, _, err = run_grid(*argv, train=run_all.TRAIN)
-    assert (code, 'dtd_fold1_resnet18_seed42 holds a run of other images' in err) == (1, True)
+    assert out.startswith('3 epochs, 32 px, from scratch, lr tuned\n')
+    assert '2 settings (lr 1000.0, 0.01): Tiny lr 0.01 (1 of 2 diverged).' in out
