@@ -96,18 +96,15 @@ def block_information(z: np.ndarray, rng: np.random.Generator) -> dict[str, np.n
         pairs = places(condition, height, width)
         if not len(pairs):
             continue
+        kinds = different, [] if condition == IN_PLACE else same
         total = np.zeros((heads, 2, 1 + HALVES))
         for _ in range(DRAWS):
             p, q = pairs[rng.integers(len(pairs), size=count)].T
             partner = np.roll(rows, 1) if condition == 'other image' else rows
             x = normal_scores(flat[rows, :, :, p], rng)  # (N, heads, c_red)
             y = normal_scores(flat[partner, :, :, q], rng)
-            for head in range(heads):
-                total[head, 0] += [pair_mean(x[s, head], y[s, head], different) for s in subsets]
-                if condition != IN_PLACE:
-                    total[head, 1] += [pair_mean(x[s, head], y[s, head], same) for s in subsets]
-        if condition == IN_PLACE:
-            total[:, 1] = math.nan
+            for head, which in np.ndindex(heads, 2):
+                total[head, which] += [pair_mean(x[s, head], y[s, head], kinds[which]) for s in subsets]
         found[condition] = total / DRAWS
     return found
 
