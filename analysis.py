@@ -54,19 +54,6 @@ QUESTIONS = {
 }
 
 
-def read_images(subject: TrainedModel, data: EvaluationData, copies: str | None, with_val: bool) -> HeldOut:
-    """The test images of the fold, followed by those of validation if asked."""
-    splits = data.splits
-    items = splits.test + (splits.val if with_val else [])
-    kept = without_copies(items, copies)
-    labels = np.array([label for _, label in kept])
-    if with_val:
-        trace.need_two(labels, splits.classes, 'validation and test together')
-    images = torch.stack([subject.view(open_image(path, data.bits)) for path, _ in kept])
-    n_test, statistics = len(set(kept) & set(splits.test)), subject.preprocessing.statistics
-    return HeldOut(images, labels, n_test, len(items) - len(kept), statistics)
-
-
 def without_copies(items: list[tuple[Path, int]], pattern: str | None) -> list[tuple[Path, int]]:
     """Of the images of a class whose file names begin with the same match of the pattern, the first."""
     first: dict = {}
@@ -128,7 +115,7 @@ def asked(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def prepare(args: argparse.Namespace) -> tuple[TrainedModel, HeldOut, EvaluationData]:
-    """The model, the images that did not train it and where they are from."""
+    """The model, the images that the questions asked read, and where they are from."""
     options.check_bounds(args, seed=(0, 2**32 - 1))
     try:
         re.compile(args.copies or '')
@@ -138,8 +125,15 @@ def prepare(args: argparse.Namespace) -> tuple[TrainedModel, HeldOut, Evaluation
     trace.need(subject)
     data = trained.data_of(args, subject)
     subject.model.to(distributed.setup(args.device, args.seed))
-    with_val = not all(QUESTIONS[key].test_only for key in asked(args))
-    return subject, read_images(subject, data, args.copies, with_val), data
+    splits, test_only = data.splits, all(QUESTIONS[key].test_only for key in asked(args))
+    items = splits.test + ([] if test_only else splits.val)
+    kept = without_copies(items, args.copies)
+    labels = np.array([label for _, label in kept])
+    if not test_only:
+        trace.need_two(labels, splits.classes, 'validation and test together')
+    images = torch.stack([subject.view(open_image(path, data.bits)) for path, _ in kept])
+    n_test, statistics = len(set(kept) & set(splits.test)), subject.preprocessing.statistics
+    return subject, HeldOut(images, labels, n_test, len(items) - len(kept), statistics), data
 
 
 def answer(args: argparse.Namespace, subject: TrainedModel, held_out: HeldOut, data: EvaluationData) -> dict:

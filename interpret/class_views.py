@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.cluster.hierarchy import dendrogram, linkage
 from sklearn.manifold import TSNE
-from sklearn.metrics import silhouette_samples
+from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from common.drawing import COLORS, MARKERS, PAGE, Axes, Figure, frame, heat_map, plt, readable
@@ -169,9 +170,7 @@ def plot_classes(subject: TrainedModel, survey: Survey) -> Figure:
     name = list(blocks_of(subject.model))[-1]
     heads, pairs = survey.products.shape[1:]
     flat = survey.products.reshape(len(survey.labels), -1)
-    means = class_means(flat, survey.labels)
-    spread = means.std(0)
-    values = (means - means.mean(0)) / np.where(spread > 0, spread, 1)
+    values = StandardScaler().fit_transform(class_means(flat, survey.labels))
     tree = linkage(values, 'average', optimal_ordering=True)
     classes = subject.classes
     figure = plt.figure(figsize=(PAGE[0], max(1.8, height_of(classes) + 0.5)), layout='constrained')
@@ -225,29 +224,26 @@ def plot_tsne(subject: TrainedModel, survey: Survey) -> Figure:
     scaled = survey.features / np.linalg.norm(survey.features, axis=1, keepdims=True).clip(1e-12)
     perplexity = min(30.0, max(2.0, len(scaled) / 5))
     plane = TSNE(perplexity=perplexity, init='pca', random_state=0, n_jobs=1).fit_transform(scaled)
-    right, near = silhouette_samples(scaled, survey.labels), neighbours_right(scaled, survey.labels)
+    near = neighbours_right(scaled, survey.labels)
     classes = len(subject.classes)
-    height = max(3.4, height_of(subject.classes) + 0.4)
-    figure = plt.figure(figsize=(PAGE[0], height), layout='constrained')
+    figure = plt.figure(figsize=(PAGE[0], max(3.4, height_of(subject.classes) + 0.4)), layout='constrained')
     scatter, bars = figure.subplots(1, 2, width_ratios=[1.7, 1])
-    for label in range(classes):
-        scatter.plot(*plane[survey.labels == label].T, linestyle='none', ms=3.2, mew=0.6, **class_style(label))
-    scatter.set(xticks=[], yticks=[], aspect='equal', adjustable='box', anchor='N')
-    scatter.spines[:].set_visible(True)
-    scatter.set_title(f't-SNE, perplexity {perplexity:.0f}')
     share = 100 * class_means(near, survey.labels)
     bars.barh(range(classes), share, 0.7, color='#80BFE8', edgecolor='black', linewidth=0.4)
     for label in range(classes):
-        spot = dict(transform=bars.get_yaxis_transform(), clip_on=False, ms=3.6, mew=0.6)
-        bars.plot(-0.045, label, linestyle='none', **spot, **class_style(label))
+        style = dict(linestyle='none', mew=0.6, **class_style(label))
+        scatter.plot(*plane[survey.labels == label].T, ms=3.2, **style)
+        bars.plot(-0.045, label, ms=3.6, transform=bars.get_yaxis_transform(), clip_on=False, **style)
+    scatter.set(xticks=[], yticks=[], aspect='equal', adjustable='box', anchor='N')
+    scatter.spines[:].set_visible(True)
+    scatter.set_title(f't-SNE, perplexity {perplexity:.0f}')
     list_classes(bars, subject.classes)
     bars.tick_params(axis='y', pad=12)
     chance = 100 * float((np.bincount(survey.labels)[survey.labels] - 1).mean()) / (len(survey.labels) - 1)
     bars.axvline(chance, color='black', linewidth=0.8, linestyle=(0, (3, 2)))
     bars.set(xlim=(0, 100), ylim=(classes - 0.4, -0.6), xlabel='neighbours of the same class (%)')
-    bars.set_title(
-        f'all images: {100 * near.mean():.1f} %; silhouette {right.mean():+.2f}'.replace('-', '\N{MINUS SIGN}')
-    )
+    silhouette = f'{silhouette_score(scaled, survey.labels):+.2f}'.replace('-', '\N{MINUS SIGN}')
+    bars.set_title(f'all images: {100 * near.mean():.1f} %; silhouette {silhouette}')
     notes = [
         f'Left: the {survey.features.shape[1]} features that the classifier reads, at unit length; distances between '
         f'groups mean nothing. Right, in all {survey.features.shape[1]} dimensions: share of the {NEIGHBOURS} nearest '

@@ -41,12 +41,7 @@ def beside_image(
 ) -> tuple[Figure, np.ndarray]:
     """A figure with the image as the model sees it and the prediction on the left, and a grid of axes without ticks.
 
-    Args:
-        rows, columns: the labels of the grid.
-        cell: height of a row, inches.
-
-    Returns:
-        the figure, and its axes as an array (rows, columns).
+    Rows and columns are given by their labels, `cell` is the height of a row in inches; the axes are an array.
     """
     size = min(PAGE[0], 1.8 + 1.02 * cell * len(columns)), cell * len(rows)
     figure = plt.figure(figsize=size, layout='constrained')
@@ -97,10 +92,7 @@ def plot_interaction(subject: TrainedModel, image: Image.Image) -> Figure:
 def overlay(axes: Axes, image: np.ndarray, response: np.ndarray, cells: np.ndarray) -> None:
     """Draw a map of cells over the image: the colour is the response, the shading the image.
 
-    Args:
-        image: (H, W) in [0, 1].
-        response: (h, w), whose range over `cells` is the range of colours.
-        cells: (h, w) bool; the cells to colour. The highest quarter of them is outlined.
+    The image (H, W) is in [0, 1]. Of the response (h, w), `cells` are coloured and the highest quarter is outlined.
     """
     shown = response[cells]
     low, high = shown.min(), shown.max()

@@ -119,11 +119,7 @@ def need_two(labels: np.ndarray, classes: list[str], where: str) -> None:
 
 @torch.inference_mode()
 def observe(model: nn.Module, images: torch.Tensor) -> Record:
-    """One forward pass of a model, which is put into evaluation mode, with the tensors of its blocks with STCI.
-
-    Args:
-        images: (B, 3, H, W), normalised.
-    """
+    """One forward pass of normalised images (B, 3, H, W); puts the model into evaluation mode."""
     if not hasattr(model, 'forward_features') or not hasattr(model, 'forward_head'):
         raise ModelError("features need forward_features and forward_head, as timm's models have; this one has not")
     kept: dict[nn.Module, tuple] = {}

@@ -71,22 +71,25 @@ def effective_kernels(twist: Twist) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- rotated textures
 
 
+def middle(image: Image.Image, side: int) -> Image.Image:
+    """The square in the middle of an image."""
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
 def rotate(image: Image.Image, angle: float) -> Image.Image:
     """Rotate an image clockwise, by degrees, and crop the square that contains no corner at any angle."""
     side = int(min(image.size) / math.sqrt(2)) - 1
     if side < 2:
         raise RunError(f'--image: {image.width} {TIMES} {image.height} pixels are too small to be rotated')
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.rotate(-angle, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+    return middle(image.rotate(-angle, Image.Resampling.BICUBIC), side)
 
 
 def rotated_streaks(index: int, angle: float, side: int) -> Image.Image:
     """A texture of streaks along `angle`, CELLS / PERIOD periods wide, rotated at four times its size to stay sharp."""
     texture = Image.fromarray(synthetic.draw(STREAKS, index)).convert('RGB')
     fine = rotate(texture.resize((4 * synthetic.SIZE, 4 * synthetic.SIZE), Image.Resampling.BICUBIC), angle)
-    kept = 4 * CELLS * STREAKS_PERIOD // PERIOD
-    edge = (fine.width - kept) // 2
-    return fine.crop((edge, edge, edge + kept, edge + kept)).resize((side, side), Image.Resampling.BICUBIC)
+    return middle(fine, 4 * CELLS * STREAKS_PERIOD // PERIOD).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def standardise(values: torch.Tensor) -> torch.Tensor:

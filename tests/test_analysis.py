@@ -150,11 +150,6 @@ def informed(z):
     return result
 
 
-def test_channels_without_common_information_share_none():
-    z = np.maximum(np.random.default_rng(1).standard_normal((120, 4, 3, 4, 4)), 0).astype(np.float32)
-    assert not [test for test in questions.tests_in(informed(z)) if findings.shown(test)]
-
-
 def test_information_is_found_at_its_displacement_and_nowhere_else():
     z = np.random.default_rng(1).standard_normal((120, 4, 3, 4, 4)).astype(np.float32)
     for head, (dy, dx) in enumerate(DIRECTIONS):  # z_1(p + d) = z_0(p)
@@ -286,46 +281,44 @@ def test_rotation_with_the_twists_is_compared_with_rotation_without_them():
     model = net()
     held = images_of(model)
     result = questions.measure_spiral(subject_of(model), held, 0)
-    plain = questions.edited(model, questions.remove_twist)
-    loss = [[questions.outcome(m, held, turns)['loss'] for turns in (0, 1)] for m in (model, plain)]
-    expected = (loss[0][1] - loss[0][0]) - (loss[1][1] - loss[1][0])
-    assert result['across']['loss']['value'] == pytest.approx(expected.mean())
-    moved = result['across']['right']['value']
-    accuracy = {name: change['accuracy'] for name, change in result['changes'].items()}
-    with_twists = accuracy['images rotated by 90°'] - result['accuracy']
-    without = accuracy['rotated, twists replaced by identity'] - accuracy['twists replaced by identity']
-    assert moved == pytest.approx(with_twists - without)
-    acts = findings.shown(result['across']['right']) or findings.shown(result['across']['loss'])
+    both = model, questions.edited(model, questions.remove_twist)
+    (old, new), (old_plain, new_plain) = [[questions.outcome(m, held, turns) for turns in (0, 1)] for m in both]
+    for key, unit in (('right', 100), ('loss', 1)):
+        means = [one[key].mean() for one in (old, new, old_plain, new_plain)]
+        expected = (means[1] - means[0]) - (means[3] - means[2])
+        assert result['across'][key]['value'] == pytest.approx(unit * expected)
+    acts = any(map(findings.shown, result['across'].values()))
     verdict = findings.describe_changes(result).verdict
     assert f'rotation {"" if acts else "not "}shown to act differently with twists' in verdict
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('kwargs', 'changes'), [(dict(use_spiral=False), 1), (dict(use_products=False), 1), (dict(directional=False), 3)]
+    ('kwargs', 'changes', 'reference'),
+    [
+        (dict(use_spiral=False), 1, 'products in place'),
+        (dict(use_products=False), 1, None),
+        (dict(directional=False), 3, 'displaced products'),
+    ],
 )
-def test_a_model_without_directions_has_no_tests_of_them(kwargs, changes):
-    model = net(**kwargs)
-    held = images_of(model, 48)
-    spiral = questions.measure_spiral(subject_of(model), held, 0)
+def test_a_model_without_directions_has_no_tests_of_them(kwargs, changes, reference):
+    subject = subject_of(net(**kwargs))
+    held = images_of(subject.model, 48)._replace(labels=np.arange(48) % 3)
+    spiral = questions.measure_spiral(subject, held, 0)
     assert len(spiral['changes']) == changes
     assert 'images rotated by 90°' in spiral['changes']
     assert not any('permuted' in name for name in spiral['changes'])
-    information = questions.measure_information(subject_of(model), held, 0)
-    told = ' '.join(findings.describe_information(information))
+    told = ' '.join(findings.describe_information(questions.measure_information(subject, held, 0)))
     assert '45°, the same channel' in told
     assert 'own direction' not in told
     assert 'across' not in told
-
-
-def test_probes_of_a_model_without_twists_are_compared_with_products_in_place():
-    held = images_of(net(), 24)._replace(labels=np.arange(24) % 3)
-    result = questions.measure_features(subject_of(net(use_spiral=False)), held, 0)
-    told = ' '.join(findings.describe_features(result))
-    assert 'products in place less Gram matrix' in told
-    assert 'isplaced' not in told
-    with pytest.raises(ModelError, match='small has no products'):
-        questions.measure_features(subject_of(net(use_products=False)), held, 0)
+    if reference:
+        told = ' '.join(findings.describe_features(questions.measure_features(subject, held, 0)))
+        assert f'{reference} less Gram matrix' in told
+        assert ('isplaced' in told) == (reference == 'displaced products')
+    else:
+        with pytest.raises(ModelError, match='small has no products'):
+            questions.measure_features(subject, held, 0)
 
 
 def test_the_least_change_that_could_be_shown_is_the_least_that_holm_would_pass():
@@ -461,6 +454,7 @@ def test_the_start_of_the_gates_is_not_known_where_weights_may_have_brought_othe
         ('--checkpoint none.pt', 'no such checkpoint'),
         ('--checkpoint resnet/best.pt', 'resnet18, which has no STCI branch'),
         ('--checkpoint run/best.pt --fold 2', 'was trained on fold 1'),
+        ('--checkpoint run/best.pt --data_dir other', '--data_dir other: its images or lists are others'),
         ('--checkpoint run/best.pt --seed -1', '--seed -1 must be from 0 to'),
         ('--checkpoint run/best.pt --copies (', '--copies (: '),
         ('--checkpoint run/best.pt --copies class.', "class 'class0' has 1 image;"),
@@ -476,6 +470,8 @@ def test_mistakes_are_named_in_one_line(trained, argv, message):
         make_checkpoint(Path('resnet'), Path('tree'), 'resnet18')
     if 'alone' in argv:
         make_checkpoint(Path('alone'), Path('tree'), config=False)
+    if 'other' in argv:
+        make_dtd(Path('other'))
     if message.endswith('.jpg'):
         Path('tree/images/class0', message).write_text('no image')
     with pytest.raises(UserError) as error:
