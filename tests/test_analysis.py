@@ -266,6 +266,17 @@ def test_images_are_rotated_by_a_quarter_turn():
     assert np.allclose(questions.outcome(model, held, 1)['loss'], questions.outcome(model, turned)['loss'])
 
 
+def test_accuracy_is_compared_image_by_image_with_the_exact_test():
+    before, after = np.ones(20, bool), np.arange(20) >= 8
+    found = statistics.mcnemar(before, after)
+    assert (found['value'], found['lost'], found['gained']) == (-40, 8, 0)
+    assert found['p'] == pytest.approx(2 * 0.5**8)
+    assert found['low'] < -40 < found['high'] < 0
+    same = statistics.mcnemar(before, before)
+    assert same['p'] == 1
+    assert same['low'] < 0 < same['high']  # nothing seen among 20 is no proof of nothing
+
+
 def images_of(model, count=12):
     """Test images of three classes, which the model knows half of the time."""
     images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8)
@@ -283,10 +294,12 @@ def test_rotation_with_the_twists_is_compared_with_rotation_without_them():
     result = questions.measure_spiral(subject_of(model), held, 0)
     both = model, questions.edited(model, questions.remove_twist)
     (old, new), (old_plain, new_plain) = [[questions.outcome(m, held, turns) for turns in (0, 1)] for m in both]
-    for key, unit in (('right', 100), ('loss', 1)):
-        means = [one[key].mean() for one in (old, new, old_plain, new_plain)]
+    changed = result['changes']['images rotated by 90°']
+    for key, unit, name in (('right', 100, 'accuracy_change'), ('loss', 1, 'loss_change')):
+        means = [unit * one[key].mean() for one in (old, new, old_plain, new_plain)]
+        assert changed[name]['value'] == pytest.approx(means[1] - means[0])
         expected = (means[1] - means[0]) - (means[3] - means[2])
-        assert result['across'][key]['value'] == pytest.approx(unit * expected)
+        assert result['across'][key]['value'] == pytest.approx(expected)
     acts = any(map(findings.shown, result['across'].values()))
     verdict = findings.describe_changes(result).verdict
     assert f'rotation {"" if acts else "not "}shown to act differently with twists' in verdict
