@@ -22,7 +22,6 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,17 +32,15 @@ from common import distributed, options, runs
 from common.drawing import Figure, save
 from common.errors import RunError, UserError, user_errors
 from common.images import open_image
-from common.results import initial_gate
 from common.runs import counted
 from interpret import findings, questions, trace
 from interpret.questions import HeldOut
 from training import trained
-from training.loader import ImageList
-from training.trained import TrainedModel
+from training.trained import EvaluationData, TrainedModel
 
 
 class Question(NamedTuple):
-    measure: Callable[..., dict]  # of the model, the images and the settings
+    measure: Callable[[TrainedModel, HeldOut, int], dict]  # the int is the seed
     describe: Callable[[dict], findings.Finding]
     draw: Callable[[dict, str], Figure]
     test_only: bool = False  # reads the test images alone
@@ -52,23 +49,9 @@ class Question(NamedTuple):
 QUESTIONS = {
     'information': Question(questions.measure_information, findings.describe_information, findings.draw_information),
     'features': Question(questions.measure_features, findings.describe_features, findings.draw_features),
-    'spiral': Question(questions.measure_spiral, findings.describe_changes, findings.draw_spiral, test_only=True),
-    'gates': Question(questions.measure_gates, findings.describe_gates, findings.draw_gates, test_only=True),
+    'spiral': Question(questions.measure_spiral, findings.describe_changes, findings.draw_changes, test_only=True),
+    'gates': Question(questions.measure_gates, findings.describe_changes, findings.draw_changes, test_only=True),
 }
-
-
-def read_images(subject: TrainedModel, settings: dict, with_val: bool) -> HeldOut:
-    """The test images of the fold, followed by those of validation if asked; settings: of trained.data_of; copies."""
-    splits = settings['splits']
-    items = splits.test + (splits.val if with_val else [])
-    kept = without_copies(items, settings['copies'])
-    labels = np.array([label for _, label in kept])
-    if with_val:
-        trace.need_two(labels, splits.classes, 'validation and test together')
-    data = ImageList(kept, lambda image, _: subject.view(image), partial(open_image, bits=settings['bits']))
-    images = torch.stack([data[i][0] for i in range(len(data))])
-    n_test, statistics = len(set(kept) & set(splits.test)), subject.preprocessing.statistics
-    return HeldOut(images, labels, n_test, len(items) - len(kept), statistics)
 
 
 def without_copies(items: list[tuple[Path, int]], pattern: str | None) -> list[tuple[Path, int]]:
@@ -131,31 +114,35 @@ def asked(args: argparse.Namespace) -> tuple[str, ...]:
     return tuple(QUESTIONS) if args.question == 'all' else (args.question,)
 
 
-def prepare(args: argparse.Namespace) -> tuple[TrainedModel, HeldOut, dict]:
-    """The model, the images that did not train it and the settings of the questions."""
+def prepare(args: argparse.Namespace) -> tuple[TrainedModel, HeldOut, EvaluationData]:
+    """The model, the images that the questions asked read, and where they are from."""
     options.check_bounds(args, seed=(0, 2**32 - 1))
     try:
         re.compile(args.copies or '')
     except re.error as error:
         raise RunError(f'--copies {args.copies}: {error}') from error
     subject = trained.load(args.checkpoint, args.imports)
-    trace.need_stci(subject)
+    trace.need(subject)
     data = trained.data_of(args, subject)
-    settings = data._asdict() | dict(seed=args.seed, copies=args.copies)
-    results = runs.read_json(subject.path.with_name('results.json'))
-    settings['initial_gate'] = initial_gate(subject.name, subject.config, results)
     subject.model.to(distributed.setup(args.device, args.seed))
-    with_val = not all(QUESTIONS[key].test_only for key in asked(args))
-    return subject, read_images(subject, settings, with_val), settings
+    splits, test_only = data.splits, all(QUESTIONS[key].test_only for key in asked(args))
+    items = splits.test + ([] if test_only else splits.val)
+    kept = without_copies(items, args.copies)
+    labels = np.array([label for _, label in kept])
+    if not test_only:
+        trace.need_two(labels, splits.classes, 'validation and test together')
+    images = torch.stack([subject.view(open_image(path, data.bits)) for path, _ in kept])
+    n_test, statistics = len(set(kept) & set(splits.test)), subject.preprocessing.statistics
+    return subject, HeldOut(images, labels, n_test, len(items) - len(kept), statistics), data
 
 
-def answer(args: argparse.Namespace, subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
+def answer(args: argparse.Namespace, subject: TrainedModel, held_out: HeldOut, data: EvaluationData) -> dict:
     """The contents of report.json: the questions that the options ask and their answers."""
     answers, not_answered = {}, {}
     for key in asked(args):
         print(f'{key} ..', file=sys.stderr)
         try:
-            answers[key] = QUESTIONS[key].measure(subject, held_out, settings)
+            answers[key] = QUESTIONS[key].measure(subject, held_out, args.seed)
         except UserError as error:  # a model without products, say
             if args.question != 'all':
                 raise
@@ -163,11 +150,11 @@ def answer(args: argparse.Namespace, subject: TrainedModel, held_out: HeldOut, s
     return dict(
         checkpoint=str(args.checkpoint),
         model=subject.name,
-        dataset=settings['dataset'],
-        label=settings['label'],
-        fold=settings['fold'],
+        dataset=data.dataset,
+        label=data.label,
+        fold=data.fold,
         seed=args.seed,
-        caution=settings['caution'],
+        caution=data.caution,
         copies=args.copies,
         n_copies=held_out.n_copies,
         epoch=subject.epoch,
@@ -182,9 +169,9 @@ def answer(args: argparse.Namespace, subject: TrainedModel, held_out: HeldOut, s
 
 
 def main(args: argparse.Namespace) -> None:
-    subject, held_out, settings = prepare(args)
+    prepared = prepare(args)
     args.save_dir.mkdir(parents=True, exist_ok=True)  # before the minutes that the answers take
-    report = answer(args, subject, held_out, settings)
+    report = answer(args, *prepared)
     runs.write_json(args.save_dir / 'report.json', report)
     runs.write_atomic(args.save_dir / 'report.md', report_text(report).encode(errors='replace'))
     for key, result in report['questions'].items():

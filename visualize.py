@@ -29,19 +29,19 @@ from training import trained
 class View(NamedTuple):
     draw: Callable[..., Figure]  # of the model and `takes`
     takes: str | None = None  # 'image', 'optional image' or 'survey', one pass over a data set
-    any_model: bool = False  # works without STCI
+    part: str | None = ''  # of STCI, as trace.need has it: '' for any STCI; None: works for any model
 
 
 # To add a view: a function in interpret/ and its entry here.
 VIEWS = {
-    'interaction': View(image_views.plot_interaction, 'image'),
-    'response': View(image_views.plot_response, 'image'),
-    'features': View(image_views.plot_features, 'image', any_model=True),
-    'kernels': View(twist_views.plot_kernels),
-    'direction': View(twist_views.plot_direction, 'optional image'),
-    'selection': View(class_views.plot_class_selection, 'survey'),
-    'classes': View(class_views.plot_classes, 'survey'),
-    'tsne': View(class_views.plot_tsne, 'survey', any_model=True),
+    'interaction': View(image_views.plot_interaction, 'image', 'products'),
+    'response': View(image_views.plot_response, 'image', 'directions'),
+    'features': View(image_views.plot_features, 'image', None),
+    'kernels': View(twist_views.plot_kernels, None, 'directions'),
+    'direction': View(twist_views.plot_direction, 'optional image', 'directions'),
+    'selection': View(class_views.plot_class_selection, 'survey', 'AIS'),
+    'classes': View(class_views.plot_classes, 'survey', 'products'),
+    'tsne': View(class_views.plot_tsne, 'survey', None),
 }
 
 
@@ -55,8 +55,8 @@ def main(args: argparse.Namespace) -> None:
 
     def draw(name: str) -> Figure:
         view = VIEWS[name]
-        if not view.any_model:
-            trace.need_stci(subject)
+        if view.part is not None:
+            trace.need(subject, view.part)
         if view.takes == 'image' and image is None:
             raise RunError(f'{name} needs --image, the picture to look at')
         inputs = [] if view.takes is None else [survey() if view.takes == 'survey' else image]

@@ -1,18 +1,18 @@
 """The views of visualize.py over a data set: selection by block and class, class patterns, t-SNE of the features."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
 from scipy.cluster.hierarchy import dendrogram, linkage
 from sklearn.manifold import TSNE
-from sklearn.metrics import silhouette_samples
+from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from common.drawing import COLORS, MARKERS, PAGE, Axes, Figure, frame, heat_map, plt, readable
-from common.errors import ModelError
 from common.images import open_image
 from common.registry import model_label
 from interpret import trace
@@ -33,30 +33,24 @@ class Survey(NamedTuple):
     labels: np.ndarray  # (n,) class indices
     features: np.ndarray  # (n, num_features)
     accuracy: float  # percent
-    signatures: dict[str, np.ndarray]  # by block: means over the map before selection, (n, heads, channels per head)
-    selection: dict[str, np.ndarray]  # by block: AIS's weights, the same shape; empty without AIS
-    c_red: int  # 0 without blocks
+    selection: dict[str, np.ndarray]  # by block: AIS's weights, (n, heads, channels per head); empty without AIS
+    c_red: int = 0  # of the channels per head, those of first order, which come first
+    products: np.ndarray | None = None  # of the last block: means over the map, (n, heads, products per head)
 
 
 def survey_subset(subject: TrainedModel, args: argparse.Namespace) -> Survey:
-    """Run the model over a subset of a data set.
-
-    Args:
-        args: of trained.data_of; subset.
-
-    Raises:
-        RunError: as trained.data_of. DataError: the data set cannot be read, or a class has one image in the subset.
-    """
+    """Run the model over a subset of a data set; args: of trained.data_of; subset."""
     data = trained.data_of(args, subject)
-    splits, fold, subset = data.splits, data.fold, args.subset or 'test'
-    items = getattr(splits, subset)
+    subset = args.subset or 'test'
+    items = getattr(data.splits, subset)
     labels = np.array([label for _, label in items])
-    trace.need_two(labels, splits.classes, f'the {subset} set of fold {fold} of {data.data_dir or data.dataset}')
+    where = f'the {subset} set of fold {data.fold} of {data.data_dir or data.dataset}'
+    trace.need_two(labels, data.splits.classes, where)
 
     def extract(record: trace.Record) -> dict:
         found = dict(features=record.features, logits=record.logits)
         for name, block in record.blocks.items():
-            found['signatures', name] = block.interactions.mean((-1, -2))
+            found['products'] = block.interactions[:, :, block.c_red :].mean((-1, -2))  # the last block's stay
             if block.selection is not None:
                 found['selection', name] = block.selection
         return found
@@ -65,16 +59,16 @@ def survey_subset(subject: TrainedModel, args: argparse.Namespace) -> Survey:
     batches = (
         subject.batch(open_image(path, data.bits) for path, _ in items[start : start + BATCH]) for start in starts
     )
-    arrays = trace.collect(subject.model, batches, extract)
-    caution = f', {data.caution}' if data.caution else ''
+    found = trace.collect(subject.model, batches, extract)
+    blocks, caution = blocks_of(subject.model), f', {data.caution}' if data.caution else ''
     return Survey(
         of=f'{len(items)} {subset} images of {data.label}, fold {data.fold}{caution}',
         labels=labels,
-        features=arrays['features'],
-        accuracy=100 * (arrays['logits'].argmax(1) == labels).mean(),
-        signatures={key[1]: values for key, values in arrays.items() if key[0] == 'signatures'},
-        selection={key[1]: values for key, values in arrays.items() if key[0] == 'selection'},
-        c_red=next((block.stci.c_red for block in blocks_of(subject.model).values()), 0),
+        features=found['features'],
+        accuracy=100 * (found['logits'].argmax(1) == labels).mean(),
+        selection={name: found[key] for name in blocks if (key := ('selection', name)) in found},
+        c_red=next((block.stci.c_red for block in blocks.values()), 0),
+        products=found.get('products'),
     )
 
 
@@ -96,10 +90,14 @@ def list_classes(axes: Axes, names: list[str], shift: float = 0.0) -> None:
     axes.tick_params(axis='y', length=0)
 
 
-def label_groups(axes: Axes, names: Iterable[str], widths: list[int]) -> None:
-    """Label groups of adjacent columns of a heat map, with white lines between them."""
-    edges = np.cumsum([0, *widths])
-    axes.set_xticks((edges[1:] + edges[:-1]) / 2, names)
+def class_table(
+    axes: Axes, values: np.ndarray, classes: list[str], groups: Collection[str], bound: float, label: str
+) -> None:
+    """Draw a row per class in colours from -bound to bound; groups: names of as many equal parts of the columns."""
+    heat_map(axes, values, vmin=-bound, vmax=bound, cbar_kws=dict(label=label, pad=0.01, aspect=25))
+    list_classes(axes, classes, 0.5)
+    edges = np.linspace(0, values.shape[1], len(groups) + 1)
+    axes.set_xticks((edges[1:] + edges[:-1]) / 2, groups)
     axes.tick_params(axis='x', length=0)
     for edge in edges[1:-1]:
         axes.axvline(edge, color='white', linewidth=1.5)
@@ -107,44 +105,38 @@ def label_groups(axes: Axes, names: Iterable[str], widths: list[int]) -> None:
 
 def head_names(subject: TrainedModel, heads: int) -> list[str]:
     """The direction of each head; its number where it has none."""
-    return [f'{angle}{DEGREE}' for angle in ANGLES[:heads]] if subject.directional else [*map(str, range(1, heads + 1))]
+    return [f'{angle}{DEGREE}' if subject.directional else str(head + 1) for head, angle in enumerate(ANGLES[:heads])]
 
 
-def line_height(classes: int) -> float:
-    """Inches of a row, so that 47 classes fit a page."""
-    return min(0.17, max(0.105, 6.0 / classes))
+def height_of(classes: list[str]) -> float:
+    """Inches of as many rows; 47 classes fit a page."""
+    return len(classes) * min(0.17, max(0.105, 6.0 / len(classes)))
 
 
 # ---------------------------------------------------------------------------------------------- selection
 
 
 def plot_class_selection(subject: TrainedModel, survey: Survey) -> Figure:
-    """AIS's weights and the gate of every block, and the weights by class. Raises ModelError without AIS."""
-    if not survey.selection:
-        raise ModelError(f'{subject.path}: {subject.name} has no AIS')
-    classes, gates = len(subject.classes), gates_of(subject.model)
-    height = max(1.6, line_height(classes) * classes + 0.6)
+    """AIS's weights and the gate of every block, and the weights by class."""
+    gates, c_red = gates_of(subject.model), survey.c_red
+    height = max(1.6, height_of(subject.classes) + 0.6)
     figure = plt.figure(figsize=(PAGE[0], 1.75 + height), layout='constrained')
     grid = figure.add_gridspec(2, len(survey.selection), height_ratios=[1.75, height])
     names = head_names(subject, next(iter(survey.selection.values())).shape[1])
     first, table = None, {}  # the weights of the heads by class, by the label of a group of columns
     for column, (name, weights) in enumerate(survey.selection.items()):
         axes = first = figure.add_subplot(grid[0, column], sharey=first)
-        draw_weights(axes, weights, survey.c_red, names)
+        draw_weights(axes, weights, c_red, names)
         axes.set_title(f'{name}, gate {gates[name]:.3f}')
         axes.set_ylabel('AIS weight' if column == 0 else '')
         axes.tick_params(labelleft=column == 0)
-        for order, part in (('1st', weights[:, :, : survey.c_red]), ('2nd', weights[:, :, survey.c_red :])):
+        for order, part in (('1st', weights[:, :, :c_red]), ('2nd', weights[:, :, c_red:])):
             if part.shape[2]:
                 table[f'{name}\n{order} order'] = class_means(part.mean(2), survey.labels)  # (classes, heads)
-    axes = figure.add_subplot(grid[1, :])
     values = np.concatenate([*table.values()], 1)
     values = 100 * (values - values.mean(0))
-    bound = abs(values).max()
     label = 'weight of the class above\nthe mean of classes (points of 100)'
-    heat_map(axes, values, vmin=-bound, vmax=bound, cbar_kws=dict(label=label, pad=0.01, aspect=25))
-    list_classes(axes, subject.classes, 0.5)
-    label_groups(axes, table, [len(names)] * len(table))
+    class_table(figure.add_subplot(grid[1, :]), values, subject.classes, table, abs(values).max(), label)
     notes = [
         "Top: AIS's weight of every channel, mean over images; filled: first order (z), open: products, head by head; "
         'grey: standard deviation over images. The gate is what the block lets through of its branch. Bottom: a column '
@@ -157,12 +149,12 @@ def plot_class_selection(subject: TrainedModel, survey: Survey) -> Figure:
 def draw_weights(axes: Axes, weights: np.ndarray, c_red: int, names: list[str]) -> None:
     """Draw the weights of a block by channel, (n, heads, channels), labelled by head."""
     heads, channels = weights.shape[1:]
-    mean, sd = weights.mean(0), weights.std(0)
+    mean, sd = weights.mean(0), weights.std(0)  # (heads, channels)
     x = np.arange(heads * channels).reshape(heads, channels)
-    axes.vlines(x.ravel(), (mean - sd).ravel(), (mean + sd).ravel(), color='0.75', linewidth=0.6, zorder=1)
-    circle = dict(linestyle='none', marker='o', mec=COLORS[0], mew=0.5)
-    axes.plot(x[:, c_red:].ravel(), mean[:, c_red:].ravel(), ms=1.9, mfc='white', **circle)
-    axes.plot(x[:, :c_red].ravel(), mean[:, :c_red].ravel(), ms=2.4, mfc=COLORS[0], **circle)
+    axes.vlines(x, mean - sd, mean + sd, color='0.75', linewidth=0.6, zorder=1)
+    for part, size, face in ((slice(c_red, None), 1.9, 'white'), (slice(c_red), 2.4, COLORS[0])):
+        circle = dict(marker='o', ms=size, mfc=face, mec=COLORS[0], mew=0.5)
+        axes.plot(x[:, part].ravel(), mean[:, part].ravel(), linestyle='none', **circle)
     for edge in x[1:, 0] - 0.5:
         axes.axvline(edge, color='0.6', linewidth=0.5)
     axes.set_xticks(x.mean(1), names)
@@ -175,32 +167,27 @@ def draw_weights(axes: Axes, weights: np.ndarray, c_red: int, names: list[str]) 
 
 def plot_classes(subject: TrainedModel, survey: Survey) -> Figure:
     """Mean products of each class in the last block, clustered."""
-    trace.need_products(subject)
-    name, signatures = list(survey.signatures.items())[-1]
-    products = signatures[:, :, survey.c_red :]
-    heads, pairs = products.shape[1:]
-    flat = products.reshape(len(products), -1)
-    means = class_means(flat, survey.labels)
-    spread = means.std(0)
-    values = (means - means.mean(0)) / np.where(spread > 0, spread, 1)
+    name = list(blocks_of(subject.model))[-1]
+    heads, pairs = survey.products.shape[1:]
+    flat = survey.products.reshape(len(survey.labels), -1)
+    values = StandardScaler().fit_transform(class_means(flat, survey.labels))
     tree = linkage(values, 'average', optimal_ordering=True)
-    classes = len(subject.classes)
-    figure = plt.figure(figsize=(PAGE[0], max(1.8, line_height(classes) * classes + 0.5)), layout='constrained')
+    classes = subject.classes
+    figure = plt.figure(figsize=(PAGE[0], max(1.8, height_of(classes) + 0.5)), layout='constrained')
     left, right = figure.subplots(1, 2, width_ratios=[1, 6])
     with plt.rc_context({'lines.linewidth': 0.8}):
         drawn = dendrogram(tree, ax=left, orientation='left', color_threshold=0, above_threshold_color='black')
     left.set_axis_off()
-    left.set_ylim(10 * classes, 0)
-    bar = dict(label='class mean, standardised over classes', pad=0.01, aspect=25)
-    heat_map(right, values[drawn['leaves']], vmin=-2.5, vmax=2.5, cbar_kws=bar)
-    list_classes(right, [subject.classes[label] for label in drawn['leaves']], 0.5)
+    left.set_ylim(10 * len(classes), 0)
+    order = drawn['leaves']
     names = [f'{text} head' if subject.directional else f'head {text}' for text in head_names(subject, heads)]
-    label_groups(right, names, [pairs] * heads)
+    label = 'class mean, standardised over classes'
+    class_table(right, values[order], [classes[row] for row in order], names, 2.5, label)
     notes = [
         f'Mean of the {pairs} products z_i t_j of every head over the map and the images of a class, each column '
         'standardised over the classes. Tree: average linkage of Euclidean distances. Share of the variance among '
         f'images that lies between classes: {100 * between(flat, survey.labels):.0f} % (median over products; '
-        f'{100 * (classes - 1) / (len(flat) - 1):.0f} % by chance).'
+        f'{100 * (len(classes) - 1) / (len(flat) - 1):.0f} % by chance).'
     ]
     frame(figure, title_of_survey(subject, f'Class patterns in {name}', survey), notes)
     return figure
@@ -237,29 +224,26 @@ def plot_tsne(subject: TrainedModel, survey: Survey) -> Figure:
     scaled = survey.features / np.linalg.norm(survey.features, axis=1, keepdims=True).clip(1e-12)
     perplexity = min(30.0, max(2.0, len(scaled) / 5))
     plane = TSNE(perplexity=perplexity, init='pca', random_state=0, n_jobs=1).fit_transform(scaled)
-    right, near = silhouette_samples(scaled, survey.labels), neighbours_right(scaled, survey.labels)
+    near = neighbours_right(scaled, survey.labels)
     classes = len(subject.classes)
-    height = max(3.4, line_height(classes) * classes + 0.4)
-    figure = plt.figure(figsize=(PAGE[0], height), layout='constrained')
+    figure = plt.figure(figsize=(PAGE[0], max(3.4, height_of(subject.classes) + 0.4)), layout='constrained')
     scatter, bars = figure.subplots(1, 2, width_ratios=[1.7, 1])
-    for label in range(classes):
-        scatter.plot(*plane[survey.labels == label].T, linestyle='none', ms=3.2, mew=0.6, **class_style(label))
-    scatter.set(xticks=[], yticks=[], aspect='equal', adjustable='box', anchor='N')
-    scatter.spines[:].set_visible(True)
-    scatter.set_title(f't-SNE, perplexity {perplexity:.0f}')
     share = 100 * class_means(near, survey.labels)
     bars.barh(range(classes), share, 0.7, color='#80BFE8', edgecolor='black', linewidth=0.4)
     for label in range(classes):
-        spot = dict(transform=bars.get_yaxis_transform(), clip_on=False, ms=3.6, mew=0.6)
-        bars.plot(-0.045, label, linestyle='none', **spot, **class_style(label))
+        style = dict(linestyle='none', mew=0.6, **class_style(label))
+        scatter.plot(*plane[survey.labels == label].T, ms=3.2, **style)
+        bars.plot(-0.045, label, ms=3.6, transform=bars.get_yaxis_transform(), clip_on=False, **style)
+    scatter.set(xticks=[], yticks=[], aspect='equal', adjustable='box', anchor='N')
+    scatter.spines[:].set_visible(True)
+    scatter.set_title(f't-SNE, perplexity {perplexity:.0f}')
     list_classes(bars, subject.classes)
     bars.tick_params(axis='y', pad=12)
     chance = 100 * float((np.bincount(survey.labels)[survey.labels] - 1).mean()) / (len(survey.labels) - 1)
     bars.axvline(chance, color='black', linewidth=0.8, linestyle=(0, (3, 2)))
     bars.set(xlim=(0, 100), ylim=(classes - 0.4, -0.6), xlabel='neighbours of the same class (%)')
-    bars.set_title(
-        f'all images: {100 * near.mean():.1f} %; silhouette {right.mean():+.2f}'.replace('-', '\N{MINUS SIGN}')
-    )
+    silhouette = f'{silhouette_score(scaled, survey.labels):+.2f}'.replace('-', '\N{MINUS SIGN}')
+    bars.set_title(f'all images: {100 * near.mean():.1f} %; silhouette {silhouette}')
     notes = [
         f'Left: the {survey.features.shape[1]} features that the classifier reads, at unit length; distances between '
         f'groups mean nothing. Right, in all {survey.features.shape[1]} dimensions: share of the {NEIGHBOURS} nearest '

@@ -9,18 +9,19 @@ from typing import NamedTuple
 import numpy as np
 from tabulate import tabulate
 
-from common.drawing import COLORS, PAGE, Axes, Figure, Line2D, MaxNLocator, frame, make_panels, plt
+from common.drawing import COLORS, PAGE, Axes, Figure, Line2D, MaxNLocator, frame, make_panels
 from common.statistics import LEVEL, p_text
 from interpret.information import DIFFERENT, IN_PLACE, PAIRS, SAME, STEPS
 
 # The rows of the table of `information`, and what the verdict calls them; the steps are counted together.
+LOCAL, OWN = 'a step less elsewhere', 'along a head less across'
 ROWS = {
     IN_PLACE: 'in place',
     **dict.fromkeys(STEPS, 'a step away'),
     'elsewhere': 'farther apart',
     'other image': 'between two images (the control)',
-    'a step less elsewhere': 'more a step away than farther apart',
-    'along a head less across': "more along a head's own direction than across it",
+    LOCAL: 'more a step away than farther apart',
+    OWN: "more along a head's own direction than across it",
 }
 
 
@@ -44,15 +45,11 @@ def count(tests: list[dict], sign: int = 1) -> str:
     return f'{sum(shown(test) and sign * test["value"] > 0 for test in tests)} of {len(tests)}'
 
 
-def p_cell(test: dict) -> str:
-    return p_text(test['p_holm'])
-
-
 def cell(test: dict | None, digits: int) -> str:
     """A difference and its p, in bold where it is shown."""
     if test is None:
         return '-'
-    text = f'{test["value"]:+.{digits}f} ({p_cell(test)})'
+    text = f'{test["value"]:+.{digits}f} ({p_text(test["p_holm"])})'
     return f'**{text}**' if shown(test) else text
 
 
@@ -67,8 +64,9 @@ def describe_information(result: dict) -> Finding:
         for kind in PAIRS:
             found = []
             for block in blocks.values():
-                compared = {'a step less elsewhere': block['local'], 'along a head less across': block.get('own', {})}
-                found.append(compared[row].get(kind) if row in compared else block['shared'].get(kind, {}).get(row))
+                by_row = block['shared'].get(kind, {})
+                compared = {LOCAL: block['local'].get(kind), OWN: block.get('own', {}).get(kind)}
+                found.append((by_row | compared).get(row))
             if any(found):
                 table.append([f'{row}, {kind}', *(cell(test, 3) for test in found)])
                 tests.setdefault(words, []).extend(filter(None, found))
@@ -114,49 +112,43 @@ def changed(tests: dict[str, dict]) -> str:
     return ' and '.join(parts) or f'no change shown in {len(tests)}'
 
 
-def verdict_on_changes(result: dict) -> str:
-    accuracy, loss = ({n: c[key] for n, c in result['changes'].items()} for key in ('accuracy_change', 'loss_change'))
-    parts = [f'Accuracy on the {result["images"]} test images: {changed(accuracy)}', f'cross-entropy: {changed(loss)}']
-    if across := result['across']:
-        parts.append(
-            f'rotation {"" if any(map(shown, across.values())) else "not "}shown to act differently with twists'
-        )
-    limit = f'a loss or gain of fewer than {result["least"]} images could not have been shown'
-    return f'{"; ".join(parts)}. With the other tests as they are, {limit}.'
-
-
 def describe_changes(result: dict) -> Finding:
+    """Of the questions `spiral` and `gates`."""
+    changes, across = result['changes'], result['across']
+    accuracy, loss = ({n: c[key] for n, c in changes.items()} for key in ('accuracy_change', 'loss_change'))
+
     def row(name: str, after: str, accuracy: dict, loss: dict, others: str) -> list[str]:
         interval = f'{accuracy["low"]:+.1f} to {accuracy["high"]:+.1f}'
         moved = [str(accuracy.get(key, '')) for key in ('lost', 'gained')]
-        change = [f'{accuracy["value"]:+.1f}', interval, *moved, p_cell(accuracy)]
-        return [name, after, *change, f'{loss["value"]:+.3f}', p_cell(loss), others]
+        change = [f'{accuracy["value"]:+.1f}', interval, *moved, p_text(accuracy['p_holm'])]
+        return [name, after, *change, f'{loss["value"]:+.3f}', p_text(loss['p_holm']), others]
 
     head = ['', 'accuracy', 'change', '95 %', 'lost', 'gained', 'p', 'loss change', 'p', 'other predictions']
     rows = [['as trained', f'{result["accuracy"]:.1f}', *[''] * 8]]
-    for name, change in result['changes'].items():
+    for name, change in changes.items():
         after, others = f'{change["accuracy"]:.1f}', f'{change["other_answers"]:.0f} %'
-        rows.append(row(name, after, change['accuracy_change'], change['loss_change'], others))
-    if across := result['across']:
+        rows.append(row(name, after, accuracy[name], loss[name], others))
+    parts = [f'Accuracy on the {result["images"]} test images: {changed(accuracy)}', f'cross-entropy: {changed(loss)}']
+    if across:
         rows.append(row('rotation with twists less without', '', across['right'], across['loss'], ''))
+        acts = any(map(shown, across.values()))
+        parts.append(f'rotation {"" if acts else "not "}shown to act differently with twists')
+    limit = f'a loss or gain of fewer than {result["least"]} images could not have been shown'
+    verdict = f'{"; ".join(parts)}. With the other tests as they are, {limit}.'
     note = 'Accuracy in %, its change in points, cross-entropy in nats; intervals are each of its test alone.'
-    return Finding(verdict_on_changes(result), markdown_table(head, rows), note)
-
-
-def describe_gates(result: dict) -> Finding:
-    blocks, start = result['blocks'], result['start']
-    gates = [block['gate'] for block in blocks.values()]
-    began = f', from {start:.4f} before training' if start is not None else ''
-    verdict = f'sigmoid(gate) ends at {min(gates):.4f} to {max(gates):.4f}{began}. {verdict_on_changes(result)}'
-    ends = ', '.join(f'{name} {block["gate"]:.4f} ({100 * block["share"]:.1f} %)' for name, block in blocks.items())
-    _, table, note = describe_changes(result)
-    note += f" sigmoid(gate), and the root mean square of the gated branch in % of the block's output: {ends}."
-    return Finding(verdict, table, note)
+    if blocks := result.get('blocks'):
+        gates, start = [block['gate'] for block in blocks.values()], result['start']
+        began = f', from {start:.4f} before training' if start is not None else ''
+        verdict = f'sigmoid(gate) ends at {min(gates):.4f} to {max(gates):.4f}{began}. {verdict}'
+        ends = ', '.join(f'{name} {b["gate"]:.4f} ({100 * b["share"]:.1f} %)' for name, b in blocks.items())
+        note += f" sigmoid(gate), and the root mean square of the gated branch in % of the block's output: {ends}."
+    return Finding(verdict, markdown_table(head, rows), note)
 
 
 # ---------------------------------------------------------------------------------------------- figures
 
 FILLED = f"Filled: p < {LEVEL:g} after Holm's correction. Bars: 95 % intervals, each of its test alone."
+GUIDE = dict(color='0.6', linewidth=0.6, zorder=0)  # the line of no difference
 
 
 def points(axes: Axes, at: list[float], tests: list[dict], across: bool = False, **style) -> None:
@@ -183,7 +175,7 @@ def draw_information(result: dict, title: str) -> Figure:
     styles = {DIFFERENT: dict(color=COLORS[0], marker='o'), SAME: dict(color=COLORS[1], marker='s')}
     figure, grid = block_panels(blocks, 2.1, sharey=True)
     for place, (axes, (name, block)) in enumerate(zip(grid, blocks.items())):
-        axes.axhline(0, color='0.6', linewidth=0.6, zorder=0)
+        axes.axhline(0, **GUIDE)
         for shift, (kind, style) in zip((-0.12, 0.12), styles.items()):
             tests = block['shared'].get(kind, {})
             points(axes, [conditions.index(c) + shift for c in tests], list(tests.values()), **style)
@@ -218,37 +210,30 @@ def draw_features(result: dict, title: str) -> Figure:
     return figure
 
 
-def draw_changes(result: dict, title: str, before: int = 0) -> tuple[Figure, list[Axes]]:
-    """Draw changes of accuracy and loss, a row each, to the right of `before` panels that the caller fills."""
-    changes = result['changes']
-    height = 0.6 + 0.2 * len(changes)
-    figure, grid = plt.subplots(1, 2 + before, figsize=(PAGE[0], height), layout='constrained', squeeze=False)
+def draw_changes(result: dict, title: str) -> Figure:
+    """Changes of accuracy and loss, a row each; of `gates`, to the left of them, a row per block."""
+    changes, blocks = result['changes'], result.get('blocks', {})
+    size = PAGE[0], 0.6 + 0.2 * len(changes)
+    panels = 4 if blocks else 2
+    figure, (*left, of_accuracy, of_loss) = make_panels(panels, panels, size)
     labels = dict(accuracy_change='change of accuracy,\npoints', loss_change='change of\ncross-entropy, nats')
-    for axes, (key, label) in zip(grid[0][before:], labels.items()):
-        axes.axvline(0, color='0.6', linewidth=0.6, zorder=0)
+    for axes, (key, label) in zip((of_accuracy, of_loss), labels.items()):
+        axes.axvline(0, **GUIDE)
         points(axes, list(range(len(changes))), [change[key] for change in changes.values()], across=True)
-        axes.set_yticks(range(len(changes)), list(changes) if key == 'accuracy_change' else [''] * len(changes))
+        axes.set_yticks(range(len(changes)), list(changes) if axes is of_accuracy else [''] * len(changes))
         axes.set(xlabel=label, ylim=(len(changes) - 0.5, -0.5))
         axes.xaxis.set_major_locator(MaxNLocator(2))  # changes as small as 0.0005 have labels that wide
-    frame(figure, title, [f'{result["images"]} test images, {result["accuracy"]:.1f} % right as trained. {FILLED}'])
-    return figure, list(grid[0])
-
-
-def draw_spiral(result: dict, title: str) -> Figure:
-    return draw_changes(result, f'The same weights, twists or images changed: {title}')[0]
-
-
-def draw_gates(result: dict, title: str) -> Figure:
-    figure, grid = draw_changes(result, f'Gates, and what closing them costs: {title}', before=2)
-    blocks, start = result['blocks'], result['start']
-    gates, shares = ([scale * block[key] for block in blocks.values()] for key, scale in (('gate', 1), ('share', 100)))
-    kinds = (gates, 'sigmoid(gate)', ' %.4f'), (shares, '% of output (RMS)', ' %.1f')
-    for axes, (values, label, form) in zip(grid, kinds):
+    kinds = ('gate', 1, 'sigmoid(gate)', ' %.4f'), ('share', 100, '% of output (RMS)', ' %.1f')
+    for axes, (key, scale, label, form) in zip(left, kinds):
+        values = [scale * block[key] for block in blocks.values()]
         bars = axes.barh(range(len(blocks)), values, height=0.6, color='0.75', edgecolor='black', linewidth=0.5)
         axes.bar_label(bars, fmt=form, fontsize=7)
-        axes.set(xlabel=label, ylim=(len(result['changes']) - 0.5, -0.5), xlim=(0, 1.35 * max(values)))
-        axes.set_yticks(range(len(blocks)), list(blocks) if axes is grid[0] else [''] * len(blocks))
-    if start is not None:
-        grid[0].axvline(start, color='black', linestyle=(0, (1, 2)), linewidth=0.8)
-        grid[0].set_title(f'dotted: {start:.3f} at the start')
+        axes.set(xlabel=label, ylim=(len(changes) - 0.5, -0.5), xlim=(0, 1.35 * max(values)))
+        axes.set_yticks(range(len(blocks)), list(blocks) if key == 'gate' else [''] * len(blocks))
+    if blocks and result['start'] is not None:
+        left[0].axvline(result['start'], color='black', linestyle=(0, (1, 2)), linewidth=0.8)
+        left[0].set_title(f'dotted: {result["start"]:.3f} at the start')
+    what = 'Gates, and what closing them costs' if blocks else 'The same weights, twists or images changed'
+    notes = [f'{result["images"]} test images, {result["accuracy"]:.1f} % right as trained. {FILLED}']
+    frame(figure, f'{what}: {title}', notes)
     return figure

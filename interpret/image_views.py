@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 
 from common.drawing import CMAP, PAGE, Axes, Figure, frame, plt, readable
 from common.errors import ModelError
@@ -17,9 +18,6 @@ from training.trained import TrainedModel
 ANGLES = tuple(round(math.degrees(math.atan2(dy, dx))) for dy, dx in DIRECTIONS)  # of the heads; clockwise: dy is down
 ARROWS = '\N{RIGHTWARDS ARROW}\N{SOUTH EAST ARROW}\N{DOWNWARDS ARROW}\N{SOUTH WEST ARROW}'
 DEGREE, TIMES = '\N{DEGREE SIGN}', '\N{MULTIPLICATION SIGN}'
-
-
-# ---------------------------------------------------------------------------------------------- words
 
 
 def title_of_model(subject: TrainedModel, what: str) -> str:
@@ -38,54 +36,49 @@ def block_label(name: str, block: Block) -> str:
     return f'{name}\n{height} {TIMES} {width} cells'
 
 
-# ---------------------------------------------------------------------------------------------- one image
-
-
 def beside_image(
-    subject: TrainedModel, image: Image.Image, logits: torch.Tensor, rows: int, columns: int, cell: float
-) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with the image as the model sees it and the prediction on the left, and a grid of axes without ticks."""
-    size = min(PAGE[0], 1.8 + 1.02 * cell * columns), cell * rows
+    subject: TrainedModel, image: Image.Image, logits: torch.Tensor, rows: list[str], columns: list[str], cell: float
+) -> tuple[Figure, np.ndarray]:
+    """A figure with the image as the model sees it and the prediction on the left, and a grid of axes without ticks.
+
+    Rows and columns are given by their labels, `cell` is the height of a row in inches; the axes are an array.
+    """
+    size = min(PAGE[0], 1.8 + 1.02 * cell * len(columns)), cell * len(rows)
     figure = plt.figure(figsize=size, layout='constrained')
-    grid = figure.add_gridspec(rows, columns + 1, width_ratios=[1.3 / cell, *[1] * columns])
-    axes = figure.add_subplot(grid[:, 0])
-    axes.imshow(pixels(subject, image))
-    axes.set_title(f'what the model sees\n{subject.img_size} {TIMES} {subject.img_size} pixels')
+    grid = figure.add_gridspec(len(rows), len(columns) + 1, width_ratios=[1.3 / cell, *[1] * len(columns)])
+    left = figure.add_subplot(grid[:, 0])
+    left.imshow(to_pil_image(subject.view(image)))
+    left.set_title(f'what the model sees\n{subject.img_size} {TIMES} {subject.img_size} pixels')
     probability, label = logits.softmax(-1).max(-1)
-    axes.set_xlabel(f'predicted:\n{readable(subject.classes[int(label)])} ({100 * probability.item():.0f} %)')
-    panels = [[figure.add_subplot(grid[row, 1 + column]) for column in range(columns)] for row in range(rows)]
+    left.set_xlabel(f'predicted:\n{readable(subject.classes[int(label)])} ({100 * probability.item():.0f} %)')
+    panels = [figure.add_subplot(grid[i, 1 + j]) for i in range(len(rows)) for j in range(len(columns))]
     for axes in figure.axes:
         axes.set(xticks=[], yticks=[])
-    return figure, panels
-
-
-def pixels(subject: TrainedModel, image: Image.Image) -> np.ndarray:
-    """The image as the model sees it: (H, W, 3) uint8."""
-    return subject.view(image).permute(1, 2, 0).numpy()
+    for axes, label in zip(panels, columns):
+        axes.set_title(label)
+    for axes, label in zip(panels[:: len(columns)], rows):
+        axes.set_ylabel(label)
+    return figure, np.reshape(panels, (len(rows), len(columns)))
 
 
 def plot_interaction(subject: TrainedModel, image: Image.Image) -> Figure:
     """Mean over the image of z_i t_j, by block and head."""
-    trace.need_products(subject)
     record = trace.observe(subject.model, subject.batch([image]))
-    means = {name: block.products[0].mean((-1, -2)).numpy() for name, block in record.blocks.items()}  # (heads, c, c)
-    heads, c_red = next(iter(means.values())).shape[:2]
-    figure, panels = beside_image(subject, image, record.logits[0], len(means), heads, 1.28)
-    low = min(0.0, *(float(np.nanmin(values)) for values in means.values()))
-    top = max(np.nanmax(values) for values in means.values())
-    for row, (name, values) in zip(panels, means.items()):
-        for head, axes in enumerate(row):
-            drawn = axes.imshow(values[head], cmap=CMAP, vmin=low, vmax=top)
-            axes.set_xticks((0, c_red - 1), (1, c_red))
-            axes.set_yticks((0, c_red - 1), (1, c_red))
-            axes.tick_params(length=0, pad=1)
-            axes.spines[:].set_visible(False)
-            if row is panels[0]:
-                axes.set_title(head_label(head, subject.directional))
-            if row is panels[-1]:
-                axes.set_xlabel('j of t')
-        row[0].set_ylabel(f'{block_label(name, record.blocks[name])}\ni of z')
-    figure.colorbar(drawn, ax=[axes for row in panels for axes in row], label='mean of z t', aspect=45, pad=0.01)
+    means = np.stack([block.products[0].mean((-1, -2)) for block in record.blocks.values()])  # (blocks, heads, c, c)
+    heads, c_red = means.shape[1:3]
+    rows = [f'{block_label(name, block)}\ni of z' for name, block in record.blocks.items()]
+    columns = [head_label(head, subject.directional) for head in range(heads)]
+    figure, panels = beside_image(subject, image, record.logits[0], rows, columns, 1.28)
+    low, top = min(0.0, float(np.nanmin(means))), np.nanmax(means)
+    for place, axes in np.ndenumerate(panels):
+        drawn = axes.imshow(means[place], cmap=CMAP, vmin=low, vmax=top)
+        axes.set_xticks((0, c_red - 1), (1, c_red))
+        axes.set_yticks((0, c_red - 1), (1, c_red))
+        axes.tick_params(length=0, pad=1)
+        axes.spines[:].set_visible(False)
+    for axes in panels[-1]:
+        axes.set_xlabel('j of t')
+    figure.colorbar(drawn, ax=panels, label='mean of z t', aspect=45, pad=0.01)
     notes = [
         'Mean over the image of the products z_i t_j (i \N{LESS-THAN OR EQUAL TO} j) that the network computes, before '
         'selection, on one scale. On the diagonal a channel meets itself'
@@ -99,10 +92,7 @@ def plot_interaction(subject: TrainedModel, image: Image.Image) -> Figure:
 def overlay(axes: Axes, image: np.ndarray, response: np.ndarray, cells: np.ndarray) -> None:
     """Draw a map of cells over the image: the colour is the response, the shading the image.
 
-    Args:
-        image: (H, W) in [0, 1].
-        response: (h, w), whose range over `cells` is the range of colours.
-        cells: (h, w) bool; the cells to colour. The highest quarter of them is outlined.
+    The image (H, W) is in [0, 1]. Of the response (h, w), `cells` are coloured and the highest quarter is outlined.
     """
     shown = response[cells]
     low, high = shown.min(), shown.max()
@@ -119,19 +109,16 @@ def overlay(axes: Axes, image: np.ndarray, response: np.ndarray, cells: np.ndarr
 
 def plot_response(subject: TrainedModel, image: Image.Image) -> Figure:
     """The response of every block and head over the image."""
-    trace.need_twist(subject)
     record = trace.observe(subject.model, subject.batch([image]))
-    blocks = wide_blocks(subject, record.blocks)
-    grey = np.asarray(Image.fromarray(pixels(subject, image)).convert('L')) / 255
-    heads = next(iter(blocks.values())).response.shape[1]
-    figure, panels = beside_image(subject, image, record.logits[0], len(blocks), heads, 1.45)
-    for row, (name, block) in zip(panels, blocks.items()):
-        cells = trace.cells_with_neighbour(heads, *block.h.shape[-2:]).numpy()
-        for head, axes in enumerate(row):
-            overlay(axes, grey, block.response[0, head].numpy(), cells[head])
-            if row is panels[0]:
-                axes.set_title(head_label(head))
-        row[0].set_ylabel(block_label(name, block))
+    blocks = trace.wide_blocks(subject, record.blocks)
+    grey = np.asarray(to_pil_image(subject.view(image)).convert('L')) / 255
+    heads = next(iter(blocks.values())).z.shape[1]
+    labels = [block_label(name, block) for name, block in blocks.items()]
+    figure, panels = beside_image(subject, image, record.logits[0], labels, [*map(head_label, range(heads))], 1.45)
+    for row, block in zip(panels, blocks.values()):
+        cells = trace.cells_with_neighbour(heads, *block.h.shape[-2:])
+        for axes, response, inside in zip(row, block.response[0], cells):
+            overlay(axes, grey, response.numpy(), inside.numpy())
     notes = [
         'Colour: z . t, the cosine between the channels of a head and their twist, from dark (low) to light (high), in '
         'the range below each panel. Shading: the image. Outlined: the highest quarter of the cells. Without colour: '
@@ -141,31 +128,26 @@ def plot_response(subject: TrainedModel, image: Image.Image) -> Figure:
     return figure
 
 
-def wide_blocks(subject: TrainedModel, blocks: dict[str, Block]) -> dict[str, Block]:
-    """The blocks whose maps have a neighbour in every direction."""
-    wide = {name: block for name, block in blocks.items() if min(block.h.shape[-2:]) > 1}
-    if not wide:
-        raise ModelError(f'{subject.path}: at {subject.img_size} pixels its maps are one cell each')
-    return wide
-
-
-def plot_features(subject: TrainedModel, image: Image.Image, columns: int = 6) -> Figure:
+def plot_features(subject: TrainedModel, image: Image.Image) -> Figure:
     """The channels of the stem and of every stage that vary most over the image."""
     if not hasattr(subject.model, 'forward_intermediates'):
         raise ModelError(f"{subject.path}: {subject.name} has no forward_intermediates, as timm's models have")
     with torch.inference_mode():
         final, maps = subject.model.forward_intermediates(subject.batch([image]))
         logits = subject.model.forward_head(final)[0]
-    columns = min(columns, *(stage.shape[1] for stage in maps))
-    figure, panels = beside_image(subject, image, logits, len(maps), columns, 0.92)
+    labels = [
+        f'{info["module"]}\n{stage.shape[1]} {TIMES} {stage.shape[2]}\N{SUPERSCRIPT TWO}'
+        for info, stage in zip(subject.model.feature_info, maps)
+    ]
+    columns = min(6, *(stage.shape[1] for stage in maps))
+    figure, panels = beside_image(subject, image, logits, labels, [''] * columns, 0.92)
     figure.get_layout_engine().set(wspace=0.01, hspace=0.01)
-    for row, info, stage in zip(panels, subject.model.feature_info, maps):
+    for row, stage in zip(panels, maps):
         values = stage[0].numpy()  # (C, H, W)
         middle = values[:, 1:-1, 1:-1] if min(values.shape[1:]) > 4 else values  # padding shows at the border
         for axes, channel in zip(row, np.argsort(-middle.std((1, 2)), kind='stable')):
             axes.imshow(values[channel], cmap=CMAP, vmin=min(0, values[channel].min()))
             axes.set_title(f'{channel}', pad=1.5, fontsize=7)
-        row[0].set_ylabel(f'{info["module"]}\n{len(values)} {TIMES} {values.shape[1]}\N{SUPERSCRIPT TWO}')
     lowest = 'its lowest value, or from 0 if that is lower,' if any(stage.min() < 0 for stage in maps) else '0'
     note = (
         f'The {columns} channels of each stage that vary most over the image, by number, each from {lowest} (dark) to '

@@ -36,15 +36,12 @@ def normal_scores(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def mutual_information(x: np.ndarray, y: np.ndarray, k: int = NEIGHBOURS) -> float:
-    """Mutual information of two continuous variables in nats: the first estimator of Kraskov et al.
+    """Mutual information of two continuous variables (N,) without ties, in nats: the first estimator of Kraskov et al.
 
     Uses distances to k-th neighbours, so that the biases of the entropies cancel. For independent variables the
     estimate is close to zero and may be negative (scikit-learn's mutual_info_regression clips it at zero, so that its
     mean is biased). Source: Kraskov, Stögbauer and Grassberger, "Estimating mutual information", Phys. Rev. E 69
     (2004), eq. 8.
-
-    Args:
-        x, y: (N,) without ties.
     """
     points = np.stack([x, y], 1)
     radius = KDTree(points).query(points, k=[k + 1], p=np.inf)[0][:, 0]
@@ -80,12 +77,8 @@ def places(condition: str, height: int, width: int) -> np.ndarray:
 def block_information(z: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Mean mutual information of channel pairs i <= j of a head, z_i at p and z_j at q, one (p, q) per image.
 
-    Args:
-        z: (N, heads, c_red, H, W).
-
-    Returns:
-        by condition (heads, 2, 1 + HALVES): pairs of different channels and of a channel with itself; of all images,
-        then of random halves. NaN for a channel with itself in one place.
+    z is (N, heads, c_red, H, W). By condition (heads, 2, 1 + HALVES): pairs of different channels and of a channel with
+    itself; of all images, then of random halves. NaN for a channel with itself in one place.
     """
     count, heads, c_red, height, width = z.shape
     flat, rows = z.reshape(count, heads, c_red, -1), np.arange(count)
@@ -96,18 +89,15 @@ def block_information(z: np.ndarray, rng: np.random.Generator) -> dict[str, np.n
         pairs = places(condition, height, width)
         if not len(pairs):
             continue
+        kinds = different, [] if condition == IN_PLACE else same
         total = np.zeros((heads, 2, 1 + HALVES))
         for _ in range(DRAWS):
             p, q = pairs[rng.integers(len(pairs), size=count)].T
             partner = np.roll(rows, 1) if condition == 'other image' else rows
             x = normal_scores(flat[rows, :, :, p], rng)  # (N, heads, c_red)
             y = normal_scores(flat[partner, :, :, q], rng)
-            for head in range(heads):
-                total[head, 0] += [pair_mean(x[s, head], y[s, head], different) for s in subsets]
-                if condition != IN_PLACE:
-                    total[head, 1] += [pair_mean(x[s, head], y[s, head], same) for s in subsets]
-        if condition == IN_PLACE:
-            total[:, 1] = math.nan
+            for head, which in np.ndindex(heads, 2):
+                total[head, which] += [pair_mean(x[s, head], y[s, head], kinds[which]) for s in subsets]
         found[condition] = total / DRAWS
     return found
 

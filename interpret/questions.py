@@ -1,7 +1,7 @@
 """The questions of analysis.py: what a trained model with STCI computes from images that did not train it, as numbers.
 
     held_out = HeldOut(images, labels, n_test=len(images))
-    measure_spiral(subject, held_out, {})['changes']['images rotated by 90°']['accuracy_change']    # a test
+    measure_spiral(subject, held_out, seed=42)['changes']['images rotated by 90°']['accuracy_change']    # a test
 
 A measure_* returns plain values for report.json, whose tests are dictionaries of common/statistics.py, with p values
 Holm-corrected over all tests of the question; findings.py describes and draws them.
@@ -9,6 +9,7 @@ Holm-corrected over all tests of the question; findings.py describes and draws t
 
 import copy
 import functools
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -19,13 +20,15 @@ import torch
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeClassifierCV
-from sklearn.model_selection import RepeatedStratifiedKFold
+from sklearn.model_selection import RepeatedStratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.random_projection import SparseRandomProjection
 from torch import nn
 
+from common import runs
 from common.errors import DataError
+from common.results import initial_gate
 from common.statistics import LEVEL, correct, corrected_t_test, mcnemar, paired
 from interpret import information, trace
 from interpret.trace import Block
@@ -73,24 +76,18 @@ def tests_in(result: dict) -> Iterator[dict]:
 # ---------------------------------------------------------------------------------------------- information
 
 
-def measure_information(subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
-    """Mutual information of the channels of a head, by block; settings: seed."""
-    rng = np.random.default_rng([settings['seed'], 1])
+def measure_information(subject: TrainedModel, held_out: HeldOut, seed: int) -> dict:
+    """Mutual information of the channels of a head, by block."""
+    rng = np.random.default_rng([seed, 1])
     chosen = rng.permutation(len(held_out.images))[:MAX_IMAGES]
     if len(chosen) < MIN_IMAGES:
         raise DataError(f'{len(chosen)} images are too few for mutual information; it takes at least {MIN_IMAGES}')
-    modules = blocks_of(subject.model)
-
-    @torch.inference_mode()
-    def extract(record: trace.Record) -> dict:  # before the L2 norm, which makes the channels of a head dependent
-        z = {}
-        for name, stci in ((name, block.stci) for name, block in modules.items()):
-            z[name] = F.relu(stci.reduce(record.blocks[name].h)).unflatten(1, (stci.num_heads, stci.c_red))
-        return z
-
-    blocks, bias = {}, information.bias_at_independence(len(chosen), rng)
+    bias = information.bias_at_independence(len(chosen), rng)
     batches = held_out._replace(images=held_out.images[chosen]).batches(subject.model)
-    for name, z in trace.collect(subject.model, batches, extract).items():
+    # Before the L2 norm, which makes the channels of a head dependent.
+    by_block = trace.collect(subject.model, batches, lambda r: {name: block.z for name, block in r.blocks.items()})
+    blocks = {}
+    for name, z in by_block.items():
         print(f'information: {name}', file=sys.stderr)
         blocks[name] = information.information_of(z, bias, rng, subject.directional)
     correct(list(tests_in(blocks)))
@@ -111,15 +108,17 @@ def features_of(block: Block) -> dict[str, torch.Tensor]:
     within a head; 'Gram matrix' those of h_i(p) h_j(p) over all channels that the branch reads; 'bilinear pooling'
     their signed square roots, L2-normalised (Lin, RoyChowdhury and Maji, ICCV 2015).
     """
-    z = block.interactions[:, :, : block.c_red].flatten(3)  # (B, heads, c_red, HW)
-    upper = torch.triu_indices(block.c_red, block.c_red)
-    in_place = (z @ z.transpose(2, 3) / z.shape[3])[:, :, upper[0], upper[1]]
-    h = block.h.flatten(2)  # (B, C, HW)
-    upper = torch.triu_indices(h.shape[1], h.shape[1], device=h.device)
-    gram = (h @ h.transpose(1, 2) / h.shape[2])[:, upper[0], upper[1]]
-    displaced = block.interactions[:, :, block.c_red :].mean((3, 4))
+
+    def mean_products(x: torch.Tensor) -> torch.Tensor:  # (.., C, HW) -> (.., C (C + 1) / 2)
+        i, j = torch.triu_indices(x.shape[-2], x.shape[-2], device=x.device)
+        return (x @ x.mT / x.shape[-1])[..., i, j]
+
+    displaced = block.interactions[:, :, block.c_red :].mean((3, 4)).flatten(1)
+    in_place = mean_products(block.interactions[:, :, : block.c_red].flatten(3)).flatten(1)
+    h = block.h.flatten(2)
+    gram = mean_products(h)
     bilinear = F.normalize(gram.sign() * gram.abs().sqrt())
-    return dict(zip(KINDS, (displaced.flatten(1), in_place.flatten(1), gram, bilinear, h.mean(2))))
+    return dict(zip(KINDS, (displaced, in_place, gram, bilinear, h.mean(2))))
 
 
 @functools.cache
@@ -141,22 +140,18 @@ def probe(features: np.ndarray, labels: np.ndarray, dimension: int, folds: int, 
 
     Scaling, PCA to `dimension` and the ridge penalty are fitted to the training part of each fold.
     """
-    accuracies = []
+    ridge = RidgeClassifierCV(np.logspace(-2, 5, 15))
+    model = make_pipeline(StandardScaler(), PCA(dimension, random_state=seed), ridge)
     splitter = RepeatedStratifiedKFold(n_splits=folds, n_repeats=REPEATS, random_state=seed)
-    for fit, test in splitter.split(features, labels):
-        model = make_pipeline(
-            StandardScaler(), PCA(dimension, random_state=seed), RidgeClassifierCV(np.logspace(-2, 5, 15))
-        )
-        accuracies.append(100 * model.fit(features[fit], labels[fit]).score(features[test], labels[test]))
-    return accuracies
+    return (100 * cross_val_score(model, features, labels, cv=splitter)).tolist()
 
 
-def measure_features(subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
-    """Accuracies of a linear probe on each kind of feature, by block; settings: seed."""
-    trace.need_products(subject)
-    seed, labels, modules = settings['seed'], held_out.labels, blocks_of(subject.model)
-    spiral = not isinstance(next(iter(modules.values())).stci.twist, nn.Identity)
-    kinds = KINDS if spiral else KINDS[1:]  # without twists nothing is displaced
+def measure_features(subject: TrainedModel, held_out: HeldOut, seed: int) -> dict:
+    """Accuracies of a linear probe on each kind of feature, by block."""
+    trace.need(subject, 'products')
+    labels, modules = held_out.labels, blocks_of(subject.model)
+    twisted = not any(isinstance(block.stci.twist, nn.Identity) for block in modules.values())
+    first, *others = KINDS if twisted else KINDS[1:]  # without twists nothing is displaced
 
     def extract(record: trace.Record) -> dict:
         return {
@@ -173,10 +168,10 @@ def measure_features(subject: TrainedModel, held_out: HeldOut, settings: dict) -
     blocks = {}
     for name in modules:
         print(f'features: {name}', file=sys.stderr)
-        accuracies = {kind: probe(arrays[name, kind], labels, dimension, folds, seed) for kind in kinds}
+        accuracies = {kind: probe(arrays[name, kind], labels, dimension, folds, seed) for kind in (first, *others)}
         against = {}
-        for kind in kinds[1:]:
-            differences = np.subtract(accuracies[kinds[0]], accuracies[kind]).tolist()
+        for kind in others:
+            differences = np.subtract(accuracies[first], accuracies[kind]).tolist()
             against[kind] = corrected_t_test(differences, 1 / (folds - 1))
         blocks[name] = dict(accuracies=accuracies, against=against)
     correct(list(tests_in(blocks)))
@@ -198,37 +193,31 @@ def outcome(model: nn.Module, held_out: HeldOut, turns: int = 0) -> dict[str, np
     return dict(right=guess == held_out.labels, loss=-log_p[np.arange(len(guess)), held_out.labels], guess=guess)
 
 
-def compare(before: dict, after: dict) -> dict:
-    """The same images before and after a change: accuracy, loss and the share of predictions that changed."""
-    return dict(
-        accuracy=float(100 * after['right'].mean()),
-        accuracy_change=mcnemar(before['right'], after['right']),
-        loss_change=paired(after['loss'] - before['loss']),
-        other_answers=float(100 * (after['guess'] != before['guess']).mean()),
-    )
-
-
 def compare_all(before: dict, after: dict[str, dict], across: dict[str, dict] | None = None) -> dict:
     """The unchanged test set against each change, all as `outcome` returns them; across: further tests."""
-    result = dict(
+    changes = {
+        name: dict(
+            accuracy=float(100 * one['right'].mean()),
+            accuracy_change=mcnemar(before['right'], one['right']),
+            loss_change=paired(one['loss'] - before['loss']),
+            other_answers=float(100 * (one['guess'] != before['guess']).mean()),
+        )
+        for name, one in after.items()
+    }
+    tests = list(tests_in(dict(changes=changes, across=across)))
+    correct(tests)
+    # The fewest images, all lost or all gained, that the exact test can tell from chance beside the other tests: Holm's
+    # factor for the largest p that is shown is the number of tests that are not, and one.
+    factor = max(1, sum(test['p'] is not None and test['p_holm'] >= LEVEL for test in tests))
+    least = next(n for n in itertools.count(1) if factor * 2 * 0.5**n < LEVEL)
+    return dict(
         images=len(before['right']),
         accuracy=float(100 * before['right'].mean()),
         loss=float(before['loss'].mean()),
-        changes={name: compare(before, one) for name, one in after.items()},
+        changes=changes,
         across=across,
+        least=least,
     )
-    tests = list(tests_in(result))
-    correct(tests)
-    return result | dict(least=least_change(tests))
-
-
-def least_change(tests: list[dict]) -> int:
-    """The fewest images, all lost or all gained, that the exact test can tell from chance beside the other tests.
-
-    Holm's factor for the largest p that is shown is the number of tests that are not, and one.
-    """
-    factor = max(1, sum(test['p'] is not None and test['p_holm'] >= LEVEL for test in tests))
-    return next(n for n in range(1, 200) if factor * 2 * 0.5**n < LEVEL)
 
 
 def edited(model: nn.Module, edit: Callable[[nn.Module], None], only: str | None = None) -> nn.Module:
@@ -246,22 +235,18 @@ def remove_twist(block: nn.Module) -> None:
     block.stci.twist = nn.Identity()
 
 
-def roll_heads(by: int) -> Callable[[nn.Module], None]:
-    """An edit that gives head k the twist, kernels and scale, of head k - by."""
-
-    def edit(block: nn.Module) -> None:
-        twist = block.stci.twist
-        twist.dwconv.weight.copy_(twist.dwconv.weight.roll(by * twist.c_red, 0))
-        twist.scale.copy_(twist.scale.roll(by * twist.c_red, 1))
-
-    return edit
+def roll_heads(block: nn.Module, by: int) -> None:
+    """Give head k the twist, kernels and scale, of head k - by."""
+    twist = block.stci.twist
+    twist.dwconv.weight.copy_(twist.dwconv.weight.roll(by * twist.c_red, 0))
+    twist.scale.copy_(twist.scale.roll(by * twist.c_red, 1))
 
 
 def close_gate(block: nn.Module) -> None:
     block.gate.fill_(-math.inf)
 
 
-def measure_spiral(subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
+def measure_spiral(subject: TrainedModel, held_out: HeldOut, seed: int) -> dict:
     """The test set with twists removed, heads permuted and images rotated, against the model as trained."""
     model, test, stci = subject.model, held_out.test, next(iter(blocks_of(subject.model).values())).stci
     before, rotated = outcome(model, test), outcome(model, test, turns=1)
@@ -270,7 +255,7 @@ def measure_spiral(subject: TrainedModel, held_out: HeldOut, settings: dict) -> 
     plain = edited(model, remove_twist)
     after = {REPLACED: outcome(plain, test)}
     for by in range(1, stci.num_heads if subject.directional else 1):  # heads without directions are alike
-        after[f'heads permuted by {by}'] = outcome(edited(model, roll_heads(by)), test)
+        after[f'heads permuted by {by}'] = outcome(edited(model, functools.partial(roll_heads, by=by)), test)
     both = outcome(plain, test, turns=1)
     after |= {ROTATED: rotated, f'rotated, {REPLACED}': both}
     # What rotation changes with the twists, less what it changes without them: it affects the trunk alone too.
@@ -281,21 +266,20 @@ def measure_spiral(subject: TrainedModel, held_out: HeldOut, settings: dict) -> 
     return compare_all(before, after, across)
 
 
-def measure_gates(subject: TrainedModel, held_out: HeldOut, settings: dict) -> dict:
-    """The test set with each gate closed and with all closed, against the model as trained; settings: initial_gate."""
-    names, test = list(blocks_of(subject.model)), held_out.test
-    after = {f'{name} closed': outcome(edited(subject.model, close_gate, name), test) for name in names}
-    if len(names) > 1:
-        after['all closed'] = outcome(edited(subject.model, close_gate), test)
+def measure_gates(subject: TrainedModel, held_out: HeldOut, seed: int) -> dict:
+    """The test set with each gate closed and with all closed, against the model as trained."""
+    model, test, gates = subject.model, held_out.test, gates_of(subject.model)
+    after = {f'{name} closed': outcome(edited(model, close_gate, name), test) for name in gates}
+    if len(gates) > 1:
+        after['all closed'] = outcome(edited(model, close_gate), test)
 
     def extract(record: trace.Record) -> dict:  # mean squares per image of what a block adds and of what it returns
-        squares = {}
-        for name, block in record.blocks.items():
-            squares[name, 'added'] = block.branch.square().mean((1, 2, 3))
-            squares[name, 'out'] = block.out.square().mean((1, 2, 3))
-        return squares
+        pairs = {name: (block.branch, block.out) for name, block in record.blocks.items()}
+        return {(name, i): pair[i].square().mean((1, 2, 3)) for name, pair in pairs.items() for i in range(2)}
 
-    squares, gates = trace.collect(subject.model, test.batches(subject.model), extract), gates_of(subject.model)
-    share = {name: math.sqrt(squares[name, 'added'].mean() / squares[name, 'out'].mean()) for name in names}
-    blocks = {name: dict(gate=gates[name], share=share[name]) for name in names}
-    return dict(start=settings['initial_gate'], blocks=blocks) | compare_all(outcome(subject.model, test), after)
+    squares = trace.collect(model, test.batches(model), extract)
+    share = {name: math.sqrt(squares[name, 0].mean() / squares[name, 1].mean()) for name in gates}
+    blocks = {name: dict(gate=gate, share=share[name]) for name, gate in gates.items()}
+    results = runs.read_json(subject.path.with_name('results.json'))
+    start = initial_gate(subject.name, subject.config, results)
+    return dict(start=start, blocks=blocks) | compare_all(outcome(model, test), after)

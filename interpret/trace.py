@@ -9,14 +9,17 @@ convolutions, or a stage's output where STCI is put into a CNN), and the branch'
 A model without STCI has no blocks, but has features and logits.
 """
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from common.errors import DataError, ModelError
+from common.runs import counted
 from models import AIS, DIRECTIONS, blocks_of
 from training.trained import TrainedModel
 
@@ -25,11 +28,15 @@ class Block(NamedTuple):
     """The branch of one block over a batch; n = c_red + c_red (c_red + 1) / 2 channels per head."""
 
     h: torch.Tensor  # (B, C, H, W), input of the branch
+    z: torch.Tensor  # (B, heads, c_red, H, W), channels before the L2 norm
     interactions: torch.Tensor  # (B, heads, n, H, W): z_1 .. z_c, then p_11, p_12, .., before selection
     selection: torch.Tensor | None  # (B, heads, n), weights of AIS; None without AIS
     branch: torch.Tensor  # (B, C, H, W), sigmoid(gate) * STCI(h), added by the block
     out: torch.Tensor  # (B, C, H, W), output of the block
-    c_red: int
+
+    @property
+    def c_red(self) -> int:
+        return self.z.shape[2]
 
     @property
     def products(self) -> torch.Tensor:
@@ -69,56 +76,50 @@ def cells_with_neighbour(heads: int, height: int, width: int) -> torch.Tensor:
 
     Elsewhere the twist reads zero padding, so that t is z at half its length and the response is 1 for any image.
     """
-    cells = torch.ones(heads, height, width, dtype=torch.bool)
-    for cell, (dy, dx) in zip(cells, DIRECTIONS):
-        cell[height - dy :] = False  # dy is 0 or 1
-        cell[:, width - dx :] = False
-        cell[:, : max(0, -dx)] = False
-    return cells
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+    ends = ((y + dy, x + dx) for dy, dx in DIRECTIONS[:heads])  # dy is 0 or 1
+    return torch.stack([(row < height) & (column >= 0) & (column < width) for row, column in ends])
 
 
-def need_stci(subject: TrainedModel) -> None:
-    """Raise ModelError for a model without STCI, which most views and all questions are about."""
-    if not blocks_of(subject.model):
+def need(subject: TrainedModel, part: str = '') -> None:
+    """Raise ModelError for a model without STCI, or whose branch has no 'products', 'directions' or 'AIS'."""
+    branches = [block.stci for block in blocks_of(subject.model).values()]
+    if not branches:
         raise ModelError(
             f'{subject.path}: is of {subject.name}, which has no STCI branch; give one of a TwistNet or of '
             'stci_NAME, or use visualize.py --view features or tsne, which work for any model'
         )
+    has = {
+        '': True,
+        'products': all(stci.use_products for stci in branches),
+        'directions': subject.directional,
+        'AIS': all(isinstance(stci.ais, AIS) for stci in branches),
+    }
+    if not has[part]:
+        why = ': it has no twist, or its kernels were initialised at random' if part == 'directions' else ''
+        raise ModelError(f'{subject.path}: {subject.name} has no {part}{why}')
 
 
-def need_products(subject: TrainedModel) -> None:
-    """Raise ModelError for the variant whose branch has its first-order channels alone."""
-    if not all(block.stci.use_products for block in blocks_of(subject.model).values()):
-        raise ModelError(f'{subject.path}: {subject.name} has no products of channels')
-
-
-def need_twist(subject: TrainedModel) -> None:
-    """Raise ModelError for a variant whose heads have no direction."""
-    if not subject.directional:
-        raise ModelError(
-            f'{subject.path}: {subject.name} has no directions to show: it has no twist, or its kernels were '
-            'initialised at random'
-        )
+def wide_blocks(subject: TrainedModel, blocks: dict[str, Block]) -> dict[str, Block]:
+    """The blocks whose maps have a neighbour in every direction."""
+    wide = {name: block for name, block in blocks.items() if min(block.h.shape[-2:]) > 1}
+    if not wide:
+        raise ModelError(f'{subject.path}: at {subject.img_size} pixels its maps are one cell each')
+    return wide
 
 
 def need_two(labels: np.ndarray, classes: list[str], where: str) -> None:
     """Raise DataError where a class has fewer than two images: it cannot be compared with itself."""
-    counts = np.bincount(labels, minlength=len(classes))
-    if counts.min() < 2:
-        few = counts.argmin()
-        raise DataError(
-            f"{where}: class '{classes[few]}' has {('no image', 'one image')[counts[few]]}; it takes two to compare "
-            'a class with itself'
-        )
+    counts = np.bincount(labels, minlength=len(classes)).tolist()
+    few = min(counts)
+    if few < 2:
+        name = f"class '{classes[counts.index(few)]}'"
+        raise DataError(f'{where}: {name} has {counted(few, "image")}; it takes two to compare a class with itself')
 
 
 @torch.inference_mode()
 def observe(model: nn.Module, images: torch.Tensor) -> Record:
-    """One forward pass of a model, put into evaluation mode for it, with the tensors of its blocks with STCI.
-
-    Args:
-        images: (B, 3, H, W), normalised.
-    """
+    """One forward pass of normalised images (B, 3, H, W); puts the model into evaluation mode."""
     if not hasattr(model, 'forward_features') or not hasattr(model, 'forward_head'):
         raise ModelError("features need forward_features and forward_head, as timm's models have; this one has not")
     kept: dict[nn.Module, tuple] = {}
@@ -126,24 +127,20 @@ def observe(model: nn.Module, images: torch.Tensor) -> Record:
     def keep(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         kept[module] = inputs[0], output
 
-    found = blocks_of(model)
-    handles = [module.register_forward_hook(keep) for block in found.values() for module in (block, block.stci)]
-    training = model.training
     model.eval()
-    try:
+    with contextlib.ExitStack() as hooks:
+        for block in blocks_of(model).values():
+            for module in (block, block.stci):
+                hooks.enter_context(module.register_forward_hook(keep))
         maps = model.forward_features(images)
-        blocks = {}
-        for name, block in found.items():
-            stci, (h, branch), (_, out) = block.stci, kept[block.stci], kept[block]
-            values = stci.interactions(h)  # (B, D, H, W)
-            by_head = (1, (stci.num_heads, -1))
-            selection = stci.ais.weights(values).unflatten(*by_head) if isinstance(stci.ais, AIS) else None
-            blocks[name] = Block(h, values.unflatten(*by_head), selection, branch, out, stci.c_red)
-        return Record(blocks, model.forward_head(maps, pre_logits=True), model.forward_head(maps))
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    blocks = {}
+    for name, block in blocks_of(model).items():
+        stci, (h, branch), (_, out) = block.stci, kept[block.stci], kept[block]
+        by_head = (1, (stci.num_heads, -1))
+        z, interactions = F.relu(stci.reduce(h)), stci.interactions(h)  # (B, heads * c_red, H, W), (B, D, H, W)
+        selection = stci.ais.weights(interactions).unflatten(*by_head) if isinstance(stci.ais, AIS) else None
+        blocks[name] = Block(h, z.unflatten(*by_head), interactions.unflatten(*by_head), selection, branch, out)
+    return Record(blocks, model.forward_head(maps, pre_logits=True), model.forward_head(maps))
 
 
 def collect(

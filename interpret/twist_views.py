@@ -12,7 +12,7 @@ from common import synthetic
 from common.drawing import COLORS, DASHES, PAGE, Axes, Figure, Line2D, frame, heat_map, make_panels, plt
 from common.errors import RunError
 from interpret import trace
-from interpret.image_views import ANGLES, DEGREE, TIMES, head_label, title_of_model, wide_blocks
+from interpret.image_views import ANGLES, DEGREE, TIMES, head_label, title_of_model
 from models import Twist, blocks_of
 from training.trained import TrainedModel
 from transforms import normalize
@@ -22,6 +22,7 @@ STREAKS, STREAKS_PERIOD = 'streak000_period12', 12  # a class of common/syntheti
 TEXTURES = 10  # rotated textures of streaks
 CELLS, PERIOD = 12, 3  # side of the map that a texture fills and period of its streaks, in cells of a block
 RANGE = 1.5  # of the polar plots, in standard deviations
+STYLES = [dict(color=COLORS[i], linestyle=line) for i, line in zip((0, 1, 2, 5), ('-', *DASHES))]  # of the heads
 
 
 # ---------------------------------------------------------------------------------------------- kernels
@@ -29,7 +30,6 @@ RANGE = 1.5  # of the polar plots, in standard deviations
 
 def plot_kernels(subject: TrainedModel) -> Figure:
     """The initial kernels of the heads, and the change of the kernels of every block and head."""
-    trace.need_twist(subject)
     twists = {name: block.stci.twist for name, block in blocks_of(subject.model).items()}
     first = next(iter(twists.values()))
     start = Twist(first.num_heads, first.c_red)
@@ -40,12 +40,14 @@ def plot_kernels(subject: TrainedModel) -> Figure:
     shown = {'start': initial[:, 0]}  # (heads, 3, 3)
     for name, change in changes.items():  # (heads, c_red, 3, 3): of the channel that changed most, tap by tap
         shown[name] = np.take_along_axis(change, abs(change).argmax(1)[:, None], 1)[:, 0]
-    values = np.block([list(kernels) for kernels in shown.values()])
+    values = np.block([list(kernels) for kernels in shown.values()])  # the first three rows are the start
     size = min(PAGE[0], 0.8 + 1.5 * first.num_heads), 0.2 + 0.35 * len(values)
     figure, axes = plt.subplots(figsize=size, layout='constrained')
     shade = abs(values) / np.array([0.8] * 3 + [1.6 * largest or 1] * (len(values) - 3))[:, None]  # 1 is black
-    annotation = dict(annot=kernel_labels(values, largest), fmt='', annot_kws=dict(fontsize=7))
-    heat_map(axes, shade, cmap='Greys', vmin=0, vmax=1, cbar=False, **annotation)
+    forms = ['.1f'] * 3 + ['+.1f' if largest < 100 else '+.0f'] * (len(values) - 3)
+    texts = [[format(value, form) for value in row] for row, form in zip(values, forms)]
+    texts = [['0' if not float(text) else text.replace('-', '\N{MINUS SIGN}') for text in row] for row in texts]
+    heat_map(axes, shade, cmap='Greys', vmin=0, vmax=1, cbar=False, annot=texts, fmt='', annot_kws=dict(fontsize=7))
     axes.hlines(range(0, len(values) + 1, 3), 0, values.shape[1], color='black', linewidth=0.8, clip_on=False)
     axes.vlines(range(0, values.shape[1] + 1, 3), 0, len(values), color='black', linewidth=0.8, clip_on=False)
     axes.set_xticks(3 * np.arange(first.num_heads) + 1.5, map(head_label, range(first.num_heads)))
@@ -66,15 +68,13 @@ def effective_kernels(twist: Twist) -> np.ndarray:
     return weight.detach().reshape(twist.num_heads, twist.c_red, 3, 3).numpy()
 
 
-def kernel_labels(values: np.ndarray, largest: float) -> np.ndarray:
-    """The numbers in the cells: three rows of initial kernels, then changes in thousandths with their sign."""
-    texts = [f'{value:.1f}' for value in values[:3].flat]
-    texts += [f'{value:{"+.1f" if largest < 100 else "+.0f"}}' for value in values[3:].flat]
-    texts = ['0' if not float(text) else text.replace('-', '\N{MINUS SIGN}') for text in texts]
-    return np.reshape(texts, values.shape)
-
-
 # ---------------------------------------------------------------------------------------------- rotated textures
+
+
+def middle(image: Image.Image, side: int) -> Image.Image:
+    """The square in the middle of an image."""
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def rotate(image: Image.Image, angle: float) -> Image.Image:
@@ -82,17 +82,14 @@ def rotate(image: Image.Image, angle: float) -> Image.Image:
     side = int(min(image.size) / math.sqrt(2)) - 1
     if side < 2:
         raise RunError(f'--image: {image.width} {TIMES} {image.height} pixels are too small to be rotated')
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.rotate(-angle, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+    return middle(image.rotate(-angle, Image.Resampling.BICUBIC), side)
 
 
 def rotated_streaks(index: int, angle: float, side: int) -> Image.Image:
     """A texture of streaks along `angle`, CELLS / PERIOD periods wide, rotated at four times its size to stay sharp."""
     texture = Image.fromarray(synthetic.draw(STREAKS, index)).convert('RGB')
     fine = rotate(texture.resize((4 * synthetic.SIZE, 4 * synthetic.SIZE), Image.Resampling.BICUBIC), angle)
-    kept = 4 * CELLS * STREAKS_PERIOD // PERIOD
-    edge = (fine.width - kept) // 2
-    return fine.crop((edge, edge, edge + kept, edge + kept)).resize((side, side), Image.Resampling.BICUBIC)
+    return middle(fine, 4 * CELLS * STREAKS_PERIOD // PERIOD).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def standardise(values: torch.Tensor) -> torch.Tensor:
@@ -101,7 +98,7 @@ def standardise(values: torch.Tensor) -> torch.Tensor:
 
 
 def direction_responses(
-    subject: TrainedModel, angles: list[int], image: Image.Image | None = None, textures: int = TEXTURES
+    subject: TrainedModel, angles: list[int], image: Image.Image | None = None
 ) -> dict[str, torch.Tensor]:
     """The standardised response of every head at every angle, by block: (textures, angles, heads).
 
@@ -111,11 +108,11 @@ def direction_responses(
     by_block: dict[str, list[torch.Tensor]] = {}
     if image is not None:
         record = trace.observe(subject.model, subject.batch(rotate(image, angle) for angle in angles))
-        by_block = {name: [block.mean_response] for name, block in wide_blocks(subject, record.blocks).items()}
+        by_block = {name: [block.mean_response] for name, block in trace.wide_blocks(subject, record.blocks).items()}
     else:
         blank = trace.observe(subject.model, torch.zeros(1, 3, 128, 128))
         strides = {name: 128 // block.h.shape[-1] for name, block in blank.blocks.items()}  # pixels a cell
-        steps = [(stride, index) for stride in sorted(set(strides.values())) for index in range(textures)]
+        steps = [(stride, index) for stride in sorted(set(strides.values())) for index in range(TEXTURES)]
         for stride, index in tqdm(steps, desc='rotated textures', disable=None):
             rotated = [rotated_streaks(index, angle, CELLS * stride) for angle in angles]
             batch = torch.stack([pil_to_tensor(view) for view in rotated])
@@ -127,7 +124,6 @@ def direction_responses(
 
 def plot_direction(subject: TrainedModel, image: Image.Image | None) -> Figure:
     """The response of the heads to an image, or to streaks of common/synthetic.py, rotated from 0 to 180 degrees."""
-    trace.need_twist(subject)
     angles = list(range(0, 180, STEP))
     responses = direction_responses(subject, angles, image)
     columns, polar = min(2, len(responses)), dict(projection='polar')
@@ -153,7 +149,7 @@ def plot_direction(subject: TrainedModel, image: Image.Image | None) -> Figure:
         f'45{DEGREE} looks to the lower right. Arrows: where the kernels look.',
         caution,
     ]
-    handles = [Line2D([], [], label=head_label(head), **head_style(head)) for head in range(heads)]
+    handles = [Line2D([], [], label=head_label(head), **STYLES[head]) for head in range(heads)]
     frame(figure, title_of_model(subject, 'Direction selectivity'), notes, handles)
     return figure
 
@@ -162,10 +158,6 @@ def peaks_at_own_direction(angles: list[int], mean: np.ndarray) -> int:
     """The number of heads whose highest response is within a step of their own direction; mean is (angles, heads)."""
     best = np.array(angles)[mean.argmax(0)]
     return sum(min(abs(at - angle), 180 - abs(at - angle)) <= STEP for at, angle in zip(best, ANGLES))
-
-
-def head_style(head: int) -> dict:
-    return dict(color=COLORS[(0, 1, 2, 5)[head]], linestyle=['-', *DASHES][head])
 
 
 def draw_polar(axes: Axes, angles: list[int], values: torch.Tensor) -> None:
@@ -179,8 +171,7 @@ def draw_polar(axes: Axes, angles: list[int], values: torch.Tensor) -> None:
     axes.tick_params(axis='x', pad=0)
     axes.grid(color='0.85', linewidth=0.5)
     axes.plot(np.linspace(0, 2 * math.pi, 90), np.zeros(90), color='0.4', linewidth=0.7, linestyle=(0, (3, 2)))
-    for head in range(values.shape[2]):
-        style = head_style(head)
+    for head, style in enumerate(STYLES[: values.shape[2]]):
         curve = values[:, around, head].mean(0).numpy()
         axes.plot(theta, curve.clip(low, high), **style)
         if len(values) > 1:
