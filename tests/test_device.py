@@ -10,11 +10,12 @@ import torch.distributed as dist
 from conftest import ROOT, argv_of, run
 from cuda_stand_in import CudaStandIn
 from slurm_node import free_ports
+from test_pretrain_imagenet import ONE_EPOCH
+from test_pretrain_imagenet import run as run_pretraining
 
 import analysis
 import benchmark
 import models
-import pretrain_imagenet
 import train
 import visualize
 from common import distributed, options, runs
@@ -113,7 +114,7 @@ def test_a_run_on_a_device_interrupted_gives_what_the_cpu_gives(tree, tmp_path, 
 @pytest.mark.parametrize(('bf16', 'dtype'), [(True, torch.bfloat16), (False, torch.float16)])
 def test_the_precision_of_auto_trains(tree, tmp_path, tiny, monkeypatch, bf16, dtype):
     with CudaStandIn(monkeypatch, 2, bf16) as cuda:
-        run(tree, tmp_path, '--epochs', '1', '--warmup_epochs', '0', '--device', 'cuda:1', '--amp', 'auto')
+        run(tree, tmp_path, *ONE_EPOCH, '--device', 'cuda:1', '--amp', 'auto')
     assert cuda.seen[dtype] > 0
     assert cuda.current == 1
 
@@ -124,26 +125,23 @@ def test_pretraining_on_a_device_gives_what_the_cpu_gives(tree, tmp_path, tiny, 
     root.mkdir()
     for subset in ('train', 'val'):
         (root / subset).symlink_to(tree / 'images')
-    size = ('--img_size', '32', '--batch_size', '8', '--accumulate', '2', '--epochs', '1', '--warmup_epochs', '0')
+    more = (*ONE_EPOCH, '--batch_size', '8', '--accumulate', '2', '--ema', '--ema_decay', '0.5')
 
-    def pretrain(folder, *more):
-        paths = ('--checkpoint_dir', str(tmp_path / folder), '--weights_dir', str(tmp_path / folder))
-        argv = ['--data_dir', str(root), '--model', 'tiny', *size, '--amp', 'off', *paths, *more]
-        target = pretrain_imagenet.pretrain(options.parse_pretraining_args(argv))
+    def pretrain(folder, *device):
+        target = run_pretraining(root, tmp_path / folder, *more, *device)
         return [t.numpy().tobytes() for t in read_checkpoint(target)['state_dict'].values()]
 
-    more = ('--num_workers', '0', '--ema', '--ema_decay', '0.5')
-    expected = pretrain('cpu', '--device', 'cpu', *more)
+    expected = pretrain('cpu', '--device', 'cpu')
     with CudaStandIn(monkeypatch) as cuda:
-        assert pretrain('cuda', *more) == expected
-        pretrain('cuda', '--resume', 'auto', *more)
-        pretrain('fp16', '--amp', 'fp16', *more)
+        assert pretrain('cuda') == expected
+        pretrain('cuda', '--resume', 'auto')
+        pretrain('fp16', '--amp', 'fp16')
     assert cuda.seen['pinned'] > 0
     assert cuda.seen[torch.float16] > 0
 
 
 def test_a_trained_model_is_looked_into_on_a_device(tree, tmp_path, tiny, monkeypatch):
-    folder, _ = run(tree, tmp_path, '--epochs', '1', '--warmup_epochs', '0')
+    folder, _ = run(tree, tmp_path, *ONE_EPOCH)
     argv = ['--checkpoint', str(folder / 'best.pt'), '--save_dir', str(tmp_path / 'out')]
     parse = analysis.get_args_parser().parse_args
     sums = []  # what the estimators are given, in their place: they know no device
@@ -192,7 +190,7 @@ def one_of_two(rank: int, environment: dict, argv: list[str]) -> None:
 @pytest.mark.slow
 def test_two_processes_train_on_a_device_each(tree, tmp_path, tiny, capfd, one_thread):
     (port,) = free_ports(1)
-    argv = argv_of(tree, tmp_path, '--epochs', '1', '--warmup_epochs', '0', '--device', 'cuda')
+    argv = argv_of(tree, tmp_path, *ONE_EPOCH, '--device', 'cuda')
     fork = multiprocessing.get_context('fork')  # as srun starts them: each says its number
     both = []
     for rank in range(2):

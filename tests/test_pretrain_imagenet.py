@@ -276,12 +276,9 @@ def test_a_resume_takes_its_options_from_the_run_and_keeps_the_global_batch(
         (1024, (4, 1), {}, 1, (256, 4)),
         (1024, (4, 1), {}, 8, (128, 1)),
         (1024, (1, 4), {}, 4, (256, 1)),
-        (512, (4, 1), {}, 1, (128, 4)),
         (1024, (4, 1), dict(batch_size=64), 1, (64, 16)),
-        (1024, (4, 1), dict(batch_size=512, accumulate=2), 1, (512, 2)),
         (1024, (4, 1), dict(batch_size=64, accumulate=1), 1, None),
         (1024, (4, 1), {}, 3, None),
-        (1024, (4, 1), dict(batch_size=2048), 1, None),
         (2, (1, 1), {}, 4, None),
     ],
 )
@@ -304,6 +301,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(imagenet, tmp_path, tiny
         run(imagenet, tmp_path / name, '--resume', 'auto' if name == 'half' else str(latest))
         err = capfd.readouterr().err
         assert ('latest.pt: damaged' in err) == (name != 'missing')
+        assert latest.with_name('latest.pt.damaged').exists() == (name != 'missing'), 'not the next previous.pt'
         assert 'previous.pt: resuming in epoch 2' in err
         assert outcome(tmp_path / name) == outcome(complete)
 
@@ -339,14 +337,16 @@ def test_the_best_epoch_is_kept_and_goes_elsewhere_with_a_copy_of_a_checkpoint(
     more = ('--epochs', '4', '--ema', '--ema_decay', '0.5')
     best = read_checkpoint(run(imagenet, tmp_path / 'a', *more))
     assert best['epoch'] == 3, 'the later on ties'
-    own = read_checkpoint(tmp_path / 'a' / 'checkpoints' / 'latest.pt')['state_dict']
-    assert not seen[-1][0].equal(own['stem.0.weight']), 'the average is what was evaluated'
+    latest = tmp_path / 'a' / 'checkpoints' / 'latest.pt'
+    last = read_checkpoint(latest)
+    assert seen[-1][0].equal(last['average']['stem.0.weight']), 'the average is what was evaluated'
+    assert not seen[-1][0].equal(last['state_dict']['stem.0.weight'])
+    assert models.build_model('tiny', 3, pretrained=str(latest)).stem[0].weight.equal(seen[-1][0])
     copy = tmp_path / 'copy.pt'
-    (tmp_path / 'a' / 'checkpoints' / 'previous.pt').rename(copy)  # before the last validation
+    latest.with_name('previous.pt').rename(copy)  # before the last validation
     again = read_checkpoint(run(imagenet, tmp_path / 'b', *more, '--resume', str(copy)))
     assert again['epoch'] == 3
     assert all(again['state_dict'][k].equal(v) for k, v in best['state_dict'].items())
-    assert not best['state_dict']['stem.1.bias'].equal(own['stem.1.bias'])
     with pytest.raises(RunError, match=r'copy\.pt holds a run of another configuration \(seed 42 -> 7\)'):
         run(imagenet, tmp_path / 'b', *more, '--seed', '7', '--resume', str(copy))
     shutil.copytree(complete, tmp_path / 'c')
@@ -364,22 +364,6 @@ def test_torchrun_s_restart_resumes_the_folder_s_run_or_the_checkpoint_given(
     assert capfd.readouterr().err.count('resuming in epoch 3') == 2
     with pytest.raises(RunError, match='no such file'):
         run(imagenet, tmp_path / 'c', '--resume', 'missing.pt')
-
-
-def test_a_full_disk_loses_nothing(imagenet, tmp_path, tiny, complete, monkeypatch):
-    real, calls = os.fsync, [0]
-
-    def full(number: int) -> None:
-        calls[0] += 1
-        if calls[0] == 3:
-            raise OSError(28, 'No space left on device')
-        real(number)
-
-    monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(RunError, match=r'cannot be written \(No space left on device\); what was saved before'):
-        run(imagenet, tmp_path)
-    run(imagenet, tmp_path, '--resume', str(tmp_path / 'checkpoints' / 'latest.pt'))
-    assert outcome(tmp_path) == outcome(complete)
 
 
 # ------------------------------------------------------------------------------------------ what comes out
@@ -421,16 +405,6 @@ def test_weights_that_are_there_are_not_replaced_unasked(imagenet, tmp_path, tin
         with pytest.raises(RunError, match='exists; --overwrite replaces it'):
             run(imagenet, tmp_path / 'c', *ONE_EPOCH, *weights)
     assert read_checkpoint(target) == precious
-
-
-def test_the_average_of_a_short_run_follows_its_weights_and_is_what_is_loaded(imagenet, tmp_path, tiny):
-    run(imagenet, tmp_path, *ONE_EPOCH, '--ema', '--lr', '5')
-    latest = tmp_path / 'checkpoints' / 'latest.pt'
-    last = read_checkpoint(latest)
-    average, own = (last[key]['stem.1.weight'] for key in ('average', 'state_dict'))
-    assert (average - own).abs().max() < (own - 1).abs().max() / 2, 'it began at one'
-    loaded = models.build_model('tiny', 3, pretrained=str(latest)).state_dict()
-    assert loaded['stem.1.weight'].equal(average)
 
 
 # ------------------------------------------------------------------------------------------ bad data, bad numbers
