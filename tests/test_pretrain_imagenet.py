@@ -231,7 +231,8 @@ def test_a_signal_saves_and_stops(imagenet, tmp_path):
     more = ('--model', 'test_resnet', '--epochs', '400', '--num_workers', '1', '--save_minutes', '1000')
     process = start(SCRIPT, *argv_of(imagenet, tmp_path, *more))
     until(lambda: (tmp_path / 'checkpoints' / 'log.jsonl').exists() or process.poll() is not None)
-    os.killpg(process.pid, signal.SIGUSR1)  # to the loader's processes as well, as SLURM does
+    for number in (signal.SIGUSR1, signal.SIGTERM):  # to the loader's processes as well, as SLURM does
+        os.killpg(process.pid, number)
     code, out, err = finish(process)
     assert (code, out) == (128 + signal.SIGUSR1, ''), err
     saved = f'{tmp_path}/checkpoints/latest.pt is saved; --resume auto continues from there'
