@@ -267,5 +267,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    with user_errors('predict.py', errors='surrogateescape'), distributed.machine_errors():
+    with user_errors('predict.py', errors='surrogateescape'):
         main(parse_args())

@@ -19,7 +19,7 @@ import time
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -28,10 +28,11 @@ from tqdm import tqdm
 from common import distributed, options, runs
 from common.checkpoint import read_checkpoint, save_checkpoint, weights_file
 from common.distributed import is_main, is_quiet, process_rank, reduce_sum, say, share_object, world_size
-from common.errors import DataError, ModelError, RunError, UnsafeCheckpoint
+from common.errors import DataError, Diverged, ModelError, RunError
 from common.images import image_bits, open_image
 from common.machine import cores
 from common.names import near_miss
+from common.options import IMAGENET
 from common.runs import counted
 from common.timm_models import model_defines
 from common.trees import Index, read_index
@@ -66,6 +67,8 @@ def read_latest(folder: Path, resume: str | None) -> tuple[Path, dict] | None:
     """
     latest, previous = folder / 'latest.pt', folder / 'previous.pt'
     own = [path for path in (latest, previous) if path.exists()]
+    if own and distributed.was_restarted():  # with the options of the first start
+        resume = 'auto'
     if resume is None and own:
         raise RunError(f'{folder} holds a run; --resume auto continues it, another --checkpoint_dir starts a new one')
     if resume is None or (resume == 'auto' and not own):
@@ -81,19 +84,15 @@ def read_latest(folder: Path, resume: str | None) -> tuple[Path, dict] | None:
 
 
 def read_newest(paths: list[Path]) -> tuple[Path, dict]:
-    """The first readable checkpoint; damaged ones are renamed, or the next one written would push the good one out."""
-    damaged = []
-    for path in paths:
+    """The first readable checkpoint; a damaged one before it is renamed, or would push it out at the next save."""
+    for i, path in enumerate(paths):
         try:
             checkpoint = read_state(path)
-        except UnsafeCheckpoint:
-            raise
         except ModelError as error:
-            damaged.append(path)
-            say(f'note: {error}' + (f'; trying {paths[-1]}' if path != paths[-1] else ''))
+            say(f'note: {error}')
             continue
-        for other in damaged:
-            other.rename(other.with_name(other.name + '.damaged'))
+        for damaged in paths[:i]:
+            damaged.rename(f'{damaged}.damaged')
         return path, checkpoint
     raise RunError(f'{paths[0].parent}: every checkpoint is damaged; another --checkpoint_dir starts a new run')
 
@@ -125,24 +124,11 @@ def resume_options(args: argparse.Namespace, path: Path, config: dict) -> None:
         args.batch_size = min(whole // (was['processes'] * was['accumulate']), share)
     if 'accumulate' not in args.given:
         args.accumulate = share // max(1, args.batch_size)
+    parts = f'--batch_size {args.batch_size} times --accumulate {args.accumulate} times processes ({world})'
     if args.batch_size * args.accumulate * world != whole:
-        raise RunError(
-            f'{path}: its global batch of {whole} images cannot be kept by {world} processes with --batch_size '
-            f'{args.batch_size}; --batch_size times --accumulate times processes must be {whole}'
-        )
+        raise RunError(f'{path}: its global batch of {whole} images cannot be kept: {parts} must be {whole}')
     if (was['processes'], was['accumulate']) != (world, args.accumulate):
-        several = 'es' * (world > 1)
-        parts = f'--batch_size {args.batch_size} in {world} process{several}, --accumulate {args.accumulate}'
         say(f'the global batch stays {whole} images: {parts}')
-
-
-def write_latest(folder: Path, checkpoint: dict) -> None:
-    """Write latest.pt and keep the one before as previous.pt; at any moment one of the two is whole."""
-    latest = folder / 'latest.pt'
-    save_checkpoint(folder / 'next.pt', checkpoint)
-    if latest.exists():
-        os.replace(latest, folder / 'previous.pt')
-    os.replace(folder / 'next.pt', latest)
 
 
 # ---------------------------------------------------------------------------------------------- a run
@@ -170,39 +156,49 @@ START = dict(epoch=0, step=0, loss=0.0, dropped=0, replaced=0, streak=0, history
 
 
 def prepare(args: argparse.Namespace, device: torch.device) -> tuple:
-    """In the main process: the resolved options, the two Indexes, the configuration, and the checkpoint, if any."""
+    """Resolve the options and open the data, in the main process, which reports what is trained on what.
+
+    Returns:
+        the options, the Indexes of train/ and val/, the configuration, the checkpoint to resume from (or None), and the
+        bits of the images.
+    """
     folder, world = Path(args.checkpoint_dir), world_size()
     runs.claim(folder)
-    begun = (folder / 'latest.pt').exists() or (folder / 'previous.pt').exists()
-    found = read_latest(folder, 'auto' if distributed.was_restarted() and begun else args.resume)
-    if found:
-        resume_options(args, found[0], found[1]['config'])
+    path, last = read_latest(folder, args.resume) or (None, None)
+    if last:
+        resume_options(args, path, last['config'])
+    options.check(args)
     global_batch = args.batch_size * args.accumulate * world
-    if args.scale_lr and (not found or 'lr' in args.given):  # the learning rate in a checkpoint is scaled already
+    if args.scale_lr and (not last or 'lr' in args.given):  # the learning rate in a checkpoint is scaled already
         args.lr = args.lr * global_batch / options.BASE_BATCH
         say(f'learning rate {args.lr:g} for a global batch of {global_batch} (--no-scale_lr keeps --lr)')
         if 'min_lr' not in args.given:
             args.min_lr = min(args.min_lr, args.lr)
-    options.check(args)
-    if args.sync_bn and device.type == 'cpu':
-        raise RunError('--sync_bn needs CUDA devices: torch has no synchronised BatchNorm for the CPU')
+        options.check(args)
     train, val = (read_index(Path(args.data_dir) / subset) for subset in ('train', 'val'))
     if train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))
-        near = near_miss(odd[0], odd)
-        raise DataError(f'{args.data_dir}: class {odd[0]} is not in both train/ and val/{near}')
+        raise DataError(f'{args.data_dir}: class {odd[0]} is not in both train/ and val/{near_miss(odd[0], odd)}')
     if args.batch_size < 2 or global_batch > len(train):
         raise RunError(
             f'--batch_size {args.batch_size} must be at least 2, and times {args.accumulate * world} (processes and '
             f'accumulated parts) at most the {len(train)} training images'
         )
     config = describe_run(args, train, val, device, global_batch)
-    if found:
-        path, last = found
+    if last:
         check_run(path, last['config'], config)
         if changes := runs.changes(last['config']['environment'], config['environment']):
             say(f'note: {path} was made in another environment ({changes}); the last bits may differ')
-    return args, train, val, config, found[1] if found else None
+    weights_path(args, config)
+    counts = dict(train=len(train), validate=len(val))
+    say(runs.opening(args, args.data_dir, counts, config['classes'], None, config['environment'], world))
+    bits, notes = image_bits(path for index in (train, val) for path, _ in index)
+    for line in [*(f'note: {note}' for note in notes), *([] if last else options.lowered_defaults(args, IMAGENET))]:
+        say(line)
+    if last:
+        epoch, step = last['progress']['epoch'] + 1, last['progress']['step']
+        say(f'{path}: resuming in epoch {epoch}, after {step} steps of it')
+    return args, train, val, config, last, bits
 
 
 def describe_run(args: argparse.Namespace, train: Index, val: Index, device: torch.device, global_batch: int) -> dict:
@@ -229,10 +225,16 @@ def make_loaders(args: argparse.Namespace, train: Index, val: Index, state: Stat
 
 
 def save_state(run: Pretraining) -> None:
-    """Write all that the run needs to resume, its best weights so far included, into one file."""
+    """Write all that the run needs to resume, its best weights so far included, into latest.pt.
+
+    The one before stays as previous.pt: at any moment one of the two is whole.
+    """
     if is_main():
-        checkpoint = dict(config=run.config, progress=run.progress)
-        write_latest(run.folder, checkpoint | state_dicts(run.state))
+        latest, following = run.folder / 'latest.pt', run.folder / 'next.pt'
+        save_checkpoint(following, dict(config=run.config, progress=run.progress) | state_dicts(run.state))
+        if latest.exists():
+            os.replace(latest, run.folder / 'previous.pt')
+        os.replace(following, latest)
     run.clock['saved'] = time.monotonic()
 
 
@@ -242,31 +244,15 @@ def pretrain(args: argparse.Namespace) -> Path:
     Raises:
         KeyboardInterrupt: a signal came, and a checkpoint is saved.
     """
-    if args.resume is None:  # otherwise once the checkpoint has filled in what was not given
-        options.check(args)
     if args.num_workers is None:
-        neighbours = distributed.number_in('LOCAL_WORLD_SIZE') if process_rank()[1] > 1 else None
-        args.num_workers = min(max(cores() // (neighbours or 1), 1), 16)
+        args.num_workers = min(max(cores() // (distributed.number_in('LOCAL_WORLD_SIZE') or 1), 1), 16)
     device = distributed.setup(args.device, args.seed)
     torch.set_float32_matmul_precision('high')  # TF32 where the device has it
     args.device, args.amp = device.type, distributed.resolve_amp(args.amp, device)
-    args, images, val_images, config, last = share_object(lambda: prepare(args, device))
-    target = Path(args.weights_dir) / f'{args.model}_imagenet.pt'
-    share_object(lambda: refuse_to_overwrite(target, config, args.overwrite))
+    args, images, val_images, config, last, bits = share_object(lambda: prepare(args, device))
     state = build_state(args, len(images.classes), device, last, args.batch_size, fused=True)
-    counts = dict(train=len(images), validate=len(val_images))
-    say(runs.opening(args, args.data_dir, counts, config['classes'], None, config['environment'], world_size()))
-    bits, notes = share_object(lambda: image_bits(path for index in (images, val_images) for path, _ in index))
     state = state._replace(preprocessing=state.preprocessing._replace(bits=bits))
-    for line in [
-        *([] if last else options.lowered_defaults(args, options.IMAGENET)),
-        *(f'note: {note}' for note in notes),
-    ]:
-        say(line)
     progress = copy.deepcopy(START) | (last['progress'] if last else {})
-    if last:
-        folder, epoch = args.checkpoint_dir, progress['epoch'] + 1
-        say(f'{folder}: resuming in epoch {epoch}, after {progress["step"]} steps of it')
     loader, val_loader = make_loaders(args, images, val_images, state)
     steps = loader.batch_sampler.steps
     total, done = args.epochs * steps, progress['epoch'] * steps + progress['step']
@@ -280,10 +266,19 @@ def pretrain(args: argparse.Namespace) -> Path:
             line = validate(run, val_loader, times)
             save_epoch(run, line)
     bar.close()
+    target = share_object(lambda: weights_path(args, config))  # again: others may have appeared in the meantime
     if is_main():
         runs.write_log(run.folder / 'log.jsonl', progress['history'])  # may be an epoch behind after a kill
-        refuse_to_overwrite(target, config, args.overwrite)  # weights that have appeared in the meantime
         save_checkpoint(target, progress['best'])
+    return target
+
+
+def weights_path(args: argparse.Namespace, config: dict) -> Path:
+    """Where the best weights go; asked before the run, not after days, because they replace none but the run's own."""
+    target = Path(args.weights_dir) / f'{args.model}_imagenet.pt'
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not args.overwrite and read_checkpoint(target).get('fingerprint') != config['fingerprint']:
+        raise RunError(f'{target} exists; --overwrite replaces it at the end, --weights_dir puts the new one elsewhere')
     return target
 
 
@@ -295,7 +290,7 @@ def validate(run: Pretraining, loader: DataLoader, times: dict) -> dict:
     val_loss, val_acc = evaluate(model, loader, state.device, args.amp, None, state.preprocessing.statistics)
     epoch = progress['epoch'] + 1
     if not math.isfinite(val_loss):
-        raise RunError(f'the validation loss is {val_loss} after epoch {epoch}; {what_is_left(run.folder)}')
+        raise Diverged(f'{run.folder}: the validation loss is {val_loss} after epoch {epoch}')
     if val_acc >= progress['best']['val_acc']:  # the later one on ties
         more = dict(epochs=args.epochs, averaged=bool(args.ema), transform=eval_settings(*state.preprocessing))
         more |= dict(fingerprint=run.config['fingerprint'], commit=run.config['environment']['commit'])
@@ -328,12 +323,6 @@ def save_epoch(run: Pretraining, line: dict) -> None:
     )
 
 
-def what_is_left(folder: Path) -> str:
-    """The last checkpoint, and what to try when numbers are not finite."""
-    saved = f'the last checkpoint is {folder / "latest.pt"}; ' if (folder / 'latest.pt').exists() else ''
-    return f'{saved}try a lower --lr or --amp off'
-
-
 # ---------------------------------------------------------------------------------------------- an epoch
 
 
@@ -361,24 +350,26 @@ def train_epoch(run: Pretraining, loader: DataLoader, bar: tqdm) -> dict:
     for step, loss, norm in train_steps(state, batched, first, schedule, batch_loss, args.clip_grad, args.accumulate):
         made.append(torch.stack([loss, norm]))
         bar.update()
-        run.clock['steps'] += 1
         done = step - first_step + 1
-        if done % CHECK_EVERY == 0 or done == steps:
-            stop, due = sync_counters(run, made, bad, step, done, times)
-            made.clear()
-            bad.clear()
-            here, seconds = done - batches.first, time.monotonic() - start  # of this process in the epoch
-            mean = progress['loss'] / max(1, done - progress['dropped'])
-            now = f'loss {mean:.3f}, {seconds / here:.3f} s a step, of them loader {times["loader"] / here:.3f} s'
-            bar.set_postfix_str(now, refresh=False)
-            estimate(run.clock, args.epochs * steps - step - 1)
-            if stop or due:
-                save_state(run)
-                if is_quiet():
-                    say(f'epoch {batches.epoch + 1}/{args.epochs} step {done}/{steps}: {now}; saved')
-            if stop:
-                bar.close()
-                stop_here(run)
+        if done % CHECK_EVERY and done < steps:
+            continue
+        run.clock['steps'] += len(made)
+        stop, due = sync_counters(run, made, bad, step, done, times)
+        made.clear()
+        bad.clear()
+        here, seconds = done - batches.first, time.monotonic() - start  # of this process in the epoch
+        mean = progress['loss'] / max(1, done - progress['dropped'])
+        now = f'loss {mean:.3f}, {seconds / here:.3f} s a step, of them loader {times["loader"] / here:.3f} s'
+        bar.set_postfix_str(now, refresh=False)
+        estimate(run.clock, args.epochs * steps - step - 1)
+        if stop or due:
+            save_state(run)
+            if is_quiet():
+                say(f'epoch {batches.epoch + 1}/{args.epochs} step {done}/{steps}: {now}; saved')
+        if stop:
+            bar.close()
+            say(f'{run.folder / "latest.pt"} is saved; --resume auto continues from there')
+            raise KeyboardInterrupt(run.signals[0] if run.signals else signal.SIGTERM)  # another process got it
     seconds = time.monotonic() - start
     return dict(
         seconds=round(seconds, 3),
@@ -402,9 +393,8 @@ def sync_counters(
         whether a process was asked to stop, and whether it is time to save; the same in all processes.
     """
     progress, args = run.progress, run.args
-    for i in dict.fromkeys(bad):
-        if i not in run.bad:
-            print(f'bad image, another one takes its place: {run.images[i][0]}', file=sys.stderr)
+    for i in sorted({*bad} - run.bad):
+        print(f'bad image, another one takes its place: {run.images[i][0]}', file=sys.stderr)
     run.bad.update(bad)
     due = is_main() and time.monotonic() - run.clock['saved'] > 60 * args.save_minutes
     start, total = time.monotonic(), 0.0
@@ -415,7 +405,7 @@ def sync_counters(
         progress['dropped'] += not finite
         progress['streak'] = 0 if finite else progress['streak'] + 1
         if progress['streak'] > allowed:
-            raise RunError(f'the gradients near step {step} were not finite; {what_is_left(run.folder)}')
+            raise Diverged(f'{run.folder}: the gradients near step {step} were not finite')
     mine = torch.tensor([total, len(bad), bool(run.signals), due], dtype=torch.float64, device=run.state.device)
     loss, replaced, stop, due = reduce_sum(mine).tolist()
     times['look'] += time.monotonic() - start
@@ -427,40 +417,13 @@ def sync_counters(
     return bool(stop), bool(due)
 
 
-def stop_here(run: Pretraining) -> NoReturn:
-    """Raise KeyboardInterrupt with the signal that came to this process, or SIGTERM if another one got it."""
-    say(f'{run.folder / "latest.pt"} is saved; --resume auto continues from there')
-    raise KeyboardInterrupt(run.signals[0] if run.signals else signal.SIGTERM)
-
-
 def estimate(clock: dict, left: int) -> None:
     """Report once how long the `left` steps will take; steps before the first look also started and compiled things."""
-    if 'first_look' not in clock:
-        clock['first_look'] = time.monotonic(), clock['steps']
-    elif clock['steps'] >= PROJECT_AFTER and left and 'estimated' not in clock:
-        then, count = clock['first_look']
+    then, count = clock.setdefault('first_look', (time.monotonic(), clock['steps']))
+    if clock['steps'] >= PROJECT_AFTER and left and 'estimated' not in clock:
         seconds = left * (time.monotonic() - then) / (clock['steps'] - count)
         say(f'the rest will take about {timedelta(seconds=math.ceil(seconds))}, validation apart')
         clock['estimated'] = True
-
-
-def refuse_to_overwrite(target: Path, config: dict, overwrite: bool) -> None:
-    """Check before the run, not after days, that its weights can be written. Its own weights may be written again."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f'--weights_dir {target.parent}: cannot be made ({error.strerror})') from error
-    if not os.access(target.parent, os.W_OK):
-        raise RunError(f'--weights_dir {target.parent}: cannot be written to')
-    if target.exists() and not overwrite:
-        try:
-            own = read_checkpoint(target).get('fingerprint') == config['fingerprint']
-        except (ModelError, AttributeError):
-            own = False
-        if not own:
-            raise RunError(
-                f'{target} exists; --overwrite replaces it at the end, --weights_dir puts the new one elsewhere'
-            )
 
 
 # ---------------------------------------------------------------------------------------------- command line

@@ -22,14 +22,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common.cache import SHARED_MEMORY
 from common.errors import CacheError, DataError, ModelError, ProcessError, RunError, UserError
 from common.machine import cores
-from common.runs import git_commit
+from common.runs import counted, git_commit
 
 JOB = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')  # what torchrun tells each of its processes
 AMP_DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, off=torch.float32)
-NO_JOB = 'unset WORLD_SIZE for a single process, or start them all with torchrun'
 
 
 def number_in(variable: str) -> int | None:
@@ -39,24 +37,9 @@ def number_in(variable: str) -> int | None:
 
 
 def process_rank() -> tuple[int, int]:
-    """Rank of this process and number of processes, as torchrun sets them; (0, 1) without it, see check_job."""
-    rank, world, port = (number_in(name) for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT'))
-    announced = None not in (rank, world, port) and os.environ.get('MASTER_ADDR')
-    return (rank, world) if announced and rank < world else (0, 1)
-
-
-def under_torchrun() -> bool:
-    return 'TORCHELASTIC_RUN_ID' in os.environ
-
-
-def check_job() -> None:
-    """Refuse a job that is announced in part; report that a WORLD_SIZE alone is ignored."""
-    if process_rank()[1] > 1 or os.environ.get('WORLD_SIZE', '1') in ('', '1'):
-        return
-    known = ', '.join(f'{name}={os.environ[name]}' for name in JOB if name in os.environ)
-    if 'RANK' in os.environ:
-        raise RunError(f'the environment says {known}, which is no whole job of {", ".join(JOB)}; {NO_JOB}')
-    say(f'note: {known} alone is taken for a leftover: one process (torchrun starts several)')
+    """Rank of this process and number of processes, as torchrun sets them; (0, 1) without it."""
+    rank, world = number_in('RANK'), number_in('WORLD_SIZE')
+    return (0, 1) if rank is None or world is None else (rank, world)
 
 
 def find_device(name: str) -> torch.device:
@@ -72,14 +55,12 @@ def find_device(name: str) -> torch.device:
         raise RunError(f"--device '{name}' must be auto, cpu, cuda or cuda:N")
     if name == 'cpu':
         return torch.device('cpu')
-    several = process_rank()[1] > 1
-    if match[1] and (several or under_torchrun()):
-        raise RunError(f'--device {name}: torchrun gives each process a device of its own; leave the number out')
-    count = torch.cuda.device_count()
-    index = int(match[1] or 0) if not several else local_index(count)
+    count, several = torch.cuda.device_count(), process_rank()[1] > 1
+    if several and match[1]:
+        raise RunError(f'--device {name}: each of several processes has a device of its own; leave the number out')
+    index = local_index(count) if several else int(match[1] or 0)
     if index >= count:
-        found = f'there {"is" if count == 1 else "are"} {count} CUDA device{"" if count == 1 else "s"} here'
-        raise RunError(f'--device {name}: {found}' + f', and this is process {index} of its machine' * several)
+        raise RunError(f'--device {name}: needs device {index}, and torch finds {counted(count, "CUDA device")}')
     return torch.device('cuda', index)
 
 
@@ -89,10 +70,8 @@ def local_index(count: int) -> int:
     torchrun says it. srun does not, but numbers its tasks, unless each of them is shown its own device alone.
     """
     index = number_in('LOCAL_RANK')
-    if index is None and count == 1:
-        return 0
-    if index is None and number_in('SLURM_STEP_NUM_TASKS') == process_rank()[1]:
-        index = number_in('SLURM_LOCALID')
+    if index is None:
+        index = 0 if count == 1 else number_in('SLURM_LOCALID')
     if index is None:
         raise RunError(f"LOCAL_RANK does not say which of the {count} CUDA devices is this process's; use torchrun")
     return index
@@ -105,7 +84,6 @@ def setup(device: str, seed: int) -> torch.device:
     torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging only, and slow
     torch.backends.cudnn.benchmark = False
     keep_freed_memory()
-    check_job()
     place = find_device(device)
     if place.type == 'cuda':
         torch.cuda.set_device(place)
@@ -131,10 +109,11 @@ def join(backend: str) -> None:
     rank, world = process_rank()
     try:
         store = next(dist.rendezvous('env://', timeout=timedelta(minutes=10)))[0]
-    except (RuntimeError, ValueError, TypeError) as error:
-        place, reason = os.environ['MASTER_ADDR'], str(error).splitlines()[0]
-        raise ProcessError(f'{world} processes do not meet at {place} ({reason}); {NO_JOB}') from error
-    if under_torchrun():
+    except (RuntimeError, ValueError) as error:
+        job, reason = ', '.join(f'{name}={os.environ.get(name)}' for name in JOB), str(error).splitlines()[0]
+        way_out = 'unset WORLD_SIZE for a single process, or start them all with torchrun'
+        raise ProcessError(f'{job}: the processes do not meet ({reason}); {way_out}') from error
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
         store = dist.PrefixStore(new_prefix(store, rank, world), store)
     patience = timedelta(hours=1)  # the others wait while the main process lists a million files
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
@@ -311,7 +290,7 @@ def parallelise(model: nn.Module, amp: str, batch: torch.Tensor, name: str) -> n
 
 @contextlib.contextmanager
 def training_process(script: str, stopped: str, signals: tuple[int, ...]) -> Iterator[None]:
-    """Run the body of a training script: an error of the user, of the machine, or a signal ends it with one line.
+    """Run the body of a training script: an error of the user, a missing compiler, or a signal ends it with one line.
 
     Args:
         script: its name, which begins the line.
@@ -321,10 +300,15 @@ def training_process(script: str, stopped: str, signals: tuple[int, ...]) -> Ite
     for number in signals:
         signal.signal(number, interrupt)
     try:
-        with machine_errors():
-            yield
+        yield
     except UserError as error:
         fail(script, error)
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(('torch._dynamo.', 'torch._inductor.')):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.endswith('raised:')]
+        way_out = 'torch.compile needs a C++ compiler such as g++; without --compile it runs too'
+        fail(script, ProcessError(f'--compile: {lines[0]}; {way_out}'))
     except KeyboardInterrupt as stop:
         say(stopped)
         sys.exit(128 + stop.args[0])
@@ -362,28 +346,3 @@ def fail(script: str, error: UserError) -> NoReturn:
         message = re.sub(r'^common\.errors\.\w+: ', '', str(error).strip().splitlines()[-1])
         print(f'{script}: error: {message}', file=sys.stderr)
     sys.exit(error.exit_code)
-
-
-@contextlib.contextmanager
-def machine_errors() -> Iterator[None]:
-    """Run the body; too little shared memory, or no compiler, becomes an error of one line with the way out."""
-    try:
-        yield
-    except RuntimeError as error:
-        if explained := explain(error):
-            raise ProcessError(explained) from error
-        raise
-
-
-def explain(error: RuntimeError) -> str | None:
-    """What an error of torch means to the user; None if it is not about the machine."""
-    if type(error).__module__.startswith(('torch._dynamo.', 'torch._inductor.')):
-        lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.endswith('raised:')]
-        why = lines[0] if lines else type(error).__name__
-        return f'--compile: {why}; torch.compile needs a C++ compiler such as g++; without --compile it runs too'
-    if re.search('shared memory|Bus error', str(error)):
-        return (
-            f'the loader processes ran out of {SHARED_MEMORY}; fewer --num_workers need less, 0 none (docker run '
-            '--shm-size=8g gives more)'
-        )
-    return None

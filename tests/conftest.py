@@ -1,6 +1,5 @@
 """What the tests share: small trees of images, a small model, and the scripts as a user starts them."""
 
-import functools
 import json
 import os
 import signal
@@ -121,25 +120,10 @@ def run(tree: Path, run_dir: Path, *more: str, model: str = 'tiny') -> tuple[Pat
     return train.train(options.parse_args(argv_of(tree, run_dir, *more, model=model)))
 
 
-@functools.cache
-def server() -> prefork.Server:
-    return prefork.Server()
-
-
-def start(
-    script: str | Path,
-    *arguments: str | Path,
-    launcher: tuple[str, ...] = (),
-    cwd: Path | None = None,
-    **environment: str,
-) -> subprocess.Popen | prefork.Started:
-    """A script of the project in a process group of its own: forked, or by Python anew where it has a launcher."""
+def start(script: str | Path, *arguments: str | Path, cwd: Path | None = None, **environment: str) -> prefork.Started:
+    """A script of the project in a process group of its own."""
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', **environment}
-    if not launcher:
-        return server().start(ROOT / script, [*map(str, arguments)], environment, str(cwd or os.getcwd()))
-    command = [sys.executable, *launcher, ROOT / script, *arguments]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command, **pipes, start_new_session=True, env=environment, cwd=cwd)
+    return prefork.Started(ROOT / script, [*map(str, arguments)], environment, str(cwd or os.getcwd()))
 
 
 def run_ranks(count: int, script: str | Path, *arguments: str, **environment: str) -> tuple[list[int], str, str]:
@@ -155,13 +139,9 @@ def run_ranks(count: int, script: str | Path, *arguments: str, **environment: st
     return [*codes], ''.join(outs), ''.join(errs)
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen | prefork.Started) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
-    try:
-        out, err = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun then ends its workers
-        raise
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 

@@ -12,16 +12,14 @@ from torch.distributed import run
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 
-def work(flag: str, script: str, *arguments: str) -> None:
+def work(_: str, script: str, *arguments: str) -> None:
     """What torchrun runs as `python -u SCRIPT ARGUMENT..`."""
-    assert flag == '-u'
     sys.argv = [script, *arguments]
-    sys.path.insert(0, os.path.dirname(script))
+    sys.path[0] = os.path.dirname(script)
     runpy.run_path(script, run_name='__main__')
 
 
 def forked(config: LaunchConfig, entrypoint: str) -> elastic_launch:
-    assert entrypoint == sys.executable
     config.start_method = 'fork'
     return elastic_launch(config, work)
 

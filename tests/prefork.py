@@ -1,156 +1,70 @@
-"""Start scripts from a process that has imported torch, torchvision and timm, which takes most of a start: 6 s here.
+"""Scripts in processes forked from one that has imported torch, timm and torchvision, most of a start: 6 s here.
 
-A script that is started runs in a process and a process group of its own, forked before anything of this project is
-imported, as `python SCRIPT` would: as __main__, with its own arguments, environment, output and exit code.
+As `python SCRIPT` would, a script runs as __main__, with its own arguments, environment, output and exit code; nothing
+of this project is imported before.
 """
 
-import atexit
-import gc
-import json
+import multiprocessing
 import os
 import runpy
-import select
-import socket
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor, TimeoutError
+import tempfile
+from contextlib import suppress
 from pathlib import Path
+from unittest import mock
+
+FORKSERVER = multiprocessing.get_context('forkserver')
+FORKSERVER.set_forkserver_preload(['torch', 'timm', 'torchvision'])
 
 
 class Started:
-    """A started script, with those parts of subprocess.Popen that the tests use."""
+    """A started script in a process group of its own, with those parts of subprocess.Popen that the tests use."""
 
-    def __init__(self, server: 'Server', command: list[str], pid: int, out: int, err: int):
-        self.server, self.args, self.pid = server, command, pid
-        self.stdout, self.stderr = os.fdopen(out), os.fdopen(err)
+    def __init__(self, script: Path, arguments: list[str], environment: dict[str, str], cwd: str):
+        self.folder = tempfile.TemporaryDirectory()
+        self.outputs = [Path(self.folder.name) / name for name in ('stdout', 'stderr')]
+        for path in self.outputs:
+            path.touch()
+        self.args = [str(script), *arguments]
+        self.process = FORKSERVER.Process(target=run, args=(self.args, environment, cwd, self.outputs))
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS='1'):  # read when torch is imported
+            self.process.start()
+        self.pid, self.terminate, self.kill = self.process.pid, self.process.terminate, self.process.kill
 
     @property
     def returncode(self) -> int | None:
-        return self.poll()
+        return self.process.exitcode
 
     def poll(self) -> int | None:
-        self.server.collect(0)
-        return self.server.codes.get(self.pid)
-
-    def wait(self, timeout: float) -> int:
-        give_up = time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() > give_up:
-                raise subprocess.TimeoutExpired(self.args, timeout)
-            self.server.collect(0.05)
-        return code
+        return self.process.exitcode
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """stdout and stderr, once the script has ended; one that does not end is killed, with what it started."""
-        try:
-            with ThreadPoolExecutor(2) as pool:
-                texts = [pool.submit(file.read) for file in (self.stdout, self.stderr)]
-                try:
-                    out, err = (text.result(timeout) for text in texts)
-                except TimeoutError:
-                    self.kill_group()  # or its readers would wait for ever
-                    raise
-            self.wait(timeout)
-        finally:
+        self.process.join(timeout)
+        if self.poll() is None:
             self.kill_group()
-        self.stdout.close()
-        self.stderr.close()
-        return out, err
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return tuple(path.read_text() for path in self.outputs)
 
     def kill_group(self) -> None:
         if self.poll() is None:
-            os.killpg(self.pid, 9)
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def terminate(self) -> None:
-        self.send_signal(15)
-
-    def kill(self) -> None:
-        self.send_signal(9)
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, 9)
+            self.kill()  # where it has no group yet
 
 
-class Server:
-    """The process that forks, and the exit codes of its children."""
-
-    def __init__(self):
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, __file__, str(theirs.fileno())]
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1'}  # read when torch is imported
-        subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        theirs.close()
-        self.codes: dict[int, int] = {}
-        self.started: list[int] = []
-        atexit.register(self.socket.close)  # which ends the process
-
-    def collect(self, seconds: float) -> None:
-        """Read what the process says, until it says nothing for some seconds."""
-        while select.select([self.socket], [], [], seconds)[0]:
-            message = json.loads(self.socket.recv(1024))
-            if 'code' in message:
-                self.codes[message['pid']] = message['code']
-            else:
-                self.started.append(message['pid'])
-
-    def start(self, script: Path, arguments: list[str], environment: dict[str, str], cwd: str) -> Started:
-        (out, theirs_out), (err, theirs_err) = os.pipe(), os.pipe()
-        argv = [str(script), *arguments]
-        request = json.dumps(dict(argv=argv, environment=environment, cwd=cwd)).encode()
-        socket.send_fds(self.socket, [request], [theirs_out, theirs_err])
-        os.close(theirs_out)
-        os.close(theirs_err)
-        while not self.started:
-            self.collect(0.01)
-        pid = self.started.pop()
-        self.codes.pop(pid, None)  # of an older process with this number
-        return Started(self, [sys.executable, *argv], pid, out, err)
-
-
-def serve(client: socket.socket) -> tuple[dict, list[int]]:
-    """Fork for each request; returns in the child, with the request and its stdout and stderr. Ends with the client."""
-    while True:
-        if select.select([client], [], [], 0.02)[0]:
-            data, fds, *_ = socket.recv_fds(client, 1 << 20, 2)
-            if not data:
-                os._exit(0)
-            pid = os.fork()
-            if pid == 0:
-                os.setpgid(0, 0)
-                return json.loads(data), fds
-            os.setpgid(pid, pid)
-            for fd in fds:
-                os.close(fd)
-            client.send(json.dumps(dict(pid=pid)).encode())
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            continue
-        if pid:
-            client.send(json.dumps(dict(pid=pid, code=os.waitstatus_to_exitcode(status))).encode())
-
-
-if __name__ == '__main__':
-    del sys.path[0]  # tests/
-    import timm  # noqa: F401
-    import torch  # noqa: F401
-    import torchvision  # noqa: F401
-
-    gc.collect()
-    gc.freeze()  # or each child looks through all of torch when it ends, for a second
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    asked, streams = serve(connection)
-    connection.close()
-    for number, stream in enumerate(streams, start=1):
-        os.dup2(stream, number)
-        os.close(stream)
-    sys.stdout = sys.__stdout__ = os.fdopen(1, 'w', closefd=False)  # as a new process has them, of this pipe
+def run(argv: list[str], environment: dict[str, str], cwd: str, outputs: list[Path]) -> None:
+    """What a forked process does."""
+    multiprocessing.set_start_method(None, force=True)  # Python's default again, for the loaders of the script
+    os.setsid()
+    for number, path in enumerate(outputs, start=1):
+        with open(path, 'wb') as file:
+            os.dup2(file.fileno(), number)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, 'w', closefd=False)  # as a new process has them, of these files
     sys.stderr = sys.__stderr__ = os.fdopen(2, 'w', 1, errors='backslashreplace', closefd=False)
     os.environ.clear()
-    os.environ.update(asked['environment'])
-    os.chdir(asked['cwd'])
-    sys.argv = asked['argv']
-    sys.path.insert(0, str(Path(asked['argv'][0]).parent))
-    runpy.run_path(asked['argv'][0], run_name='__main__')
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv, sys.path[0] = argv, str(Path(argv[0]).parent)
+    runpy.run_path(argv[0], run_name='__main__')

@@ -3,18 +3,19 @@
 import multiprocessing
 import os
 import re
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT, argv_of, run
 from cuda_stand_in import CudaStandIn
+from slurm_node import free_ports
+from test_pretrain_imagenet import ONE_EPOCH
+from test_pretrain_imagenet import run as run_pretraining
 
 import analysis
 import benchmark
 import models
-import pretrain_imagenet
 import train
 import visualize
 from common import distributed, options, runs
@@ -28,8 +29,7 @@ JOB = dict(RANK='0', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT='29500
 @pytest.fixture(autouse=True)
 def _no_job(monkeypatch, one_thread):
     """Tests start from an environment without a launcher."""
-    of_launchers = ('LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'TORCHELASTIC_RUN_ID', 'SLURM_LOCALID', 'SLURM_STEP_NUM_TASKS')
-    for name in (*JOB, *of_launchers):
+    for name in (*JOB, 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'TORCHELASTIC_RUN_ID', 'SLURM_LOCALID'):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -52,12 +52,10 @@ def results_of(tree, run_dir, *more: str) -> tuple:
         (1, 'cuda', {}, 'cuda:0'),
         (2, 'cuda:1', {}, 'cuda:1'),
         (2, 'cpu', {}, 'cpu'),
-        (2, 'cuda', dict(JOB, LOCAL_RANK='1', TORCHELASTIC_RUN_ID='x'), 'cuda:1'),
-        (2, 'auto', dict(JOB, LOCAL_RANK='1', TORCHELASTIC_RUN_ID='x'), 'cuda:1'),
-        (2, 'cuda', dict(JOB, WORLD_SIZE='1', LOCAL_RANK='0', TORCHELASTIC_RUN_ID='x'), 'cuda:0'),
+        (2, 'auto', dict(JOB, LOCAL_RANK='1'), 'cuda:1'),
         # srun: tasks are numbered, and may each be shown their own device alone
-        (2, 'cuda', dict(JOB, SLURM_LOCALID='1', SLURM_STEP_NUM_TASKS='2'), 'cuda:1'),
-        (1, 'cuda', dict(JOB, SLURM_LOCALID='1', SLURM_STEP_NUM_TASKS='2'), 'cuda:0'),
+        (2, 'cuda', dict(JOB, SLURM_LOCALID='1'), 'cuda:1'),
+        (1, 'cuda', dict(JOB, SLURM_LOCALID='1'), 'cuda:0'),
     ],
 )
 def test_the_device_has_an_index_and_is_the_current_one(monkeypatch, devices, name, environment, expected):
@@ -75,15 +73,12 @@ def test_the_device_has_an_index_and_is_the_current_one(monkeypatch, devices, na
 @pytest.mark.parametrize(
     ('devices', 'name', 'environment', 'words'),
     [
-        (0, 'cuda', {}, '--device cuda: there are 0 CUDA devices here'),
-        (1, 'cuda:1', {}, '--device cuda:1: there is 1 CUDA device here'),
+        (0, 'cuda', {}, '--device cuda: needs device 0, and torch finds 0 CUDA devices'),
+        (1, 'cuda:1', {}, '--device cuda:1: needs device 1, and torch finds 1 CUDA device'),
         (2, 'cuda:-1', {}, "--device 'cuda:-1' must be auto, cpu, cuda or cuda:N"),
-        (2, 'cuda:1', dict(JOB, LOCAL_RANK='0'), '--device cuda:1: torchrun gives each process a device of its own'),
-        (2, 'cuda:1', dict(JOB, WORLD_SIZE='1', TORCHELASTIC_RUN_ID='x'), '--device cuda:1: torchrun gives each'),
-        (2, 'cuda', JOB, 'LOCAL_RANK does not say which of the 2 CUDA devices'),
+        (2, 'cuda:1', dict(JOB, LOCAL_RANK='0'), '--device cuda:1: each of several processes has a device of its own'),
         (2, 'auto', dict(JOB, LOCAL_RANK='none'), 'LOCAL_RANK does not say which of the 2 CUDA devices'),
-        (2, 'auto', dict(JOB, SLURM_LOCALID='0'), 'LOCAL_RANK does not say'),  # of the batch script, not of a task
-        (1, 'cuda', dict(JOB, LOCAL_RANK='1'), 'there is 1 CUDA device here, and this is process 1 of its machine'),
+        (1, 'cuda', dict(JOB, LOCAL_RANK='1'), '--device cuda: needs device 1, and torch finds 1 CUDA device'),
     ],
 )
 def test_a_device_that_cannot_be_is_one_line(
@@ -119,10 +114,9 @@ def test_a_run_on_a_device_interrupted_gives_what_the_cpu_gives(tree, tmp_path, 
 @pytest.mark.parametrize(('bf16', 'dtype'), [(True, torch.bfloat16), (False, torch.float16)])
 def test_the_precision_of_auto_trains(tree, tmp_path, tiny, monkeypatch, bf16, dtype):
     with CudaStandIn(monkeypatch, 2, bf16) as cuda:
-        _, log, *_ = results_of(tree, tmp_path, '--device', 'cuda:1', '--amp', 'auto')
+        run(tree, tmp_path, *ONE_EPOCH, '--device', 'cuda:1', '--amp', 'auto')
     assert cuda.seen[dtype] > 0
     assert cuda.current == 1
-    assert len(log) == 2  # neither loss was refused as not finite
 
 
 @pytest.mark.slow
@@ -131,26 +125,23 @@ def test_pretraining_on_a_device_gives_what_the_cpu_gives(tree, tmp_path, tiny, 
     root.mkdir()
     for subset in ('train', 'val'):
         (root / subset).symlink_to(tree / 'images')
-    size = ('--img_size', '32', '--batch_size', '8', '--accumulate', '2', '--epochs', '1', '--warmup_epochs', '0')
+    more = (*ONE_EPOCH, '--batch_size', '8', '--accumulate', '2', '--ema', '--ema_decay', '0.5')
 
-    def pretrain(folder, *more):
-        paths = ('--checkpoint_dir', str(tmp_path / folder), '--weights_dir', str(tmp_path / folder))
-        argv = ['--data_dir', str(root), '--model', 'tiny', *size, '--amp', 'off', *paths, *more]
-        target = pretrain_imagenet.pretrain(options.parse_pretraining_args(argv))
+    def pretrain(folder, *device):
+        target = run_pretraining(root, tmp_path / folder, *more, *device)
         return [t.numpy().tobytes() for t in read_checkpoint(target)['state_dict'].values()]
 
-    more = ('--num_workers', '0', '--ema', '--ema_decay', '0.5')
-    expected = pretrain('cpu', '--device', 'cpu', *more)
+    expected = pretrain('cpu', '--device', 'cpu')
     with CudaStandIn(monkeypatch) as cuda:
-        assert pretrain('cuda', *more) == expected
-        pretrain('cuda', '--resume', 'auto', *more)
-        pretrain('fp16', '--amp', 'fp16', *more)
+        assert pretrain('cuda') == expected
+        pretrain('cuda', '--resume', 'auto')
+        pretrain('fp16', '--amp', 'fp16')
     assert cuda.seen['pinned'] > 0
     assert cuda.seen[torch.float16] > 0
 
 
 def test_a_trained_model_is_looked_into_on_a_device(tree, tmp_path, tiny, monkeypatch):
-    folder, _ = run(tree, tmp_path, '--epochs', '2')
+    folder, _ = run(tree, tmp_path, *ONE_EPOCH)
     argv = ['--checkpoint', str(folder / 'best.pt'), '--save_dir', str(tmp_path / 'out')]
     parse = analysis.get_args_parser().parse_args
     sums = []  # what the estimators are given, in their place: they know no device
@@ -198,13 +189,12 @@ def one_of_two(rank: int, environment: dict, argv: list[str]) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_on_a_device_each(tree, tmp_path, tiny, capfd, one_thread):
-    with socket.create_server(('127.0.0.1', 0)) as server:
-        port = server.getsockname()[1]
-    argv = argv_of(tree, tmp_path, '--epochs', '2', '--device', 'cuda')
+    (port,) = free_ports(1)
+    argv = argv_of(tree, tmp_path, *ONE_EPOCH, '--device', 'cuda')
     fork = multiprocessing.get_context('fork')  # as srun starts them: each says its number
     both = []
     for rank in range(2):
-        job = dict(JOB, MASTER_PORT=str(port), SLURM_LOCALID=str(rank), SLURM_STEP_NUM_TASKS='2')
+        job = dict(JOB, MASTER_PORT=str(port), SLURM_LOCALID=str(rank))
         both.append(fork.Process(target=one_of_two, args=(rank, job, argv)))
         both[-1].start()
     for process in both:

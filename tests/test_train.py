@@ -376,24 +376,20 @@ def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path):
 
 
 @pytest.mark.parametrize('environment', ['WORLD_SIZE=4', 'WORLD_SIZE=four', 'WORLD_SIZE=4 MASTER_ADDR=here', 'RANK=3'])
-def test_what_is_left_of_a_job_in_the_environment_does_not_count(tree, tmp_path, tiny, monkeypatch, capfd, environment):
+def test_what_is_left_of_a_job_in_the_environment_does_not_count(monkeypatch, environment):
     for name, value in (pair.split('=') for pair in environment.split()):
         monkeypatch.setenv(name, value)
     distributed.setup('cpu', 1)
     assert distributed.process_rank() == (0, 1)
-    known = environment.replace(' ', ', ')
-    assert (f'note: {known} alone' in capfd.readouterr().err) == ('WORLD_SIZE' in environment)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('environment', 'words'),
     [
-        ('RANK=1 WORLD_SIZE=2', 'RANK=1, WORLD_SIZE=2, which is no whole job of RANK, WORLD_SIZE'),
-        ('RANK=2 WORLD_SIZE=2 MASTER_ADDR=here MASTER_PORT=1', 'MASTER_PORT=1, which is no whole job'),
-        ('RANK=0 WORLD_SIZE=two MASTER_ADDR=here MASTER_PORT=1', 'MASTER_PORT=1, which is no whole job'),
-        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=here MASTER_PORT=x', 'MASTER_PORT=x, which is no whole job'),
-        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=70000', '2 processes do not meet at 127.0.0.1'),
+        ('RANK=1 WORLD_SIZE=2', 'RANK=1, WORLD_SIZE=2, MASTER_ADDR=None, MASTER_PORT=None: the processes do not meet'),
+        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=here MASTER_PORT=x', 'MASTER_PORT=x: the processes do not meet'),
+        ('RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=70000', 'MASTER_PORT=70000: the processes do not meet'),
     ],
 )
 def test_a_job_that_cannot_be_is_one_line_and_no_wait(tree, tmp_path, tiny, monkeypatch, capfd, environment, words):
@@ -426,21 +422,12 @@ def test_loader_processes_are_as_many_as_shared_memory_has_room_for(monkeypatch,
     assert loader_processes(4, dtd) == 2
 
 
-@pytest.mark.parametrize(
-    ('error', 'words'),
-    [
-        (RuntimeError('Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory(shm) for '
-                      'file </torch_1>: No space left on device (28)'), 'fewer --num_workers need less, 0 none'),
-        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that'), '--shm-size'),
-        (InvalidCxxCompiler(), 'torch.compile needs a C++ compiler'),
-    ],
-)  # fmt: skip
-def test_what_torch_says_of_the_machine_is_one_line(tree, tmp_path, tiny, monkeypatch, capfd, error, words):
+def test_a_missing_compiler_is_one_line(tree, tmp_path, tiny, monkeypatch, capfd):
     def train_epoch(*_):
-        raise error
+        raise InvalidCxxCompiler
 
     monkeypatch.setattr(train, 'train_epoch', train_epoch)
-    assert words in fails(argv_of(tree, tmp_path), capfd)
+    assert 'torch.compile needs a C++ compiler' in fails(argv_of(tree, tmp_path), capfd)
 
 
 def test_a_test_loss_that_is_not_finite_does_not_cost_the_run(tree, tmp_path, tiny, monkeypatch, capfd):
