@@ -163,9 +163,9 @@ def answer(args: argparse.Namespace, subject: TrainedModel, held_out: HeldOut, s
     return dict(
         checkpoint=str(args.checkpoint),
         model=subject.name,
-        dataset=settings['dataset'],
+        dataset=settings['splits'].dataset,
         label=settings['label'],
-        fold=settings['fold'],
+        fold=settings['splits'].fold,
         seed=args.seed,
         caution=settings['caution'],
         copies=args.copies,

@@ -109,7 +109,13 @@ def load_splits(dataset: str, data_dir: str | Path | None, fold: int, own: Split
         raise DataError(f'{error}{advice}') from error
     except OSError as error:
         raise DataError(f'{error.filename}: cannot be read ({error.strerror})') from error
-    return splits
+    return splits._replace(dataset=dataset, fold=fold, root=None if dataset == 'synthetic' else root, own=own)
+
+
+def splits_of(values: dict, **changes) -> Splits:
+    """load_splits for options by name, such as vars(args), with some of them changed."""
+    values = values | changes
+    return load_splits(values['dataset'], values['data_dir'], values['fold'], split_options(values))
 
 
 def load_labelled(
@@ -150,7 +156,8 @@ def load_labelled(
         more = f' (and {len(absent) - 1} more)' * (len(absent) > 1)
         print(f"note: {where}: has no image of class '{absent[0]}'{more} of the model", file=sys.stderr)
     items = {s: sorted((path, index[cls]) for path, cls in pairs if cls in index) for s, pairs in found.items()}
-    return Splits(items.get('train', []), items.get('val', []), items.get('test') or items.get('', []), classes)
+    subsets = items.get('train', []), items.get('val', []), items.get('test') or items.get('', [])
+    return Splits(*subsets, classes, dataset=dataset, root=root, own=own)
 
 
 def _entry(dataset: str) -> dict:
@@ -360,52 +367,37 @@ SPLITS = {
 # ---------------------------------------------------------------------------------------------- complete trees
 
 
-def tree_digest(dataset: str, data_dir: str | Path | None, splits: Splits) -> str:
-    """A digest of a tree, the same for all its folds: classes, names and sizes of the images, what divides them.
-
-    Args:
-        dataset, data_dir: as for load_splits.
-        splits: any fold of the tree.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
-    images, lists = _all_images(dataset, data_dir, splits)
+def tree_digest(splits: Splits) -> str:
+    """A digest of a tree, the same for all its folds: classes, names and sizes of the images, what divides them."""
+    images, lists = _all_images(splits)
     top = top_of(images)
     lines = sorted(f'{cls} {path[len(top) :]} {size_of(path)}' for path, cls in images.items())
     divided = sorted(f'{place} {group} {path[len(top) :]}' for path, (place, group) in (splits.division or {}).items())
     return digest_lines(lines + lists + divided)
 
 
-def passed_over(dataset: str, data_dir: str | Path | None, splits: Splits, own: SplitOptions = AS_IT_IS) -> list[str]:
+def passed_over(splits: Splits) -> list[str]:
     """A line for each kind of file that stands among the images of a tree and is in none of its folds.
 
-    Hidden files and folders do not count. A validation set that is drawn is reported, too, and what `own` did.
-
-    Args:
-        dataset, data_dir, own: as for load_splits.
-        splits: any fold of the tree.
-
-    Raises:
-        DataError: a folder cannot be read.
+    Hidden files and folders do not count. A validation set that is drawn is reported, too, and what options did.
     """
-    if dataset == 'synthetic':
+    if splits.root is None:
         return []
-    notes = (division_notes(splits, own) if splits.division else []) + absent_notes(splits)
-    if dataset == 'lists':
-        return notes + list_notes(splits, root_of(data_dir, own.lists), own)
-    images, _ = _all_images(dataset, data_dir, splits)
+    notes = (division_notes(splits, splits.own) if splits.division else []) + absent_notes(splits)
+    if splits.dataset == 'lists':
+        return notes + list_notes(splits, splits.root, splits.own)
+    images, _ = _all_images(splits)
     notes += class_notes(os.path.basename(os.path.dirname(path)) for path in images)
     notes += unused_files(set(images), top_of(images))
-    return notes + (folder_notes(Path(data_dir)) if dataset == 'folder' else [])
+    return notes + (folder_notes(splits.root) if splits.dataset == 'folder' else [])
 
 
-def _all_images(dataset: str, data_dir: str | Path | None, splits: Splits) -> tuple[dict[str, str], list[str]]:
+def _all_images(splits: Splits) -> tuple[dict[str, str], list[str]]:
     """{path: class} of the images of all folds of a tree, and the lines of its lists of folds, if it has any."""
     images = {path: splits.classes[label] for subset in splits[:3] for path, label in subset}
     lists = []
-    if DATASETS[dataset].get('lists'):  # the other data sets divide the same images in every fold
-        root, look = _dtd_root(Path(data_dir)), disk_finder()
+    if DATASETS[splits.dataset].get('lists'):  # the other data sets divide the same images in every fold
+        root, look = _dtd_root(splits.root), disk_finder()
         for fold in range(1, _dtd_folds(root) + 1):
             for subset in SUBSETS:
                 if (listed := root / 'labels' / f'{subset}{fold}.txt').is_file():
@@ -457,7 +449,7 @@ def check_tree(dataset: str, data_dir: Path | None, own: SplitOptions = AS_IT_IS
         for what, count in (('classes', len(folds[1].classes)), ('images', len(images))):
             if count != entry.get(what, count):
                 tree.append(f'{data_dir}: has {count} {what}, {dataset} has {entry[what]}{other}')
-        notes = passed_over(dataset, data_dir, folds[1], own)
+        notes = passed_over(folds[1])
     elif dataset == 'lists':
         images, notes = {}, []
     else:  # no fold to go by: every image in the tree

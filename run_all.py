@@ -94,8 +94,7 @@ def with_images(args: argparse.Namespace, made: list[Run]) -> list[Run]:
                 raise
             say_once(f'note: fold {fold}: {error}; its runs, which are complete, are not compared with it')
     if to_make and nameable(args.dataset):
-        tree = tree_digest(args.dataset, args.data_dir, splits)
-        runs.check_neighbours([run.folder for run in to_make], made[0].options, tree)
+        runs.check_neighbours([run.folder for run in to_make], made[0].options, tree_digest(splits))
     return [run._replace(split=digests.get(run.options['fold'])) for run in made]
 
 

@@ -512,18 +512,9 @@ def list_notes(splits: Splits, root: Path, own: SplitOptions) -> list[str]:
     return lines
 
 
-def write_split(path: Path, splits: Splits, root: Path) -> None:
-    """Write the images of a fold as a list, which --lists reads again with --data_dir root.
-
-    Args:
-        path: of the CSV.
-        splits: with a division.
-        root: paths inside are written relative to it.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    text, root = io.StringIO(), os.path.abspath(root)
+def write_split(path: Path, splits: Splits) -> None:
+    """Write the images of a fold with a division as a list, which --lists reads again with --data_dir its root."""
+    text, root = io.StringIO(), os.path.abspath(splits.root)
     writer = csv.writer(text, lineterminator='\n')
     grouped = any(group for _, group in splits.division.values())
     writer.writerow([*NEEDED, 'subset'] + ['group'] * grouped)

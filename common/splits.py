@@ -10,7 +10,7 @@ from typing import NamedTuple
 from common.errors import DataError
 from common.images import SYNTHETIC, image_bits
 from common.names import near_miss
-from common.options import FEWEST, FOLDS
+from common.options import AS_IT_IS, FEWEST, FOLDS, SplitOptions
 from common.registry import DATASETS
 from common.runs import digest
 from common.trees import BadTreeError
@@ -19,7 +19,7 @@ SUBSETS = ('train', 'val', 'test')
 
 
 class Splits(NamedTuple):
-    """One fold of a data set: three disjoint lists of (path, class index), and the class names by index.
+    """One fold of a data set: three disjoint lists of (path, class index), the class names by index, and its origin.
 
     `division` says of every image, where options or a list divide the user's own, (the fold that tests it or the subset
     that the list names, its group or ''); it is None elsewhere.
@@ -30,6 +30,10 @@ class Splits(NamedTuple):
     test: list[tuple[str, int]]
     classes: list[str]
     division: dict[str, tuple[str, str]] | None = None
+    dataset: str = ''  # a key of DATASETS
+    fold: int | None = None  # None: images that are not divided, see datasets.load_labelled
+    root: Path | None = None  # the folder of the data set; None for drawn images
+    own: SplitOptions = AS_IT_IS  # how the user's own images are divided
 
 
 def check_fold(fold: int, folds: int, name: str | Path) -> None:

@@ -48,10 +48,10 @@ def survey_subset(subject: TrainedModel, args: argparse.Namespace) -> Survey:
         RunError: as trained.data_of. DataError: the data set cannot be read, or a class has one image in the subset.
     """
     data = trained.data_of(args, subject)
-    splits, fold, subset = data.splits, data.fold, args.subset or 'test'
+    splits, subset = data.splits, args.subset or 'test'
     items = getattr(splits, subset)
     labels = np.array([label for _, label in items])
-    trace.need_two(labels, splits.classes, f'the {subset} set of fold {fold} of {data.data_dir or data.dataset}')
+    trace.need_two(labels, splits.classes, f'the {subset} set of fold {splits.fold} of {splits.root or splits.dataset}')
 
     def extract(record: trace.Record) -> dict:
         found = dict(features=record.features, logits=record.logits)
@@ -61,14 +61,14 @@ def survey_subset(subject: TrainedModel, args: argparse.Namespace) -> Survey:
                 found['selection', name] = block.selection
         return found
 
-    starts = tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {data.dataset}', disable=None)
+    starts = tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {splits.dataset}', disable=None)
     batches = (
         subject.batch(open_image(path, data.bits) for path, _ in items[start : start + BATCH]) for start in starts
     )
     arrays = trace.collect(subject.model, batches, extract)
     caution = f', {data.caution}' if data.caution else ''
     return Survey(
-        of=f'{len(items)} {subset} images of {data.label}, fold {data.fold}{caution}',
+        of=f'{len(items)} {subset} images of {data.label}, fold {splits.fold}{caution}',
         labels=labels,
         features=arrays['features'],
         accuracy=100 * (arrays['logits'].argmax(1) == labels).mean(),

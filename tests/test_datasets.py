@@ -323,7 +323,7 @@ def test_a_class_may_be_called_train(tmp_path):
 
 
 def passed_over(dataset: str, root) -> list[str]:
-    return datasets.passed_over(dataset, root, load_splits(dataset, root, 1))
+    return datasets.passed_over(load_splits(dataset, root, 1))
 
 
 def test_without_val_a_tenth_of_train_validates(tmp_path):
@@ -347,8 +347,8 @@ def test_a_fold_trains_where_the_lists_of_another_one_are_broken(tree):
     with open(tree / 'labels' / 'test1.txt', 'a') as file:
         file.write('class0/missing.png\n')
     assert load_splits('dtd', tree, 2) == whole
-    assert datasets.tree_digest('dtd', tree, whole)
-    assert datasets.passed_over('dtd', tree, whole) == []
+    assert datasets.tree_digest(whole)
+    assert datasets.passed_over(whole) == []
 
 
 def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
@@ -383,7 +383,7 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path, tree):
 def test_digests_of_splits_and_trees(tree, tmp_path):
     def digests(dataset, root, fold):
         splits = load_splits(dataset, root, fold)
-        return split_digest(splits), datasets.tree_digest(dataset, root, splits)
+        return split_digest(splits), datasets.tree_digest(splits)
 
     (split1, tree1), (split2, tree2) = digests('dtd', tree, 1), digests('dtd', tree, 2)
     assert split1 != split2
@@ -425,7 +425,7 @@ def test_names_need_not_be_utf8(tmp_path, capfdbinary):
     os.rename(os.fsencode(tmp_path / 'set' / 'a' / '0.png'), os.fsencode(tmp_path / 'set' / 'a') + b'/\xff.png')
     splits = load_splits('folder', tmp_path / 'set', 1)
     assert [os.fsencode(cls) for cls in splits.classes] == [b'a', b'caf\xe9']
-    assert split_digest(splits) != datasets.tree_digest('folder', tmp_path / 'set', splits)
+    assert split_digest(splits) != datasets.tree_digest(splits)
     (tmp_path / 'kept').mkdir()
     for path, _ in splits.train:
         assert images.read_pixels(path, cache.Cache(tmp_path / 'kept', 1 << 60)).shape == (40, 40, 3)

@@ -99,7 +99,7 @@ def test_a_list_of_another_system_is_read(photographs, tmp_path):
     found = load_splits('lists', root, 1, SplitOptions(lists))
     assert sum(map(len, found[:3])) == 36
     assert str(root / 'a' / 'a0, x.png') in place_of(found)
-    assert any('columns by are not used' in line for line in passed_over('lists', root, found, SplitOptions(lists)))
+    assert any('columns by are not used' in line for line in passed_over(found))
 
 
 @pytest.mark.parametrize('mark', [';', '\t', ','])
@@ -112,7 +112,7 @@ def test_a_list_of_a_spreadsheet_is_read(photographs, tmp_path, mark):
     found = load_splits('lists', photographs, 1, own)
     assert [len(s) for s in found[:3]] == [24, 6, 6]
     assert {os.path.basename(path)[1] for path, _ in found.test} == {'5'}
-    assert passed_over('lists', photographs, found, own) == [
+    assert passed_over(found) == [
         f'{own.lists}: its column Split is taken as subset',
         f'{own.lists}: the columns without a name are not used',
         f'{own.lists}: 36 paths with backslashes are read as with slashes',
@@ -133,7 +133,7 @@ def test_names_in_two_unicode_forms_are_one(photographs, tmp_path):
         f"class '{one}' is written in 2 Unicode forms (NFC and NFD), which are taken as one class",
         "classes 'Wood' and 'wood' differ by case or spaces alone, and are taken as different",
     ]
-    assert passed_over('folder', root, found) == notes
+    assert passed_over(found) == notes
     index = read_index(root)
     assert (index.classes, len(index)) == (found.classes, 48)
     assert {index[i] for i in range(48)} == {(path, label) for s in found[:3] for path, label in s}
@@ -145,7 +145,7 @@ def test_names_in_two_unicode_forms_are_one(photographs, tmp_path):
     found = load_splits('lists', root, 1, own)
     assert (found.classes, sum(map(len, found[:3]))) == ([one, 'wood'], 24)
     assert all(os.path.exists(path) for path in place_of(found))
-    assert notes[0] in passed_over('lists', root, found, own)
+    assert notes[0] in passed_over(found)
 
 
 def test_subset_folders_have_other_names_and_what_systems_leave_is_no_class(photographs, tmp_path):
@@ -157,7 +157,7 @@ def test_subset_folders_have_other_names_and_what_systems_leave_is_no_class(phot
             write_image(folder / name / 'a0_x.png', 1)
     found = load_splits('folder', tmp_path, 1)
     assert (found.classes, [len(s) for s in found[:3]]) == (['a', 'b'], [22, 2, 12])
-    assert passed_over('folder', tmp_path, found) == [
+    assert passed_over(found) == [
         "no image of class 'b' is tested in this fold",
         f'{tmp_path}: TESTING/ as test/, Training/ as train/ is taken',
         f'{tmp_path} has no val/: a tenth of each class of {tmp_path}/Training validates',
@@ -189,7 +189,7 @@ def test_subsets_of_a_list_are_taken_as_they_are(photographs, tmp_path):
     assert [len(s) for s in found[:3]] == [24, 6, 6]
     assert {os.path.basename(path)[1] for path, _ in found.test} == {'5'}
     fails('fold 2 of', 'lists', photographs, 2, lists=lists)
-    assert not any('tenth' in line for line in passed_over('lists', photographs, found, own))
+    assert not any('tenth' in line for line in passed_over(found))
     lists = write_list(
         tmp_path / 'no_val.csv',
         rows_of(photographs, lambda c, n, v: 'test' if n == 5 else 'train'),
@@ -197,9 +197,7 @@ def test_subsets_of_a_list_are_taken_as_they_are(photographs, tmp_path):
     )
     found = load_splits('lists', photographs, 1, SplitOptions(lists))
     assert [len(s) for s in found[:3]] == [27, 3, 6]
-    assert any(
-        'no subset val: a tenth' in line for line in passed_over('lists', photographs, found, SplitOptions(lists))
-    )
+    assert any('no subset val: a tenth' in line for line in passed_over(found))
 
 
 def test_folds_of_a_list_rotate(photographs, tmp_path):
@@ -216,7 +214,7 @@ def test_folds_of_a_list_rotate(photographs, tmp_path):
 def test_images_that_a_list_leaves_out_are_counted(photographs, tmp_path):
     lists = write_list(tmp_path / 'my.csv', [row for row in rows_of(photographs) if 'a3_y' not in row])
     own = SplitOptions(lists)
-    (line,) = passed_over('lists', photographs, load_splits('lists', photographs, 1, own), own)
+    (line,) = passed_over(load_splits('lists', photographs, 1, own))
     assert line == f'passed over 1 image that {lists} does not list, such as {photographs}/a/a3_y.png'
 
 
@@ -291,7 +289,8 @@ def test_groups_by_name_stand_on_one_side(photographs):
     for fold in range(1, 6):
         found = load_splits('folder', photographs, fold, SplitOptions(groups=r'(\w\d)_.'))
         assert groups_apart(found, lambda path: os.path.basename(path)[:2]) == []
-        assert found == load_splits('folder', photographs, fold, SplitOptions(groups=r'^\w\d')), 'the whole match'
+        whole = load_splits('folder', photographs, fold, SplitOptions(groups=r'^\w\d'))
+        assert found[:5] == whole[:5]
         for subset in SUBSETS:
             assert {label for _, label in getattr(found, subset)} == {0, 1, 2}
         tested += found.test
@@ -332,7 +331,7 @@ def test_files_of_the_same_bytes_stand_on_one_side(photographs, tmp_path):
         found = load_splits('folder', root, fold, own)
         place = place_of(found)
         assert len({place[str(root / cls / name)] for cls, name in [('b', 'b0_x.png'), *copies.items()]}) == 1
-    (line,) = passed_over('folder', root, found, own)
+    (line,) = passed_over(found)
     assert line == (
         '--groups content: 2 of 37 images have the same bytes as another, in 1 group, such as a/a9_z.png; 1 group of '
         'images of several classes, such as a/a9_z.png'
@@ -345,7 +344,7 @@ def test_an_empty_group_is_an_image_alone_and_groups_are_reported(photographs, t
     )
     own = SplitOptions(lists)
     found = load_splits('lists', photographs, 1, own)
-    assert passed_over('lists', photographs, found, own) == ['groups: 36 images in 21 groups, 6 of one image']
+    assert passed_over(found) == ['groups: 36 images in 21 groups, 6 of one image']
 
 
 def test_groups_that_cannot_be_split_are_one_line(photographs, tmp_path):
@@ -453,7 +452,7 @@ def test_trees_differ_by_how_they_are_divided(photographs, tmp_path):
     ways = [SplitOptions(), SplitOptions(folds_total=3), SplitOptions(folds_total=4), SplitOptions(groups=r'^\w\d')]
     for own in (*ways, SplitOptions(first), SplitOptions(other)):
         dataset = 'lists' if own.lists else 'folder'
-        found = {tree_digest(dataset, photographs, load_splits(dataset, photographs, f, own)) for f in (1, 2, 3)}
+        found = {tree_digest(load_splits(dataset, photographs, f, own)) for f in (1, 2, 3)}
         assert len(found) == 1
         digests[found.pop()] = own
     assert len(digests) == 6
@@ -702,7 +701,7 @@ def test_the_split_that_a_run_stored_is_its_split(photographs, tmp_path, monkeyp
     splits = load_splits('lists', photographs, 2, own)
     made = dict(dataset='lists', data_dir=str(photographs), fold=2, **own._asdict())
     runs.write_json(tmp_path / 'config.json', dict(options=made, defines=dict(split=split_digest(splits))))
-    own_data.write_split(tmp_path / runs.SPLIT, splits, photographs)
+    own_data.write_split(tmp_path / runs.SPLIT, splits)
     subject = trained.TrainedModel(tmp_path / 'best.pt', 'tiny', None, splits.classes, 1, 50.0, Preprocessing(64))
     stored = str(tmp_path / runs.SPLIT)
     args = SimpleNamespace(dataset=None, data_dir=None, lists=stored, fold=1, other_images=None)
