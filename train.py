@@ -35,7 +35,7 @@ from common.splits import Splits, bits_of, split_digest
 from common.timm_models import model_defines
 from common.weights import weights_identity
 from compute_flops import NO_FVCORE, fvcore_counter, measure
-from datasets import passed_over, splits_of, tree_digest
+from datasets import notes_of, splits_of, tree_digest
 from training import trained
 from training.engine import (
     CHECK_EVERY,
@@ -118,7 +118,7 @@ def say_opening(run: Run, progress: dict) -> None:
     say(runs.opening(args, f'{data}, fold {args.fold}', images, len(splits.classes), weights, environment, world))
     for line in options.lowered_defaults(args, options.RECIPES[args.recipe]):
         say(line)
-    for line in share_object(lambda: passed_over(splits)):
+    for line in share_object(lambda: notes_of(splits)):
         say(f'note: {line}')
     if progress['history']:
         say(f'{run.folder}: resuming after epoch {len(progress["history"])}')
