@@ -402,7 +402,8 @@ def check_tree(dataset: str, data_dir: Path | None, own: SplitOptions = AS_IT_IS
                 tree.append(f'{where}: has {count} {what}, {dataset} has {entry[what]}{other}')
     elif dataset != 'lists':  # no fold to go by: every image in the tree
         found = [path for path in walk(str(root)) if is_image(os.path.basename(path))]
-        images = {path: '' for path in found if not set(path.split(os.sep)).intersection(entry.get('skip', ()))}
+        skipped = [os.path.join(root, folder, '') for folder in entry.get('skip', ())]
+        images = {path: '' for path in found if not path.startswith(tuple(skipped))}
         notes = unused_files(images, str(root))
     bits, of_bits = image_bits(images)
     groups, unreadable = group_by_content(images, bits, f'checking {dataset}')

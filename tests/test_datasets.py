@@ -19,7 +19,6 @@ from common.errors import DataError, UserError
 from common.images import open_image
 from common.splits import SUBSETS, partition, split_digest
 from datasets import load_splits, notes_of, tree_digest
-from training.loader import ImageList
 
 
 def names(items):
@@ -273,24 +272,6 @@ def test_the_streaks_co_occur_along_the_direction_of_their_name(angle, direction
 
 
 # ---------------------------------------------------------------------------------------------- images
-
-
-def test_images_become_rgb(tmp_path):
-    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    for mode, suffix in (('L', 'jpg'), ('CMYK', 'jpg'), ('P', 'png'), ('RGBA', 'png'), ('RGB', 'png')):
-        path = tmp_path / f'{mode}.{suffix}'
-        rgb.convert(mode).save(path)
-        image = open_image(str(path))
-        assert (image.mode, image.size) == ('RGB', (8, 8))
-    assert np.array_equal(open_image(str(tmp_path / 'RGB.png')), rgb)
-
-
-def test_image_list_hands_the_key_to_the_transform(tree):
-    items = load_splits('dtd', tree, 1).train
-    data = ImageList(items, lambda image, key: (image.size, key))
-    assert len(data) == 24
-    assert data[(7, 3, 10)] == (((40, 40), (7, 3, 10)), items[10][1])
-    assert data[10] == (((40, 40), 10), items[10][1])
 
 
 def test_damaged_images_are_named(tmp_path, tree):
