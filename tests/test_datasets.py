@@ -174,16 +174,6 @@ def test_a_class_may_be_called_train_and_a_tree_synthetic(tmp_path, monkeypatch)
     assert open_image(splits.train[0][0]).size == (40, 40), 'it is read and not drawn'
 
 
-def test_every_suffix_that_pillow_reads_is_an_image(tmp_path):
-    folders(tmp_path, dict(a=5, b=5), 'pgm')
-    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8))
-    for name, kind in (('x.jfif', 'JPEG'), ('x.JPE', 'JPEG'), ('x.jp2', 'JPEG2000'), ('x.tga', 'TGA')):
-        pixels.save(tmp_path / 'a' / name, kind)
-    found = load_splits('folder', tmp_path, 1).images
-    assert len(found) == 14
-    assert all(open_image(path).mode == 'RGB' for path in found)
-
-
 def test_a_class_that_has_no_image_is_named_and_so_are_links_to_nothing(tmp_path):
     folders(tmp_path, dict(a=5, b=5))
     (tmp_path / 'c').mkdir()
