@@ -397,7 +397,7 @@ def check_tree(dataset: str, data_dir: Path | None, own: SplitOptions = AS_IT_IS
         first = next(iter(folds.values()))
         notes = notes_of(first)
         other = ' (another tree in its layout can train, but is not verified)' if entry.get('lists') else ''
-        for what, count in dict(classes=len(first.classes), images=len(images), folds=len(folds)).items():
+        for what, count in dict(classes=len(first.classes), images=len(images), folds=max(folds)).items():
             if count != entry.get(what, count):
                 tree.append(f'{where}: has {count} {what}, {dataset} has {entry[what]}{other}')
     elif dataset != 'lists':  # no fold to go by: every image in the tree
