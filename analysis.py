@@ -150,9 +150,9 @@ def answer(args: argparse.Namespace, subject: TrainedModel, held_out: HeldOut, d
     return dict(
         checkpoint=str(args.checkpoint),
         model=subject.name,
-        dataset=data.dataset,
+        dataset=data.splits.dataset,
         label=data.label,
-        fold=data.fold,
+        fold=data.splits.fold,
         seed=args.seed,
         caution=data.caution,
         copies=args.copies,

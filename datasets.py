@@ -12,48 +12,27 @@ images, `folder` and `lists`, have options of their own: see common/own_data.py.
 """
 
 import argparse
-import contextlib
+import itertools
 import os
 import shlex
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
 from common import synthetic
 from common.archives import prepare_tree
 from common.errors import DataError, user_errors
-from common.images import SYNTHETIC, count_pages, image_bits
+from common.images import SYNTHETIC, count_pages, image_bits, is_image
 from common.names import class_notes, composed, is_hidden, near_miss
-from common.options import (
-    AS_IT_IS,
-    SplitOptions,
-    add_split_args,
-    check_split_options,
-    choose_dataset,
-    split_options,
-    split_words,
-)
-from common.own_data import (
-    absent_notes,
-    count_folds,
-    division_notes,
-    folder_notes,
-    folder_splits,
-    list_notes,
-    list_splits,
-    read_labelled,
-    root_of,
-    takes_groups,
-)
+from common.options import AS_IT_IS, SplitOptions, add_split_args, choose_dataset, split_options, split_words
+from common.own_data import count_folds, folder_splits, list_splits, read_labelled, root_of
 from common.registry import DATASETS
+from common.runs import counted
 from common.splits import (
     SUBSETS,
     Splits,
-    check_fold,
     check_sizes,
     check_splits,
-    compare_copies,
     digest_lines,
     draw_val,
     hash_order,
@@ -64,17 +43,16 @@ from common.splits import (
 )
 from common.trees import (
     BadTreeError,
-    disk_finder,
     find_root,
     group_by_content,
-    image_names,
-    images_below,
     list_images,
+    path_finder,
     read_list,
     read_mat,
     read_table,
     require_files,
     unused_files,
+    walk,
 )
 
 
@@ -88,15 +66,15 @@ def load_splits(dataset: str, data_dir: str | Path | None, fold: int, own: Split
         own: how the images of 'folder' and 'lists' are divided.
 
     Raises:
-        DataError: unknown data set, fold out of range, missing folder or image, a class without training images.
-            RunError: `own` does not fit the data set.
+        DataError: fold out of range, missing folder or image, a class without training images. RunError: unknown data
+            set, or `own` does not fit it.
     """
-    entry = _entry(dataset)
-    check_split_options(dataset, own)
-    if 'folds' in entry and not entry.get('lists'):
-        check_fold(fold, entry['folds'], dataset)
     root = _root(dataset, data_dir, own)
+    entry = DATASETS[dataset]
     try:
+        folds = _count_folds(dataset, root, own)
+        if not 1 <= fold <= folds:
+            raise DataError(f'fold {fold} of {own.lists or dataset} does not exist; it has folds 1 to {folds}')
         splits = SPLITS[dataset](root, fold, *([own] if entry.get('own') else []))
         check_splits(splits, root)
         if not entry.get('lists') or _is_dtd(root):
@@ -109,7 +87,13 @@ def load_splits(dataset: str, data_dir: str | Path | None, fold: int, own: Split
         raise DataError(f'{error}{advice}') from error
     except OSError as error:
         raise DataError(f'{error.filename}: cannot be read ({error.strerror})') from error
-    return splits
+    return splits._replace(dataset=dataset, fold=fold, root=None if dataset == 'synthetic' else root, own=own)
+
+
+def splits_of(values: dict, **changes) -> Splits:
+    """load_splits for options by name, such as vars(args), with some of them changed."""
+    values = values | changes
+    return load_splits(values['dataset'], values['data_dir'], values['fold'], split_options(values))
 
 
 def load_labelled(
@@ -126,15 +110,9 @@ def load_labelled(
 
     Returns:
         None where a subset is asked for and the images state none: load_splits divides them.
-
-    Raises:
-        DataError: they cannot be read, there is none in the subset, or a class is none of the model's.
     """
     root = _root(dataset, data_dir, own)
-    try:
-        found = read_labelled(dataset, root, own)
-    except OSError as error:
-        raise DataError(f'{error.filename}: cannot be read ({error.strerror})') from error
+    found = read_labelled(dataset, root, own)
     if '' in found and subset != 'all':
         return None
     where = own.lists or root
@@ -150,17 +128,13 @@ def load_labelled(
         more = f' (and {len(absent) - 1} more)' * (len(absent) > 1)
         print(f"note: {where}: has no image of class '{absent[0]}'{more} of the model", file=sys.stderr)
     items = {s: sorted((path, index[cls]) for path, cls in pairs if cls in index) for s, pairs in found.items()}
-    return Splits(items.get('train', []), items.get('val', []), items.get('test') or items.get('', []), classes)
-
-
-def _entry(dataset: str) -> dict:
-    if dataset not in DATASETS:
-        raise DataError(f"unknown data set '{dataset}'; the data sets are: {', '.join(DATASETS)}")
-    return DATASETS[dataset]
+    subsets = items.get('train', []), items.get('val', []), items.get('test') or items.get('', [])
+    return Splits(*subsets, classes, dataset=dataset, root=root, own=own)
 
 
 def _root(dataset: str, data_dir: str | Path | None, own: SplitOptions) -> Path:
-    """The folder of a data set, checked to exist."""
+    """The folder of a data set, checked to exist; the options are checked to fit."""
+    choose_dataset(dataset, data_dir, own)
     if dataset == 'synthetic':
         return Path('synthetic')
     if dataset == 'lists' and (data_dir is None or Path(data_dir).is_dir()):
@@ -172,6 +146,16 @@ def _root(dataset: str, data_dir: str | Path | None, own: SplitOptions) -> Path:
         advice = f'; `{command}` downloads it' if 'archives' in DATASETS[dataset] else ''
         raise DataError(f'{root}: no such folder; --data_dir must name the root of {dataset}{advice}')
     return root
+
+
+def _count_folds(dataset: str, root: Path, own: SplitOptions) -> int:
+    entry = DATASETS[dataset]
+    if entry.get('own'):
+        return count_folds(dataset, root, own)
+    if not entry.get('lists'):
+        return entry['folds']
+    labels = _dtd_root(root) / 'labels'
+    return next(fold for fold in itertools.count() if not (labels / f'train{fold + 1}.txt').is_file())
 
 
 def _prepare_command(dataset: str, data_dir: Path) -> str:
@@ -192,10 +176,6 @@ def _advice(dataset: str, root: Path) -> str:
 def dtd_splits(root: Path, fold: int) -> Splits:
     """Any tree in the layout of DTD: images/<class>/<file>, labels/{train,val,test}{fold}.txt of class/file lines."""
     root = _dtd_root(root)
-    folds = _dtd_folds(root)
-    if not folds:
-        raise DataError(f'{root / "labels"}: holds no train1.txt; it should hold the lists of every fold')
-    check_fold(fold, folds, root)
     names = {subset: read_list(root / 'labels' / f'{subset}{fold}.txt') for subset in SUBSETS}
     classes = sorted({_dtd_class(name) for listed in names.values() for name in listed})
     index = {name: i for i, name in enumerate(classes)}
@@ -210,7 +190,7 @@ def _dtd_class(name: str) -> str:
 
 
 def _dtd_root(root: Path) -> Path:
-    return find_root(root, DATASETS['dtd']['layout'], DATASETS['dtd']['top'], 'dtd')
+    return find_root(root, ('images', 'labels', 'labels/train1.txt'), DATASETS['dtd']['top'], 'dtd')
 
 
 def _is_dtd(root: Path) -> bool:
@@ -219,20 +199,13 @@ def _is_dtd(root: Path) -> bool:
     return len(folders) == DATASETS['dtd']['classes']
 
 
-def _dtd_folds(root: Path) -> int:
-    folds = 0
-    while (root / 'labels' / f'train{folds + 1}.txt').is_file():
-        folds += 1
-    return folds
-
-
 # ---------------------------------------------------------------------------------------------- fmd
 
 
 def fmd_splits(root: Path, fold: int) -> Splits:
     """image/<class>/*.jpg as the archive unpacks, or <class>/*.jpg. Masks have the same names and are never read."""
     files = list_images(root / 'image' if (root / 'image').is_dir() else root, DATASETS['fmd']['skip'])
-    return partition(files, fold, str(root))
+    return partition(files, fold)
 
 
 # ---------------------------------------------------------------------------------------------- kth_tips2
@@ -245,31 +218,19 @@ def kth_splits(root: Path, fold: int) -> Splits:
     above test accuracy and does not measure how a checkpoint does on new samples.
     """
     top = DATASETS['kth_tips2']['top']
-    if (root / top).is_dir():
-        root = root / top
-    classes = sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and any(Path(entry).glob('sample_[abcd]'))
-    )
-    if len(classes) < 2:
-        raise BadTreeError(f'{root}: needs at least two class folders; it has {len(classes)}')
-    tested = 'dcba'[fold - 1]
-    items, problems = defaultdict(list), []
+    root = root / top if (root / top).is_dir() else root
+    classes, tested = sorted({path.parent.name for path in root.glob('*/sample_[abcd]')}), 'dcba'[fold - 1]
+    items = defaultdict(list)
     for label, cls in enumerate(classes):
-        rest = []
+        samples, rest = list_images(root / cls), []
         for sample in 'abcd':
-            folder = root / cls / f'sample_{sample}'
-            if not folder.is_dir():
-                problems.append(f'{folder}: missing, this is not a complete kth_tips2 tree')
-                continue
-            names = [f'{cls}/sample_{sample}/{name}' for name in image_names(folder, problems)]
+            paths = samples.get(f'sample_{sample}', [])
             if sample == tested:
-                items['test'] += [(os.path.join(root, name), label) for name in names]
+                items['test'] += [(path, label) for path in paths]
             else:
-                rest += names
-        for subset, names in zip(SUBSETS, draw_val(rest, f'fold{fold}/', str)):
-            items[subset] += [(os.path.join(root, name), label) for name in names]
-    if problems:
-        raise BadTreeError(*problems)
+                rest += paths
+        for subset, paths in zip(SUBSETS, draw_val(rest, f'fold{fold}/', lambda path: os.path.relpath(path, root))):
+            items[subset] += [(path, label) for path in paths]
     return sorted_splits(items, classes)
 
 
@@ -283,14 +244,9 @@ def cub_splits(root: Path, fold: int) -> Splits:
     names, labels, official, classes = (
         read_table(root / f'{table}.txt') for table in ('images', 'image_class_labels', 'train_test_split', 'classes')
     )
-    numbers = {str(i + 1) for i in range(len(classes))}
-    for table, rows, due in (('image_class_labels', labels, numbers), ('train_test_split', official, {'0', '1'})):
+    for table, rows in (('image_class_labels', labels), ('train_test_split', official)):
         if rows.keys() != names.keys():
             raise BadTreeError(f'{root / table}.txt: does not list the same images as images.txt')
-        if wrong := [f'{key} {value}' for key, value in rows.items() if value not in due]:
-            raise BadTreeError(f"{root / table}.txt: line '{wrong[0]}' is invalid")
-    if classes.keys() != numbers:
-        raise BadTreeError(f'{root / "classes.txt"}: does not number its classes from 1')
     paths = {key: os.path.join(root, 'images', name) for key, name in names.items()}
     require_files(dict.fromkeys(paths.values(), 'images.txt'))
     by_class, items = defaultdict(list), defaultdict(list)
@@ -318,9 +274,6 @@ def flowers_splits(root: Path, fold: int) -> Splits:
     root = find_root(root, ('jpg', 'imagelabels.mat', 'setid.mat'), DATASETS['flowers102']['top'], 'flowers102')
     labels = read_mat(root / 'imagelabels.mat', 'labels')
     train, val, test = (read_mat(root / 'setid.mat', name) for name in ('trnid', 'valid', 'tstid'))
-    for name, numbers, highest in (('imagelabels', labels, 102), ('setid', train + val + test, len(labels))):
-        if wrong := [number for number in numbers if not 1 <= number <= highest]:
-            raise BadTreeError(f'{root / name}.mat: damaged, {wrong[0]} is not from 1 to {highest}')
     if fold > 1:
         pool: dict[int, list[int]] = defaultdict(list)
         for number in train + val:
@@ -342,7 +295,7 @@ def flowers_splits(root: Path, fold: int) -> Splits:
 def synthetic_splits(root: Path, fold: int) -> Splits:
     """Procedural textures: paths 'synthetic:<class>/<index>' that open_image draws instead of reading."""
     files = {c: [f'{SYNTHETIC}{c}/{i:04d}' for i in range(synthetic.PER_CLASS)] for c in synthetic.CLASSES}
-    return partition(files, fold, 'synthetic')
+    return partition(files, fold)
 
 
 SPLITS = {
@@ -360,59 +313,60 @@ SPLITS = {
 # ---------------------------------------------------------------------------------------------- complete trees
 
 
-def tree_digest(dataset: str, data_dir: str | Path | None, splits: Splits) -> str:
-    """A digest of a tree, the same for all its folds: classes, names and sizes of the images, what divides them.
-
-    Args:
-        dataset, data_dir: as for load_splits.
-        splits: any fold of the tree.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
-    images, lists = _all_images(dataset, data_dir, splits)
+def tree_digest(splits: Splits) -> str:
+    """A digest of a tree, the same for all its folds: classes, names and sizes of the images, what divides them."""
+    images, lists = _all_images(splits)
     top = top_of(images)
     lines = sorted(f'{cls} {path[len(top) :]} {size_of(path)}' for path, cls in images.items())
     divided = sorted(f'{place} {group} {path[len(top) :]}' for path, (place, group) in (splits.division or {}).items())
     return digest_lines(lines + lists + divided)
 
 
-def passed_over(dataset: str, data_dir: str | Path | None, splits: Splits, own: SplitOptions = AS_IT_IS) -> list[str]:
-    """A line for each kind of file that stands among the images of a tree and is in none of its folds.
+def notes_of(splits: Splits) -> list[str]:
+    """What the user should know of a fold: how it was read, its groups, what it does not test, and what is not used.
 
-    Hidden files and folders do not count. A validation set that is drawn is reported, too, and what `own` did.
-
-    Args:
-        dataset, data_dir, own: as for load_splits.
-        splits: any fold of the tree.
-
-    Raises:
-        DataError: a folder cannot be read.
+    Hidden files and folders do not count.
     """
-    if dataset == 'synthetic':
+    if splits.root is None:
         return []
-    notes = (division_notes(splits, own) if splits.division else []) + absent_notes(splits)
-    if dataset == 'lists':
-        return notes + list_notes(splits, root_of(data_dir, own.lists), own)
-    images, _ = _all_images(dataset, data_dir, splits)
+    notes, images = [*splits.notes], splits.images
+    if splits.division and any(group for _, group in splits.division.values()):
+        classes = defaultdict(list)  # of the images, by group
+        for path, cls in images.items():
+            classes[splits.division[path][1]].append(cls)
+        alone, mixed = 0, []
+        for group, found in classes.items():
+            alone += len(found) == 1
+            mixed += [group] * (len(set(found)) > 1)
+        line = f'groups: {counted(len(images), "image")} in {counted(len(classes), "group")}, {alone} of one image'
+        if mixed:
+            line += f'; {counted(len(mixed), "group")} of images of several classes, such as {min(mixed)}'
+        notes.append(line)
+    trained = {label for _, label in splits.train}
+    for subset, what in (('val', 'validated'), ('test', 'tested')):
+        if absent := trained - {label for _, label in getattr(splits, subset)}:
+            more = f' (and {len(absent) - 1} more)' * (len(absent) > 1)
+            notes.append(f"no image of class '{splits.classes[min(absent)]}'{more} is {what} in this fold")
+    if splits.dataset == 'lists':
+        return notes + unused_files(images, None)
+    images, _ = _all_images(splits)
     notes += class_notes(os.path.basename(os.path.dirname(path)) for path in images)
-    notes += unused_files(set(images), top_of(images))
-    return notes + (folder_notes(Path(data_dir)) if dataset == 'folder' else [])
+    return notes + unused_files(images, top_of(images))
 
 
-def _all_images(dataset: str, data_dir: str | Path | None, splits: Splits) -> tuple[dict[str, str], list[str]]:
+def _all_images(splits: Splits) -> tuple[dict[str, str], list[str]]:
     """{path: class} of the images of all folds of a tree, and the lines of its lists of folds, if it has any."""
-    images = {path: splits.classes[label] for subset in splits[:3] for path, label in subset}
-    lists = []
-    if DATASETS[dataset].get('lists'):  # the other data sets divide the same images in every fold
-        root, look = _dtd_root(Path(data_dir)), disk_finder()
-        for fold in range(1, _dtd_folds(root) + 1):
-            for subset in SUBSETS:
-                if (listed := root / 'labels' / f'{subset}{fold}.txt').is_file():
-                    for name in read_list(listed):
-                        path = os.path.join(root, 'images', name)
-                        images[look(path)[0] or path] = _dtd_class(name)
-                        lists.append(f'{subset}{fold} {name}')
+    images, lists = splits.images, []
+    if not DATASETS[splits.dataset].get('lists'):  # the same images are divided in every fold
+        return images, lists
+    root, find = _dtd_root(splits.root), path_finder()
+    for fold in range(1, _count_folds(splits.dataset, splits.root, splits.own) + 1):
+        for subset in SUBSETS:
+            if (listed := root / 'labels' / f'{subset}{fold}.txt').is_file():
+                for name in read_list(listed):
+                    path = os.path.join(root, 'images', name)
+                    images[find(path) or path] = _dtd_class(name)
+                    lists.append(f'{subset}{fold} {name}')
     return images, lists
 
 
@@ -420,61 +374,67 @@ def _all_images(dataset: str, data_dir: str | Path | None, splits: Splits) -> tu
 
 
 def prepare(dataset: str, data_dir: Path) -> Path:
-    """Download, verify and unpack a data set into data_dir/<dataset>, as prepare_tree does; returns that folder.
-
-    Raises:
-        DataError: there is nothing to download, another process prepares the same tree, or a step fails.
-    """
-    entry = _entry(dataset)
+    """Download, verify and unpack a data set into data_dir/<dataset>, as prepare_tree does; returns that folder."""
+    entry = DATASETS[dataset]
     if 'archives' not in entry:
         raise DataError(f'{dataset} is not downloaded ({entry["source"]})')
     prepare_tree(entry['archives'], entry.get('top', ''), data_dir / dataset)
     return data_dir / dataset
 
 
-class Findings(NamedTuple):
-    """What `check_tree` finds; each string is a line."""
-
-    tree: list[str]  # what is missing or does not fit
-    unreadable: list[str]  # images
-    twice: list[str]  # pairs of images with the same content
-    leaks: int  # how many of these pairs stand in different subsets of a fold
-    notes: list[str]  # files that are not used, and how deep images are scaled
-
-
-def check_tree(dataset: str, data_dir: Path | None, own: SplitOptions = AS_IT_IS) -> Findings:
-    """Verify a tree in one pass: counts, that every image decodes, and that the subsets of a fold share no image.
+def check_tree(dataset: str, data_dir: Path | None, own: SplitOptions = AS_IT_IS) -> None:
+    """Verify a tree and print what is found: sizes, images that do not decode, and those that subsets of a fold share.
 
     Raises:
-        DataError: there is no such data set or folder.
+        DataError: there are problems; the message counts them.
     """
-    entry = _entry(dataset)
-    _root(dataset, data_dir, own)
+    root, entry, where = _root(dataset, data_dir, own), DATASETS[dataset], data_dir or own.lists or dataset
     folds, tree = _load_folds(dataset, data_dir, own)
-    images = {path: splits.classes[label] for splits in folds.values() for s in splits[:3] for path, label in s}
-    if 1 in folds:
+    images, notes = {}, []
+    for splits in folds.values():
+        images |= splits.images
+    if folds:
+        first = next(iter(folds.values()))
+        notes = notes_of(first)
         other = ' (another tree in its layout can train, but is not verified)' if entry.get('lists') else ''
-        for what, count in (('classes', len(folds[1].classes)), ('images', len(images))):
+        for what, count in dict(classes=len(first.classes), images=len(images), folds=max(folds)).items():
             if count != entry.get(what, count):
-                tree.append(f'{data_dir}: has {count} {what}, {dataset} has {entry[what]}{other}')
-        notes = passed_over(dataset, data_dir, folds[1], own)
-    elif dataset == 'lists':
-        images, notes = {}, []
-    else:  # no fold to go by: every image in the tree
-        skip = entry.get('skip', ())
-        paths = images_below(str(data_dir))
-        images = {path: '' for path in paths if not set(Path(path).relative_to(data_dir).parts).intersection(skip)}
-        notes = unused_files(set(images), str(data_dir))
+                tree.append(f'{where}: has {count} {what}, {dataset} has {entry[what]}{other}')
+    elif dataset != 'lists':  # no fold to go by: every image in the tree
+        found = [path for path in walk(str(root)) if is_image(os.path.basename(path))]
+        skipped = [os.path.join(root, folder, '') for folder in entry.get('skip', ())]
+        images = {path: '' for path in found if not path.startswith(tuple(skipped))}
+        notes = unused_files(images, str(root))
     bits, of_bits = image_bits(images)
     groups, unreadable = group_by_content(images, bits, f'checking {dataset}')
-    twice, leaks = compare_copies(groups, images, folds)
-    return Findings(tree, unreadable, twice, leaks, notes + of_bits + count_pages(images))
+    twice, leaks = _copies(groups, images, folds)
+    for line in (*notes, *of_bits, *count_pages(images), *twice, *unreadable, *tree):
+        print(line)
+
+    benchmark = 'archives' in entry  # its copies are part of its protocol
+    divided = len(folds) > 1 and own.groups is None
+    kinds = {
+        'of the tree': len(tree),
+        'of images that cannot be read': len(unreadable),
+        'of images that stand in two subsets of a fold: leave one of each'
+        + ', or keep groups together (--groups)' * divided: 0 if benchmark else leaks,
+    }
+    if total := sum(kinds.values()):
+        sys.stdout.flush()  # the last line is the error
+        counts = ', '.join(f'{count} {kind}' for kind, count in kinds.items() if count)
+        raise DataError(f'{where}: {counted(total, "problem")}, {counts}{_advice(dataset, root)}')
+    copies = f'; {len(twice)} of its images {"is" if len(twice) == 1 else "are"} there twice' if twice else ''
+    print(f'{where} is complete{copies}')
 
 
 def _load_folds(dataset: str, data_dir: Path | None, own: SplitOptions) -> tuple[dict[int, Splits], list[str]]:
     """The folds of a tree that can be loaded, and the problems of the others, each image's once."""
     folds, problems = {}, {}
-    for fold in range(1, _count_folds(dataset, data_dir, own) + 1):
+    try:
+        count = _count_folds(dataset, _root(dataset, data_dir, own), own)
+    except (DataError, OSError):  # loading the first fold says why
+        count = 1
+    for fold in range(1, count + 1):
         try:
             folds[fold] = load_splits(dataset, data_dir, fold, own)
         except DataError as error:
@@ -484,42 +444,27 @@ def _load_folds(dataset: str, data_dir: Path | None, own: SplitOptions) -> tuple
     return folds, list(problems.values())
 
 
-def _count_folds(dataset: str, data_dir: Path | None, own: SplitOptions) -> int:
-    """The folds of a tree, or those of its data set where the tree does not tell."""
-    entry = DATASETS[dataset]
-    with contextlib.suppress(DataError, OSError):
-        if entry.get('own'):
-            return count_folds(dataset, data_dir, own)
-        if entry.get('lists') and not _is_dtd(Path(data_dir)):
-            return _dtd_folds(_dtd_root(Path(data_dir)))
-    return entry.get('folds', 1)
+def _copies(groups: list[list[str]], images: dict[str, str], folds: dict[int, Splits]) -> tuple[list[str], int]:
+    """A line for each copy of an image, and how many stand in another subset than the first in some fold.
 
-
-def print_findings(dataset: str, root: str | Path | None, found: Findings, groups: bool = False) -> None:
-    """Print what `check_tree` found, by kind; `groups`: --groups can divide the images anew.
-
-    Raises:
-        DataError: there are problems; the message counts them.
+    Args:
+        groups: paths of images with the same content.
+        images: {path: class}.
+        folds: by number.
     """
-    for lines in (found.notes, found.twice, found.unreadable, found.tree):
-        for line in lines:
-            print(line)
-    benchmark = 'archives' in DATASETS[dataset]
-    kinds = {
-        'of the tree': len(found.tree),
-        'of images that cannot be read': len(found.unreadable),
-        # Those of a benchmark are part of its protocol.
-        'of images that stand in two subsets of a fold: leave one of each'
-        + ', or keep groups together (--groups)' * groups: 0 if benchmark else found.leaks,
+    places = {
+        fold: {path: subset for subset in SUBSETS for path, _ in getattr(splits, subset)}
+        for fold, splits in folds.items()
     }
-    if total := sum(kinds.values()):
-        sys.stdout.flush()  # the last line is the error
-        counts = ', '.join(f'{count} {kind}' for kind, count in kinds.items() if count)
-        advice = _advice(dataset, root) if benchmark else ''
-        raise DataError(f'{root}: {total} problem{"s" * (total > 1)}, {counts}{advice}')
-    twice = len(found.twice)
-    copies = f'; {twice} of its images {"is" if twice == 1 else "are"} there twice' if twice else ''
-    print(f'{root or dataset} is complete{copies}')
+    twice, leaks = [], 0
+    for first, *copies in groups:
+        for copy in copies:
+            apart = [fold for fold, place in places.items() if place.get(first) != place.get(copy)]
+            leaks += bool(apart)
+            where = f'in two subsets of fold {", ".join(map(str, apart))}' if apart else 'in one subset of every fold'
+            classes = '' if images[first] == images[copy] else ', in two classes'
+            twice.append(f'the same image twice{classes}: {first} and {copy}, {where}')
+    return twice, leaks
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -555,19 +500,15 @@ def main(args: argparse.Namespace) -> None:
         print(args.out)
         return
     if args.command == 'prepare':
+        choose_dataset(args.dataset, None)
         args.data_dir = prepare(args.dataset, args.data_dir)
     own = split_options(vars(args))
-    if args.command != 'prepare':
-        choose_dataset(args.dataset, args.data_dir, own)  # raises for `synthetic` with a folder, say
-    if args.command == 'split':
-        splits = load_splits(args.dataset, args.data_dir, args.fold, own)
-        for subset in SUBSETS:
-            for path, label in getattr(splits, subset):
-                print(subset, splits.classes[label], path, sep='\t')
-    else:
-        found = check_tree(args.dataset, args.data_dir, own)
-        groups = bool(found.leaks) and takes_groups(args.dataset, args.data_dir, own)
-        print_findings(args.dataset, args.data_dir or own.lists, found, groups)
+    if args.command != 'split':
+        return check_tree(args.dataset, args.data_dir, own)
+    splits = load_splits(args.dataset, args.data_dir, args.fold, own)
+    for subset in SUBSETS:
+        for path, label in getattr(splits, subset):
+            print(subset, splits.classes[label], path, sep='\t')
 
 
 if __name__ == '__main__':

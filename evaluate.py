@@ -73,7 +73,7 @@ def run_models(args: argparse.Namespace) -> list[EvaluatedRun]:
         defines = subject.config.get('defines', {})
         # Not known to be of one data set and recipe, or not of the images held out by each: none is pooled.
         key = scores.group_key(by_name(subject.config), splits.classes) if defines and not caution else (path,)
-        cell = (subject.name, data.name, subset, data.fold, defines.get('seed'))
+        cell = (subject.name, data.name, subset, splits.fold, defines.get('seed'))
         evaluated.append(EvaluatedRun(str(path), *cell, key, found, None, caution))
     return evaluated
 

@@ -23,7 +23,7 @@ import sklearn
 import torch
 
 import features
-from common import distributed, options, own_data, predictions, runs
+from common import distributed, options, predictions, runs
 from common.distributed import say
 from common.errors import RunError, user_errors
 from common.options import check_name, split_options
@@ -32,7 +32,7 @@ from common.results import CELL
 from common.splits import Splits, split_digest
 from common.timm_models import import_digest
 from compute_flops import measure
-from datasets import load_splits, tree_digest
+from datasets import splits_of, tree_digest
 from transforms import eval_settings
 
 
@@ -148,8 +148,8 @@ def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: di
         fingerprint=config['fingerprint'],
     )
     folder = probe.folder_in(args)
-    root = own_data.root_of(args.data_dir, args.lists) if args.lists else args.data_dir
-    predictions.write_predictions(folder / runs.PREDICTIONS, splits.test, splits.classes, chances, root, predicted)
+    path = folder / runs.PREDICTIONS
+    predictions.write_predictions(path, splits.test, splits.classes, chances, splits.root, predicted)
     runs.write_json(folder / 'results.json', results)
     return results
 
@@ -216,8 +216,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    splits = {fold: load_splits(args.dataset, args.data_dir, fold, split_options(vars(args))) for fold in args.folds}
-    tree = tree_digest(args.dataset, args.data_dir, splits[args.folds[0]])
+    splits = {fold: splits_of(vars(args), fold=fold) for fold in args.folds}
+    tree = tree_digest(splits[args.folds[0]])
     device = distributed.setup(args.device, 0)
     backbones = features.frozen_backbones(args)
     images = sorted({item for fold in splits.values() for subset in fold[:3] for item in subset})

@@ -82,8 +82,7 @@ def with_images(args: argparse.Namespace, made: list[Run]) -> list[Run]:
     splits = {fold: load_fold(args.dataset, args.data_dir, fold, custom) for fold in args.folds}
     to_make = [run.folder for run in made if args.force or not (run.folder / 'results.json').exists()]
     if to_make and nameable(args.dataset):
-        tree = tree_digest(args.dataset, args.data_dir, splits[args.folds[0]])
-        runs.check_neighbours(to_make, made[0].options, tree)
+        runs.check_neighbours(to_make, made[0].options, tree_digest(splits[args.folds[0]]))
     digests = {fold: split_digest(splits[fold]) for fold in splits}
     return [run._replace(split=digests[run.options['fold']]) for run in made]
 

@@ -31,12 +31,11 @@ from tqdm import tqdm
 import models
 from common import checkpoint, distributed, own_data, predictions
 from common.distributed import is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights
-from common.options import split_options
 from common.splits import Splits, bits_of, split_digest
 from common.timm_models import model_defines
 from common.weights import weights_identity
 from compute_flops import NO_FVCORE, fvcore_counter, measure
-from datasets import load_splits, passed_over, tree_digest
+from datasets import notes_of, splits_of, tree_digest
 from training import trained
 from training.engine import (
     CHECK_EVERY,
@@ -86,7 +85,7 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device)
         defines=defines,
         environment=distributed.environment_of(device),
         fingerprint=runs.fingerprint(defines),
-        tree=tree_digest(args.dataset, args.data_dir, splits),
+        tree=tree_digest(splits),
     )
 
 
@@ -119,7 +118,7 @@ def say_opening(run: Run, progress: dict) -> None:
     say(runs.opening(args, f'{data}, fold {args.fold}', images, len(splits.classes), weights, environment, world))
     for line in options.lowered_defaults(args, options.RECIPES[args.recipe]):
         say(line)
-    for line in share_object(lambda: passed_over(args.dataset, args.data_dir, splits, split_options(vars(args)))):
+    for line in share_object(lambda: notes_of(splits)):
         say(f'note: {line}')
     if progress['history']:
         say(f'{run.folder}: resuming after epoch {len(progress["history"])}')
@@ -247,9 +246,8 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
     )
     if is_main():
         runs.write_log(folder / 'log.jsonl', progress['history'])  # may be an epoch behind last.pt after a kill
-        root = own_data.root_of(args.data_dir, args.lists) if args.lists else args.data_dir
         predictions.write_predictions(
-            folder / runs.PREDICTIONS, splits.test, splits.classes, probabilities.cpu().numpy(), root
+            folder / runs.PREDICTIONS, splits.test, splits.classes, probabilities.cpu().numpy(), splits.root
         )
         runs.write_json(folder / 'results.json', results)
         (folder / 'last.pt').unlink(missing_ok=True)
@@ -259,7 +257,7 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
 def train(args: argparse.Namespace) -> tuple[Path, dict]:
     """Train and test as the options say; returns the run folder and what its results.json holds."""
     options.check(args)
-    splits = load_splits(args.dataset, args.data_dir, args.fold, split_options(vars(args)))
+    splits = splits_of(vars(args))
     _, world = process_rank()
     options.check_batch(args, len(splits.train), sum(map(len, splits[:3])), world)
     device = distributed.setup(args.device, args.seed)
@@ -275,7 +273,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     if results is not None:
         return folder, results
     if splits.division and is_main():
-        own_data.write_split(folder / runs.SPLIT, splits, own_data.root_of(args.data_dir, args.lists))
+        own_data.write_split(folder / runs.SPLIT, splits)
 
     state = build_state(args, len(splits.classes), device, last, args.batch_size // world, args.pretrained)
     size = measure(args.model, len(splits.classes), args.img_size)  # now: it must not fail after the training

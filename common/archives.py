@@ -18,32 +18,22 @@ def prepare_tree(archives: list[tuple[str, str]], top: str, target: Path) -> Non
         archives: (url, md5) pairs.
         top: the folder in the archives that holds the tree; where there is none, all of the archives is the tree.
         target: appears only when the tree is complete; one that exists already, and is not empty, is left as it is.
-
-    Raises:
-        DataError: a download fails, or the tree cannot be written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         return
     downloads = target.parent / 'downloads'
-    try:
-        downloads.mkdir(parents=True, exist_ok=True)
-        paths = [fetch(url, md5, downloads) for url, md5 in archives]
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f'.{target.name}-') as staging:
-            tree = Path(staging, 'tree')
-            for path in paths:
-                print(f'unpacking {path}', file=sys.stderr)
-                unpack(path, tree)
-            (tree / top if (tree / top).is_dir() else tree).rename(target)
-    except OSError as error:
-        raise DataError(f'{error.filename or target}: cannot be written ({error.strerror or error})') from error
+    downloads.mkdir(parents=True, exist_ok=True)
+    paths = [fetch(url, md5, downloads) for url, md5 in archives]
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f'.{target.name}-') as staging:
+        tree = Path(staging, 'tree')
+        for path in paths:
+            print(f'unpacking {path}', file=sys.stderr)
+            unpack(path, tree)
+        (tree / top if (tree / top).is_dir() else tree).rename(target)
 
 
 def fetch(url: str, md5: str, folder: Path) -> Path:
-    """Download a file into a folder; one that is there already, with this MD5, is taken as it is.
-
-    Raises:
-        DataError: the server cannot be reached or refuses, or the MD5 differs.
-    """
+    """Download a file into a folder; one that is there already, with this MD5, is taken as it is."""
     from torchvision.datasets.utils import download_url  # here, because it imports torch
 
     path = folder / url.rsplit('/', 1)[-1]

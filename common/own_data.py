@@ -10,9 +10,10 @@ Without subset and fold, and for a folder, the images are divided into --folds_t
 
 import csv
 import io
+import itertools
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,20 +21,8 @@ from common.errors import DataError
 from common.names import class_notes, column_of, composed, is_hidden, subset_of
 from common.options import CONTENT, FEWEST, FOLDS, SplitOptions
 from common.runs import counted, digest, write_atomic
-from common.splits import (
-    SUBSETS,
-    Splits,
-    check_counts,
-    check_fold,
-    draw_val,
-    hash_blocks,
-    hash_order,
-    partition,
-    sorted_splits,
-    splits_of_blocks,
-    top_of,
-)
-from common.trees import BadTreeError, image_names, list_images, read_text, require_files
+from common.splits import SUBSETS, Splits, draw_val, hash_blocks, hash_order, sorted_splits, splits_of_blocks, top_of
+from common.trees import BadTreeError, list_images, read_text, require_files
 
 NEEDED, PLACES = ('path', 'label'), ('subset', 'fold')  # columns of a list
 KNOWN = (*NEEDED, *PLACES, 'group')
@@ -43,63 +32,48 @@ KNOWN = (*NEEDED, *PLACES, 'group')
 
 
 def folder_splits(root: Path, fold: int, own: SplitOptions) -> Splits:
-    """A folder of class folders, divided; or train/, val/, test/ of such, taken as they are.
-
-    Without val/ of its own, a tenth of each class of train/ validates.
-    """
+    """A folder of class folders, divided; or train/, val/, test/ of such, taken as they are."""
     folders = own_subsets(root)
-    if not folders and not any(own):
-        return partition(list_images(root), fold, str(root), fewer=True)
     if not folders:
         files = list_images(root)
-        if len(files) < 2:
-            raise BadTreeError(f'{root}: needs at least two class folders with images; it has {len(files)}')
-        return divide(files, fold, own, str(root), find_groups(files, own.groups))
+        splits = divide(files, fold, own, str(root), find_groups(files, own.groups))
+        return splits if any(own) else splits._replace(division=None)
+    alone = f'--data_dir {folders["train"]} divides train/ alone'
     if any(own):
         raise DataError(
             f'{root}: has train/ and test/ of its own, which --groups and --folds_total would divide anew; leave them '
-            f'out, or --data_dir {folders["train"]} divides train/ alone'
+            f'out, or {alone}'
         )
-    if fold != 1:
-        raise DataError(f'fold {fold} of {root} does not exist; it has train/ and test/ of its own, which is fold 1')
     if 'test' not in folders:
-        raise DataError(
-            f'{root / "test"}: no such folder, beside train/; add it, or --data_dir {folders["train"]} divides train/ '
-            'alone'
-        )
-    files = {subset: list_images(folder) for subset, folder in folders.items()}
-    if 'val' not in folders:
-        files['train'], files['val'] = draw_vals(files['train'], str(folders['train']))
-    classes = sorted(set().union(*files.values()))
+        raise DataError(f'{root / "test"}: no such folder, beside train/; add it, or {alone}')
+    items, classes, notes = take_subsets({s: list_images(folder) for s, folder in folders.items()}, folders['train'])
+    if named := [f'{folder.name}/ as {subset}/' for subset, folder in folders.items() if folder.name != subset]:
+        notes = (f'{root}: {", ".join(named)} is taken', *notes)
+    return Splits(*(items[subset] for subset in SUBSETS), classes, notes=notes)
+
+
+def take_subsets(files: dict[str, dict[str, list[str]]], name: str | Path) -> tuple[dict[str, list], list[str], tuple]:
+    """The items of each subset of {subset: {class: paths}}, the classes, and a note where val is drawn from train."""
+    classes, notes = sorted(set().union(*files.values())), ()
+    if not files.get('val'):
+        if few := [cls for cls, paths in files['train'].items() if len(paths) < 2]:
+            lines = (f"{name}: class '{cls}' has one image, of which none can be drawn to validate" for cls in few)
+            raise BadTreeError(*lines)
+        drawn = {cls: draw_val(paths, f'{cls}/') for cls, paths in files['train'].items()}
+        train, val = ({cls: sorted(parts[i]) for cls, parts in drawn.items()} for i in (0, 1))
+        files = files | dict(train=train, val=val)
+        notes = (f'{name}: gives no validation images, so a tenth of each class of train validates',)
     items = {
-        subset: [(path, label) for label, name in enumerate(classes) for path in files[subset].get(name, [])]
-        for subset in SUBSETS
+        subset: [(path, label) for label, cls in enumerate(classes) for path in found.get(cls, ())]
+        for subset, found in files.items()
     }
-    return Splits(*(items[subset] for subset in SUBSETS), classes)
-
-
-def draw_vals(files: dict[str, list[str]], name: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The images of each class that train, and the tenth that validates.
-
-    Raises:
-        BadTreeError: a class has one image.
-    """
-    if few := [cls for cls, paths in files.items() if len(paths) < 2]:
-        raise BadTreeError(
-            *(f"{name}: class '{cls}' has one image, of which none can be drawn to validate" for cls in few)
-        )
-    drawn = {cls: draw_val(paths, f'{cls}/') for cls, paths in files.items()}
-    train, val = ({cls: sorted(parts[i]) for cls, parts in drawn.items()} for i in (0, 1))
-    return train, val
+    return items, classes, notes
 
 
 def own_subsets(root: Path) -> dict[str, Path]:
     """The folders of the subsets in a tree that is split by itself, by subset; empty for a folder of class folders.
 
     They may have any of names.SUBSET_NAMES, in capitals too. A class may be called train: its folder holds no folders.
-
-    Raises:
-        DataError: two folders for one subset.
     """
     own: dict[str, Path] = {}
     for name in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
@@ -115,25 +89,18 @@ def own_subsets(root: Path) -> dict[str, Path]:
 
 
 def find_groups(files: dict[str, list[str]], groups: str | None) -> dict[str, str]:
-    """{path: group} by --groups; {} without it.
-
-    Raises:
-        DataError: the pattern matches nothing in a name, or a file cannot be read.
-    """
+    """{path: group} by --groups; {} without it."""
     paths = sorted(path for listed in files.values() for path in listed)
     if groups is None:
         return {}
     if groups == CONTENT:
         return group_by_bytes(paths)
-    found, without = {}, []
+    found = {}
     for path in paths:
         match = re.search(groups, os.path.basename(path))
-        name = match and ((match.group(1) if match.re.groups else None) or match.group())
-        if name:
+        if match and (name := (match.groups() or [None])[0] or match.group()):
             found[path] = name
-        else:
-            without.append(path)
-    if without:
+    if without := [path for path in paths if path not in found]:
         raise DataError(
             f'--groups {groups}: gives no group to {len(without)} of {counted(len(paths), "image")}, the first '
             f'{without[0]}; give a pattern that all names match'
@@ -158,11 +125,16 @@ def divide(files: dict[str, list[str]], fold: int, own: SplitOptions, name: str,
     """One fold of {class: paths}, with its division.
 
     Raises:
-        DataError: there is no such fold. BadTreeError: a class has fewer images or groups than there are folds.
+        BadTreeError: a class has fewer images or groups than there are folds.
     """
-    folds = own.folds_total or FOLDS
-    check_fold(fold, folds, name)
-    blocks = group_blocks(files, groups, folds, name) if groups else hash_blocks(files, folds, name, fewer=True)
+    folds, noun = own.folds_total or FOLDS, 'group' if groups else 'image'
+    counts = {cls: len({groups.get(path, path) for path in paths}) for cls, paths in sorted(files.items())}
+    if few := [f"class '{cls}' has {counted(count, noun)}" for cls, count in counts.items() if count < folds]:
+        least = min(counts.values())
+        way_out = f'give --folds_total {least}, ' * (least >= FEWEST) + 'make smaller groups, ' * bool(groups)
+        way_out += 'add images, or move the class away'
+        raise BadTreeError(*(f'{name}: {text}; {folds} folds need at least {folds}: {way_out}' for text in few))
+    blocks = group_blocks(files, groups, folds, name) if groups else hash_blocks(files, folds)
     division = {path: (str(block), groups.get(path, '')) for path, block in blocks.items()}
     return splits_of_blocks(files, blocks, fold, folds)._replace(division=division)
 
@@ -175,8 +147,6 @@ def group_blocks(files: dict[str, list[str]], groups: dict[str, str], folds: int
     Raises:
         BadTreeError: the groups of a class do not fill the folds.
     """
-    counts = {cls: len({groups[path] for path in paths}) for cls, paths in files.items()}
-    check_counts(counts, folds, name, 'group', fewer=True)
     from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and groups alone need it
 
     pairs = [(path, cls) for cls in sorted(files) for path in sorted(files[cls])]
@@ -209,36 +179,33 @@ class Row(NamedTuple):
 class List(NamedTuple):
     """A list as it stands in the file."""
 
-    rows: list[Row]
+    rows: list[Row]  # by path
     place: str  # the column that divides the images: 'subset', 'fold' or ''
     grouped: bool  # it has a column group
-    notes: list[str]  # how the file was read where its form leaves room, and what of it is not used
+    notes: tuple[str, ...]  # how the file was read where its form leaves room, and what of it is not used
 
 
-def root_of(data_dir: str | Path | None, lists: str | None) -> Path:
+def root_of(data_dir: str | Path | None, lists: str) -> Path:
     """The folder that the paths of a list are relative to: data_dir, else the list's own."""
     return Path(os.path.abspath(data_dir if data_dir is not None else Path(lists).parent))
 
 
-def read_cells(lists: str) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
-    """The columns of a CSV, (line, cells) of its rows, and notes. Empty rows and empty cells at the end do not count.
-
-    Raises:
-        DataError: it cannot be read, lacks a column, or a row has more cells than there are columns.
-    """
+def read_cells(lists: str) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[str]]:
+    """The columns of a CSV, (line, {column: cell}) of its rows that are not empty, and notes."""
     text, rows, notes = read_text(Path(lists)), [], []
     mark = max(',;\t', key=text.lstrip().partition('\n')[0].count)  # spreadsheets of some countries write semicolons
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=mark, strict=True)
     try:
+        written = [name.strip() for name in next(reader, [])]
+        header = [column_of(name) for name in written]
         for cells in reader:
             cells = [cell.strip() for cell in cells]
-            while cells and not cells[-1]:
-                cells.pop()
-            if cells:
-                rows.append((reader.line_num, cells))
+            if any(cells[len(header) :]):
+                raise DataError(f'{lists}: line {reader.line_num} has more cells than its first line')
+            if any(cells):
+                rows.append((reader.line_num, dict(itertools.zip_longest(header, cells[: len(header)], fillvalue=''))))
     except csv.Error as error:
         raise DataError(f'{lists}: line {reader.line_num} is damaged ({error})') from error
-    header = [column_of(cell) for cell in rows[0][1]] if rows else []
     if missing := [column for column in NEEDED if column not in header]:
         raise DataError(
             f"{lists}: has no column {missing[0]}, only '{', '.join(header)}'; its first line must name the columns "
@@ -246,21 +213,17 @@ def read_cells(lists: str) -> tuple[list[str], list[tuple[int, list[str]]], list
         )
     if twice := [column for column in header if column and header.count(column) > 1]:
         raise DataError(f'{lists}: has two columns {twice[0]}; remove one of them')
-    for line, cells in rows[1:]:
-        if len(cells) > len(header):
-            raise DataError(f'{lists}: line {line} has {counted(len(cells), "cell")}, its first line {len(header)}')
-        cells += [''] * (len(header) - len(cells))
-    if len(rows) < 2:
+    if not rows:
         raise DataError(f'{lists}: lists no image')
-    if 'subset' in header and (named := rows[0][1][header.index('subset')]).lower() != 'subset':
-        notes.append(f'{lists}: its column {named} is taken as subset')
-    if unused := [column or 'without a name' for column in header if column not in KNOWN]:
+    if 'subset' in header and (name := written[header.index('subset')]).lower() != 'subset':
+        notes.append(f'{lists}: its column {name} is taken as subset')
+    if unused := [column for column in header if column and column not in KNOWN]:
         notes.append(f'{lists}: the columns {", ".join(unused)} are not used')
-    return header, rows[1:], notes
+    return header, rows, notes
 
 
 def read_list_of(root: Path, lists: str) -> List:
-    """The images of a CSV, checked line by line, by path.
+    """The images of a CSV, checked line by line.
 
     Raises:
         DataError: a cell is wrong, or an image is listed twice.
@@ -269,9 +232,9 @@ def read_list_of(root: Path, lists: str) -> List:
     place = [column for column in PLACES if column in header]
     if len(place) > 1:
         raise DataError(f'{lists}: has a column subset and a column fold; remove one of them')
+    place = place[0] if place else ''
     rows, seen, turned = [], {}, 0
-    for line, values in cells:
-        cell = dict(zip(header, values))
+    for line, cell in cells:
         for column in NEEDED:
             if not cell[column]:
                 raise DataError(f'{lists}: line {line} has an empty {column}')
@@ -281,13 +244,13 @@ def read_list_of(root: Path, lists: str) -> List:
         if path in seen:
             raise DataError(f'{lists}: {cell["path"]} is listed twice, in lines {seen[path]} and {line}')
         seen[path] = line
-        where = read_place(place[0], cell[place[0]], f'{lists}: line {line}') if place else ''
+        where = read_place(place, cell[place], f'{lists}: line {line}') if place else ''
         group = (cell['group'] or cell['path']) if 'group' in header else ''
         rows.append(Row(line, path, composed(cell['label']), where, group))
     if turned:
         notes.append(f'{lists}: {counted(turned, "path")} with backslashes are read as with slashes')
-    notes += class_notes(cell[header.index('label')] for _, cell in cells)
-    return List(sorted(rows, key=lambda row: row.path), ''.join(place), 'group' in header, notes)
+    notes += class_notes(cell['label'] for _, cell in cells)
+    return List(sorted(rows, key=lambda row: row.path), place, 'group' in header, tuple(notes))
 
 
 def read_place(column: str, text: str, where: str) -> str:
@@ -301,16 +264,13 @@ def read_place(column: str, text: str, where: str) -> str:
     return str(int(text))
 
 
-def folds_of_list(found: List, own: SplitOptions) -> int:
-    """How many folds a list has.
-
-    Raises:
-        DataError: the numbers of its folds are not 1 to K, with K three at least.
-    """
-    if found.place == 'subset':
-        return 1
-    if found.place == '':
-        return own.folds_total or FOLDS
+def count_folds(dataset: str, root: Path, own: SplitOptions) -> int:
+    """How many folds `folder` or `lists` has."""
+    if dataset == 'folder':
+        return 1 if own_subsets(root) else own.folds_total or FOLDS
+    found = read_list_of(root, own.lists)
+    if found.place != 'fold':
+        return 1 if found.place else own.folds_total or FOLDS
     numbers = {int(row.place) for row in found.rows}
     if absent := set(range(1, max(*numbers, FEWEST) + 1)) - numbers:
         raise DataError(
@@ -321,34 +281,27 @@ def folds_of_list(found: List, own: SplitOptions) -> int:
 
 
 def list_splits(root: Path, fold: int, own: SplitOptions) -> Splits:
-    """One fold of a list; see the top of this file.
-
-    Args:
-        root: what its paths are relative to.
-
-    Raises:
-        DataError: the list is wrong, or the options do not fit it. BadTreeError: images are missing, or a class has
-            too few.
-    """
+    """One fold of a list, whose paths are relative to root; see the top of this file."""
     found = read_list_of(root, own.lists)
     check_list(found, own)
-    folds = folds_of_list(found, own)
-    check_fold(fold, folds, own.lists)
     found = found_files(found, own)
-    files = defaultdict(list)
+    files, places = defaultdict(list), {row.path: row.place for row in found.rows}
     for row in found.rows:
         files[row.label].append(row.path)
-    if len(files) < 2:
-        raise DataError(f"{own.lists}: has only the label '{found.rows[0].label}'; there is nothing to tell apart")
     groups = {row.path: row.group for row in found.rows} if found.grouped else find_groups(files, own.groups)
     if not found.place:
-        return divide(files, fold, own, own.lists, groups)
-    places = {row.path: row.place for row in found.rows}
+        return divide(files, fold, own, own.lists, groups)._replace(notes=found.notes)
+    division, notes = {path: (place, groups.get(path, '')) for path, place in places.items()}, ()
     if found.place == 'fold':
-        splits = splits_of_blocks(files, {path: int(place) for path, place in places.items()}, fold, folds)
+        blocks = {path: int(place) for path, place in places.items()}
+        splits = splits_of_blocks(files, blocks, fold, max(blocks.values()))
     else:
-        splits = splits_of_subsets(files, places, own.lists)
-    return splits._replace(division={path: (place, groups.get(path, '')) for path, place in places.items()})
+        by_subset = {subset: defaultdict(list) for subset in SUBSETS}
+        for row in found.rows:
+            by_subset[row.place][row.label].append(row.path)
+        items, classes, notes = take_subsets(by_subset, own.lists)
+        splits = sorted_splits(items, classes)
+    return splits._replace(division=division, notes=found.notes + notes)
 
 
 def found_files(found: List, own: SplitOptions) -> List:
@@ -375,44 +328,24 @@ def check_list(found: List, own: SplitOptions) -> None:
         for key in ('groups', 'folds_total'):
             if getattr(own, key) is not None:
                 raise DataError(f'{own.lists}: its column {found.place} divides the images; leave --{key} out')
-    if found.grouped and own.groups is not None:
+    if not found.grouped:
+        return
+    if own.groups is not None:
         raise DataError(f'{own.lists}: its column group says the groups; leave --groups out')
-    first, split = {}, {}
-    for row in found.rows if found.grouped and found.place else ():
+    first = {}
+    for row in found.rows:
         other = first.setdefault(row.group, row)
         if other.place != row.place:
-            split.setdefault(row.group, (other, row))
-    if split:
-        a, b = next(iter(split.values()))
-        more = f' (and {len(split) - 1} more groups do)' * (len(split) > 1)
-        raise DataError(
-            f"{own.lists}: group '{a.group}' stands in {found.place} {a.place} (line {a.line}) and in {found.place} "
-            f'{b.place} (line {b.line}){more}; a group must stand in one'
-        )
-    if found.place == 'subset' and found.grouped and not any(row.place == 'val' for row in found.rows):
+            raise DataError(
+                f"{own.lists}: group '{row.group}' stands in {found.place} {other.place} (line {other.line}) and in "
+                f'{found.place} {row.place} (line {row.line}); a group must stand in one'
+            )
+    if found.place == 'subset' and not any(row.place == 'val' for row in found.rows):
         raise DataError(f'{own.lists}: no row has the subset val, and of groups none is drawn; give some groups val')
 
 
-def splits_of_subsets(files: dict[str, list[str]], places: dict[str, str], name: str) -> Splits:
-    """The images in the subsets that a list says; without val, a tenth of each class of train validates."""
-    by_subset = {s: {cls: [p for p in paths if places[p] == s] for cls, paths in files.items()} for s in SUBSETS}
-    if not any(by_subset['val'].values()):
-        trained = {cls: paths for cls, paths in by_subset['train'].items() if paths}
-        by_subset['train'], by_subset['val'] = draw_vals(trained, name)
-    classes = sorted(files)
-    items = {
-        subset: [(path, label) for label, cls in enumerate(classes) for path in found.get(cls, ())]
-        for subset, found in by_subset.items()
-    }
-    return sorted_splits(items, classes)
-
-
 def read_labelled(dataset: str, root: Path, own: SplitOptions) -> dict[str, list[tuple[str, str]]]:
-    """(path, class) of all images of `folder` or `lists`, by the subset that they state; '' where they state none.
-
-    Raises:
-        DataError: a folder or the list cannot be read, or images are missing.
-    """
+    """(path, class) of all images of `folder` or `lists`, by the subset that they state; '' where they state none."""
     items = defaultdict(list)
     if dataset == 'lists':
         found = found_files(read_list_of(root, own.lists), own)
@@ -424,106 +357,9 @@ def read_labelled(dataset: str, root: Path, own: SplitOptions) -> dict[str, list
     return items
 
 
-def takes_groups(dataset: str, data_dir: str | Path | None, own: SplitOptions) -> bool:
-    """Whether --groups can divide images: not where a list or a tree says itself which stand together, or which test.
-
-    Raises:
-        DataError: the list cannot be read.
-    """
-    if dataset == 'lists':
-        found = read_list_of(root_of(data_dir, own.lists), own.lists)
-        return not (found.place or found.grouped)
-    return dataset == 'folder' and not own_subsets(Path(data_dir))
-
-
-def count_folds(dataset: str, data_dir: str | Path | None, own: SplitOptions) -> int:
-    """How many folds `folder` or `lists` has.
-
-    Raises:
-        DataError: the list cannot be read.
-    """
-    if dataset == 'lists':
-        return folds_of_list(read_list_of(root_of(data_dir, own.lists), own.lists), own)
-    return 1 if own_subsets(Path(data_dir)) else own.folds_total or FOLDS
-
-
-# ---------------------------------------------------------------------------------------------- what is reported
-
-
-def division_notes(splits: Splits, own: SplitOptions) -> list[str]:
-    """What a division did that its user should know of its groups.
-
-    Args:
-        splits: with a division.
-        own: how it was made.
-    """
-    sizes, classes, lines = Counter(), defaultdict(set), []
-    for items in splits[:3]:
-        for path, label in items:
-            group = splits.division[path][1]
-            sizes[group] += 1
-            classes[group].add(label)
-    if '' not in sizes:
-        several = {group: n for group, n in sizes.items() if n > 1}
-        mixed = [group for group in several if len(classes[group]) > 1]
-        total = counted(sum(sizes.values()), 'image')
-        if own.groups == CONTENT:
-            copies = sum(several.values()) - len(several)
-            line = f'--groups {CONTENT}: {copies} of {total} have the same bytes as another'
-            line += f', in {counted(len(several), "group")}, such as {min(several)}' if several else ''
-        else:
-            line = f'groups: {total} in {counted(len(sizes), "group")}, {len(sizes) - len(several)} of one image'
-        of_several = f'; {counted(len(mixed), "group")} of images of several classes, such as {min(mixed or [""])}'
-        lines.append(line + of_several * bool(mixed))
-    return lines
-
-
-def absent_notes(splits: Splits) -> list[str]:
-    """A line for each of val and test in which classes that train have no image."""
-    lines, trained = [], {label for _, label in splits.train}
-    for subset, what in (('val', 'validated'), ('test', 'tested')):
-        if absent := trained - {label for _, label in getattr(splits, subset)}:
-            more = f' (and {len(absent) - 1} more)' * (len(absent) > 1)
-            lines.append(f"no image of class '{splits.classes[min(absent)]}'{more} is {what} in this fold")
-    return lines
-
-
-def folder_notes(root: Path) -> list[str]:
-    """How the folders of a tree that is split by itself were taken, and the validation set, where it is drawn."""
-    own, lines = own_subsets(root), []
-    if named := [f'{folder.name}/ as {subset}/' for subset, folder in own.items() if folder.name != subset]:
-        lines.append(f'{root}: {", ".join(named)} is taken')
-    if own and 'val' not in own:
-        lines.append(f'{root} has no val/: a tenth of each class of {own["train"]} validates')
-    return lines
-
-
-def list_notes(splits: Splits, root: Path, own: SplitOptions) -> list[str]:
-    """What of a list, and of the folders of its images, is not used; and the validation set, where it is drawn."""
-    images, left = set(splits.division), []
-    for folder in sorted({os.path.dirname(path) for path in images}):
-        left += [path for name in image_names(folder, []) if (path := os.path.join(folder, name)) not in images]
-    found = read_list_of(root, own.lists)
-    lines = found.notes
-    if left:
-        lines.append(f'passed over {counted(len(left), "image")} that {own.lists} does not list, such as {left[0]}')
-    if found.place == 'subset' and not any(row.place == 'val' for row in found.rows):
-        lines.append(f'{own.lists} has no subset val: a tenth of each class of train validates')
-    return lines
-
-
-def write_split(path: Path, splits: Splits, root: Path) -> None:
-    """Write the images of a fold as a list, which --lists reads again with --data_dir root.
-
-    Args:
-        path: of the CSV.
-        splits: with a division.
-        root: paths inside are written relative to it.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    text, root = io.StringIO(), os.path.abspath(root)
+def write_split(path: Path, splits: Splits) -> None:
+    """Write the images of a fold with a division as a list, which --lists reads again with --data_dir its root."""
+    text, root = io.StringIO(), os.path.abspath(splits.root)
     writer = csv.writer(text, lineterminator='\n')
     grouped = any(group for _, group in splits.division.values())
     writer.writerow([*NEEDED, 'subset'] + ['group'] * grouped)

@@ -1,9 +1,10 @@
-"""Folders of images: which images stand in them, what is missing or damaged, and digests. No torch."""
+"""Folders of images: which images stand in them, what is missing or damaged, and what is not used. No torch."""
 
+import functools
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,6 @@ def walk(folder: str, seen: frozenset = frozenset()) -> Iterator[str]:
             yield os.path.join(folder, name)
 
 
-def images_below(folder: str) -> list[str]:
-    """The paths of the images at any depth below a folder."""
-    return [path for path in walk(folder) if is_image(os.path.basename(path))]
-
-
 # ---------------------------------------------------------------------------------------------- what is there
 
 
@@ -67,10 +63,9 @@ def list_folders(root: Path, skip: tuple[str, ...] = ()) -> dict[str, list[str]]
     """{name of a class folder: sorted paths of the images directly in it}; other files and folders `skip` are ignored.
 
     Raises:
-        BadTreeError: a class folder without images, a broken link in place of a class or an image, or images but no
-            class folders.
+        BadTreeError: a class folder without images, a broken link in place of a class or an image, or no class folder.
     """
-    found, problems, loose = {}, [], []
+    found, problems, beside = {}, [], []
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
         if is_hidden(entry.name) or entry.name in skip:
             continue
@@ -84,14 +79,12 @@ def list_folders(root: Path, skip: tuple[str, ...] = ()) -> dict[str, list[str]]
         elif broken := broken_link(entry):
             problems.append(f'{path}: {broken}')
         elif is_image(entry.name):
-            loose.append(path)
+            beside.append(path)
     if problems:
         raise BadTreeError(*problems)
-    if loose and not found:
-        raise BadTreeError(
-            f'{root}: has {counted(len(loose), "image")} but no class folders, and at least two class folders are '
-            'needed; each image must be moved into the folder of its class'
-        )
+    if not found:
+        images = f'has {counted(len(beside), "image")} but' if beside else 'has'
+        raise BadTreeError(f'{root}: {images} no class folders; each image must be in the folder of its class')
     return found
 
 
@@ -111,13 +104,14 @@ def image_names(folder: str | Path, problems: list[str]) -> list[str]:
 
 def _why_empty(folder: str) -> str:
     """What a class folder without images holds instead, and what to do."""
-    if deeper := images_below(folder):
+    files = list(walk(folder))
+    if deeper := [path for path in files if is_image(os.path.basename(path))]:
         return (
             f'{folder}: has no image in this class folder itself but {len(deeper)} further down, such as {deeper[0]}; '
             "move them up, or let --data_dir name the folder that holds the classes' folders"
         )
     holds = 'it is empty'
-    if files := list(walk(folder)):
+    if files:
         holds = f'of its {counted(len(files), "file")}, such as {files[0]}, none has a suffix of images'
     return f'{folder}: this class folder has no image ({holds}); move it away if it is no class'
 
@@ -136,30 +130,29 @@ def find_root(root: Path, parts: tuple[str, ...], inner: str, dataset: str) -> P
     raise BadTreeError(f'{near / missing}: missing, this is not a complete {dataset} tree')
 
 
-def disk_finder() -> Callable[[str], tuple[str | None, str]]:
-    """A function that finds a path whose names may have another Unicode form on disk; it lists each folder once.
+def path_finder(alike: Callable[[str], str] = composed) -> Callable[[str], str | None]:
+    """A function that gives a path as it is on disk, where names may be written in another way; None without one.
 
-    It returns the path as it is on disk and ''; or None and, in words, a path there that differs by case or spaces
-    alone, if there is one. A link to nothing is not found.
+    Args:
+        alike: names are the same if it gives the same for both; if not given, names in another Unicode form are.
     """
-    folders: dict[str, tuple[str | None, str, dict[str, str]]] = {}
 
-    def look(path: str) -> tuple[str | None, str]:
+    @functools.cache
+    def names(folder: str) -> dict[str, str]:
+        return {alike(name): name for name in sorted(os.listdir(folder))} if os.path.isdir(folder) else {}
+
+    @functools.cache
+    def find(path: str) -> str | None:
+        if os.path.exists(path):
+            return path
         folder, name = os.path.split(path)
-        if folder not in folders:
-            there, near = (folder, '') if os.path.isdir(folder or '.') or folder == path else look(folder)
-            names = []
-            if there is not None and os.path.isdir(there or '.'):
-                with os.scandir(there or '.') as entries:
-                    names = [entry.name for entry in entries if not broken_link(entry)]
-            folders[folder] = there, near, {composed(name): name for name in names} | {name: name for name in names}
-        there, near, names = folders[folder]
-        if found := names.get(name) or names.get(composed(name)):
-            return os.path.join(there, found), ''
-        alike = next((other for other in names if loose(other) == loose(name)), None)
-        return None, near if alike is None else f'; there is {os.path.join(there, alike)}'
+        folder = (find(folder) if folder else '.') if name else None
+        if folder is None or alike(name) not in names(folder):
+            return None
+        found = os.path.join(folder, names(folder)[alike(name)])
+        return found if os.path.exists(found) else None  # it may be a link to nothing
 
-    return look
+    return find
 
 
 def require_files(listed: dict[str, str]) -> dict[str, str]:
@@ -168,11 +161,12 @@ def require_files(listed: dict[str, str]) -> dict[str, str]:
     Raises:
         BadTreeError: files are missing.
     """
-    look, found, problems = disk_finder(), {}, []
-    for path, listed_in in listed.items():
-        found[path], near = look(path)
-        if found[path] is None:
-            problems.append(f'{path}: listed in {listed_in} but {broken_link(Path(path)) or "missing"}{near}')
+    find, find_alike = path_finder(), path_finder(loose)
+    found, problems = {path: find(path) for path in listed}, []
+    for path in (path for path in listed if found[path] is None):
+        near = find_alike(path)
+        hint = f'; there is {near}' if near else ''
+        problems.append(f'{path}: listed in {listed[path]} but {broken_link(Path(path)) or "missing"}{hint}')
     if problems:
         raise BadTreeError(*problems)
     return found
@@ -183,8 +177,6 @@ def read_text(path: Path) -> str:
         raise DataError(f'{path}: cannot be read ({pointer})')
     try:
         return path.read_text(encoding='utf-8-sig')
-    except OSError as error:
-        raise DataError(f'{path}: cannot be read ({error.strerror})') from error
     except UnicodeDecodeError as error:
         raise DataError(f'{path}: is not UTF-8 text') from error
 
@@ -192,7 +184,7 @@ def read_text(path: Path) -> str:
 def read_list(path: Path) -> list[str]:
     names = [line.strip() for line in read_text(path).split('\n') if line.strip()]
     for name in names:
-        if name.count('/') != 1 or not {'', '.', '..'}.isdisjoint(name.split('/')):
+        if name.count('/') != 1:
             raise DataError(f'{path}: {name!r} is not of the form class/file')
     return names
 
@@ -203,7 +195,7 @@ def read_table(path: Path) -> dict[str, str]:
     for line in read_text(path).splitlines():
         if line.strip():
             key, _, value = line.strip().partition(' ')
-            if not (key.isdigit() and value) or key in rows:
+            if not (key.isdigit() and value):
                 raise BadTreeError(f'{path}: {line!r} is not a line of a number and a value')
             rows[key] = value
     return rows
@@ -214,36 +206,34 @@ def read_mat(path: Path, name: str) -> list[int]:
     from scipy.io import loadmat  # slow to import, and one data set needs it
 
     try:
-        with open(path, 'rb') as file:
-            return [int(value) for value in loadmat(file)[name].ravel()]
+        return [int(value) for value in loadmat(path)[name].ravel()]
     except Exception as error:  # scipy raises many kinds for a damaged file
-        if isinstance(error, OSError) and error.errno:
-            raise
         raise BadTreeError(f'{path}: {lfs_pointer(path) or f"damaged, or has no vector {name}"}') from error
 
 
 # ---------------------------------------------------------------------------------------------- what is unused
 
 
-def unused_files(images: set[str], top: str) -> list[str]:
+def unused_files(images: Collection[str], top: str | None) -> list[str]:
     """A line for each kind of file below `top` that is not among the images, with a count and an example.
 
-    Raises:
-        DataError: a folder cannot be read.
+    Without `top`, of the other images in their folders alone.
     """
     folders = {os.path.dirname(path) for path in images}
-    nested, unlisted, by_suffix = [], [], defaultdict(list)
-    try:
+    if top is None:
+        paths = [os.path.join(folder, name) for folder in sorted(folders) for name in image_names(folder, [])]
+    else:
         paths = list(walk(top))
-    except OSError as error:
-        raise DataError(f'{error.filename}: cannot be read ({error.strerror})') from error
+    nested, unlisted, by_suffix = [], [], defaultdict(list)
     for path in paths:
         if path in images:
             continue
         if not is_image(os.path.basename(path)):
             by_suffix[os.path.splitext(path)[1].lower() or 'no suffix'].append(path)
+        elif os.path.dirname(path) in folders:
+            unlisted.append(path)
         else:
-            (unlisted if os.path.dirname(path) in folders else nested).append(path)
+            nested.append(path)
     suffixes = ', '.join(f'{len(paths)} {suffix}' for suffix, paths in sorted(by_suffix.items()))
     others = [path for _, paths in sorted(by_suffix.items()) for path in paths]
     kinds = (
@@ -256,16 +246,8 @@ def unused_files(images: set[str], top: str) -> list[str]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------- content
-
-
 def group_by_content(paths: Iterable[str], bits: int | None, title: str) -> tuple[list[list[str]], list[str]]:
-    """Decode images and group those with the same pixels.
-
-    Args:
-        paths: of splits.
-        bits: as for open_image.
-        title: of the progress bar.
+    """Decode images, `bits` as for open_image, and group those with the same pixels.
 
     Returns:
         the groups, each sorted, and a line for each image that cannot be decoded.
@@ -307,17 +289,10 @@ class Index:
 
 
 def read_index(root: Path) -> Index:
-    """List a folder of class folders.
-
-    Raises:
-        DataError: there is no such folder, it cannot be listed, or fewer than two classes have images.
-    """
+    """List a folder of class folders. Raises DataError: there is none, or fewer than two classes have images."""
     if not root.is_dir():
         raise DataError(f'{root}: no such folder; --data_dir must hold train/ and val/ with a folder for each class')
-    try:
-        found = list_folders(root)
-    except OSError as error:
-        raise DataError(f'{error.filename}: cannot be listed ({error.strerror})') from error
+    found = list_folders(root)
     if len(found) < 2:
         raise DataError(f'{root}: needs at least two class folders with images; it has {len(found)}')
     names = np.array([os.fsencode(os.path.basename(path)) for paths in found.values() for path in paths])

@@ -41,11 +41,10 @@ class Survey(NamedTuple):
 def survey_subset(subject: TrainedModel, args: argparse.Namespace) -> Survey:
     """Run the model over a subset of a data set; args: of trained.data_of; subset."""
     data = trained.data_of(args, subject)
-    subset = args.subset or 'test'
-    items = getattr(data.splits, subset)
+    splits, subset = data.splits, args.subset or 'test'
+    items = getattr(splits, subset)
     labels = np.array([label for _, label in items])
-    where = f'the {subset} set of fold {data.fold} of {data.data_dir or data.dataset}'
-    trace.need_two(labels, data.splits.classes, where)
+    trace.need_two(labels, splits.classes, f'the {subset} set of fold {splits.fold} of {splits.root or splits.dataset}')
 
     def extract(record: trace.Record) -> dict:
         found = dict(features=record.features, logits=record.logits)
@@ -55,14 +54,14 @@ def survey_subset(subject: TrainedModel, args: argparse.Namespace) -> Survey:
                 found['selection', name] = block.selection
         return found
 
-    starts = tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {data.dataset}', disable=None)
+    starts = tqdm(range(0, len(items), BATCH), desc=f'{subset} images of {splits.dataset}', disable=None)
     batches = (
         subject.batch(open_image(path, data.bits) for path, _ in items[start : start + BATCH]) for start in starts
     )
     found = trace.collect(subject.model, batches, extract)
     blocks, caution = blocks_of(subject.model), f', {data.caution}' if data.caution else ''
     return Survey(
-        of=f'{len(items)} {subset} images of {data.label}, fold {data.fold}{caution}',
+        of=f'{len(items)} {subset} images of {data.label}, fold {splits.fold}{caution}',
         labels=labels,
         features=found['features'],
         accuracy=100 * (found['logits'].argmax(1) == labels).mean(),

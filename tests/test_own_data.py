@@ -6,14 +6,14 @@ import json
 import os
 import shutil
 import unicodedata
-from types import SimpleNamespace
 
 import pytest
-from conftest import RUN_OPTIONS, finish, make_run, start, write_image
+from conftest import RUN_OPTIONS, TINY, make_run, write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import datasets
+import models
 import plot_results
 import run_all
 import summarize_runs
@@ -25,11 +25,10 @@ from common.grid import State
 from common.options import CONTENT, SplitOptions, check_name
 from common.splits import SUBSETS, Splits, split_digest
 from common.trees import read_index
-from datasets import load_splits, passed_over, tree_digest
+from datasets import load_splits, notes_of, tree_digest
 from training import trained
-from transforms import Preprocessing
 
-LETTERS = 'abcdefghij'
+BY_OBJECT = r'^\w\d'  # --groups
 
 
 def place_of(splits: Splits) -> dict[str, str]:
@@ -38,8 +37,12 @@ def place_of(splits: Splits) -> dict[str, str]:
 
 def sets_of(splits: Splits) -> tuple:
     """The subsets with relative names, to compare trees in different places."""
-    top = os.path.commonpath(list(place_of(splits)))
+    top = os.path.commonpath(list(splits.images))
     return *([(os.path.relpath(path, top), label) for path, label in s] for s in splits[:3]), splits.classes
+
+
+def sizes_of(splits: Splits) -> list[int]:
+    return [len(subset) for subset in splits[:3]]
 
 
 @pytest.fixture(scope='module')
@@ -77,29 +80,26 @@ def fails(words: str, dataset: str, data_dir, fold: int = 1, **own) -> None:
 
 
 def test_a_list_of_a_folder_is_divided_as_the_folder(photographs, tmp_path):
-    rows = rows_of(photographs)
-    lists = write_list(tmp_path / 'my.csv', rows[::-1])
+    lists = write_list(tmp_path / 'my.csv', rows_of(photographs)[::-1])
+    inside = shutil.copytree(photographs, tmp_path / 'set') / 'inside.csv'
+    shutil.copy(lists, inside)
     for fold in (1, 3, 5):
-        found = load_splits('lists', photographs, fold, SplitOptions(lists))
-        assert sets_of(found) == sets_of(load_splits('folder', photographs, fold))
-    inside = write_list(photographs / 'inside.csv', rows)
-    assert sets_of(load_splits('lists', None, 1, SplitOptions(inside))) == sets_of(
-        load_splits('folder', photographs, 1)
-    )
-    (photographs / 'inside.csv').unlink()
+        expected = sets_of(load_splits('folder', photographs, fold))
+        assert sets_of(load_splits('lists', photographs, fold, SplitOptions(lists))) == expected
+        assert sets_of(load_splits('lists', None, fold, SplitOptions(str(inside)))) == expected
 
 
 def test_a_list_of_another_system_is_read(photographs, tmp_path):
     """BOM, CRLF, quoted commas, blank and empty lines, capitals and spaces in the header, and columns not known."""
     root = shutil.copytree(photographs, tmp_path / 'set')
     (root / 'a' / 'a0_x.png').rename(root / 'a' / 'a0, x.png')
-    rows = [row.replace('a/a0_x.png', '"a/a0, x.png"') + ',me' for row in rows_of(root) if ', x' not in row]
+    rows = [row + ',me' for row in rows_of(root) if ', x' not in row]
     rows += ['"a/a0, x.png","a",me', '', ',,']
     lists = write_list(tmp_path / 'my.csv', rows, ' Path ,LABEL,"by"', 'utf-8-sig', '\r\n')
     found = load_splits('lists', root, 1, SplitOptions(lists))
-    assert sum(map(len, found[:3])) == 36
-    assert str(root / 'a' / 'a0, x.png') in place_of(found)
-    assert any('columns by are not used' in line for line in passed_over('lists', root, found, SplitOptions(lists)))
+    assert len(found.images) == 36
+    assert str(root / 'a' / 'a0, x.png') in found.images
+    assert notes_of(found) == [f'{lists}: the columns by are not used']
 
 
 @pytest.mark.parametrize('mark', [';', '\t', ','])
@@ -110,11 +110,10 @@ def test_a_list_of_a_spreadsheet_is_read(photographs, tmp_path, mark):
     rows = [mark.join([str(i), *row, '', '']) for i, row in enumerate(cells)] + [mark * 5]
     own = SplitOptions(write_list(tmp_path / 'my.csv', rows, mark.join(['', 'path', 'label', 'Split', '', ''])))
     found = load_splits('lists', photographs, 1, own)
-    assert [len(s) for s in found[:3]] == [24, 6, 6]
+    assert sizes_of(found) == [24, 6, 6]
     assert {os.path.basename(path)[1] for path, _ in found.test} == {'5'}
-    assert passed_over('lists', photographs, found, own) == [
+    assert notes_of(found) == [
         f'{own.lists}: its column Split is taken as subset',
-        f'{own.lists}: the columns without a name are not used',
         f'{own.lists}: 36 paths with backslashes are read as with slashes',
     ]
 
@@ -127,13 +126,13 @@ def test_names_in_two_unicode_forms_are_one(photographs, tmp_path):
         shutil.copytree(photographs / source, root / name)
     found = load_splits('folder', root, 1)
     assert found.classes == ['Wood', one, 'wood']
-    assert sum(label == 1 for s in found[:3] for _, label in s) == 24
-    assert all(os.path.exists(path) for path in place_of(found))
+    assert list(found.images.values()).count(one) == 24
+    assert all(map(os.path.exists, found.images))
     notes = [
         f"class '{one}' is written in 2 Unicode forms (NFC and NFD), which are taken as one class",
         "classes 'Wood' and 'wood' differ by case or spaces alone, and are taken as different",
     ]
-    assert passed_over('folder', root, found) == notes
+    assert notes_of(found) == notes
     index = read_index(root)
     assert (index.classes, len(index)) == (found.classes, 48)
     assert {index[i] for i in range(48)} == {(path, label) for s in found[:3] for path, label in s}
@@ -141,11 +140,10 @@ def test_names_in_two_unicode_forms_are_one(photographs, tmp_path):
     shutil.rmtree(root / one)
     rows = [f'{one}/b{n}_{v}.png,{one if n else two}' for n in range(6) for v in 'xy']
     rows += [f'wood/c{n}_{v}.png,wood' for n in range(6) for v in 'xy']
-    own = SplitOptions(write_list(tmp_path / 'my.csv', rows))
-    found = load_splits('lists', root, 1, own)
-    assert (found.classes, sum(map(len, found[:3]))) == ([one, 'wood'], 24)
-    assert all(os.path.exists(path) for path in place_of(found))
-    assert notes[0] in passed_over('lists', root, found, own)
+    found = load_splits('lists', root, 1, SplitOptions(write_list(tmp_path / 'my.csv', rows)))
+    assert (found.classes, len(found.images)) == ([one, 'wood'], 24)
+    assert all(map(os.path.exists, found.images))
+    assert notes_of(found) == notes[:1]
 
 
 def test_subset_folders_have_other_names_and_what_systems_leave_is_no_class(photographs, tmp_path):
@@ -156,50 +154,25 @@ def test_subset_folders_have_other_names_and_what_systems_leave_is_no_class(phot
         for folder in (tmp_path, tmp_path / 'Training', tmp_path / 'Training' / 'a'):
             write_image(folder / name / 'a0_x.png', 1)
     found = load_splits('folder', tmp_path, 1)
-    assert (found.classes, [len(s) for s in found[:3]]) == (['a', 'b'], [22, 2, 12])
-    assert passed_over('folder', tmp_path, found) == [
-        "no image of class 'b' is tested in this fold",
+    assert (found.classes, sizes_of(found)) == (['a', 'b'], [22, 2, 12])
+    assert notes_of(found) == [
         f'{tmp_path}: TESTING/ as test/, Training/ as train/ is taken',
-        f'{tmp_path} has no val/: a tenth of each class of {tmp_path}/Training validates',
+        f'{tmp_path}/Training: gives no validation images, so a tenth of each class of train validates',
+        "no image of class 'b' is tested in this fold",
     ]
 
 
-def test_groups_are_advised_where_they_are_taken(photographs, tmp_path, capsys):
-    grouped = write_list(tmp_path / 'a.csv', rows_of(photographs, lambda c, n, v: n), 'path,label,group')
-    plain = write_list(tmp_path / 'b.csv', rows_of(photographs))
-    for subset in ('train', 'test'):
-        shutil.copytree(photographs, tmp_path / 'own' / subset)
-    for dataset, root, lists, expected in (
-        ('lists', photographs, grouped, False),
-        ('lists', photographs, plain, True),
-        ('folder', tmp_path / 'own', None, False),
-        ('folder', photographs, None, True),
-    ):
-        assert own_data.takes_groups(dataset, root, SplitOptions(lists)) == expected
-    with pytest.raises(DataError) as caught:
-        datasets.main(datasets.get_args_parser().parse_args(['check', 'folder', '--data_dir', str(tmp_path / 'own')]))
-    assert str(caught.value).endswith('stand in two subsets of a fold: leave one of each')
-
-
 def test_subsets_of_a_list_are_taken_as_they_are(photographs, tmp_path):
-    subset = ('Train', 'train', 'train', 'train', 'valid', 'TEST')
-    lists = write_list(tmp_path / 'my.csv', rows_of(photographs, lambda c, n, v: subset[n]), 'path,label,subset')
-    own = SplitOptions(lists)
-    found = load_splits('lists', photographs, 1, own)
-    assert [len(s) for s in found[:3]] == [24, 6, 6]
-    assert {os.path.basename(path)[1] for path, _ in found.test} == {'5'}
-    fails('fold 2 of', 'lists', photographs, 2, lists=lists)
-    assert not any('tenth' in line for line in passed_over('lists', photographs, found, own))
-    lists = write_list(
-        tmp_path / 'no_val.csv',
-        rows_of(photographs, lambda c, n, v: 'test' if n == 5 else 'train'),
-        'path,label,subset',
-    )
-    found = load_splits('lists', photographs, 1, SplitOptions(lists))
-    assert [len(s) for s in found[:3]] == [27, 3, 6]
-    assert any(
-        'no subset val: a tenth' in line for line in passed_over('lists', photographs, found, SplitOptions(lists))
-    )
+    places = {'my': ('Train', 'train', 'train', 'train', 'valid', 'TEST'), 'no_val': ['train'] * 5 + ['test']}
+    for name, expected in dict(my=[24, 6, 6], no_val=[27, 3, 6]).items():
+        rows = rows_of(photographs, lambda c, n, v: places[name][n])  # noqa: B023
+        lists = write_list(tmp_path / f'{name}.csv', rows, 'path,label,subset')
+        found = load_splits('lists', photographs, 1, SplitOptions(lists))
+        assert sizes_of(found) == expected
+        assert {os.path.basename(path)[1] for path, _ in found.test} == {'5'}
+        drawn = [f'{lists}: gives no validation images, so a tenth of each class of train validates']
+        assert notes_of(found) == drawn * (name == 'no_val')
+    fails('it has folds 1 to 1', 'lists', photographs, 2, lists=lists)
 
 
 def test_folds_of_a_list_rotate(photographs, tmp_path):
@@ -209,45 +182,46 @@ def test_folds_of_a_list_rotate(photographs, tmp_path):
         found = load_splits('lists', photographs, fold, SplitOptions(lists))
         for subset, numbers in (('test', {fold}), ('val', {fold % 4 + 1})):
             assert {int(os.path.basename(path)[1]) % 4 + 1 for path, _ in getattr(found, subset)} == numbers
-        assert len(place_of(found)) == 36
+        assert len(found.images) == 36
     fails('it has folds 1 to 4', 'lists', photographs, 5, lists=lists)
 
 
 def test_images_that_a_list_leaves_out_are_counted(photographs, tmp_path):
     lists = write_list(tmp_path / 'my.csv', [row for row in rows_of(photographs) if 'a3_y' not in row])
-    own = SplitOptions(lists)
-    (line,) = passed_over('lists', photographs, load_splits('lists', photographs, 1, own), own)
-    assert line == f'passed over 1 image that {lists} does not list, such as {photographs}/a/a3_y.png'
+    (line,) = notes_of(load_splits('lists', photographs, 1, SplitOptions(lists)))
+    assert line == f'passed over 1 image that no list names, such as {photographs}/a/a3_y.png'
 
 
 BAD_LISTS = {
-    'no label': (['a/a0_x.png'], 'path', "has no column label, only 'path'"),
-    'spaces': (['a/a0_x.png a'], 'path label', "has no column path, only 'path label'; its first line must name"),
+    'no label': (['a/a0_x.png'], 'path', "has no column label, only 'path'; its first line must name"),
     'twice': (['x,a,b'], 'path,label,label', 'has two columns label; remove one'),
-    'cells': (['a/a0_x.png,a,1'], 'path,label', 'line 2 has 3 cells, its first line 2'),
+    'cells': (['a/a0_x.png,a,1'], 'path,label', 'line 2 has more cells than its first line'),
     'nothing': ([], 'path,label', 'lists no image'),
     'label': (['a/a0_x.png,a', 'a/a1_x.png, '], 'path,label', 'line 3 has an empty label'),
-    'path': ([',a'], 'path,label', 'line 2 has an empty path'),
     'again': (['a/a0_x.png,a', './a/a0_x.png,b'], 'path,label', './a/a0_x.png is listed twice, in lines 2 and 3'),
     'quote': (['"a/a0_x.png,a'], 'path,label', 'line 2 is damaged (unexpected end of data)'),
     'subset': (['a/a0_x.png,a,dev'], 'path,label,subset', "line 2: subset 'dev' is none of train, val and test"),
-    'fold': (['a/a0_x.png,a,two'], 'path,label,fold', "line 2: fold 'two' is no number from 1"),
-    'zero': (['a/a0_x.png,a,0'], 'path,label,fold', "line 2: fold '0' is no number from 1"),
+    'fold': (['a/a0_x.png,a,0'], 'path,label,fold', "line 2: fold '0' is no number from 1"),
     'both': (['a/a0_x.png,a,1,val'], 'path,label,fold,subset', 'has a column subset and a column fold'),
     'two folds': (['a/a0_x.png,a,1', 'a/a1_x.png,b,2'], 'path,label,fold', 'no image has fold 3; folds are numbered'),
-    'one label': (['a/a0_x.png,a', 'a/a1_x.png,a'], 'path,label', "has only the label 'a'"),
+    'one label': ([f'a/a{n}_x.png,a' for n in range(6)], 'path,label', "two classes with images; it has ['a']"),
     'missing': (['a/gone.png,a', 'b/b0_x.png,b', 'b/gone.png,b'], 'path,label', '(and 1 more); `python datasets.py'),
-    'elsewhere': (['a/gone.png,a', 'b/gone.png,b'], 'path,label', 'a/gone.png: listed in line 2 of'),
-    'suffix': (['a/a0_x.PNG,a', 'b/b0_x.PNG,b'], 'path,label', 'a/a0_x.png); --data_dir must name'),
+    'elsewhere': (['a/gone.png,a', 'b/gone.png,b'], 'path,label', 'missing); --data_dir must name the folder that the'),
+    'suffix': (['a/a0_x.PNG,a', 'b/b0_x.png,b'], 'path,label', 'my.csv but missing; there is '),
     'case': (
         ['a/a0_x.png,a,train', 'a/a0_y.png,a,val', 'b/b0_x.png,A,test'],
         'path,label,subset',
         "class 'A' is in test but has no training image; 'a' differs by case or spaces alone",
     ),
-    'untrained': (
-        ['a/a0_x.png,a,train', 'a/a0_y.png,a,val', 'b/b0_x.png,b,test'],
-        'path,label,subset',
-        "class 'b' is in test but has no training image",
+    'group': (
+        ['a/a0_x.png,a,g,1', 'a/a0_y.png,a,g,2', 'b/b0_x.png,b,h,3'],
+        'path,label,group,fold',
+        "group 'g' stands in fold 1 (line 2) and in fold 2 (line 3); a group must stand in one",
+    ),
+    'no val': (
+        ['a/a0_x.png,a,g,train', 'a/a1_x.png,a,h,test'],
+        'path,label,group,subset',
+        'no row has the subset val, and of groups none is drawn',
     ),
 }  # fmt: skip
 
@@ -263,35 +237,29 @@ def test_a_list_that_cannot_be_read_is_one_line(photographs, tmp_path):
     latin = write_list(tmp_path / 'latin.csv', ['é.png,a'], encoding='latin-1')
     fails('is not UTF-8 text', 'lists', photographs, lists=latin)
     fails('nowhere: no such folder', 'lists', tmp_path / 'nowhere', lists=latin)
-    fails('needs --lists', 'lists', photographs)
-    fails('is for --dataset lists, not for folder', 'folder', photographs, lists=latin)
     (tmp_path / 'empty.csv').touch()
     fails('has no column path', 'lists', photographs, lists=str(tmp_path / 'empty.csv'))
-    missing = write_list(tmp_path / 'my.csv', ['a/gone.png,a', 'b/b0_x.png,b'])
-    fails('a/gone.png: listed in line 2 of', 'lists', photographs, lists=missing)
 
 
 # ---------------------------------------------------------------------------------------------- groups
 
 
-def groups_apart(splits: Splits, group) -> list:
-    """The groups that stand in several subsets."""
+def groups_apart(splits: Splits) -> list:
+    """The objects whose photographs stand in several subsets."""
     places = {}
     for path, subset in place_of(splits).items():
-        places.setdefault(group(path), set()).add(subset)
+        places.setdefault(os.path.basename(path)[:2], set()).add(subset)
     return [name for name, found in places.items() if len(found) > 1]
 
 
 def test_groups_by_name_stand_on_one_side(photographs):
     tested = []
-    apart = [
-        groups_apart(load_splits('folder', photographs, f), lambda p: os.path.basename(p)[:2]) for f in range(1, 6)
-    ]
-    assert any(apart), 'without groups the test would show nothing'
+    assert groups_apart(load_splits('folder', photographs, 1)), 'without groups the test would show nothing'
     for fold in range(1, 6):
         found = load_splits('folder', photographs, fold, SplitOptions(groups=r'(\w\d)_.'))
-        assert groups_apart(found, lambda path: os.path.basename(path)[:2]) == []
-        assert found == load_splits('folder', photographs, fold, SplitOptions(groups=r'^\w\d')), 'the whole match'
+        whole = load_splits('folder', photographs, fold, SplitOptions(groups=BY_OBJECT))
+        assert found[:5] == whole[:5], 'the first group of the pattern, else the whole match'
+        assert groups_apart(found) == []
         for subset in SUBSETS:
             assert {label for _, label in getattr(found, subset)} == {0, 1, 2}
         tested += found.test
@@ -301,7 +269,7 @@ def test_groups_by_name_stand_on_one_side(photographs):
 def test_groups_are_the_same_in_every_place_and_order(photographs, tmp_path):
     moved = shutil.copytree(photographs, tmp_path / 'moved')
     lists = write_list(tmp_path / 'my.csv', rows_of(photographs, lambda c, n, v: f'{c}{n}')[::-1], 'path,label,group')
-    ways = [('folder', photographs, r'^\w\d', None), ('folder', moved, r'^\w\d', None), ('lists', moved, None, lists)]
+    ways = [('folder', photographs, BY_OBJECT, None), ('folder', moved, BY_OBJECT, None), ('lists', moved, None, lists)]
     found = [load_splits(dataset, root, 2, SplitOptions(csv, regex)) for dataset, root, regex, csv in ways]
     assert sets_of(found[0]) == sets_of(found[1]) == sets_of(found[2])
     assert len({split_digest(splits) for splits in found}) == 1
@@ -327,82 +295,45 @@ def test_files_of_the_same_bytes_stand_on_one_side(photographs, tmp_path):
     copies = {'b': 'b4_y.png', 'a': 'a9_z.png'}
     for cls, name in copies.items():
         shutil.copy(root / 'b' / 'b0_x.png', root / cls / name)
-    own = SplitOptions(groups=CONTENT)
     for fold in range(1, 6):
-        found = load_splits('folder', root, fold, own)
+        found = load_splits('folder', root, fold, SplitOptions(groups=CONTENT))
         place = place_of(found)
         assert len({place[str(root / cls / name)] for cls, name in [('b', 'b0_x.png'), *copies.items()]}) == 1
-    (line,) = passed_over('folder', root, found, own)
-    assert line == (
-        '--groups content: 2 of 37 images have the same bytes as another, in 1 group, such as a/a9_z.png; 1 group of '
-        'images of several classes, such as a/a9_z.png'
-    )
+    assert notes_of(found) == [
+        'groups: 37 images in 35 groups, 34 of one image; 1 group of images of several classes, such as a/a9_z.png'
+    ]
 
 
 def test_an_empty_group_is_an_image_alone_and_groups_are_reported(photographs, tmp_path):
-    lists = write_list(
-        tmp_path / 'my.csv', rows_of(photographs, lambda c, n, v: f'{c}{n}' if n < 5 else ''), 'path,label,group'
-    )
-    own = SplitOptions(lists)
-    found = load_splits('lists', photographs, 1, own)
-    assert passed_over('lists', photographs, found, own) == ['groups: 36 images in 21 groups, 6 of one image']
+    rows = rows_of(photographs, lambda c, n, v: f'{c}{n}' if n < 5 else '')
+    lists = write_list(tmp_path / 'my.csv', rows, 'path,label,group')
+    found = load_splits('lists', photographs, 1, SplitOptions(lists))
+    assert notes_of(found) == ['groups: 36 images in 21 groups, 6 of one image']
 
 
 def test_groups_that_cannot_be_split_are_one_line(photographs, tmp_path):
     fails('--groups z$: gives no group to 36 of 36 images, the first', 'folder', photographs, groups='z$')
-    fails('is no regular expression', 'folder', photographs, groups='(')
-    fails('--groups is for folder and lists, and synthetic has folds', 'synthetic', None, groups='x')
-    whole = "class 'a' has one group; 5 folds need at least 5: make smaller groups, add images, or move the class away"
+    whole = "class 'a' has 1 group; 5 folds need at least 5: make smaller groups, add images, or move the class away"
     fails(whole, 'folder', photographs, groups=r'^\w')
-    fails("class 'a' has 2 groups; 5", 'folder', photographs, groups=r'.\.')
-    fails(
-        "class 'a' has 3 groups; 5 folds need at least 5: give --folds_total 3, ",
-        'folder',
-        photographs,
-        groups='.[036]|.',
-    )
-    place = rows_of(photographs, lambda c, n, v: f'{c}{n}', lambda c, n, v: 1 + (n + (v == 'y' and n < 2)) % 3)
-    words = (
-        "group 'a0' stands in fold 1 (line 2) and in fold 2 (line 3) (and 5 more groups do); a group must stand in one"
-    )
-    fails(words, 'lists', photographs, lists=write_list(tmp_path / 'a.csv', place, 'path,label,group,fold'))
+    fails("class 'a' has 3 groups; 5 folds need at least 5: give --folds_total 3, ", 'folder', photographs, groups='.[036]|.')  # fmt: skip # noqa: E501
     grouped = write_list(tmp_path / 'b.csv', rows_of(photographs, lambda c, n, v: n), 'path,label,group')
     fails('its column group says the groups; leave --groups out', 'lists', photographs, lists=grouped, groups='x')
     folds = write_list(tmp_path / 'c.csv', rows_of(photographs, lambda c, n, v: n % 3 + 1), 'path,label,fold')
     for key, value in (('groups', 'x'), ('folds_total', 4)):
-        words = f'its column fold divides the images; leave --{key} out'
-        fails(words, 'lists', photographs, lists=folds, **{key: value})
-    rows = rows_of(photographs, lambda c, n, v: n, lambda c, n, v: 'test' if n == 5 else 'train')
-    no_val = write_list(tmp_path / 'd.csv', rows, 'path,label,group,subset')
-    fails('no row has the subset val, and of groups none is drawn', 'lists', photographs, lists=no_val)
-
-
-def mixed_groups() -> tuple[dict, dict]:
-    """Five groups of four classes, which cannot be balanced: how many images of a class each group holds."""
-    counts = dict(r=(1, 1, 1, 0, 0), s=(6, 6, 0, 2, 0), t=(0, 2, 6, 1, 0), u=(1, 6, 0, 6, 2))
-    files = {cls: [f'{cls}/{g}_{i}' for g, n in enumerate(held) for i in range(n)] for cls, held in counts.items()}
-    return files, {path: path[2] for paths in files.values() for path in paths}
+        fails(f'its column fold divides the images; leave --{key} out', 'lists', photographs, lists=folds, **{key: value})  # fmt: skip # noqa: E501
+    for subset in ('train', 'val', 'test'):
+        shutil.copytree(photographs, tmp_path / 'own' / subset)
+    for own in (dict(groups='x'), dict(folds_total=3)):
+        fails('has train/ and test/ of its own, which --groups and --folds_total', 'folder', tmp_path / 'own', **own)
 
 
 def test_a_class_that_balance_leaves_without_training_images_is_one_line():
+    """Five groups of four classes, which cannot be balanced: how many images of a class each group holds."""
+    counts = dict(r=(1, 1, 1, 0, 0), s=(6, 6, 0, 2, 0), t=(0, 2, 6, 1, 0), u=(1, 6, 0, 6, 2))
+    files = {cls: [f'{cls}/{g}_{i}' for g, n in enumerate(held) for i in range(n)] for cls, held in counts.items()}
+    groups = {path: path[2] for paths in files.values() for path in paths}
     with pytest.raises(DataError, match="the groups of class 's' hold other classes too, and fill fewer than 3 of 3"):
-        own_data.group_blocks(*mixed_groups(), 3, 'x')
-
-
-def test_a_class_that_a_fold_does_not_test_is_reported():
-    items = [[('r/a', 0), ('r/b', 1), ('r/c', 2)], [('r/d', 0)], [('r/e', 0), ('r/f', 1)]]
-    splits = Splits(*items, ['x', 'y', 'z'], {path: ('1', '') for s in items for path, _ in s})
-    assert own_data.absent_notes(splits) == [
-        "no image of class 'y' (and 1 more) is validated in this fold",
-        "no image of class 'z' is tested in this fold",
-    ]
-
-
-def test_a_tree_with_train_and_test_is_not_divided_anew(photographs, tmp_path):
-    for subset in ('train', 'val', 'test'):
-        shutil.copytree(photographs, tmp_path / subset)
-    for own in (dict(groups='x'), dict(folds_total=3)):
-        fails('has train/ and test/ of its own, which --groups and --folds_total', 'folder', tmp_path, **own)
+        own_data.group_blocks(files, groups, 3, 'x')
 
 
 # ---------------------------------------------------------------------------------------------- folds
@@ -420,17 +351,9 @@ def test_folds_total_divides_small_classes(tmp_path):
         tested += found.test
     assert len(set(tested)) == 7
     fails('it has folds 1 to 3', 'folder', tmp_path, 4, folds_total=3)
-    fails('--folds_total 2 must be from 3', 'folder', tmp_path, folds_total=2)
-    fails('--folds_total is for folder and lists', 'synthetic', None, folds_total=3)
 
 
-def test_the_default_number_of_folds_is_the_default(photographs):
-    argv = ['--data_dir', str(photographs), '--folds_total', '5']
-    assert options.parse_args(argv).folds_total is None
-    assert load_splits('folder', photographs, 2).division is None
-
-
-@pytest.mark.parametrize('own', [SplitOptions(folds_total=3), SplitOptions(groups=r'^\w\d')])
+@pytest.mark.parametrize('own', [SplitOptions(folds_total=3), SplitOptions(groups=BY_OBJECT)])
 def test_the_batch_is_the_same_in_every_fold(tmp_path, own):
     for cls, count in (('a', 5), ('b', 8), ('c', 11)):
         for i in range(count):
@@ -438,7 +361,7 @@ def test_the_batch_is_the_same_in_every_fold(tmp_path, own):
     sizes = set()
     for fold in range(1, (own.folds_total or 5) + 1):
         found = load_splits('folder', tmp_path, fold, own)
-        args = options.parse_args(['--data_dir', str(tmp_path), *(f'--{k}={v}' for k, v in own._asdict().items() if v)])
+        args = options.parse_args(['--data_dir', str(tmp_path), *options.split_words(own)])
         options.check_batch(args, len(found.train), 24, 1)
         sizes.add(args.batch_size)
     assert len(sizes) == 1
@@ -446,40 +369,83 @@ def test_the_batch_is_the_same_in_every_fold(tmp_path, own):
 
 def test_trees_differ_by_how_they_are_divided(photographs, tmp_path):
     """The digest is the same for all folds of a division, and another one for another division."""
-    digests = {}
+    assert load_splits('folder', photographs, 2).division is None
+    assert options.parse_args(['--data_dir', str(photographs), '--folds_total', '5']).folds_total is None
+    digests = set()
     rows = rows_of(photographs, lambda c, n, v: n % 3 + 1)
     first = write_list(tmp_path / 'a.csv', rows, 'path,label,fold')
     other = write_list(tmp_path / 'b.csv', [rows[0][:-1] + '2', *rows[1:]], 'path,label,fold')
-    ways = [SplitOptions(), SplitOptions(folds_total=3), SplitOptions(folds_total=4), SplitOptions(groups=r'^\w\d')]
+    ways = [SplitOptions(), SplitOptions(folds_total=3), SplitOptions(folds_total=4), SplitOptions(groups=BY_OBJECT)]
     for own in (*ways, SplitOptions(first), SplitOptions(other)):
         dataset = 'lists' if own.lists else 'folder'
-        found = {tree_digest(dataset, photographs, load_splits(dataset, photographs, f, own)) for f in (1, 2, 3)}
+        found = {tree_digest(load_splits(dataset, photographs, f, own)) for f in (1, 2, 3)}
         assert len(found) == 1
-        digests[found.pop()] = own
+        digests |= found
     assert len(digests) == 6
 
 
-# ---------------------------------------------------------------------------------------------- names
+# ---------------------------------------------------------------------------------------------- options
 
 
-@pytest.mark.parametrize(
-    'name', ['a b', '', '-x', 'x/y', 'x_fold3_y', 'é', 'x' * 65, 'DTD', 'Folder', 'kth-tips2-b', '.x']
-)
+@pytest.mark.parametrize('name', ['a b', '', '-x', 'x/y', 'x_fold3_y', 'é', 'x' * 65, 'DTD', 'kth-tips2-b', '.x'])
 def test_names_that_folders_or_tables_cannot_have_are_refused(name):
+    check_name('fabric_2-x', 'folder')
     with pytest.raises(RunError, match='--name') as caught:
         check_name(name, 'folder')
     assert '\n' not in str(caught.value)
-
-
-def test_names_are_for_images_of_one_s_own():
-    for dataset in ('folder', 'lists', 'dtd'):
-        check_name('fabric_2-x', dataset)
     with pytest.raises(RunError, match='fmd has a name'):
         check_name('fabric', 'fmd')
 
 
+@pytest.mark.parametrize(
+    ('more', 'words'),
+    [
+        ('--dataset lists', '--dataset lists needs --lists'),
+        ('--dataset folder --lists a.csv', 'is for --dataset lists, not for folder'),
+        ('--dataset fmd --groups x', '--groups is for folder and lists, and fmd has folds of its own'),
+        ('--dataset fmd --folds_total 3', '--folds_total is for folder and lists'),
+        ('--folds_total 2', '--folds_total 2 must be from 3'),
+        ('--groups (', 'is no regular expression'),
+    ],
+)
+def test_bad_options_are_refused_at_once(photographs, more, words):
+    with pytest.raises(RunError) as caught:
+        options.parse_args(['--data_dir', str(photographs), *more.split()])
+    assert words in str(caught.value)
+
+
+def check(dataset, root, *more) -> None:
+    datasets.main(datasets.get_args_parser().parse_args(['check', dataset, '--data_dir', str(root), *more]))
+
+
+def test_check_takes_lists_and_groups(photographs, tmp_path, capsys):
+    lists = write_list(tmp_path / 'my.csv', rows_of(photographs, lambda c, n, v: f'{c}{n}'), 'path,label,group')
+    check('lists', photographs, '--lists', lists)
+    lines = ['groups: 36 images in 18 groups, 0 of one image', f'{photographs} is complete']
+    assert capsys.readouterr().out.splitlines() == lines
+    with open(lists, 'a') as file:
+        file.write('a/gone.png,a,x\na/away.png,a,x\n')
+    with pytest.raises(DataError, match='2 problems, 2 of the tree'):
+        check('lists', photographs, '--lists', lists)
+    assert capsys.readouterr().out.count('but missing') == 2
+
+    root = shutil.copytree(photographs, tmp_path / 'set')
+    for name in ('a6_x', 'a7_y', 'a8_x'):
+        shutil.copy(root / 'a' / 'a0_x.png', root / 'a' / f'{name}.png')
+    with pytest.raises(DataError, match=r'leave one of each, or keep groups together \(--groups\)$'):
+        check('folder', root)
+    check('folder', root, '--groups', CONTENT)
+    for subset in ('train', 'test'):
+        shutil.copytree(photographs, tmp_path / 'own' / subset)
+    with pytest.raises(DataError, match=r'stand in two subsets of a fold: leave one of each$'):
+        check('folder', tmp_path / 'own')
+
+
+# ---------------------------------------------------------------------------------------------- runs
+
+
 def argv_of(root, run_dir, *more):
-    data = ['--data_dir', root, '--dataset', 'folder', '--model', 'tiny', '--run_dir', run_dir, '--num_workers', 0]
+    data = ['--data_dir', root, '--model', 'tiny', '--run_dir', run_dir, '--num_workers', 0]
     return [str(word) for word in (*data, *RUN_OPTIONS, '--epochs', 1, '--warmup_epochs', 0, *more)]
 
 
@@ -494,83 +460,66 @@ def refused(root, run_dir, *more) -> str:
     return str(caught.value)
 
 
-def test_options_not_given_leave_the_fingerprint_as_it_was(photographs, tmp_path, tiny):
-    folder, _ = run(photographs, tmp_path)
-    config = runs.read_json(folder / 'config.json')
-    assert folder.name == 'folder_fold1_tiny_seed42'
-    assert {'name', 'groups', 'folds_total', 'lists'}.isdisjoint(config['defines'])
-    assert not (folder / 'split.csv').exists()
+FABRIC = ('--name', 'fabric', '--groups', BY_OBJECT, '--folds_total', 3)
 
 
-@pytest.mark.slow
-def test_two_sets_of_images_in_one_folder_have_names_or_are_refused(photographs, tmp_path, tiny, capsys):
+@pytest.fixture(scope='module')
+def made(photographs, tmp_path_factory):
+    """A folder of two runs: of the photographs as they are, and of fold 3 of them by groups, called fabric."""
+    run_dir = tmp_path_factory.mktemp('runs')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, 'tiny', TINY)
+        run(photographs, run_dir)
+        run(photographs, run_dir, *FABRIC, '--fold', 3)
+    return run_dir
+
+
+@pytest.fixture
+def fabric(made, tmp_path, tiny):
+    """A copy of the folder with the run called fabric."""
+    return shutil.copytree(made, tmp_path / 'runs') / 'fabric_fold3_tiny_seed42'
+
+
+def test_two_sets_of_images_in_one_folder_have_names_or_are_refused(photographs, tmp_path, fabric):
     """The same name for other images or other folds is refused before anything is trained, and a table shows both."""
-    other, run_dir = shutil.copytree(photographs, tmp_path / 'other'), tmp_path / 'runs'
+    other, run_dir = shutil.copytree(photographs, tmp_path / 'other'), fabric.parent
     write_image(other / 'a' / 'a7_x.png', 99)
-    run(photographs, run_dir)
-    for more in ((), ('--fold', 2), ('--fold', 2, '--force')):
-        message = refused(other, run_dir, *more)
+    for root, more in ((other, ()), (other, ('--fold', 2, '--force')), (photographs, ('--fold', 2, *FABRIC[2:]))):
+        message = refused(root, run_dir, *more)
         assert '--name NAME' in message
         assert 'folder_fold1_tiny_seed42' in message
-    assert '--name NAME' in refused(photographs, run_dir, '--fold', 2, '--groups', r'^\w\d')
-    folder, results = run(other, run_dir, '--name', 'fabric', '--groups', r'^\w\d')
-    assert folder.name == 'fabric_fold1_tiny_seed42'
+    assert "both are called 'fabric'" in refused(other, run_dir, *FABRIC)
+    results = runs.read_json(fabric / 'results.json')
     assert (results['name'], results['dataset']) == ('fabric', 'folder')
-    run(other, run_dir, '--name', 'fabric', '--groups', r'^\w\d', '--fold', 2)
-    assert "both are called 'fabric'" in refused(other, run_dir, '--name', 'fabric', '--fold', 3)
 
     argv = ['--run_dir', str(run_dir), '--labels', 'fabric=Fine Fabric']
     (table,) = summarize_runs.read_tables(summarize_runs.get_args_parser().parse_args(argv))
     assert table.datasets == ['folder', 'fabric']
-    assert len(table.rows['fabric', 'tiny'].results) == 2
-    for form in ('', '--latex', '--csv', '--markdown'):
-        summarize_runs.main(summarize_runs.get_args_parser().parse_args([*argv, *form.split()]))
-        out = capsys.readouterr().out
-        assert ('fabric' if form == '--csv' else 'Fine Fabric') in out
-    with pytest.raises(RunError, match="--labels: unknown 'linen'"):
-        summarize_runs.main(summarize_runs.get_args_parser().parse_args([*argv[:2], '--labels', 'linen=x']))
-    plots = ['--plot', 'curves', '--save_dir', str(tmp_path / 'figures')]
-    plot_results.main(plot_results.get_args_parser().parse_args([*argv[:2], *plots]))
-    plot_results.main(
-        plot_results.get_args_parser().parse_args(
-            ['--log_file', str(folder / 'log.jsonl'), '--save_dir', str(tmp_path / 'figures'), '--plot', 'gate']
-        )
-    )
-    (table, _) = plot_results.read_one(argparse_of(folder))[0]
+    plots = plot_results.get_args_parser().parse_args(['--log_file', str(fabric / 'log.jsonl')])
+    (table, _) = plot_results.read_one(plots)[0]
     assert table.datasets == ['fabric']
 
 
-def argparse_of(folder):
-    return plot_results.get_args_parser().parse_args(['--log_file', str(folder / 'log.jsonl')])
+def test_a_complete_run_stays_complete_whatever_stands_beside_it(photographs, fabric):
+    run_dir = fabric.parent
+    make_run(run_dir, dataset='folder', fold=2, tree='another')
+    assert run(photographs, run_dir)[0] == run_dir / 'folder_fold1_tiny_seed42'
+    message = refused(photographs, run_dir, '--fold', 3)
+    assert 'folder_fold2_resnet18_seed42 is of other images or other folds' in message
+    make_run(run_dir, dataset='synthetic', fold=2, tree='another')  # a benchmark has no neighbours to fear
+    runs.check_neighbours([run_dir / 'synthetic_fold1_tiny_seed42'], dict(dataset='synthetic'), 'mine')
 
 
-def test_runs_of_older_code_beside_new_ones_are_complete(photographs, tmp_path, tiny):
-    """A complete run stays complete whatever stands beside it."""
-    folder, results = run(photographs, tmp_path)
-    make_run(tmp_path, dataset='folder', fold=2, tree='another')
-    assert run(photographs, tmp_path) == (folder, results)
-    assert 'folder_fold2_resnet18_seed42 is of other images or other folds' in refused(
-        photographs, tmp_path, '--fold', 3
-    )
-
-
-def test_a_benchmark_has_no_neighbours_to_fear(tmp_path, tiny):
-    make_run(tmp_path, dataset='synthetic', fold=2, tree='another')
-    runs.check_neighbours([tmp_path / 'synthetic_fold1_tiny_seed42'], dict(dataset='synthetic'), 'mine')
-
-
-# ---------------------------------------------------------------------------------------------- a run and its split
-
-
-def test_the_split_of_a_run_is_stored_as_a_list(photographs, tmp_path, tiny):
-    folder, _ = run(photographs, tmp_path / 'runs', '--groups', r'^\w\d', '--fold', 3)
-    own = SplitOptions(str(folder / 'split.csv'))
-    stored = load_splits('lists', photographs, 1, own)
-    assert split_digest(stored) == runs.read_json(folder / 'config.json')['defines']['split']
-    with open(folder / 'split.csv') as file:
+def test_the_split_of_a_run_is_stored_as_a_list(photographs, fabric):
+    stored = load_splits('lists', photographs, 1, SplitOptions(str(fabric / 'split.csv')))
+    assert split_digest(stored) == runs.read_json(fabric / 'config.json')['defines']['split']
+    with open(fabric / 'split.csv') as file:
         rows = list(csv.DictReader(file))
     assert rows[0].keys() == {'path', 'label', 'subset', 'group'}
     assert all(row['path'].startswith(row['label'] + '/' + row['group']) for row in rows)
+    plain = fabric.with_name('folder_fold1_tiny_seed42')  # options that are not given leave no trace
+    assert {'name', 'groups', 'folds_total', 'lists'}.isdisjoint(runs.read_json(plain / 'config.json')['defines'])
+    assert not (plain / 'split.csv').exists()
 
 
 def data_of(folder, *argv):
@@ -578,40 +527,31 @@ def data_of(folder, *argv):
     return trained.data_of(args, trained.load(folder / 'best.pt'))
 
 
-def test_a_trained_model_finds_its_split_again(photographs, tmp_path, tiny, monkeypatch):
+def test_a_trained_model_finds_its_split_again(photographs, tmp_path, fabric, monkeypatch):
     """By the options in config.json; by the stored list where scikit-learn would divide in another way."""
-    folder, _ = run(photographs, tmp_path / 'runs', '--groups', r'^\w\d', '--folds_total', 3, '--name', 'fabric')
-    found = data_of(folder)
+    found = data_of(fabric)
     assert (found.caution, found.label, len(found.splits.division)) == (None, 'fabric', 36)
-    assert data_of(folder, '--labels', 'fabric=Fabric').label == 'Fabric'
+    assert data_of(fabric, '--labels', 'fabric=Fabric').label == 'Fabric'
     with pytest.raises(RunError, match="--labels: unknown 'linen'"):
-        data_of(folder, '--labels', 'linen=Linen')
+        data_of(fabric, '--labels', 'linen=Linen')
+    other = write_list(tmp_path / 'other.csv', rows_of(photographs)[::-1])
+    with pytest.raises(RunError, match=r'--lists .*other\.csv.*: its images or lists are others'):
+        data_of(fabric, '--lists', other, '--data_dir', photographs, '--fold', 1)
     blocks = own_data.group_blocks
     monkeypatch.setattr(
         own_data, 'group_blocks', lambda *a: {path: block % 3 + 1 for path, block in blocks(*a).items()}
     )
     with pytest.raises(RunError, match='have changed since') as caught:
-        data_of(folder)
+        data_of(fabric)
     words = str(caught.value).partition('; --fold 1 --lists ')[2].split()
-    assert words[:3] == [str(folder / 'split.csv'), '--data_dir', str(photographs)]
-    assert data_of(folder, '--fold', 1, '--lists', *words[:3]).caution is None
+    assert words[:3] == [str(fabric / 'split.csv'), '--data_dir', str(photographs)]
+    assert data_of(fabric, '--fold', 1, '--lists', *words[:3]).caution is None
 
 
-@pytest.mark.slow
 def test_a_model_of_a_list_finds_it_and_refuses_another(photographs, tmp_path, tiny):
-    def args_of(lists):
-        return options.parse_args(
-            [
-                *argv_of(photographs, tmp_path / 'runs')[:2],
-                '--lists',
-                lists,
-                *argv_of(photographs, tmp_path / 'runs')[4:],
-            ]
-        )
-
     subset = ('train', 'train', 'train', 'train', 'val', 'test')
     lists = write_list(tmp_path / 'my.csv', rows_of(photographs, lambda c, n, v: subset[n]), 'path,label,subset')
-    folder, _ = train.train(args_of(lists))
+    folder, _ = run(photographs, tmp_path / 'runs', '--lists', lists)
     assert folder.name == 'lists_fold1_tiny_seed42'
     for argv in ((), ('--dataset', 'lists'), ('--data_dir', photographs), ('--lists', lists)):
         assert data_of(folder, *argv).caution is None
@@ -621,51 +561,7 @@ def test_a_model_of_a_list_finds_it_and_refuses_another(photographs, tmp_path, t
     assert f'was trained on fold 1 of lists ({lists}), ' in str(caught.value)
 
 
-# ---------------------------------------------------------------------------------------------- command lines
-
-
-@pytest.mark.parametrize(
-    ('more', 'words'),
-    [
-        (['--dataset', 'lists'], '--dataset lists needs --lists'),
-        (['--dataset', 'fmd', '--groups', 'x'], '--groups is for folder and lists, and fmd has folds of its own'),
-        (['--folds_total', '2'], '--folds_total 2 must be from 3'),
-        (['--groups', '('], 'is no regular expression'),
-        (['--name', 'DTD'], 'is what a data set of the registry is called'),
-        (['--name', 'my data'], "--name 'my data' must be letters"),
-    ],
-)
-def test_bad_options_are_refused_at_once(photographs, capsys, more, words):
-    argv = ['--data_dir', str(photographs), *more]
-    with pytest.raises(RunError) as caught:
-        options.parse_args(argv)
-    assert words in str(caught.value)
-    with pytest.raises(SystemExit):
-        run_all.cli([*argv, '--models', 'resnet18', '--dry_run'])
-    assert words in capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.slow
-def test_the_commands_of_datasets_take_lists_and_groups(photographs, tmp_path):
-    lists = write_list(tmp_path / 'my.csv', rows_of(photographs, lambda c, n, v: f'{c}{n}'), 'path,label,group')
-    more = ['--lists', lists, '--data_dir', str(photographs)]
-    code, out, _ = finish(start('datasets.py', 'check', 'lists', *more))
-    assert (code, out.splitlines()) == (
-        0,
-        ['groups: 36 images in 18 groups, 0 of one image', f'{photographs} is complete'],
-    )
-    code, out, _ = finish(start('datasets.py', 'split', 'lists', *more, '--fold', '2'))
-    assert (code, len(out.splitlines())) == (0, 36)
-    (tmp_path / 'gone.csv').write_text((tmp_path / 'my.csv').read_text() + 'a/gone.png,a,x\na/away.png,a,x\n')
-    code, out, err = finish(start('datasets.py', 'check', 'lists', '--lists', str(tmp_path / 'gone.csv'), *more[2:]))
-    assert (code, out.count('but missing')) == (1, 2)
-    assert len(err.splitlines()) == 1
-
-
-def test_check_counts_the_folds_that_options_ask_for(photographs):
-    for own, folds in ((SplitOptions(folds_total=3), 3), (SplitOptions(), 5)):
-        found, problems = datasets._load_folds('folder', photographs, own)
-        assert (list(found), problems) == (list(range(1, folds + 1)), [])
+# ---------------------------------------------------------------------------------------------- grids
 
 
 def test_a_grid_hands_the_options_on(photographs, tmp_path, capsys):
@@ -677,38 +573,9 @@ def test_a_grid_hands_the_options_on(photographs, tmp_path, capsys):
         assert word in lines[0]
 
 
-def test_a_grid_of_other_images_is_refused_before_it_starts(photographs, tmp_path, capsys):
-    make_run(tmp_path, dataset='folder', fold=5, tree='another')
-    with pytest.raises(SystemExit):
-        run_all.cli(['--data_dir', str(photographs), '--models', 'resnet18', '--run_dir', str(tmp_path)])
-    err = capsys.readouterr().err.splitlines()
-    assert 'folder_fold5_resnet18_seed42 is of other images or other folds' in err[-1]
-    assert not (tmp_path / 'folder_fold1_resnet18_seed42').exists()
-
-
-def test_a_named_grid_knows_its_complete_runs(photographs, tmp_path, tiny):
-    folder, _ = run(photographs, tmp_path, '--name', 'fabric', '--groups', r'^\w\d')
-    args = options.parse_args(argv_of(photographs, tmp_path, '--name', 'fabric', '--groups', r'^\w\d'))
-    made = run_all.Run(folder, [], vars(args))
-    assert run_all.state_of(made) == (State.COMPLETE, '')
-    other = run_all.Run(folder, [], vars(args) | dict(groups=None))
+def test_a_named_grid_knows_its_complete_runs(photographs, fabric):
+    args = options.parse_args(argv_of(photographs, fabric.parent, *FABRIC, '--fold', 3))
+    assert run_all.state_of(run_all.Run(fabric, [], vars(args))) == (State.COMPLETE, '')
+    other = run_all.Run(fabric, [], vars(args) | dict(groups=None))
     assert run_all.state_of(other) == (State.OTHER_OPTIONS, r'groups ^\w\d -> None')
-    assert json.loads((folder / 'config.json').read_text())['defines']['groups'] == r'^\w\d'
-
-
-def test_the_split_that_a_run_stored_is_its_split(photographs, tmp_path, monkeypatch):
-    lists = write_list(tmp_path / 'my.csv', rows_of(photographs))
-    own = SplitOptions(lists, r'^(..)_', 3)
-    splits = load_splits('lists', photographs, 2, own)
-    made = dict(dataset='lists', data_dir=str(photographs), fold=2, **own._asdict())
-    runs.write_json(tmp_path / 'config.json', dict(options=made, defines=dict(split=split_digest(splits))))
-    own_data.write_split(tmp_path / runs.SPLIT, splits, photographs)
-    subject = trained.TrainedModel(tmp_path / 'best.pt', 'tiny', None, splits.classes, 1, 50.0, Preprocessing(64))
-    stored = str(tmp_path / runs.SPLIT)
-    args = SimpleNamespace(dataset=None, data_dir=None, lists=stored, fold=1, other_images=None)
-    data = trained.data_of(args, subject)
-    assert data.caution is None
-    assert sets_of(data.splits) == sets_of(splits)
-    args.lists = write_list(tmp_path / 'other.csv', rows_of(photographs)[::-1])
-    with pytest.raises(RunError, match='images or lists are others'):
-        trained.data_of(args, subject)
+    assert json.loads((fabric / 'config.json').read_text())['defines']['groups'] == BY_OBJECT

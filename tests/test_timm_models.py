@@ -20,13 +20,13 @@ import export
 import predict
 import run_all
 import summarize_runs
-import train
 import visualize
 from common import options, runs, weights
 from common.errors import ModelError, RunError
 from common.images import open_image
 from common.registry import MODELS, STCI_VARIANTS, entry_of
 from common.timm_models import import_file, model_defines, own_settings
+from datasets import load_splits
 from models import build_model
 from training import trained
 from training.loader import eval_images
@@ -153,7 +153,7 @@ def test_a_run_of_a_model_of_timm(tree, tmp_path):
     assert list(line['gates']) == list(line['selection']) == ['stci.stage3', 'stci.stage4']
     model = trained.load(folder / 'best.pt')
     assert (model.name, model.preprocessing) == (name, preprocessing_of(name, 32))
-    splits = train.load_splits('dtd', str(tree), 1)
+    splits = load_splits('dtd', str(tree), 1)
     with torch.no_grad():  # normalised as in training
         logits = model.model(model.batch(open_image(path) for path, _ in splits.test))
     labels = torch.tensor([label for _, label in splits.test])

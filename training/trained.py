@@ -19,12 +19,11 @@ from common.errors import DataError, ModelError, RunError
 from common.images import SYNTHETIC, image_bits
 from common.names import composed
 from common.options import SplitOptions, split_options
-from common.own_data import root_of
 from common.registry import DATASETS, dataset_label
 from common.splits import Splits, split_digest
 from common.timm_models import import_file, problem_of
 from common.weights import is_imagenet, weights_source
-from datasets import load_labelled, load_splits
+from datasets import load_labelled, load_splits, splits_of
 from models import blocks_of
 from training.loader import EvalBatches, loader_processes, make_loader, workers_of
 from transforms import Preprocessing, eval_transform, normalize, read_settings
@@ -116,9 +115,6 @@ def load(path: str | Path, imports: str | Path | None = None) -> TrainedModel:
 class EvaluationData(NamedTuple):
     """Images to run a model over."""
 
-    dataset: str
-    data_dir: str | None
-    fold: int | None
     splits: Splits
     name: str  # --name of the run, or else dataset
     label: str  # the same in figures
@@ -153,7 +149,7 @@ def data_of(args: argparse.Namespace, model: TrainedModel, subset: str | None = 
     if subset and args.other_images and DATASETS.get(dataset, {}).get('own'):
         splits = load_labelled(dataset, data_dir, division, model.classes, subset)
     if splits:
-        fold = made.get('fold')  # says which model it is; the images have none
+        splits = splits._replace(fold=made.get('fold'))  # says which model it is; the images have none
     elif fold is None:
         raise RunError(f'{model.path}: no config.json beside it says the fold of {dataset}; give --fold')
     else:
@@ -170,7 +166,7 @@ def data_of(args: argparse.Namespace, model: TrainedModel, subset: str | None = 
         caution = UNCHECKED
     elif split_digest(splits) != recorded:
         if not args.other_images:
-            raise other_split(args, model.path, made)
+            raise other_split(args, model.path, made, splits.root)
         caution = OTHER
     if caution:
         say(f'note: {CAUTIONS[caution]}')
@@ -178,7 +174,7 @@ def data_of(args: argparse.Namespace, model: TrainedModel, subset: str | None = 
     name, labels = own.get('name') or dataset, getattr(args, 'labels', {})
     options.check_names('labels', labels, DATASETS | {name: None})
     bits = bits_for([model], (path for items in splits[:3] for path, _ in items))
-    return EvaluationData(dataset, data_dir, fold, splits, name, dataset_label(name, labels), caution, bits)
+    return EvaluationData(splits, name, dataset_label(name, labels), caution, bits)
 
 
 def dataset_of(args: argparse.Namespace, made: dict) -> str | None:
@@ -194,8 +190,8 @@ def dataset_of(args: argparse.Namespace, made: dict) -> str | None:
     return made.get('dataset')
 
 
-def other_split(args: argparse.Namespace, path: Path, made: dict) -> RunError:
-    """The error of images that are divided in another way than those of the run, whose options are `made`."""
+def other_split(args: argparse.Namespace, path: Path, made: dict, root: Path) -> RunError:
+    """The error of images below root, divided in another way than those of the run, whose options are `made`."""
     keys = ('dataset', 'lists', 'data_dir', 'fold')
     given = [f'--{key} {getattr(args, key)}' for key in keys if getattr(args, key) not in (None, made.get(key))]
     if given:
@@ -208,7 +204,6 @@ def other_split(args: argparse.Namespace, path: Path, made: dict) -> RunError:
         differs = f'{place}: its images or lists have changed since {path} was trained on it'
         way_out = 'put them back as they were, give a copy of that time as --data_dir, or train anew'
         if (stored := path.with_name(runs.SPLIT)).exists():
-            root = root_of(made['data_dir'], made.get('lists'))
             way_out += f'; --fold 1 --lists {stored} --data_dir {root} is the split as the run stored it'
     return RunError(
         f'{differs}, so images of any part of this split may have trained the model; {way_out}; --other_images takes '
@@ -272,7 +267,7 @@ def images_of(path: Path, data_dir: str | None) -> set[str] | None:
     changed = None
     for root in dict.fromkeys((made.get('data_dir'), data_dir)):
         try:
-            splits = load_splits(made['dataset'], root, made['fold'], split_options(made))
+            splits = splits_of(made, data_dir=root)
         except (DataError, RunError):  # not there
             continue
         train, val, test = ({content_of(path) for path, _ in items} for items in splits[:3])
