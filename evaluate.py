@@ -28,7 +28,6 @@ from common.errors import DataError, RunError, user_errors
 from common.images import image_bits, open_image
 from common.predictions import Predictions
 from common.registry import model_label
-from common.results import by_name
 from common.runs import counted
 from common.scores import OF_CLASS, OVERALL, EvaluatedRun, Scores, data_label, over_folds, title_of
 from common.statistics import p_text
@@ -72,7 +71,7 @@ def run_models(args: argparse.Namespace) -> list[EvaluatedRun]:
         found = Predictions(splits.classes, paths, labels, probabilities.argmax(1), probabilities)
         defines = subject.config.get('defines', {})
         # Not known to be of one data set and recipe, or not of the images held out by each: none is pooled.
-        key = scores.group_key(by_name(subject.config), splits.classes) if defines and not caution else (path,)
+        key = scores.group_key(subject.config, splits.classes) if defines and not caution else (path,)
         cell = (subject.name, data.name, subset, data.fold, defines.get('seed'))
         evaluated.append(EvaluatedRun(str(path), *cell, key, found, None, caution))
     return evaluated

@@ -182,8 +182,11 @@ def slots_of(table: Table) -> list[tuple[Column, str | None]]:
     return slots + [(column, dataset) for dataset in table.datasets for column in shown if column.each]
 
 
-def header_of(table: Table) -> list[str]:
-    return [column.title.format(dataset and table.label(dataset)) for column, dataset in slots_of(table)]
+def head_of(table: Table) -> tuple[str, list[str]]:
+    """The alignment and the header of each column."""
+    slots = slots_of(table)
+    header = [column.title.format(dataset and table.label(dataset)) for column, dataset in slots]
+    return ''.join(column.align for column, _ in slots), header
 
 
 def sections_of(table: Table, style: dict, published: bool) -> list[tuple[str, list[list[str]]]]:
@@ -235,22 +238,18 @@ def sections_of(table: Table, style: dict, published: bool) -> list[tuple[str, l
 # ---------------------------------------------------------------------------------------------- formats
 
 
-def align_of(table: Table) -> str:
-    return ''.join(column.align for column, _ in slots_of(table))
-
-
 def print_text(table: Table, title: str, published: bool, markdown: bool = False) -> None:
     style, section_title = (MARKDOWN, '*{}*') if markdown else (TEXT, '{}:')
     lines = []
     for name, section in sections_of(table, style, published):
         lines += [[section_title.format(name)]] * bool(name) + section
     print(f'**{title}**\n' if markdown else title)
-    tables.print_text(align_of(table), header_of(table), lines, 'pipe' if markdown else 'plain')
+    tables.print_text(*head_of(table), lines, 'pipe' if markdown else 'plain')
     print('\n' * markdown + '\n'.join(note + '  ' * markdown for note in notes_of(table, published)))
 
 
 def print_latex(table: Table, title: str, published: bool) -> None:
-    many, align, lines = len(table.datasets) > WIDE, align_of(table), []
+    many, (align, header), lines = len(table.datasets) > WIDE, head_of(table), []
     for name, section in sections_of(table, LATEX, published):
         if name:
             lines += [r'\midrule', rf'\multicolumn{{{len(align)}}}{{@{{}}l}}{{\emph{{{escape(name)}}}}} \\']
@@ -261,7 +260,7 @@ def print_latex(table: Table, title: str, published: bool) -> None:
     print('% By summarize_runs.py. Needs \\usepackage{booktabs}.')
     print(rf'\begin{{table*}}[t]{font}\centering\setlength{{\tabcolsep}}{{{gap}}}')
     print(rf'\caption{{Test accuracy ({escape(title)}).}}')
-    tables.print_latex(f'@{{}}{align}@{{}}', [' & '.join(map(escape, header_of(table))) + r' \\'], lines)
+    tables.print_latex(f'@{{}}{align}@{{}}', [' & '.join(map(escape, header)) + r' \\'], lines)
     notes = '\n'.join(map(escape, notes_of(table, published, stars=many)))
     print('\n\\smallskip', rf'\parbox{{\linewidth}}{{\raggedright {notes}}}', r'\end{table*}', sep='\n')
 

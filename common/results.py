@@ -30,7 +30,6 @@ from common.statistics import correct, corrected_t_test, detectable
 from common.weights import is_imagenet, split_trunk
 
 CELL = ('dataset', 'model', 'fold', 'seed')  # what tells the runs of one table apart
-NUMBERS = ('test_acc', 'n_train', 'n_test', 'params_M')  # of results.json, in every complete run
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -134,38 +133,25 @@ class Table:
         self.notes.append(f'{self.label(dataset)}: {text}')
 
 
-def by_name(config: dict) -> dict:
-    """config.json with the --name of its data set, where it has one, in place of the key in `defines`."""
-    defines = config.get('defines')
-    if not isinstance(defines, dict) or not defines.get('name'):
-        return config
-    return config | dict(defines=defines | dict(dataset=defines['name']))
+# (config.json, results.json) of runs; the latter is None where a run is not complete.
+Found = list[tuple[dict, dict | None]]
+
+
+def cell_of(config: dict) -> tuple[str, str, int, int]:
+    """Data set, by its --name where it has one, model, fold and seed of a run."""
+    dataset, *cell = (config['defines'][key] for key in CELL)
+    return config['defines'].get('name') or dataset, *cell
 
 
 def read_run(folder: Path) -> tuple[dict, dict | None]:
-    """config.json, see by_name, and results.json of a run; None for the latter where the run is not complete.
-
-    Raises:
-        RunError: a file is damaged, or is not one of train.py's.
-    """
+    """config.json and results.json of a run. Raises RunError: one is damaged, or not of train.py."""
     config, results = (runs.read_json(folder / name) for name in ('config.json', 'results.json'))
-    defines, path = config.get('defines'), folder / 'config.json'
+    defines = config.get('defines')
     if not isinstance(defines, dict) or not {*CELL, 'split'} <= defines.keys() or 'fingerprint' not in config:
-        raise RunError(f'{path}: has no defines or no fingerprint')
-    if defines['dataset'] not in DATASETS:
-        raise RunError(f"{path}: unknown data set '{defines['dataset']}'")
-    if results is not None:
-        path = folder / 'results.json'
-        if wrong := [key for key in NUMBERS if not isinstance(results.get(key), int | float)]:
-            raise RunError(f'{path}: {wrong[0]} is {results.get(wrong[0])!r}')
-        if results.get('fingerprint') != config['fingerprint']:
-            raise RunError(f'{path}: is of another configuration')
-    return by_name(config), results
-
-
-# (config, results) of runs: what its files hold, with results None where a run is not complete. `tuned` of a config is
-# its options, what run_all.py --tune says of the run; None where nothing.
-Found = list[tuple[dict, dict | None]]
+        raise RunError(f'{folder / "config.json"}: has no defines or no fingerprint')
+    if results is not None and results.get('fingerprint') != config['fingerprint']:
+        raise RunError(f'{folder / "results.json"}: is of another configuration')
+    return config, results
 
 
 def read_runs(args: argparse.Namespace, what: str) -> Found:
@@ -181,29 +167,25 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
     found: dict[tuple, tuple[dict, dict | None]] = {}
     seen: dict[tuple, tuple[str, Path]] = {}
     models = set()  # of all runs, asked for or not
-    for path in (path for run_dir in args.run_dir for path in run_dir.glob('*/results.json')):
-        if not path.with_name('config.json').exists():
-            print(f'left out: {path.parent}: has no config.json', file=sys.stderr)
     for folder in (folder for top in args.run_dir for folder in runs.find_runs(top)):
         try:
             config, results = read_run(folder)
         except RunError as error:
             print(f'left out: {error}', file=sys.stderr)
             continue
-        models.add(config['defines']['model'])
-        config['tuned'] = config.get('options', {}).get('tuned')
-        if args.models and config['defines']['model'] not in args.models:
+        dataset, model, *cell = cell_of(config)
+        models.add(model)
+        if args.models and model not in args.models:
             continue
         if results is None:
             print(f'not complete: {folder}', file=sys.stderr)
         _check_images(seen, folder, config)
-        key = (config['fingerprint'], *(config['defines'][key] for key in CELL))
+        key = (config['fingerprint'], dataset, model, *cell)
         if key in found and results is not None and found[key][1] is not None:
             print(f'counted once, made twice: {folder}', file=sys.stderr)
         if key not in found or found[key][1] is None:
             found[key] = config, results
-    names = dict.fromkeys(config['defines']['dataset'] for config, _ in found.values())
-    options.check_names('labels', args.labels, DATASETS | names)
+    options.check_names('labels', args.labels, DATASETS | {cell_of(config)[0]: {} for config, _ in found.values()})
     for option, names in (('models', args.models or ()), ('baseline', filter(None, [args.baseline]))):
         if unknown := [name for name in names if name not in MODELS and name not in models]:
             raise RunError(f"--{option}: no run of '{unknown[0]}'; there are runs of: {', '.join(sorted(models))}")
@@ -215,9 +197,10 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
 
 def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dict) -> None:
     """Raise RunError for a run on other images than the runs seen so far, which it joins."""
-    dataset, fold, split = (config['defines'][key] for key in ('dataset', 'fold', 'split'))
+    dataset, _, fold, _ = cell_of(config)
     # Digests: of the tree, by data set (runs of older code did not record it), and of the split, by data set and fold.
-    for key, digest in (((dataset,), config.get('tree')), ((dataset, fold), split)):
+    digests = {(dataset,): config.get('tree'), (dataset, fold): config['defines']['split']}
+    for key, digest in digests.items():
         known, other = seen.setdefault(key, (digest, folder)) if digest is not None else (None, None)
         if known != digest:
             named = nameable(config.get('options', {}).get('dataset', ''))
@@ -229,26 +212,39 @@ def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dic
             )
 
 
-def recipe_of(config: dict) -> dict:
+def tuned_of(config: dict) -> dict | None:
+    """What run_all.py --tune chose for a run: see grid.tuning_of."""
+    return config.get('options', {}).get('tuned')
+
+
+def recipe_of(config: dict, tuned: dict | None = None) -> dict:
     """What all runs of a table share: the options that define a run, without those that its runs differ in.
 
-    In place of options that were tuned for each model it has the search, `tuned`.
+    In place of options that were tuned for each model, as `tuned` says, it has the search.
     """
-    defines, tuned = config['defines'], config.get('tuned')
+    defines = config['defines']
     own = {*CELL, 'split', 'pretrained', 'weights', 'preprocessing', 'imported', *options.OWN_DATA}
-    own |= set(tuned['options'] if tuned else ())
     recipe = {k: v for k, v in defines.items() if k not in own} | dict(pretrained=bool(defines.get('pretrained')))
-    return recipe | (dict(tuned=f'{tuned["tune"]} on fold {tuned["fold"]}, seed {tuned["seed"]}') if tuned else {})
+    if tuned:
+        recipe = {k: v for k, v in recipe.items() if k not in tuned['options']}
+        recipe['tuned'] = f'{tuned["tune"]} on fold {tuned["fold"]}, seed {tuned["seed"]}'
+    return recipe
+
+
+# What is said of runs of one model that differ in one of these keys of `defines`.
+ALIKE = dict(
+    pretrained='start from different weights',
+    imported='are of different files of --import',
+    preprocessing='take different input',
+)
 
 
 def start_of(config: dict) -> dict:
-    """What all runs of one model in a table share beside the recipe: its weights, its input, and its --import file.
-
-    The file is that of a model outside the registry; None where the run had none, so that timm has the model.
-    """
+    """What all runs of one model in a table share beside the recipe: the keys of ALIKE; None is like any other."""
     defines = config['defines']
-    kept = {key: defines.get(key) for key in ('pretrained', 'preprocessing')}
-    return kept | dict(imported=None if is_own(plain_model(defines['model'])) else defines.get('imported'))
+    start = {key: defines.get(key) for key in ALIKE}
+    # A model of the registry needs no file; timm may have the model of a run that named none.
+    return start | (dict(imported=None) if is_own(plain_model(defines['model'])) else {})
 
 
 def source_of(config: dict) -> str | None:
@@ -274,17 +270,10 @@ def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
     """
     by_recipe = defaultdict(list)
     for config, results in found:
-        by_recipe[tuple(sorted((k, str(v)) for k, v in recipe_of(config).items()))].append((config, results))
+        recipe = recipe_of(config, tuned_of(config))
+        by_recipe[tuple(sorted((k, str(v)) for k, v in recipe.items()))].append((config, results))
     made = [_make_table(group, args) for group in by_recipe.values()]
     return sorted(made, key=lambda table: -sum(len(row.results) for row in table.rows.values()))
-
-
-# What all runs of a model in a table share, keys of start_of, and what is said where they do not.
-ALIKE = dict(
-    pretrained='start from different weights',
-    imported='are of different files of --import',
-    preprocessing='take different input',
-)
 
 
 def _make_table(group: Found, args: argparse.Namespace) -> Table:
@@ -292,7 +281,7 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
     cells = defaultdict(set)  # (fold, seed) of every run of a data set, complete or not
     tuned, alike, sources, gates = {}, {}, {}, {}  # of every run, complete or not
     for config, results in group:
-        dataset, model, *cell = (config['defines'][key] for key in CELL)
+        dataset, model, *cell = cell_of(config)
         cells[dataset].add(tuple(cell))
         for key, value in start_of(config).items():
             if value is not None and (other := alike.setdefault((model, key), value)) != value:
@@ -301,7 +290,7 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
         sources.setdefault(model, source_of(config))
         if gates.get(model) is None:  # not known of a run that is not complete
             gates[model] = initial_gate(model, config, results)
-        setting = config.get('tuned')
+        setting = tuned_of(config)
         if setting and (other := tuned.setdefault((dataset, model), setting)) != setting:
             texts = ' and '.join(grid.text_of(each['options']) for each in (other, setting))
             raise RunError(
@@ -310,7 +299,7 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
         if results is not None:
             row = rows.setdefault((dataset, model), Row(dataset, model, tuned=setting))
             row.results[tuple(cell)] = results
-    order, recipe = list(args.models or MODELS), recipe_of(group[0][0])
+    order, recipe = list(args.models or MODELS), recipe_of(group[0][0], tuned_of(group[0][0]))
     models = sorted(sources, key=lambda model: _place(model, order))
     baselines = [*options.BASELINES, *(models if 'probe' in recipe else ())]
     baseline = args.baseline or next((name for name in baselines if name in models), baselines[0])
@@ -419,18 +408,15 @@ def initial_gate(model: str, config: dict, results: dict | None) -> float | None
         config: config.json of the run; {} where there is none.
         results: its results.json; None where there is none.
     """
-    entry, defines = entry_of(model), config.get('defines', {})
+    entry = entry_of(model)
     if not has_stci(entry):
         return None
-    if defines.get('pretrained', True) is None:
-        brought = 0
-    elif record := (results or {}).get('weights'):
-        brought = record['gates']
-    else:  # older code wrote no record; weights of timm for the plain CNN, in a file of its name, have no gates
-        given = config.get('options', {}).get('pretrained')
-        plain = 'stci' in entry and (given is True or Path(str(given)).stem == entry['timm'])
-        brought = 0 if plain else None
-    if brought != 0:
+    given = config.get('options', {}).get('pretrained')
+    # Older code wrote no record of what it loaded; weights of timm for the plain CNN, in a file of its name, have no
+    # gates.
+    plain = 'stci' in entry and (given is True or Path(str(given)).stem == entry['timm'])
+    record = (results or {}).get('weights') or dict(gates=0 if plain else None)
+    if config.get('defines', {}).get('pretrained', True) is not None and record['gates'] != 0:
         return None
     branch = entry.get('stci', entry.get('twist'))
     return 1 / (1 + math.exp(-branch.get('gate_init', GATE_INIT)))

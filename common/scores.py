@@ -13,8 +13,8 @@ from common.errors import RunError
 from common.images import SYNTHETIC
 from common.own_data import root_of
 from common.predictions import Predictions, read_predictions
-from common.registry import UNSURE, dataset_label, model_label
-from common.results import read_run, recipe_of, start_of
+from common.registry import dataset_label, model_label
+from common.results import cell_of, read_run, recipe_of, start_of
 from common.runs import counted
 from common.statistics import calibration_error, mcnemar
 
@@ -35,14 +35,9 @@ class EvaluatedRun(NamedTuple):
 
 
 def read_evaluated(folder: Path, data_dir: str | None = None) -> EvaluatedRun:
-    """A complete run and its predictions of its test images.
+    """A complete run and its predictions of its test images, in `data_dir` where its data set has moved there.
 
-    Args:
-        folder: of the run.
-        data_dir: the root of its data set, where that has moved.
-
-    Raises:
-        RunError: it is not complete, a file is missing or damaged, or the predictions are not those of its results.
+    Raises RunError: it is not complete, a file is missing or damaged, or the predictions are not those of its results.
     """
     if not (folder / 'config.json').is_file():
         raise RunError(f'{folder}: is no run folder of train.py')
@@ -50,15 +45,7 @@ def read_evaluated(folder: Path, data_dir: str | None = None) -> EvaluatedRun:
     if results is None:
         raise RunError(f'{folder}: not complete; the command that began it finishes it')
     path = folder / runs.PREDICTIONS
-    if not path.exists():
-        best = folder / 'best.pt'
-        raise RunError(f'{folder}: has no {path.name}, being of older code; --checkpoint {best} evaluates it')
-    found, defines = read_predictions(path), config['defines']
-    model, dataset, fold, seed = (defines[key] for key in ('model', 'dataset', 'fold', 'seed'))
-    if model.partition('+')[2].partition('_')[0] in UNSURE:  # older code wrote 0 and 1
-        found = found._replace(probabilities=np.full_like(found.probabilities, np.nan))
-    if not (np.isfinite(found.probabilities).all() or np.isnan(found.probabilities).all()):
-        raise RunError(f'{path}: damaged, a probability is not a finite number')
+    found = read_predictions(path)
     # Probabilities may tie where the logits of the results did not: one image is allowed to differ.
     count, right = len(found.labels), np.sum(found.predicted == found.labels)
     if count != results['n_test'] or abs(right - results['test_acc'] * count / 100) > 1.005:
@@ -66,16 +53,16 @@ def read_evaluated(folder: Path, data_dir: str | None = None) -> EvaluatedRun:
     made = config.get('options', {})
     root = data_dir or made.get('data_dir')
     root = str(root_of(root, made['lists'])) if made.get('lists') else root
+    dataset, model, fold, seed = cell_of(config)
     key, caution = group_key(config, found.classes), results.get('caution') or ''
     return EvaluatedRun(str(folder), model, dataset, 'test', fold, seed, key, found, root, caution)
 
 
 def group_key(config: dict, classes: list[str]) -> tuple:
     """What runs that differ by fold and seed alone share, from their config.json: model, images and recipe."""
-    defines = config['defines']
+    dataset, model, *_ = cell_of(config)
     recipe = recipe_of(config) | start_of(config)
-    images = (defines['dataset'], config.get('tree'), *classes)
-    return (defines['model'], *images, *sorted((k, str(v)) for k, v in recipe.items()))
+    return (model, dataset, config.get('tree'), *classes, *sorted((k, str(v)) for k, v in recipe.items()))
 
 
 def read_all(run_dirs: list[Path], data_dir: str | None = None) -> list[EvaluatedRun]:
