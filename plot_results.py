@@ -14,7 +14,6 @@ from its checkpoint; visualize.py draws them, and more of that kind.
 """
 
 import argparse
-import contextlib
 import math
 import statistics
 import sys
@@ -57,7 +56,6 @@ from common.results import (
     source_of,
     title_of,
     tuned_note,
-    tuned_of,
 )
 
 
@@ -86,20 +84,13 @@ def read_log(path: Path) -> Log:
 
 def read_all(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
     """A table and the logs of each recipe; what was left out is named on stderr. Raises RunError as read_runs."""
-    found = read_runs(args, 'run')
-    by_run = {config['fingerprint']: {} for config, _ in found}  # the longest log where a run was copied
-    for path in (folder / 'log.jsonl' for run_dir in args.run_dir for folder in runs.find_runs(run_dir)):
-        with contextlib.suppress(RunError, KeyError):  # read_runs has named it
-            fingerprint = runs.read_json(path.with_name('config.json'))['fingerprint']
-            if path.exists() and fingerprint in by_run:
-                by_run[fingerprint] = max(by_run[fingerprint], read_log(path), key=len)
-    groups = []
+    found, groups = read_runs(args, 'run'), []
     for table in make_tables(found, args):
         logs = defaultdict(dict)
-        for config, _ in found:
-            if recipe_of(config, tuned_of(config)) == table.recipe:
-                dataset, model, *cell = cell_of(config)
-                logs[dataset, model][tuple(cell)] = by_run[config['fingerprint']]
+        for run in (run for run in found if run.recipe == table.recipe):
+            dataset, model, *cell = cell_of(run.config)
+            copies = [read_log(path) for folder in run.folders if (path := folder / 'log.jsonl').exists()]
+            logs[dataset, model][tuple(cell)] = max(copies, key=len, default={})
         groups.append((table, dict(logs)))
     return groups
 

@@ -51,11 +51,12 @@ class Row:
 
     def by_fold(self, key: str) -> dict[int, float]:
         """The mean over seeds by fold of a number of results.json; {} where a run did not record it."""
+        if len(self.recorded(key)) < len(self.results):
+            return {}
         seeds = defaultdict(list)
         for (fold, _), results in sorted(self.results.items()):
-            seeds[fold].append(results.get(key))
-        known = len(self.recorded(key)) == len(self.results)
-        return {fold: statistics.fmean(values) for fold, values in seeds.items()} if known else {}
+            seeds[fold].append(results[key])
+        return {fold: statistics.fmean(values) for fold, values in seeds.items()}
 
     def mean_of(self, key: str) -> float | None:
         """Mean over folds; None where a run did not record it."""
@@ -124,7 +125,7 @@ class Table:
     tuned: dict[tuple[str, str], dict] = field(default_factory=dict)  # of rows, and of runs that are not complete yet
     sources: dict[str, str | None] = field(default_factory=dict)  # of the weights that each model began with
     gates: dict[str, float | None] = field(default_factory=dict)  # sigmoid(gate) that each model begins with, if known
-    asked: tuple[str, ...] = ()  # optional columns to show
+    asked: tuple[str, ...] = ()  # options of summarize_runs.py that add columns or rows
 
     def label(self, dataset: str) -> str:
         return dataset_label(dataset, self.labels)
@@ -133,8 +134,22 @@ class Table:
         self.notes.append(f'{self.label(dataset)}: {text}')
 
 
-# (config.json, results.json) of runs; the latter is None where a run is not complete.
-Found = list[tuple[dict, dict | None]]
+@dataclass
+class FoundRun:
+    """A run and its copies."""
+
+    config: dict  # config.json
+    results: dict | None = None  # results.json; None where no copy is complete
+    folders: list[Path] = field(default_factory=list)
+
+    @property
+    def tuned(self) -> dict | None:
+        """What run_all.py --tune chose for it: see grid.tuning_of."""
+        return self.config.get('options', {}).get('tuned')
+
+    @property
+    def recipe(self) -> dict:
+        return recipe_of(self.config, self.tuned)
 
 
 def cell_of(config: dict) -> tuple[str, str, int, int]:
@@ -154,7 +169,7 @@ def read_run(folder: Path) -> tuple[dict, dict | None]:
     return config, results
 
 
-def read_runs(args: argparse.Namespace, what: str) -> Found:
+def read_runs(args: argparse.Namespace, what: str) -> list[FoundRun]:
     """The runs that the options of add_run_args ask for, each once; what was left out is named on stderr.
 
     Args:
@@ -164,7 +179,7 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
     Raises:
         RunError: there is no such run, a name is not known, or runs are of different images.
     """
-    found: dict[tuple, tuple[dict, dict | None]] = {}
+    found: dict[tuple, FoundRun] = {}
     seen: dict[tuple, tuple[str, Path]] = {}
     models = set()  # of all runs, asked for or not
     for folder in (folder for top in args.run_dir for folder in runs.find_runs(top)):
@@ -180,16 +195,17 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
         if results is None:
             print(f'not complete: {folder}', file=sys.stderr)
         _check_images(seen, folder, config)
-        key = (config['fingerprint'], dataset, model, *cell)
-        if key in found and results is not None and found[key][1] is not None:
+        run = found.setdefault((config['fingerprint'], dataset, model, *cell), FoundRun(config))
+        run.folders.append(folder)
+        if run.results is None:
+            run.config, run.results = config, results
+        elif results is not None:
             print(f'counted once, made twice: {folder}', file=sys.stderr)
-        if key not in found or found[key][1] is None:
-            found[key] = config, results
-    options.check_names('labels', args.labels, DATASETS | {cell_of(config)[0]: {} for config, _ in found.values()})
+    options.check_names('labels', args.labels, DATASETS | {dataset: {} for _, dataset, *_ in found})
     for option, names in (('models', args.models or ()), ('baseline', filter(None, [args.baseline]))):
         if unknown := [name for name in names if name not in MODELS and name not in models]:
             raise RunError(f"--{option}: no run of '{unknown[0]}'; there are runs of: {', '.join(sorted(models))}")
-    if not any(results or what == 'run' for _, results in found.values()):
+    if not any(run.results or what == 'run' for run in found.values()):
         of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
         raise RunError(f'{", ".join(map(str, args.run_dir))}: no {what}{of}')
     return list(found.values())
@@ -201,7 +217,9 @@ def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dic
     # Digests: of the tree, by data set (runs of older code did not record it), and of the split, by data set and fold.
     digests = {(dataset,): config.get('tree'), (dataset, fold): config['defines']['split']}
     for key, digest in digests.items():
-        known, other = seen.setdefault(key, (digest, folder)) if digest is not None else (None, None)
+        if digest is None:
+            continue
+        known, other = seen.setdefault(key, (digest, folder))
         if known != digest:
             named = nameable(config.get('options', {}).get('dataset', ''))
             raise RunError(
@@ -210,11 +228,6 @@ def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dic
                 + ', or train one of them with another --name'
                 * named
             )
-
-
-def tuned_of(config: dict) -> dict | None:
-    """What run_all.py --tune chose for a run: see grid.tuning_of."""
-    return config.get('options', {}).get('tuned')
 
 
 def recipe_of(config: dict, tuned: dict | None = None) -> dict:
@@ -262,44 +275,43 @@ def source_of(config: dict) -> str | None:
     return 'ImageNet weights' if is_imagenet(path) else '/'.join(path.parts[-2:])  # the run folder of a best.pt
 
 
-def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
+def make_tables(found: list[FoundRun], args: argparse.Namespace) -> list[Table]:
     """A table for each recipe, the one with most runs first.
 
     Models stand in the order of --models or the registry, and are compared with --baseline or the first of
     options.BASELINES that a table has. Raises RunError for runs of one model that differ in more than fold and seed.
     """
     by_recipe = defaultdict(list)
-    for config, results in found:
-        recipe = recipe_of(config, tuned_of(config))
-        by_recipe[tuple(sorted((k, str(v)) for k, v in recipe.items()))].append((config, results))
+    for run in found:
+        by_recipe[runs.fingerprint(run.recipe)].append(run)
     made = [_make_table(group, args) for group in by_recipe.values()]
     return sorted(made, key=lambda table: -sum(len(row.results) for row in table.rows.values()))
 
 
-def _make_table(group: Found, args: argparse.Namespace) -> Table:
+def _make_table(group: list[FoundRun], args: argparse.Namespace) -> Table:
     rows: dict[tuple[str, str], Row] = {}
     cells = defaultdict(set)  # (fold, seed) of every run of a data set, complete or not
     tuned, alike, sources, gates = {}, {}, {}, {}  # of every run, complete or not
-    for config, results in group:
-        dataset, model, *cell = cell_of(config)
+    for run in group:
+        dataset, model, *cell = cell_of(run.config)
         cells[dataset].add(tuple(cell))
-        for key, value in start_of(config).items():
+        for key, value in start_of(run.config).items():
             if value is not None and (other := alike.setdefault((model, key), value)) != value:
                 which = f'{ALIKE[key]} ({other} and {value})'
                 raise RunError(f'runs of {model} {which}; put them into folders of their own')
-        sources.setdefault(model, source_of(config))
+        sources.setdefault(model, source_of(run.config))
         if gates.get(model) is None:  # not known of a run that is not complete
-            gates[model] = initial_gate(model, config, results)
-        setting = tuned_of(config)
+            gates[model] = initial_gate(model, run.config, run.results)
+        setting = run.tuned
         if setting and (other := tuned.setdefault((dataset, model), setting)) != setting:
             texts = ' and '.join(grid.text_of(each['options']) for each in (other, setting))
             raise RunError(
                 f'runs of {model} on {dataset} are by two tuned.json, of other trials ({texts}); give one --run_dir'
             )
-        if results is not None:
+        if run.results is not None:
             row = rows.setdefault((dataset, model), Row(dataset, model, tuned=setting))
-            row.results[tuple(cell)] = results
-    order, recipe = list(args.models or MODELS), recipe_of(group[0][0], tuned_of(group[0][0]))
+            row.results[tuple(cell)] = run.results
+    order, recipe = list(args.models or MODELS), group[0].recipe
     models = sorted(sources, key=lambda model: _place(model, order))
     baselines = [*options.BASELINES, *(models if 'probe' in recipe else ())]
     baseline = args.baseline or next((name for name in baselines if name in models), baselines[0])
@@ -307,8 +319,7 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
     sources = {model: sources[model] for model in models}
     table = Table(recipe, datasets, models, rows, baseline, [], args.labels, tuned, sources, gates)
     for dataset in datasets:
-        _note_missing(table, dataset, cells[dataset])
-        _note_cautions(table, dataset)
+        _note_rows(table, dataset, cells[dataset])
         _compare(table, dataset, asked=args.baseline is not None)
     return table
 
@@ -321,28 +332,22 @@ def _place(model: str, order: list[str]) -> tuple:
     return next((order.index(name) for name in (model, plain, base) if name in order), len(order)), *by_name
 
 
-def _note_missing(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:
-    """Fill in which (fold, seed) each row lacks."""
+def _note_rows(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:
+    """Fill in which (fold, seed) each row lacks; note them, and weights that its images may have trained."""
     expected = {(fold, seed) for fold, _ in cells for _, seed in cells}
-    lacking = defaultdict(list)
+    lacking, cautioned = defaultdict(list), defaultdict(list)
     for model in table.models:
-        if row := table.rows.get((dataset, model)):
-            row.missing = sorted(expected - row.results.keys())
-            lacking[', '.join(f'fold {fold} seed {seed}' for fold, seed in row.missing)].append(model_label(model))
-        else:
-            table.note(dataset, f'no complete run of {model_label(model)}')
-    for cells, names in lacking.items():
-        if cells:
-            table.note(dataset, f'{", ".join(names)} {"lack" if names[1:] else "lacks"} {cells}')
-
-
-def _note_cautions(table: Table, dataset: str) -> None:
-    """Note the models whose weights images of their folds may have trained."""
-    cautioned = defaultdict(list)
-    for model in table.models:
-        if row := table.rows.get((dataset, model)):
-            for caution in dict.fromkeys(row.recorded('caution')):
-                cautioned[caution].append(model_label(model))
+        label, row = model_label(model), table.rows.get((dataset, model))
+        if row is None:
+            table.note(dataset, f'no complete run of {label}')
+            continue
+        row.missing = sorted(expected - row.results.keys())
+        if row.missing:
+            lacking[', '.join(f'fold {fold} seed {seed}' for fold, seed in row.missing)].append(label)
+        for caution in dict.fromkeys(row.recorded('caution')):
+            cautioned[caution].append(label)
+    for missing, names in lacking.items():
+        table.note(dataset, f'{", ".join(names)} {"lack" if names[1:] else "lacks"} {missing}')
     for caution, names in cautioned.items():
         table.note(dataset, f'{", ".join(names)}: {caution}')
 

@@ -247,7 +247,7 @@ def test_the_most_confident_mistakes_come_first_and_once(tmp_path):
         ('root/0.png', 'a', 'c'), ('root/3.png', 'c', 'b'), ('root/2.png', 'c', 'a')
     ]  # fmt: skip
     assert [p for *_, p in found] == pytest.approx([0.8, 0.8, 0.7])
-    assert scores.confusions(group).tolist() == [[0, 1, 1], [0, 2, 0], [1, 1, 2]]
+    assert sum(one.confusion for one in group).tolist() == [[0, 1, 1], [0, 2, 0], [1, 1, 2]]
 
 
 def test_mistakes_of_more_than_eight_bits_are_as_bright_as_one_another(tmp_path, monkeypatch):

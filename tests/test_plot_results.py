@@ -20,7 +20,7 @@ from PIL import Image
 
 import models
 import plot_results
-from common import drawing, runs
+from common import drawing
 from common.errors import RunError
 from common.registry import DATASETS, MODELS
 from common.results import initial_gate
@@ -369,6 +369,8 @@ def test_initial_gate_is_the_models_own_and_unknown_where_weights_bring_gates(tm
         assert initial_gate(without, scratch, None) is None
 
     closed = pytest.approx(0.1192, abs=1e-4)
+    for given, value in ((True, closed), ('weights/resnet18.safetensors', closed), ('x.pt', None)):  # without a record
+        assert initial_gate('stci_resnet18', loaded | dict(options=dict(pretrained=given)), None) == value
     for model, weights_of, value in (
         ('twistnet18', 'twistnet18_stage3', None),  # has half of the gates
         ('twistnet18_gate_0', 'twistnet18', 0.5),
@@ -381,25 +383,6 @@ def test_initial_gate_is_the_models_own_and_unknown_where_weights_bring_gates(tm
         torch.save(origin | dict(state_dict=build(weights_of).state_dict()), tmp_path / 'weights.pt')
         record = build(model, pretrained=tmp_path / 'weights.pt').loaded_weights._asdict()
         assert initial_gate(model, loaded, dict(weights=record)) == value, (model, weights_of)
-
-
-@pytest.mark.parametrize(
-    ('given', 'record', 'dotted'),
-    [
-        ('x.pt', dict(gates=0), True),
-        ('x.pt', dict(gates=2), False),
-        ('x.pt', None, False),
-        (True, None, True),  # runs of older code have no record
-        ('weights/resnet18.safetensors', None, True),
-    ],
-)
-def test_the_gates_of_a_pretrained_run_have_their_start_where_it_is_known(tmp_path, given, record, dotted):
-    folder = make(tmp_path, model='stci_resnet18', pretrained='digest')
-    write_log(folder, [(1.0, 20.0, {'stci.stage3': 0.12, 'stci.stage4': 0.13})] * 2)
-    for name, more in (('config.json', dict(options=dict(pretrained=given))), ('results.json', dict(weights=record))):
-        runs.write_json(folder / name, runs.read_json(folder / name) | more)
-    (figure,) = draw(tmp_path, 'gate')
-    assert any(line.get_label() == 'start' for line in figure.axes[0].lines) == dotted
 
 
 def test_rounding_errors_of_a_flat_gate_do_not_fill_the_panel(tmp_path):
