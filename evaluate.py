@@ -17,7 +17,9 @@ Figures go to --save_dir; their paths, and all that was left out, to stderr.
 import argparse
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +30,8 @@ from common.errors import DataError, RunError, user_errors
 from common.images import image_bits, open_image
 from common.predictions import Predictions
 from common.registry import model_label
-from common.results import by_name
 from common.runs import counted
-from common.scores import OF_CLASS, OVERALL, EvaluatedRun, Scores, data_label, over_folds, title_of
+from common.scores import OF_CLASS, OVERALL, EvaluatedRun, over_folds, title_of
 from common.statistics import p_text
 
 MISTAKES = 12  # in the picture
@@ -72,7 +73,7 @@ def run_models(args: argparse.Namespace) -> list[EvaluatedRun]:
         found = Predictions(splits.classes, paths, labels, probabilities.argmax(1), probabilities)
         defines = subject.config.get('defines', {})
         # Not known to be of one data set and recipe, or not of the images held out by each: none is pooled.
-        key = scores.group_key(by_name(subject.config), splits.classes) if defines and not caution else (path,)
+        key = scores.group_key(subject.config, splits.classes) if defines and not caution else (path,)
         cell = (subject.name, data.name, subset, splits.fold, defines.get('seed'))
         evaluated.append(EvaluatedRun(str(path), *cell, key, found, None, caution))
     return evaluated
@@ -81,10 +82,10 @@ def run_models(args: argparse.Namespace) -> list[EvaluatedRun]:
 # ---------------------------------------------------------------------------------------------- tables
 
 
-def texts(mean: np.ndarray, deviation: np.ndarray | None = None) -> list[str]:
+def texts(means: np.ndarray, deviations: Iterable[float] = repeat(np.nan)) -> list[str]:
     """The cells of a row: '75.0 ± 3.1', without the spread where there is none, or '-'."""
     cells = []
-    for value, spread in zip(mean, np.full(len(mean), np.nan) if deviation is None else deviation):
+    for value, spread in zip(means, deviations):
         text = f'{value:.1f}' if np.isnan(spread) else f'{value:.1f} \N{PLUS-MINUS SIGN} {spread:.1f}'
         cells.append('-' if np.isnan(value) else text)
     return cells
@@ -104,17 +105,16 @@ def show(title: str, align: str, head: list[str], rows: list[list[str]], latex: 
         print(r'\end{table}')
 
 
-def print_tables(groups: list[list[EvaluatedRun]], found: dict[str, Scores], latex: bool) -> None:
-    """Print the table of runs, McNemar's test of two, and a table of classes a group."""
+def print_tables(groups: list[list[EvaluatedRun]], latex: bool) -> None:
+    """Print the table of runs, McNemar's test of two, and a table of classes per group."""
     rows = []
     for group in groups:
         for one in group:
             cell = ['-' if value is None else str(value) for value in (one.fold, one.seed, len(one.found.labels))]
-            rows.append([model_label(one.model), data_label(one), *cell, *texts(found[one.name].overall)])
+            rows.append([model_label(one.model), one.data, *cell, *texts(one.overall)])
         if len(group) > 1:
-            mean = texts(*over_folds(group, [found[one.name].overall for one in group]))
             folds = counted(len({one.fold for one in group}), 'fold')
-            rows.append([*rows[-1][:2], folds, 'mean', '', *mean])
+            rows.append([*rows[-1][:2], folds, 'mean', '', *texts(*over_folds(group, 'overall'))])
     show('Scores in %', 'llrrr' + 'r' * len(OVERALL), HEAD, rows, latex)
     evaluated = [one for group in groups for one in group]
     if test := scores.compare(evaluated):
@@ -126,25 +126,23 @@ def print_tables(groups: list[list[EvaluatedRun]], found: dict[str, Scores], lat
         print(f'\n{tables.escape(text) if latex else text}')
     for group in groups:
         print()
-        mean, deviation = over_folds(group, [found[one.name].classes for one in group])
-        counts = sum(found[one.name].counts for one in group)
-        spreads = [None] * len(mean) if deviation is None else deviation
-        known = zip(group[0].found.classes, counts, mean, spreads)
+        counts = sum(one.confusion for one in group).sum(1)
+        known = zip(group[0].found.classes, counts, *over_folds(group, 'of_class'))
         lines = [[name, str(n), *texts(*values)] for name, n, *values in known]
         show(f'{title_of(group)}, in %', 'lrrrr', ['Class', 'n', *OF_CLASS.values()], lines, latex)
 
 
-def print_csv(evaluated: list[EvaluatedRun], found: dict[str, Scores]) -> None:
+def print_csv(evaluated: list[EvaluatedRun]) -> None:
     """Print a row for each run, where `class` is empty, and rows of its classes; McNemar's test with the second run."""
     cell = ('run', 'model', 'dataset', 'subset', 'fold', 'seed')
     blank = dict.fromkeys([*cell, 'class', 'n', *OVERALL, *OF_CLASS, 'difference', 'low95', 'high95', 'p'])
     rows, test = [], scores.compare(evaluated)
     for one in evaluated:
-        known, (overall, classes, counts) = blank | dict(zip(cell, one)), found[one.name]
-        rows.append(known | dict(n=len(one.found.labels)) | dict(zip(OVERALL, overall.tolist())))
+        known = blank | dict(zip(cell, (one.name, one.model, one.dataset, one.subset, one.fold, one.seed)))
+        rows.append(known | dict(n=len(one.found.labels)) | dict(zip(OVERALL, one.overall.tolist())))
         if test and one is evaluated[1]:
             rows[-1] |= dict(difference=test['value'], low95=test['low'], high95=test['high'], p=test['p'])
-        for name, n, values in zip(one.found.classes, counts.tolist(), classes.tolist()):
+        for name, n, values in zip(one.found.classes, one.confusion.sum(1).tolist(), one.of_class.tolist()):
             rows.append(known | {'class': name, 'n': n} | dict(zip(OF_CLASS, values)))
     tables.print_csv([{key: None if value != value else value for key, value in row.items()} for row in rows])  # NaN
 
@@ -154,13 +152,12 @@ def print_csv(evaluated: list[EvaluatedRun], found: dict[str, Scores]) -> None:
 
 def draw_confusion(group: list[EvaluatedRun]) -> Figure:
     """The confusion matrix of a group, with its most frequent confusions below."""
-    counts, classes = scores.confusions(group), group[0].found.classes
+    counts, classes = sum(one.confusion for one in group), group[0].found.classes
     wrong = np.where(np.eye(len(classes), dtype=bool), 0, counts)
     most = [divmod(int(i), len(classes)) for i in np.argsort(-wrong.ravel(), kind='stable')[:5]]
     words = [f'{classes[i]} as {classes[j]}, {wrong[i, j]} of {counts[i].sum()}' for i, j in most if wrong[i, j]]
-    return plot_confusion(
-        counts, classes, title_of(group), [f'Most frequent confusions: {"; ".join(words)}.'] if words else []
-    )
+    notes = [f'Most frequent confusions: {"; ".join(words)}.'] if words else []
+    return plot_confusion(counts, classes, title_of(group), notes)
 
 
 def draw_mistakes(group: list[EvaluatedRun]) -> Figure:
@@ -231,11 +228,10 @@ def main(args: argparse.Namespace) -> None:
     groups = defaultdict(list)
     for one in evaluated:
         groups[one.key].append(one)
-    found = {one.name: scores.scores_of(one.found) for one in evaluated}
     if args.csv:
-        print_csv(evaluated, found)
+        print_csv(evaluated)
     else:
-        print_tables(list(groups.values()), found, args.latex)
+        print_tables(list(groups.values()), args.latex)
     if args.figures:
         draw(list(groups.values()), args.save_dir)
 

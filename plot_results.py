@@ -14,7 +14,6 @@ from its checkpoint; visualize.py draws them, and more of that kind.
 """
 
 import argparse
-import contextlib
 import math
 import statistics
 import sys
@@ -37,7 +36,6 @@ from common.drawing import (
     Figure,
     Line2D,
     MaxNLocator,
-    fill_color,
     frame,
     line_style,
     make_panels,
@@ -45,12 +43,11 @@ from common.drawing import (
     save,
 )
 from common.errors import RunError, user_errors
-from common.registry import MODELS, model_label
+from common.registry import MODELS, entry_of, model_label, plain_model
 from common.results import (
-    CELL,
     Row,
     Table,
-    by_name,
+    cell_of,
     initial_gate,
     loaded_note,
     make_tables,
@@ -71,8 +68,8 @@ def chunks(items: list, size: int) -> list[list]:
 def draw_pages(items: list, size: int, title: str, draw: Callable[[list, str], Figure]) -> list[Figure]:
     """A figure for every `size` items, by draw(items, title)."""
     pages = chunks(items, size)
-    titles = [f'{title} (page {i} of {len(pages)})' if len(pages) > 1 else title for i in range(1, len(pages) + 1)]
-    return [draw(page, page_title) for page, page_title in zip(pages, titles)]
+    of = [f' (page {i} of {len(pages)})' * (len(pages) > 1) for i in range(1, len(pages) + 1)]
+    return [draw(page, title + which) for page, which in zip(pages, of)]
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -87,20 +84,13 @@ def read_log(path: Path) -> Log:
 
 def read_all(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
     """A table and the logs of each recipe; what was left out is named on stderr. Raises RunError as read_runs."""
-    found = read_runs(args, 'run')
-    wanted = {config['fingerprint'] for config, _ in found}
-    by_run: dict[str, Log] = {}
-    for path in (folder / 'log.jsonl' for run_dir in args.run_dir for folder in runs.find_runs(run_dir)):
-        with contextlib.suppress(RunError, KeyError):  # read_runs has named it
-            fingerprint = runs.read_json(path.with_name('config.json'))['fingerprint']
-            if path.exists() and fingerprint in wanted:
-                by_run[fingerprint] = max(by_run.get(fingerprint, {}), read_log(path), key=len)
-    groups = []
+    found, groups = read_runs(args, 'run'), []
     for table in make_tables(found, args):
         logs = defaultdict(dict)
-        for config in (config for config, _ in found if recipe_of(config) == table.recipe):
-            dataset, model, *cell = (config['defines'][key] for key in CELL)
-            logs[dataset, model][tuple(cell)] = by_run.get(config['fingerprint'], {})
+        for run in (run for run in found if run.recipe == table.recipe):
+            dataset, model, *cell = cell_of(run.config)
+            copies = [read_log(path) for folder in run.folders if (path := folder / 'log.jsonl').exists()]
+            logs[dataset, model][tuple(cell)] = max(copies, key=len, default={})
         groups.append((table, dict(logs)))
     return groups
 
@@ -111,15 +101,13 @@ def read_one(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
     Raises RunError if there is no such log, or no epoch in it.
     """
     path = args.log_file
-    log = read_log(path)
-    if not log:
+    if not (log := read_log(path)):
         raise RunError(f'{path}: holds no complete epoch')
     config, results = (runs.read_json(path.with_name(name)) for name in ('config.json', 'results.json'))
-    config = by_name(config or {})
-    defaults = dict(dataset='', model=path.parent.name, fold=1, seed=0)
-    dataset, model, *cell = ((defaults | config.get('defines', {}))[key] for key in CELL)
-    recipe, source = (recipe_of(config), source_of(config)) if config.get('defines') else ({}, None)
-    gates = {model: initial_gate(model, config, results)}
+    recipe, source, (dataset, model, *cell) = {}, None, ('', path.parent.name, 1, 0)
+    if config:
+        recipe, source, (dataset, model, *cell) = recipe_of(config), source_of(config), cell_of(config)
+    gates = {model: initial_gate(model, config or {}, results)}
     table = Table(recipe, [dataset], [model], {}, labels=args.labels, sources={model: source}, gates=gates)
     return [(table, {(dataset, model): {tuple(cell): log}})]
 
@@ -147,8 +135,13 @@ def list_pairs(table: Table, what: str, pairs: Iterable[tuple[str, str]] | dict[
 
 def lacking(table: Table, has: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """(data set, model) of a table that `has` lacks."""
-    has = set(has)
     return [(d, m) for d in table.datasets for m in table.models if (d, m) not in has]
+
+
+def drawn_of(table: Table) -> tuple[list[str], list[str]]:
+    """The data sets and the models that have a complete run."""
+    datasets, models = (set(names) for names in zip(*table.rows))
+    return [name for name in table.datasets if name in datasets], [name for name in table.models if name in models]
 
 
 def start_notes(table: Table) -> list[str]:
@@ -163,70 +156,73 @@ def missing_notes(table: Table) -> list[str]:
     return [list_pairs(table, what, pairs) for what, pairs in missing.items()] + start_notes(table)
 
 
-def need_rows(table: Table) -> None:
-    if not table.rows:
-        raise RunError('no run is complete')
+def sd_note(table: Table) -> str:
+    return ' Whiskers: sample standard deviation over folds.' * any(row.sd is not None for row in table.rows.values())
 
 
 # ---------------------------------------------------------------------------------------------- bar and ablation
 
 
-def draw_lists(table: Table, models: list[str]) -> tuple[Figure, dict[str, Axes]]:
-    """Panels of bar and ablation: one a data set, a line a model."""
+def fill_color(model: str) -> str:
+    """Dark for TwistNet-18, middle for the others with STCI and for its trunk, light for those without."""
+    if model == FULL:
+        return COLORS[0]
+    return '#80BFE8' if {'twist', 'stci'} & entry_of(plain_model(model)).keys() else '#D0D0D0'
+
+
+def draw_lists(
+    table: Table, logs: Logs, models: list[str], beside: Callable[[Row], str]
+) -> tuple[Figure, dict[str, Axes]]:
+    """Panels of bar and ablation, one per data set, a line per model: fold means, spread and a text beside them.
+
+    Without a complete run, a line says why there is none.
+    """
     count = len(table.datasets)
     columns = {5: 3, 6: 3}.get(count, min(count, 4))
     line = min(0.24, max(0.16, 2.4 / len(models)))
     size = min(PAGE[0], 1.5 + 2.0 * columns), math.ceil(count / columns) * (line * len(models) + 0.62)
     figure, panels = make_panels(count, columns, size)
-    for place, (dataset, axes) in enumerate(zip(table.datasets, panels)):
+    for panel, (dataset, axes) in enumerate(zip(table.datasets, panels)):
         axes.set(ylim=(len(models) - 0.4, -0.6), yticks=range(len(models)), xlabel='test accuracy (%)')
         axes.set_title(f'{table.label(dataset)}\n{shape_of(table, dataset)}')
-        axes.set_yticklabels([] if place % columns else map(model_label, models))
+        axes.set_yticklabels([] if panel % columns else map(model_label, models))
         axes.tick_params(axis='y', length=0)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         for model, label in zip(models, axes.get_yticklabels()):
             label.set_fontweight('bold' if model == FULL else 'normal')
+        at = dict(transform=axes.get_yaxis_transform(), va='center_baseline', fontsize=7)
+        for place, model in enumerate(models):
+            row = table.rows.get((dataset, model))
+            if row is None:
+                text = 'no complete run' if (dataset, model) in logs else 'no run'
+                axes.text(0.03, place, text, style='italic', **at)
+                continue
+            means = list(row.folds.values())
+            places = place + np.linspace(-0.27, 0.27, len(means) + 2)[1:-1]
+            axes.plot(means, places, 'o', color='white', mec='black', mew=0.4, ms=2.2, zorder=4, label='folds')
+            if row.sd is not None:
+                axes.errorbar(row.mean, place, xerr=row.sd, color='black', linewidth=0.8, capsize=2.2, zorder=5)
+            text = beside(row) + f' ({len(row.results)})' * bool(row.missing)
+            axes.text(1.03, place, text, fontweight='bold' if model == FULL else 'normal', **at)
     return figure, dict(zip(table.datasets, panels))
 
 
-def draw_row(axes: Axes, place: int, row: Row | None, begun: bool, beside: str) -> None:
-    """Fold means, spread and a number beside them; without a row, why there is none."""
-    at = dict(transform=axes.get_yaxis_transform(), va='center_baseline', fontsize=7)
-    if row is None:
-        axes.text(0.03, place, 'no complete run' if begun else 'no run', style='italic', **at)
-        return
-    values = list(row.folds.values())
-    places = place + np.linspace(-0.27, 0.27, len(values) + 2)[1:-1]
-    axes.plot(values, places, 'o', color='white', mec='black', mew=0.4, ms=2.2, zorder=4, label='folds')
-    if row.sd is not None:
-        axes.errorbar(row.mean, place, xerr=row.sd, color='black', linewidth=0.8, capsize=2.2, zorder=5)
-    bold = 'bold' if row.model == FULL else 'normal'
-    axes.text(1.03, place, beside + f' ({len(row.results)})' * bool(row.missing), fontweight=bold, **at)
-
-
-def spread(row: Row) -> tuple[float, float]:
-    """Ends of the whisker."""
-    return row.mean - (row.sd or 0), row.mean + (row.sd or 0)
-
-
-def sd_note(table: Table) -> str:
-    return ' Whiskers: sample standard deviation over folds.' * any(row.sd is not None for row in table.rows.values())
+def rows_at(table: Table, dataset: str, models: list[str]) -> tuple[dict[int, Row], list[float]]:
+    """The rows of a panel by their place, and all numbers drawn of them: fold means and the ends of whiskers."""
+    rows = {place: table.rows[dataset, m] for place, m in enumerate(models) if (dataset, m) in table.rows}
+    ends = [row.mean + side * (row.sd or 0) for row in rows.values() for side in (-1, 1)]
+    return rows, ends + [mean for row in rows.values() for mean in row.folds.values()]
 
 
 def plot_bar(table: Table, logs: Logs, title: str) -> list[Figure]:
     """Mean test accuracy by data set and model, from 0."""
-    need_rows(table)
-    figure, panels = draw_lists(table, table.models)
+    figure, panels = draw_lists(table, logs, table.models, lambda row: f'{row.mean:.1f}')
     for dataset, axes in panels.items():
-        top = 1.0
-        for place, model in enumerate(table.models):
-            row = table.rows.get((dataset, model))
-            draw_row(axes, place, row, (dataset, model) in logs, f'{row.mean:.1f}' if row else '')
-            if row:
-                style = dict(color=fill_color(model), edgecolor='black', hatch='/////' if row.missing else None)
-                axes.barh(place, row.mean, 0.76, linewidth=0.5, **style)
-                top = max(top, *spread(row), *row.folds.values())
-        axes.set_xlim(0, 1.03 * top)
+        rows, numbers = rows_at(table, dataset, table.models)
+        for place, row in rows.items():
+            style = dict(color=fill_color(row.model), edgecolor='black', hatch='/////' if row.missing else None)
+            axes.barh(place, row.mean, 0.76, linewidth=0.5, **style)
+        axes.set_xlim(0, 1.03 * max([1.0, *numbers]))
     notes = ['Bars and numbers: mean over folds, seeds averaged inside a fold. Points: folds.' + sd_note(table)]
     if any(row.missing for row in table.rows.values()):
         notes.append('Hatched, with the number of runs in brackets: incomplete, fewer runs than the panel says.')
@@ -250,21 +246,20 @@ def plot_ablation(table: Table, logs: Logs, title: str) -> list[Figure]:
     table = replace(table, rows={key: row for key, row in table.rows.items() if key[1] in models})
     if not any(model != FULL for _, model in table.rows):
         raise RunError(f'no complete run of a variant of {model_label(FULL)}; ablation.py makes them')
-    figure, panels = draw_lists(table, models)
+
+    def beside(row: Row) -> str:
+        full = table.rows.get((row.dataset, FULL))
+        return f'{row.mean:.1f} %' if row is full else difference(row, full)
+
+    figure, panels = draw_lists(table, logs, models, beside)
     for dataset, axes in panels.items():
-        full = table.rows.get((dataset, FULL))
-        values = []
-        for place, model in enumerate(models):
-            row = table.rows.get((dataset, model))
-            beside = '' if row is None else f'{row.mean:.1f} %' if row is full else difference(row, full)
-            draw_row(axes, place, row, (dataset, model) in logs, beside)
-            if row:
-                color = 'white' if row.missing else fill_color(model)
-                axes.plot(row.mean, place, 'D', color=color, mec='black', ms=5, mew=0.7, zorder=3, label='mean')
-                values += [*row.folds.values(), *spread(row)]
-        if full:
+        rows, numbers = rows_at(table, dataset, models)
+        for place, row in rows.items():
+            color = 'white' if row.missing else fill_color(row.model)
+            axes.plot(row.mean, place, 'D', color=color, mec='black', ms=5, mew=0.7, zorder=3, label='mean')
+        if full := table.rows.get((dataset, FULL)):
             axes.axvline(full.mean, color=COLORS[0], linestyle='--', linewidth=0.9, zorder=1, label='full')
-        low, high = min(values, default=0), max(values, default=100)
+        low, high = min(numbers, default=0), max(numbers, default=100)
         pad = 0.06 * (high - low) or 1.0
         axes.set_xlim(max(0, low - pad), high + pad)
         axes.grid(axis='y', color='0.9', linewidth=0.5)
@@ -284,12 +279,10 @@ def plot_ablation(table: Table, logs: Logs, title: str) -> list[Figure]:
 
 
 def plot_radar(table: Table, logs: Logs, title: str) -> list[Figure]:
-    """Mean test accuracy with an axis a data set and a polygon a model, open where there is no run. Raises RunError."""
-    need_rows(table)
-    datasets = [name for name in table.datasets if any(key[0] == name for key in table.rows)]
+    """Mean test accuracy with an axis per data set and a polygon per model, open where there is no run."""
+    datasets, models = drawn_of(table)
     if len(datasets) < 3:
         raise RunError(f'a radar needs complete runs on at least 3 data sets; there are {len(datasets)}')
-    models = [name for name in table.models if any(key[1] == name for key in table.rows)]
     full, others = [FULL] * (FULL in models), [name for name in models if name != FULL]
     groups = [full + group for group in chunks(others, 4)] or [full]  # more in a panel cannot be told apart
     columns = min(3, len(groups))
@@ -331,9 +324,8 @@ COSTS = {'params_M': 'parameters (M)', 'macs_G': 'multiply-adds of an image (G)'
 
 
 def plot_scatter(table: Table, logs: Logs, title: str) -> list[Figure]:
-    """Mean test accuracy against parameters and against multiply-adds, a row of two panels a data set."""
-    need_rows(table)
-    datasets = [name for name in table.datasets if any(key[0] == name for key in table.rows)]
+    """Mean test accuracy against parameters and against multiply-adds, a row of two panels per data set."""
+    datasets, _ = drawn_of(table)
     height = min(3.4, max(2.0, 1.0 + 0.11 * len(table.models)))
     rows = int((PAGE[1] - 0.8) / height)
     return draw_pages(datasets, rows, title, lambda page, title: _scatter_page(table, page, height, title))
@@ -448,7 +440,7 @@ def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> li
 
 
 def plot_gate(table: Table, logs: Logs, title: str) -> list[Figure]:
-    """sigmoid(gate) of every block by epoch, a panel a data set and model; runs without gates are left out."""
+    """sigmoid(gate) of every block by epoch, a panel per data set and model; runs without gates are left out."""
     return draw_by_block(table, logs, title, 'gates', 'sigmoid(gate)')
 
 
@@ -459,45 +451,47 @@ def plot_ais_weights(table: Table, logs: Logs, title: str) -> list[Figure]:
 
 def draw_by_block(table: Table, logs: Logs, title: str, entry: str, label: str) -> list[Figure]:
     """An entry of the log's lines by block and epoch."""
-    gated = {}
+    found = {}
     for key in ((dataset, model) for dataset in table.datasets for model in table.models):
-        found = [{e: line[entry] for e, line in log.items() if line.get(entry)} for log in logs.get(key, {}).values()]
-        if any(found):
-            gated[key] = [log for log in found if log]
-    if not gated:
+        series = [{e: line[entry] for e, line in log.items() if line.get(entry)} for log in logs.get(key, {}).values()]
+        if any(series):
+            found[key] = [log for log in series if log]
+    if not found:
         raise RunError(f'no {entry} in the log: only runs of models with STCI, with at least one epoch, have them')
-    return draw_pages([*gated], 15, title, lambda page, title: _block_page(table, logs, gated, page, title, label))
+    return draw_pages(
+        [*found], 15, title, lambda page, title: _block_page(table, logs, {k: found[k] for k in page}, title, label)
+    )
 
 
-def _block_page(table: Table, logs: Logs, found: dict, keys: list, title: str, label: str) -> Figure:
-    gated, columns = {key: found[key] for key in keys}, min(3, len(keys))
-    size = PAGE[0] if columns > 1 else 3.4, max(2.2, 1.6 * math.ceil(len(gated) / columns))
-    figure, panels = make_panels(len(gated), columns, size)
-    blocks = sorted({block for logs in gated.values() for log in logs for values in log.values() for block in values})
+def _block_page(table: Table, logs: Logs, found: dict, title: str, label: str) -> Figure:
+    columns = min(3, len(found))
+    size = PAGE[0] if columns > 1 else 3.4, max(2.2, 1.6 * math.ceil(len(found) / columns))
+    figure, panels = make_panels(len(found), columns, size)
+    blocks = sorted({block for series in found.values() for log in series for line in log.values() for block in line})
     styles = {
         block: dict(color=COLORS[i % 6], linestyle=['-', *DASHES][i % 5], marker=['o', *MARKERS][i % 7])
         for i, block in enumerate(blocks)
     }
-    starts = {key: table.gates[key[1]] for key in keys} if label == 'sigmoid(gate)' else dict.fromkeys(keys)
-    for place, (axes, (key, series)) in enumerate(zip(panels, gated.items())):
+    starts = {model: table.gates[model] if label == 'sigmoid(gate)' else None for _, model in found}
+    for place, (axes, ((dataset, model), series)) in enumerate(zip(panels, found.items())):
         for block in blocks:
             values = [{e: line[block] for e, line in log.items() if block in line} for log in series]
             if values := [one for one in values if one]:
                 draw_runs(axes, values, label=block, **styles[block])
         low, high = axes.get_ylim()
-        if (start := starts[key]) is not None:
+        if (start := starts[model]) is not None:
             axes.axhline(start, color='black', linewidth=0.6, linestyle=(0, (1, 2)), zorder=1, label='start')
             low, high = min(low, start), max(high, start)
         pad = max(0, 0.0005 - (high - low)) / 2 + 0.05 * (high - low)  # rounding errors must not fill a panel
         axes.ticklabel_format(axis='y', useOffset=False)
         axes.set_ylim(low - pad, high + pad)
-        name = ', '.join(filter(None, [table.label(key[0]), model_label(key[1])]))
+        name = ', '.join(filter(None, [table.label(dataset), model_label(model)]))
         axes.set_title(textwrap.fill(name, int(16 * size[0] / columns)))
         axes.set_ylabel(label if place % columns == 0 else '')
-        axes.set_xlabel('epoch' if place + columns >= len(gated) else '')
+        axes.set_xlabel('epoch' if place + columns >= len(found) else '')
     handles = [Line2D([], [], label=block, **style) for block, style in styles.items()]
     notes = ['Dotted: sigmoid(gate) before training.'] * any(start is not None for start in starts.values())
-    notes += run_notes(replace(table, datasets=[]), logs, {key: len(series) for key, series in gated.items()})
+    notes += run_notes(replace(table, datasets=[]), logs, {key: len(series) for key, series in found.items()})
     frame(figure, title, notes, handles)
     return figure
 
@@ -550,6 +544,8 @@ def main(args: argparse.Namespace) -> None:
             name = f'{plot}_{number}' if len(groups) > 1 else plot
             title = title_of(table, recipes) if table.recipe else ''
             try:
+                if not table.rows and plot not in OF_LOGS:
+                    raise RunError('no run is complete')
                 figures = PLOTS[plot](table, logs, title)
             except RunError as error:
                 failures.append(f'{name}: {error}')

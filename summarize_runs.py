@@ -47,7 +47,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
 # ---------------------------------------------------------------------------------------------- words
 
 
-def notes_of(table: Table, published: bool, stars: bool = False) -> list[str]:
+def notes_of(table: Table, stars: bool = False) -> list[str]:
     """The notes under a table: what its numbers are, what was compared, and what is missing."""
     sizes = defaultdict(list)
     for dataset in table.datasets:
@@ -77,7 +77,7 @@ def notes_of(table: Table, published: bool, stars: bool = False) -> list[str]:
     notes += [f'{note}.' for note in table.notes]
     if any(row.missing for row in rows):
         notes.append('† some of its runs are missing.')
-    if published and published_rows(table):
+    if published_rows(table):
         figures = 'Published: the figures of arXiv 2602.07262 (from scratch, 200 epochs), not measured here'
         notes.append(f'{"‡ " * stars}{figures}; protocols may differ.')
     return notes
@@ -100,11 +100,13 @@ def interval_notes(table: Table) -> list[str]:
 
 
 def published_rows(table: Table) -> list[str]:
-    """The models whose published figures stand in a table: on its data sets; a variant only beside our own runs."""
+    """The models whose published figures a table shows: on its data sets; a variant only beside our own runs."""
     return [
         model
         for model, figures in PUBLISHED.items()
-        if figures.keys() & set(table.datasets) and (model in table.models or not model.startswith('twistnet18_'))
+        if 'published' in table.asked
+        and figures.keys() & set(table.datasets)
+        and (model in table.models or not model.startswith('twistnet18_'))
     ]
 
 
@@ -182,11 +184,14 @@ def slots_of(table: Table) -> list[tuple[Column, str | None]]:
     return slots + [(column, dataset) for dataset in table.datasets for column in shown if column.each]
 
 
-def header_of(table: Table) -> list[str]:
-    return [column.title.format(dataset and table.label(dataset)) for column, dataset in slots_of(table)]
+def head_of(table: Table) -> tuple[str, list[str]]:
+    """The alignment and the header of each column."""
+    slots = slots_of(table)
+    header = [column.title.format(dataset and table.label(dataset)) for column, dataset in slots]
+    return ''.join(column.align for column, _ in slots), header
 
 
-def sections_of(table: Table, style: dict, published: bool) -> list[tuple[str, list[list[str]]]]:
+def sections_of(table: Table, style: dict) -> list[tuple[str, list[list[str]]]]:
     """Sections of a table, (title, lines of cells): the measured rows, the differences, the published rows."""
     slots = slots_of(table)[1:]
 
@@ -227,7 +232,7 @@ def sections_of(table: Table, style: dict, published: bool) -> list[tuple[str, l
     sections = {
         '': lines(table.models, measured),
         f'Difference to {model_label(table.baseline)}': lines(compared, difference),
-        'Published': lines(published_rows(table) if published else [], given, style['published']),
+        'Published': lines(published_rows(table), given, style['published']),
     }
     return [(title, section) for title, section in sections.items() if section]
 
@@ -235,23 +240,19 @@ def sections_of(table: Table, style: dict, published: bool) -> list[tuple[str, l
 # ---------------------------------------------------------------------------------------------- formats
 
 
-def align_of(table: Table) -> str:
-    return ''.join(column.align for column, _ in slots_of(table))
-
-
-def print_text(table: Table, title: str, published: bool, markdown: bool = False) -> None:
+def print_text(table: Table, title: str, markdown: bool = False) -> None:
     style, section_title = (MARKDOWN, '*{}*') if markdown else (TEXT, '{}:')
     lines = []
-    for name, section in sections_of(table, style, published):
+    for name, section in sections_of(table, style):
         lines += [[section_title.format(name)]] * bool(name) + section
     print(f'**{title}**\n' if markdown else title)
-    tables.print_text(align_of(table), header_of(table), lines, 'pipe' if markdown else 'plain')
-    print('\n' * markdown + '\n'.join(note + '  ' * markdown for note in notes_of(table, published)))
+    tables.print_text(*head_of(table), lines, 'pipe' if markdown else 'plain')
+    print('\n' * markdown + '\n'.join(note + '  ' * markdown for note in notes_of(table)))
 
 
-def print_latex(table: Table, title: str, published: bool) -> None:
-    many, align, lines = len(table.datasets) > WIDE, align_of(table), []
-    for name, section in sections_of(table, LATEX, published):
+def print_latex(table: Table, title: str) -> None:
+    many, (align, header), lines = len(table.datasets) > WIDE, head_of(table), []
+    for name, section in sections_of(table, LATEX):
         if name:
             lines += [r'\midrule', rf'\multicolumn{{{len(align)}}}{{@{{}}l}}{{\emph{{{escape(name)}}}}} \\']
         lines += section
@@ -261,12 +262,12 @@ def print_latex(table: Table, title: str, published: bool) -> None:
     print('% By summarize_runs.py. Needs \\usepackage{booktabs}.')
     print(rf'\begin{{table*}}[t]{font}\centering\setlength{{\tabcolsep}}{{{gap}}}')
     print(rf'\caption{{Test accuracy ({escape(title)}).}}')
-    tables.print_latex(f'@{{}}{align}@{{}}', [' & '.join(map(escape, header_of(table))) + r' \\'], lines)
-    notes = '\n'.join(map(escape, notes_of(table, published, stars=many)))
+    tables.print_latex(f'@{{}}{align}@{{}}', [' & '.join(map(escape, header)) + r' \\'], lines)
+    notes = '\n'.join(map(escape, notes_of(table, stars=many)))
     print('\n\\smallskip', rf'\parbox{{\linewidth}}{{\raggedright {notes}}}', r'\end{table*}', sep='\n')
 
 
-def print_csv(titled: list[tuple[Table, str]], published: bool) -> None:
+def print_csv(titled: list[tuple[Table, str]]) -> None:
     """A line for each data set and model, with every digit; empty where there is no number."""
     lines = []
     for table, title in titled:
@@ -274,11 +275,12 @@ def print_csv(titled: list[tuple[Table, str]], published: bool) -> None:
             print(note, file=sys.stderr)
         for row in table.rows.values():
             lines.append(dict(source='measured', recipe=title) | {c.name: c.value(row) for c in columns_of(table)})
-    for model, figures in PUBLISHED.items() if published else ():
-        for dataset, (mean, sd) in figures.items():
-            if any(dataset in table.datasets for table, _ in titled):
-                known = dict(source='published', dataset=dataset, model=model, mean=mean, sd=sd)
-                lines.append({name: known.get(name) for name in lines[0]})
+    datasets = {name for table, _ in titled if 'published' in table.asked for name in table.datasets}
+    for model, figures in PUBLISHED.items():
+        for dataset in (name for name in figures if name in datasets):
+            mean, sd = figures[dataset]
+            known = dict(source='published', dataset=dataset, model=model, mean=mean, sd=sd)
+            lines.append({name: known.get(name) for name in lines[0]})
     tables.print_csv(lines)
 
 
@@ -302,9 +304,9 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def read_tables(args: argparse.Namespace) -> list[Table]:
     """The tables that the options ask for."""
-    found = read_runs(args, 'complete run')
-    asked = tuple(name for name in ('val', 'intervals') if getattr(args, name))
-    return [replace(table, asked=asked) for table in make_tables(found, args) if table.rows]
+    asked = tuple(name for name in ('val', 'intervals', 'published') if getattr(args, name))
+    found = make_tables(read_runs(args, 'complete run'), args)
+    return [replace(table, asked=asked) for table in found if table.rows]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -316,13 +318,13 @@ def main(args: argparse.Namespace) -> None:
     if args.published and not any(map(published_rows, found)):
         print('note: --published: the paper has no figures for these data sets', file=sys.stderr)
     if args.csv:
-        return print_csv(titled, args.published)
+        return print_csv(titled)
     for index, (table, title) in enumerate(titled):
         print('\n' * (index > 0), end='')
         if args.latex:
-            print_latex(table, title, args.published)
+            print_latex(table, title)
         else:
-            print_text(table, title, args.published, args.markdown)
+            print_text(table, title, args.markdown)
 
 
 if __name__ == '__main__':

@@ -28,8 +28,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch as FancyBboxPatch  # `as`: for import from here
 from matplotlib.ticker import MaxNLocator as MaxNLocator
 
-from common.errors import RunError
-from common.registry import MODELS, entry_of, plain_model
+from common.registry import MODELS
 from common.runs import write_atomic
 
 PAGE = (7.0, 9.0)  # inches: both columns of a page, and what its height leaves for a figure
@@ -86,13 +85,6 @@ def line_style(model: str) -> dict:
     return dict(color=COLORS[1 + index % 6], linestyle=DASHES[index % 5], marker=MARKERS[index % 7])
 
 
-def fill_color(model: str) -> str:
-    """Dark for TwistNet-18, middle for the others with STCI and for its trunk, light for those without."""
-    if model == FULL:
-        return '#0072B2'
-    return '#80BFE8' if {'twist', 'stci'} & entry_of(plain_model(model)).keys() else '#D0D0D0'
-
-
 def make_panels(count: int, columns: int, size: tuple[float, float], **kwargs) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels, row by row."""
     shape = math.ceil(count / columns), columns
@@ -141,22 +133,15 @@ def save(figure: Figure, save_dir: Path, name: str, suffixes: Sequence[str] = ('
     """Write a figure as PDF and PNG, or as `suffixes` say, each file whole or not at all; returns their paths.
 
     The same figure gives the same bytes of PDF.
-
-    Raises:
-        RunError: the folder or a file cannot be written.
     """
+    save_dir.mkdir(parents=True, exist_ok=True)
     paths = [save_dir / f'{name}.{suffix}' for suffix in suffixes]
-    try:
-        save_dir.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            buffer = io.BytesIO()
-            metadata = {'CreationDate': None} if path.suffix == '.pdf' else None
-            figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
-            write_atomic(path, buffer.getvalue())
-    except OSError as error:
-        raise RunError(f'{save_dir}: cannot be written ({error.strerror})') from error
-    finally:
-        plt.close(figure)
+    for path in paths:
+        buffer = io.BytesIO()
+        metadata = {'CreationDate': None} if path.suffix == '.pdf' else None
+        figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
+        write_atomic(path, buffer.getvalue())
+    plt.close(figure)
     return paths
 
 

@@ -68,10 +68,10 @@ def read_predictions(path: Path) -> Predictions:
         probabilities = np.array([[float(value or 'nan') for value in column] for column in columns], np.float32).T
         if probabilities.shape != (len(labels), len(classes)):
             raise ValueError('a row is incomplete')
-    except FileNotFoundError as error:
-        raise RunError(f'{path}: missing; train.py writes it at the end of a run') from error
     except OSError as error:
-        raise RunError(f'{path}: cannot be read ({error.strerror})') from error
+        raise RunError(
+            f'{path}: missing or not readable ({error.strerror}); train.py writes it at the end of a run'
+        ) from error
     except (csv.Error, KeyError, ValueError) as error:
         raise RunError(f'{path}: damaged ({error})') from error
     return Predictions(classes, list(paths), labels, predicted, probabilities)

@@ -30,7 +30,6 @@ from common.statistics import correct, corrected_t_test, detectable
 from common.weights import is_imagenet, split_trunk
 
 CELL = ('dataset', 'model', 'fold', 'seed')  # what tells the runs of one table apart
-NUMBERS = ('test_acc', 'n_train', 'n_test', 'params_M')  # of results.json, in every complete run
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -52,11 +51,12 @@ class Row:
 
     def by_fold(self, key: str) -> dict[int, float]:
         """The mean over seeds by fold of a number of results.json; {} where a run did not record it."""
+        if len(self.recorded(key)) < len(self.results):
+            return {}
         seeds = defaultdict(list)
         for (fold, _), results in sorted(self.results.items()):
-            seeds[fold].append(results.get(key))
-        known = len(self.recorded(key)) == len(self.results)
-        return {fold: statistics.fmean(values) for fold, values in seeds.items()} if known else {}
+            seeds[fold].append(results[key])
+        return {fold: statistics.fmean(values) for fold, values in seeds.items()}
 
     def mean_of(self, key: str) -> float | None:
         """Mean over folds; None where a run did not record it."""
@@ -125,7 +125,7 @@ class Table:
     tuned: dict[tuple[str, str], dict] = field(default_factory=dict)  # of rows, and of runs that are not complete yet
     sources: dict[str, str | None] = field(default_factory=dict)  # of the weights that each model began with
     gates: dict[str, float | None] = field(default_factory=dict)  # sigmoid(gate) that each model begins with, if known
-    asked: tuple[str, ...] = ()  # optional columns to show
+    asked: tuple[str, ...] = ()  # options of summarize_runs.py that add columns or rows
 
     def label(self, dataset: str) -> str:
         return dataset_label(dataset, self.labels)
@@ -134,41 +134,42 @@ class Table:
         self.notes.append(f'{self.label(dataset)}: {text}')
 
 
-def by_name(config: dict) -> dict:
-    """config.json with the --name of its data set, where it has one, in place of the key in `defines`."""
-    defines = config.get('defines')
-    if not isinstance(defines, dict) or not defines.get('name'):
-        return config
-    return config | dict(defines=defines | dict(dataset=defines['name']))
+@dataclass
+class FoundRun:
+    """A run and its copies."""
+
+    config: dict  # config.json
+    results: dict | None = None  # results.json; None where no copy is complete
+    folders: list[Path] = field(default_factory=list)
+
+    @property
+    def tuned(self) -> dict | None:
+        """What run_all.py --tune chose for it: see grid.tuning_of."""
+        return self.config.get('options', {}).get('tuned')
+
+    @property
+    def recipe(self) -> dict:
+        return recipe_of(self.config, self.tuned)
+
+
+def cell_of(config: dict) -> tuple[str, str, int, int]:
+    """Data set, by its --name where it has one, model, fold and seed of a run."""
+    dataset, *cell = (config['defines'][key] for key in CELL)
+    return config['defines'].get('name') or dataset, *cell
 
 
 def read_run(folder: Path) -> tuple[dict, dict | None]:
-    """config.json, see by_name, and results.json of a run; None for the latter where the run is not complete.
-
-    Raises:
-        RunError: a file is damaged, or is not one of train.py's.
-    """
+    """config.json and results.json of a run. Raises RunError: one is damaged, or not of train.py."""
     config, results = (runs.read_json(folder / name) for name in ('config.json', 'results.json'))
-    defines, path = config.get('defines'), folder / 'config.json'
+    defines = config.get('defines')
     if not isinstance(defines, dict) or not {*CELL, 'split'} <= defines.keys() or 'fingerprint' not in config:
-        raise RunError(f'{path}: has no defines or no fingerprint')
-    if defines['dataset'] not in DATASETS:
-        raise RunError(f"{path}: unknown data set '{defines['dataset']}'")
-    if results is not None:
-        path = folder / 'results.json'
-        if wrong := [key for key in NUMBERS if not isinstance(results.get(key), int | float)]:
-            raise RunError(f'{path}: {wrong[0]} is {results.get(wrong[0])!r}')
-        if results.get('fingerprint') != config['fingerprint']:
-            raise RunError(f'{path}: is of another configuration')
-    return by_name(config), results
+        raise RunError(f'{folder / "config.json"}: has no defines or no fingerprint')
+    if results is not None and results.get('fingerprint') != config['fingerprint']:
+        raise RunError(f'{folder / "results.json"}: is of another configuration')
+    return config, results
 
 
-# (config, results) of runs: what its files hold, with results None where a run is not complete. `tuned` of a config is
-# its options, what run_all.py --tune says of the run; None where nothing.
-Found = list[tuple[dict, dict | None]]
-
-
-def read_runs(args: argparse.Namespace, what: str) -> Found:
+def read_runs(args: argparse.Namespace, what: str) -> list[FoundRun]:
     """The runs that the options of add_run_args ask for, each once; what was left out is named on stderr.
 
     Args:
@@ -178,36 +179,33 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
     Raises:
         RunError: there is no such run, a name is not known, or runs are of different images.
     """
-    found: dict[tuple, tuple[dict, dict | None]] = {}
+    found: dict[tuple, FoundRun] = {}
     seen: dict[tuple, tuple[str, Path]] = {}
     models = set()  # of all runs, asked for or not
-    for path in (path for run_dir in args.run_dir for path in run_dir.glob('*/results.json')):
-        if not path.with_name('config.json').exists():
-            print(f'left out: {path.parent}: has no config.json', file=sys.stderr)
     for folder in (folder for top in args.run_dir for folder in runs.find_runs(top)):
         try:
             config, results = read_run(folder)
         except RunError as error:
             print(f'left out: {error}', file=sys.stderr)
             continue
-        models.add(config['defines']['model'])
-        config['tuned'] = config.get('options', {}).get('tuned')
-        if args.models and config['defines']['model'] not in args.models:
+        dataset, model, *cell = cell_of(config)
+        models.add(model)
+        if args.models and model not in args.models:
             continue
         if results is None:
             print(f'not complete: {folder}', file=sys.stderr)
         _check_images(seen, folder, config)
-        key = (config['fingerprint'], *(config['defines'][key] for key in CELL))
-        if key in found and results is not None and found[key][1] is not None:
+        run = found.setdefault((config['fingerprint'], dataset, model, *cell), FoundRun(config))
+        run.folders.append(folder)
+        if run.results is None:
+            run.config, run.results = config, results
+        elif results is not None:
             print(f'counted once, made twice: {folder}', file=sys.stderr)
-        if key not in found or found[key][1] is None:
-            found[key] = config, results
-    names = dict.fromkeys(config['defines']['dataset'] for config, _ in found.values())
-    options.check_names('labels', args.labels, DATASETS | names)
+    options.check_names('labels', args.labels, DATASETS | {dataset: {} for _, dataset, *_ in found})
     for option, names in (('models', args.models or ()), ('baseline', filter(None, [args.baseline]))):
         if unknown := [name for name in names if name not in MODELS and name not in models]:
             raise RunError(f"--{option}: no run of '{unknown[0]}'; there are runs of: {', '.join(sorted(models))}")
-    if not any(results or what == 'run' for _, results in found.values()):
+    if not any(run.results or what == 'run' for run in found.values()):
         of = f' of {", ".join(args.models)}' if args.models else ' that can be read'
         raise RunError(f'{", ".join(map(str, args.run_dir))}: no {what}{of}')
     return list(found.values())
@@ -215,10 +213,13 @@ def read_runs(args: argparse.Namespace, what: str) -> Found:
 
 def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dict) -> None:
     """Raise RunError for a run on other images than the runs seen so far, which it joins."""
-    dataset, fold, split = (config['defines'][key] for key in ('dataset', 'fold', 'split'))
+    dataset, _, fold, _ = cell_of(config)
     # Digests: of the tree, by data set (runs of older code did not record it), and of the split, by data set and fold.
-    for key, digest in (((dataset,), config.get('tree')), ((dataset, fold), split)):
-        known, other = seen.setdefault(key, (digest, folder)) if digest is not None else (None, None)
+    digests = {(dataset,): config.get('tree'), (dataset, fold): config['defines']['split']}
+    for key, digest in digests.items():
+        if digest is None:
+            continue
+        known, other = seen.setdefault(key, (digest, folder))
         if known != digest:
             named = nameable(config.get('options', {}).get('dataset', ''))
             raise RunError(
@@ -229,26 +230,34 @@ def _check_images(seen: dict[tuple, tuple[str, Path]], folder: Path, config: dic
             )
 
 
-def recipe_of(config: dict) -> dict:
+def recipe_of(config: dict, tuned: dict | None = None) -> dict:
     """What all runs of a table share: the options that define a run, without those that its runs differ in.
 
-    In place of options that were tuned for each model it has the search, `tuned`.
+    In place of options that were tuned for each model, as `tuned` says, it has the search.
     """
-    defines, tuned = config['defines'], config.get('tuned')
+    defines = config['defines']
     own = {*CELL, 'split', 'pretrained', 'weights', 'preprocessing', 'imported', *options.OWN_DATA}
-    own |= set(tuned['options'] if tuned else ())
     recipe = {k: v for k, v in defines.items() if k not in own} | dict(pretrained=bool(defines.get('pretrained')))
-    return recipe | (dict(tuned=f'{tuned["tune"]} on fold {tuned["fold"]}, seed {tuned["seed"]}') if tuned else {})
+    if tuned:
+        recipe = {k: v for k, v in recipe.items() if k not in tuned['options']}
+        recipe['tuned'] = f'{tuned["tune"]} on fold {tuned["fold"]}, seed {tuned["seed"]}'
+    return recipe
+
+
+# What is said of runs of one model that differ in one of these keys of `defines`.
+ALIKE = dict(
+    pretrained='start from different weights',
+    imported='are of different files of --import',
+    preprocessing='take different input',
+)
 
 
 def start_of(config: dict) -> dict:
-    """What all runs of one model in a table share beside the recipe: its weights, its input, and its --import file.
-
-    The file is that of a model outside the registry; None where the run had none, so that timm has the model.
-    """
+    """What all runs of one model in a table share beside the recipe: the keys of ALIKE; None is like any other."""
     defines = config['defines']
-    kept = {key: defines.get(key) for key in ('pretrained', 'preprocessing')}
-    return kept | dict(imported=None if is_own(plain_model(defines['model'])) else defines.get('imported'))
+    start = {key: defines.get(key) for key in ALIKE}
+    # A model of the registry needs no file; timm may have the model of a run that named none.
+    return start | (dict(imported=None) if is_own(plain_model(defines['model'])) else {})
 
 
 def source_of(config: dict) -> str | None:
@@ -266,51 +275,43 @@ def source_of(config: dict) -> str | None:
     return 'ImageNet weights' if is_imagenet(path) else '/'.join(path.parts[-2:])  # the run folder of a best.pt
 
 
-def make_tables(found: Found, args: argparse.Namespace) -> list[Table]:
+def make_tables(found: list[FoundRun], args: argparse.Namespace) -> list[Table]:
     """A table for each recipe, the one with most runs first.
 
     Models stand in the order of --models or the registry, and are compared with --baseline or the first of
     options.BASELINES that a table has. Raises RunError for runs of one model that differ in more than fold and seed.
     """
     by_recipe = defaultdict(list)
-    for config, results in found:
-        by_recipe[tuple(sorted((k, str(v)) for k, v in recipe_of(config).items()))].append((config, results))
+    for run in found:
+        by_recipe[runs.fingerprint(run.recipe)].append(run)
     made = [_make_table(group, args) for group in by_recipe.values()]
     return sorted(made, key=lambda table: -sum(len(row.results) for row in table.rows.values()))
 
 
-# What all runs of a model in a table share, keys of start_of, and what is said where they do not.
-ALIKE = dict(
-    pretrained='start from different weights',
-    imported='are of different files of --import',
-    preprocessing='take different input',
-)
-
-
-def _make_table(group: Found, args: argparse.Namespace) -> Table:
+def _make_table(group: list[FoundRun], args: argparse.Namespace) -> Table:
     rows: dict[tuple[str, str], Row] = {}
     cells = defaultdict(set)  # (fold, seed) of every run of a data set, complete or not
     tuned, alike, sources, gates = {}, {}, {}, {}  # of every run, complete or not
-    for config, results in group:
-        dataset, model, *cell = (config['defines'][key] for key in CELL)
+    for run in group:
+        dataset, model, *cell = cell_of(run.config)
         cells[dataset].add(tuple(cell))
-        for key, value in start_of(config).items():
+        for key, value in start_of(run.config).items():
             if value is not None and (other := alike.setdefault((model, key), value)) != value:
                 which = f'{ALIKE[key]} ({other} and {value})'
                 raise RunError(f'runs of {model} {which}; put them into folders of their own')
-        sources.setdefault(model, source_of(config))
+        sources.setdefault(model, source_of(run.config))
         if gates.get(model) is None:  # not known of a run that is not complete
-            gates[model] = initial_gate(model, config, results)
-        setting = config.get('tuned')
+            gates[model] = initial_gate(model, run.config, run.results)
+        setting = run.tuned
         if setting and (other := tuned.setdefault((dataset, model), setting)) != setting:
             texts = ' and '.join(grid.text_of(each['options']) for each in (other, setting))
             raise RunError(
                 f'runs of {model} on {dataset} are by two tuned.json, of other trials ({texts}); give one --run_dir'
             )
-        if results is not None:
+        if run.results is not None:
             row = rows.setdefault((dataset, model), Row(dataset, model, tuned=setting))
-            row.results[tuple(cell)] = results
-    order, recipe = list(args.models or MODELS), recipe_of(group[0][0])
+            row.results[tuple(cell)] = run.results
+    order, recipe = list(args.models or MODELS), group[0].recipe
     models = sorted(sources, key=lambda model: _place(model, order))
     baselines = [*options.BASELINES, *(models if 'probe' in recipe else ())]
     baseline = args.baseline or next((name for name in baselines if name in models), baselines[0])
@@ -318,8 +319,7 @@ def _make_table(group: Found, args: argparse.Namespace) -> Table:
     sources = {model: sources[model] for model in models}
     table = Table(recipe, datasets, models, rows, baseline, [], args.labels, tuned, sources, gates)
     for dataset in datasets:
-        _note_missing(table, dataset, cells[dataset])
-        _note_cautions(table, dataset)
+        _note_rows(table, dataset, cells[dataset])
         _compare(table, dataset, asked=args.baseline is not None)
     return table
 
@@ -332,28 +332,22 @@ def _place(model: str, order: list[str]) -> tuple:
     return next((order.index(name) for name in (model, plain, base) if name in order), len(order)), *by_name
 
 
-def _note_missing(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:
-    """Fill in which (fold, seed) each row lacks."""
+def _note_rows(table: Table, dataset: str, cells: set[tuple[int, int]]) -> None:
+    """Fill in which (fold, seed) each row lacks; note them, and weights that its images may have trained."""
     expected = {(fold, seed) for fold, _ in cells for _, seed in cells}
-    lacking = defaultdict(list)
+    lacking, cautioned = defaultdict(list), defaultdict(list)
     for model in table.models:
-        if row := table.rows.get((dataset, model)):
-            row.missing = sorted(expected - row.results.keys())
-            lacking[', '.join(f'fold {fold} seed {seed}' for fold, seed in row.missing)].append(model_label(model))
-        else:
-            table.note(dataset, f'no complete run of {model_label(model)}')
-    for cells, names in lacking.items():
-        if cells:
-            table.note(dataset, f'{", ".join(names)} {"lack" if names[1:] else "lacks"} {cells}')
-
-
-def _note_cautions(table: Table, dataset: str) -> None:
-    """Note the models whose weights images of their folds may have trained."""
-    cautioned = defaultdict(list)
-    for model in table.models:
-        if row := table.rows.get((dataset, model)):
-            for caution in dict.fromkeys(row.recorded('caution')):
-                cautioned[caution].append(model_label(model))
+        label, row = model_label(model), table.rows.get((dataset, model))
+        if row is None:
+            table.note(dataset, f'no complete run of {label}')
+            continue
+        row.missing = sorted(expected - row.results.keys())
+        if row.missing:
+            lacking[', '.join(f'fold {fold} seed {seed}' for fold, seed in row.missing)].append(label)
+        for caution in dict.fromkeys(row.recorded('caution')):
+            cautioned[caution].append(label)
+    for missing, names in lacking.items():
+        table.note(dataset, f'{", ".join(names)} {"lack" if names[1:] else "lacks"} {missing}')
     for caution, names in cautioned.items():
         table.note(dataset, f'{", ".join(names)}: {caution}')
 
@@ -419,18 +413,15 @@ def initial_gate(model: str, config: dict, results: dict | None) -> float | None
         config: config.json of the run; {} where there is none.
         results: its results.json; None where there is none.
     """
-    entry, defines = entry_of(model), config.get('defines', {})
+    entry = entry_of(model)
     if not has_stci(entry):
         return None
-    if defines.get('pretrained', True) is None:
-        brought = 0
-    elif record := (results or {}).get('weights'):
-        brought = record['gates']
-    else:  # older code wrote no record; weights of timm for the plain CNN, in a file of its name, have no gates
-        given = config.get('options', {}).get('pretrained')
-        plain = 'stci' in entry and (given is True or Path(str(given)).stem == entry['timm'])
-        brought = 0 if plain else None
-    if brought != 0:
+    given = config.get('options', {}).get('pretrained')
+    # Older code wrote no record of what it loaded; weights of timm for the plain CNN, in a file of its name, have no
+    # gates.
+    plain = 'stci' in entry and (given is True or Path(str(given)).stem == entry['timm'])
+    record = (results or {}).get('weights') or dict(gates=0 if plain else None)
+    if config.get('defines', {}).get('pretrained', True) is not None and record['gates'] != 0:
         return None
     branch = entry.get('stci', entry.get('twist'))
     return 1 / (1 + math.exp(-branch.get('gate_init', GATE_INIT)))

@@ -2,8 +2,9 @@
 
 import sys
 from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import confusion_matrix
@@ -13,14 +14,19 @@ from common.errors import RunError
 from common.images import SYNTHETIC
 from common.own_data import root_of
 from common.predictions import Predictions, read_predictions
-from common.registry import UNSURE, dataset_label, model_label
-from common.results import read_run, recipe_of, start_of
+from common.registry import dataset_label, model_label
+from common.results import cell_of, read_run, recipe_of, start_of
 from common.runs import counted
 from common.statistics import calibration_error, mcnemar
 
+# Columns of scores: their keys in the CSV, and their titles.
+OVERALL = dict(accuracy='Accuracy', balanced_accuracy='Balanced accuracy', macro_f1='Macro F1', ece='ECE')
+OF_CLASS = dict(precision='Precision', recall='Recall', f1='F1')
 
-class EvaluatedRun(NamedTuple):
-    """A model and its predictions of some images."""
+
+@dataclass(eq=False)
+class EvaluatedRun:
+    """A model, its predictions of some images, and their scores in percent."""
 
     name: str  # the run folder, or the checkpoint
     model: str
@@ -33,16 +39,36 @@ class EvaluatedRun(NamedTuple):
     root: str | None  # where relative paths start
     caution: str  # '', or where images may have trained the model
 
+    @property
+    def data(self) -> str:
+        """The data set, and the subset where it is not test."""
+        return dataset_label(self.dataset, {}) + f' {self.subset}' * (self.subset != 'test')
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """(K, K) images by true class and prediction."""
+        return confusion_matrix(self.found.labels, self.found.predicted, labels=range(len(self.found.classes)))
+
+    @cached_property
+    def of_class(self) -> np.ndarray:
+        """(K, 3), the columns OF_CLASS; NaN where there is nothing to divide by."""
+        right, counts, predicted = self.confusion.diagonal(), self.confusion.sum(1), self.confusion.sum(0)
+        with np.errstate(invalid='ignore'):  # NaN, which versions of scikit-learn define differently
+            return 100 * np.stack([right / predicted, right / counts, 2 * right / (counts + predicted)], 1)
+
+    @cached_property
+    def overall(self) -> np.ndarray:
+        """(4,), the columns OVERALL, the means over classes that have images; ECE is NaN without probabilities."""
+        right = self.found.predicted == self.found.labels
+        _, recall, f1 = self.of_class[self.confusion.sum(1) > 0].mean(0)
+        ece = 100 * calibration_error(self.found.probabilities.max(1), right)
+        return np.array([100 * right.sum() / len(right), recall, f1, ece])
+
 
 def read_evaluated(folder: Path, data_dir: str | None = None) -> EvaluatedRun:
-    """A complete run and its predictions of its test images.
+    """A complete run and its predictions of its test images, in `data_dir` where its data set has moved there.
 
-    Args:
-        folder: of the run.
-        data_dir: the root of its data set, where that has moved.
-
-    Raises:
-        RunError: it is not complete, a file is missing or damaged, or the predictions are not those of its results.
+    Raises RunError: it is not complete, a file is missing or damaged, or the predictions are not those of its results.
     """
     if not (folder / 'config.json').is_file():
         raise RunError(f'{folder}: is no run folder of train.py')
@@ -50,15 +76,7 @@ def read_evaluated(folder: Path, data_dir: str | None = None) -> EvaluatedRun:
     if results is None:
         raise RunError(f'{folder}: not complete; the command that began it finishes it')
     path = folder / runs.PREDICTIONS
-    if not path.exists():
-        best = folder / 'best.pt'
-        raise RunError(f'{folder}: has no {path.name}, being of older code; --checkpoint {best} evaluates it')
-    found, defines = read_predictions(path), config['defines']
-    model, dataset, fold, seed = (defines[key] for key in ('model', 'dataset', 'fold', 'seed'))
-    if model.partition('+')[2].partition('_')[0] in UNSURE:  # older code wrote 0 and 1
-        found = found._replace(probabilities=np.full_like(found.probabilities, np.nan))
-    if not (np.isfinite(found.probabilities).all() or np.isnan(found.probabilities).all()):
-        raise RunError(f'{path}: damaged, a probability is not a finite number')
+    found = read_predictions(path)
     # Probabilities may tie where the logits of the results did not: one image is allowed to differ.
     count, right = len(found.labels), np.sum(found.predicted == found.labels)
     if count != results['n_test'] or abs(right - results['test_acc'] * count / 100) > 1.005:
@@ -66,16 +84,15 @@ def read_evaluated(folder: Path, data_dir: str | None = None) -> EvaluatedRun:
     made = config.get('options', {})
     root = data_dir or made.get('data_dir')
     root = str(root_of(root, made['lists'])) if made.get('lists') else root
+    dataset, model, fold, seed = cell_of(config)
     key, caution = group_key(config, found.classes), results.get('caution') or ''
     return EvaluatedRun(str(folder), model, dataset, 'test', fold, seed, key, found, root, caution)
 
 
 def group_key(config: dict, classes: list[str]) -> tuple:
     """What runs that differ by fold and seed alone share, from their config.json: model, images and recipe."""
-    defines = config['defines']
-    recipe = recipe_of(config) | start_of(config)
-    images = (defines['dataset'], config.get('tree'), *classes)
-    return (defines['model'], *images, *sorted((k, str(v)) for k, v in recipe.items()))
+    dataset, model, *_ = cell_of(config)
+    return model, dataset, config.get('tree'), *classes, runs.fingerprint(recipe_of(config) | start_of(config))
 
 
 def read_all(run_dirs: list[Path], data_dir: str | None = None) -> list[EvaluatedRun]:
@@ -102,54 +119,29 @@ def read_all(run_dirs: list[Path], data_dir: str | None = None) -> list[Evaluate
     return list(evaluated.values())
 
 
-def data_label(one: EvaluatedRun) -> str:
-    """The data set, and the subset where it is not test."""
-    return dataset_label(one.dataset, {}) + f' {one.subset}' * (one.subset != 'test')
-
-
 def title_of(group: list[EvaluatedRun]) -> str:
     first = group[0]
     where = [f'{key} {value}' for key, value in dict(fold=first.fold, seed=first.seed).items() if value is not None]
     if len(group) > 1:
         where = [counted(len({one.fold for one in group}), 'fold'), f'{len(group)} runs']
-    return ', '.join([f'{model_label(first.model)} on {data_label(first)}', *where, *filter(None, [first.caution])])
+    return ', '.join([f'{model_label(first.model)} on {first.data}', *where, *filter(None, [first.caution])])
 
 
 # ---------------------------------------------------------------------------------------------- scores
 
 
-class Scores(NamedTuple):
-    """Of one run, in percent."""
+def over_folds(group: list[EvaluatedRun], scores: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over folds and sample standard deviation, seeds averaged inside a fold first; NaN of a single fold.
 
-    overall: np.ndarray  # (4,), the columns OVERALL; NaN for the ECE of a model without probabilities
-    classes: np.ndarray  # (K, 3), the columns OF_CLASS; NaN where there is nothing to divide by
-    counts: np.ndarray  # (K,) images
-
-
-# Their keys in the CSV, and their titles.
-OVERALL = dict(accuracy='Accuracy', balanced_accuracy='Balanced accuracy', macro_f1='Macro F1', ece='ECE')
-OF_CLASS = dict(precision='Precision', recall='Recall', f1='F1')
-
-
-def scores_of(found: Predictions) -> Scores:
-    """Scores of all images and of each class; the means over classes leave out those without images."""
-    table = confusion_matrix(found.labels, found.predicted, labels=range(len(found.classes)))
-    right, counts, predicted = table.diagonal(), table.sum(1), table.sum(0)
-    with np.errstate(invalid='ignore'):  # NaN, which versions of scikit-learn define differently
-        classes = 100 * np.stack([right / predicted, right / counts, 2 * right / (counts + predicted)], 1)
-    ece = 100 * calibration_error(found.probabilities.max(1), found.predicted == found.labels)
-    _, recall, f1 = classes[counts > 0].mean(0)
-    return Scores(np.array([100 * right.sum() / counts.sum(), recall, f1, ece]), classes, counts)
-
-
-def over_folds(group: list[EvaluatedRun], values: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mean over folds and sample standard deviation, seeds averaged inside a fold first; no deviation of one fold."""
+    Args:
+        scores: 'overall' or 'of_class'.
+    """
     by_fold = defaultdict(list)
-    for one, value in zip(group, values):
-        by_fold[one.fold].append(value)
+    for one in group:
+        by_fold[one.fold].append(getattr(one, scores))
     folds = np.ma.stack([np.ma.masked_invalid(np.stack(seeds)).mean(0) for seeds in by_fold.values()])
-    deviation = folds.std(0, ddof=1).filled(np.nan) if len(folds) > 1 else None
-    return folds.mean(0).filled(np.nan), deviation
+    mean = folds.mean(0).filled(np.nan)
+    return mean, folds.std(0, ddof=1).filled(np.nan) if len(folds) > 1 else np.full_like(mean, np.nan)
 
 
 def compare(evaluated: list[EvaluatedRun]) -> dict | None:
@@ -162,15 +154,6 @@ def compare(evaluated: list[EvaluatedRun]) -> dict | None:
             print('note: not compared, because the two runs were not evaluated on the same images', file=sys.stderr)
         return None
     return mcnemar(first.predicted == first.labels, second.predicted == second.labels)
-
-
-# ---------------------------------------------------------------------------------------------- mistakes
-
-
-def confusions(group: list[EvaluatedRun]) -> np.ndarray:
-    """(K, K) images of all runs of a group, by true class and prediction."""
-    classes = range(len(group[0].found.classes))
-    return sum(confusion_matrix(one.found.labels, one.found.predicted, labels=classes) for one in group)
 
 
 def mistakes(group: list[EvaluatedRun]) -> list[tuple[str, str, str, float]]:

@@ -23,7 +23,7 @@ def t_test(value: float, error: float, df: float) -> dict:
 
 
 def paired(differences: np.ndarray) -> dict:
-    """Paired t-test: is the mean of differences, one an image, zero?"""
+    """Paired t-test: is the mean of differences, one per image, zero?"""
     return t_test(differences.mean(), differences.std(ddof=1) / math.sqrt(len(differences)), len(differences) - 1)
 
 
@@ -35,11 +35,8 @@ def corrected_t_test(differences: list[float], test_to_train: float) -> dict:
     Machine Learning 52 (2003), section 3.2.
 
     Args:
-        differences: J of them, one a fold.
+        differences: J of them, one per fold; as in t_test, p is None with a single one or without spread.
         test_to_train: n_test / n_train.
-
-    Returns:
-        value, low, high and p, as t_test; p is None with a single fold or without spread.
     """
     count = len(differences)
     spread = statistics.stdev(differences) if count > 1 else 0.0
@@ -54,9 +51,6 @@ def detectable(test: dict, df: int, tests: int = 1, power: float = 0.8) -> float
         test: with low and high, as t_test; the spread is taken to be the one that was measured.
         df: its degrees of freedom.
         tests: how many there are of this question, so that p must be below LEVEL / tests.
-
-    Returns:
-        a positive difference, in the unit of the test's value.
     """
     from scipy import optimize, stats
 
@@ -88,27 +82,20 @@ def mcnemar(before: np.ndarray, after: np.ndarray) -> dict:
     return dict(value=100 * (gained - lost) / count, low=low, high=high, p=p, lost=lost, gained=gained)
 
 
-def holm(p_values: list[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment (1979), in the order given; None, where there was no test, stays None."""
-    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    adjusted, highest = [None] * len(p_values), 0.0
-    for rank, (p, i) in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p))
-        adjusted[i] = highest
-    return adjusted
-
-
 def correct(tests: list[dict]) -> None:
-    """Add p_holm to the tests of one question."""
-    for test, p in zip(tests, holm([test['p'] for test in tests])):
-        test['p_holm'] = p
+    """Add p_holm, Holm's step-down adjustment (1979), to the tests of one question; None where there was no test."""
+    tested = sorted((test for test in tests if test['p'] is not None), key=lambda test: test['p'])
+    highest = 0.0
+    for test in tests:
+        test['p_holm'] = None
+    for rank, test in enumerate(tested):
+        highest = max(highest, min(1.0, (len(tested) - rank) * test['p']))
+        test['p_holm'] = highest
 
 
 def p_text(p: float | None) -> str:
     """A p value in three digits; '-' where there was no test."""
-    if p is None:
-        return '-'
-    return '<0.001' if p < 0.001 else f'{p:.3f}'
+    return '-' if p is None else '<0.001' if p < 0.001 else f'{p:.3f}'
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
