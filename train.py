@@ -132,10 +132,7 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
     """Train on every image once; returns means over all processes: of the loss, and of the norm of all gradients.
 
     The norm is that before clipping. Steps that fp16's scaler skips, where it is not finite, are left out; None where
-    all were.
-
-    Raises:
-        Diverged: the loss is not finite.
+    all were. Raises Diverged.
     """
     args, classes, steps, rank = run.args, len(run.splits.classes), len(loader), process_rank()[0]
     torch.manual_seed(seed_of('model', args.seed, epoch, rank))  # dropout and the like
@@ -163,11 +160,7 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
 
 
 def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, bar: tqdm) -> dict:
-    """Train for an epoch (from 1) and validate; returns its line of log.jsonl.
-
-    Raises:
-        Diverged: a loss is not finite.
-    """
+    """Train for an epoch (from 1) and validate; returns its line of log.jsonl. Raises Diverged."""
     args, model, (train_loader, val_loader, _), start = run.args, state.evaluated, loaders, time.perf_counter()
     bar.set_description(f'{run.folder.name} epoch {epoch}/{args.epochs}', refresh=False)
     train_loss, grad_norm = train_images(run, state, train_loader, epoch, bar)
@@ -239,8 +232,8 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
         seconds=round(sum(line['seconds'] for line in progress['history']), 1),
         **{f'n_{subset}': len(getattr(splits, subset)) for subset in ('train', 'val', 'test')},
         pretrained=progress['pretrained'],
-        loaded=progress.get('loaded'),  # a checkpoint of older code does not say
-        weights=progress.get('weights'),
+        loaded=progress['loaded'],
+        weights=progress['weights'],
         fingerprint=run.config['fingerprint'],
         **named,
         **{key: progress[key] for key in ('caution', 'seen') if key in progress},

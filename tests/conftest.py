@@ -121,6 +121,15 @@ def run(tree: Path, run_dir: Path, *more: str, model: str = 'tiny') -> tuple[Pat
     return train.train(options.parse_args(argv_of(tree, run_dir, *more, model=model)))
 
 
+@pytest.fixture(scope='session')
+def whole(tmp_path_factory) -> Path:
+    """The folder of a run of the tiny TwistNet that nothing disturbed; `tree` lies beside it."""
+    root = tmp_path_factory.mktemp('whole')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, 'tiny', TINY)
+        return run(make_dtd(root / 'tree'), root)[0]
+
+
 @functools.cache
 def server() -> prefork.Server:
     return prefork.Server()
