@@ -185,8 +185,8 @@ def mixed_loss(
 ) -> torch.Tensor:
     """Cross-entropy of normalised images after Mixup or CutMix, whose randomness is drawn from `key`.
 
-    `weights` (of the classes) apply to probabilities, mixed or not: so the loss is always a mean over images, while
-    torch divides that of class indices by the sum of the batch's weights.
+    `weights` of the classes apply to probabilities, mixed or not: the loss is always a mean over images. Of class
+    indices torch would divide by the sum of the batch's weights.
     """
     images, targets = mix(images, labels, classes, args.mixup, args.cutmix, key)
     if weights is not None and targets.ndim == 1:
@@ -292,10 +292,10 @@ def evaluate(
 
 
 def find_last(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict | None, list[str]]:
-    """Make a run folder of train.py this process's own, and find where its run resumes; see runs.open_run.
+    """Lock a run folder of train.py and find where its run resumes; see runs.open_run.
 
     Returns:
-        the results if the run is complete, else None; the checkpoint to resume from, if there is one; and notes.
+        the results if the run is complete, the checkpoint to resume from if there is one, and notes.
     """
     runs.claim(folder)
     results, changed = runs.open_run(folder, config, force)
