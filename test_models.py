@@ -670,55 +670,27 @@ def test_first_order_is_the_trunk_of_resnet18():
 
 
 def test_imagenet_weights_are_found_and_loaded_but_for_the_classifier(tmp_path, monkeypatch):
-    source = build_model('twistnet18', num_classes=1000)
+    source = build_model('twistnet18', num_classes=1000, base_width=8)
     (tmp_path / 'weights').mkdir()
     save(tmp_path / 'weights' / 'twistnet18_imagenet.pt', source.state_dict())
     monkeypatch.chdir(tmp_path)
-    model = build_model('twistnet18', num_classes=5, pretrained=True)
+    model = build_model('twistnet18', num_classes=5, base_width=8, pretrained=True)
     for name, tensor in model.state_dict().items():
         if not name.startswith('fc.'):  # not 'fc' anywhere: AIS has tensors of that name too
             assert torch.equal(tensor, source.state_dict()[name]), name
     assert f'loaded {len(source.state_dict()) - 2} of' in model.pretrained
 
-    variant = build_model('twistnet18_no_ais', num_classes=5, pretrained=True)
+    variant = build_model('twistnet18_no_ais', num_classes=5, base_width=8, pretrained=True)
     assert 'not used: layer3.0.stci' in variant.pretrained
-    heads = build_model('twistnet18_heads2', num_classes=5, pretrained=True)
+    heads = build_model('twistnet18_heads2', num_classes=5, base_width=8, pretrained=True)
     assert 'left as initialised: fc, layer3.0.stci' in heads.pretrained
     assert torch.equal(heads.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
-    timm_model = timm.create_model('twistnet18', pretrained=True, num_classes=5)
+    timm_model = timm.create_model('twistnet18', pretrained=True, num_classes=5, base_width=8)
     assert torch.equal(timm_model.layer4[0].stci.ais.fc[2].weight, source.layer4[0].stci.ais.fc[2].weight)
 
 
-def test_a_variant_keeps_what_makes_it_one_and_says_whose_weights_it_took(tmp_path, monkeypatch):
-    source = build_model('twistnet18', num_classes=5)
-    with torch.no_grad():
-        for block in twist_blocks(source):
-            block.gate.fill_(0.7)
-            block.stci.twist.dwconv.weight.fill_(0.3)
-    (tmp_path / 'weights').mkdir()
-    save(tmp_path / 'weights' / 'twistnet18_imagenet.pt', source.state_dict())
-    named = save(tmp_path / 'best.pt', dict(model='twistnet18', state_dict=source.state_dict()))
-    monkeypatch.chdir(tmp_path)
-    for pretrained in (True, named):
-        gate = build_model('twistnet18_gate_1', num_classes=5, pretrained=pretrained)
-        assert [b.gate.item() for b in twist_blocks(gate)] == [1.0] * 4
-        assert (twist_blocks(gate)[0].stci.twist.dwconv.weight == 0.3).all()
-        twist = build_model('twistnet18_random_twist', num_classes=5, pretrained=pretrained)
-        assert (twist_blocks(twist)[0].stci.twist.dwconv.weight != 0.3).all()
-        assert twist_blocks(twist)[0].gate.item() == pytest.approx(0.7)
-        for model in (gate, twist):
-            assert '(weights of twistnet18), without its' in model.pretrained
-    own = save(tmp_path / 'own.pt', dict(model='twistnet18_gate_1', state_dict=source.state_dict()))
-    resumed = build_model('twistnet18_gate_1', num_classes=5, pretrained=own)
-    assert twist_blocks(resumed)[0].gate.item() == pytest.approx(0.7)
-    own = save(tmp_path / 'weights' / 'twistnet18_gate_1_imagenet.pt', source.state_dict())
-    for pretrained in (True, own):
-        found = build_model('twistnet18_gate_1', num_classes=5, pretrained=pretrained)
-        assert twist_blocks(found)[0].gate.item() == pytest.approx(0.7)
-
-
-@pytest.mark.parametrize('form', ['safetensors', 'published', 'latest', 'last'])
-def test_a_variant_stays_one_whatever_file_of_the_full_model_it_is_given(tmp_path, form):
+@pytest.mark.parametrize('form', ['imagenet', 'best', 'safetensors', 'published', 'latest', 'last'])
+def test_a_variant_stays_one_whatever_file_of_the_full_model_it_is_given(tmp_path, monkeypatch, form):
     source = build_model('twistnet18', num_classes=5, base_width=8)
     with torch.no_grad():
         for block in twist_blocks(source):
@@ -726,39 +698,54 @@ def test_a_variant_stays_one_whatever_file_of_the_full_model_it_is_given(tmp_pat
             block.stci.twist.dwconv.weight.fill_(0.3)
             block.stci.twist.scale.fill_(0.9)
     state, path = source.state_dict(), tmp_path / f'{form}.pt'
-    if form == 'safetensors':
+    published = {key: part for name, tensor in state.items() for key, part in published_names(name, tensor)}
+    if form == 'imagenet':
+        (tmp_path / 'weights').mkdir()
+        save(tmp_path / 'weights' / 'twistnet18_imagenet.pt', state)
+        monkeypatch.chdir(tmp_path)
+        path = True
+    elif form == 'safetensors':
         path = path.with_suffix('.safetensors')
         safetensors.torch.save_file({f'module.{k}': v for k, v in state.items()}, path)
-    elif form == 'latest':  # as pretrain_imagenet.py saves it
-        save(path, dict(config=dict(defines=dict(model='twistnet18')), progress=dict(epoch=3), state_dict=state))
-    elif form == 'last':  # as train.py saves it
-        save(path, dict(fingerprint='0', state_dict=state, optimizer={}, run=dict(history=[])))
     else:
-        save(path, {key: part for name, tensor in state.items() for key, part in published_names(name, tensor)})
+        of_training = dict(config=dict(defines=dict(model='twistnet18')), progress=dict(epoch=3), state_dict=state)
+        last = dict(fingerprint='0', state_dict=state, optimizer={}, run=dict(history=[]))
+        best = dict(model='twistnet18', state_dict=state)
+        save(path, dict(published=published, latest=of_training, last=last, best=best)[form])
     gate = build_model('twistnet18_gate_m3', num_classes=5, base_width=8, pretrained=path)
     assert [b.gate.item() for b in twist_blocks(gate)] == [-3.0] * 4
     assert (twist_blocks(gate)[3].stci.twist.dwconv.weight == 0.3).all()
     twist = build_model('twistnet18_random_twist', num_classes=5, base_width=8, pretrained=path)
     assert (twist_blocks(twist)[3].stci.twist.dwconv.weight != 0.3).all()
     assert (twist_blocks(twist)[3].stci.twist.scale == 1).all()
+    assert twist_blocks(twist)[0].gate.item() == pytest.approx(0.7)
     assert torch.equal(twist.fc.weight, source.fc.weight)
-    whose = 'weights of twistnet18' if form == 'latest' else 'weights of an unknown model'
-    assert f'({whose}), without its gate; left as initialised: layer3.0.gate' in gate.pretrained
-    assert f'({whose}), without its twist; left' in twist.pretrained
+    whose = 'twistnet18' if form in ('imagenet', 'best', 'latest') else 'an unknown model'
+    assert f'(weights of {whose}), without its gate; left as initialised: layer3.0.gate' in gate.pretrained
+    assert f'(weights of {whose}), without its twist; left' in twist.pretrained
     full = build_model('twistnet18', num_classes=5, base_width=8, pretrained=path)
     assert twist_blocks(full)[0].gate.item() == pytest.approx(0.7)
 
 
-def test_weights_of_one_variant_do_not_make_it_of_another_model(tmp_path):
+def test_weights_of_one_variant_do_not_make_it_of_another_model(tmp_path, monkeypatch):
     source = build_model('twistnet18_gate_1', num_classes=5, base_width=8)
+    with torch.no_grad():
+        for block in twist_blocks(source):
+            block.gate.fill_(0.5)
     path = save(tmp_path / 'best.pt', dict(model='twistnet18_gate_1', state_dict=source.state_dict()))
-    for name, gate in (('twistnet18_gate_1', 1), ('twistnet18_gate_m3', -3), ('twistnet18', -2)):
+    for name, gate in (('twistnet18_gate_1', 0.5), ('twistnet18_gate_m3', -3), ('twistnet18', -2)):
         model = build_model(name, num_classes=5, base_width=8, pretrained=path)
         assert [b.gate.item() for b in twist_blocks(model)] == [gate] * 4
         assert torch.equal(model.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
         assert '(twistnet18_gate_1)' in model.pretrained
     twist = build_model('twistnet18_random_twist', num_classes=5, base_width=8, pretrained=path)
     assert '(weights of twistnet18_gate_1), without its gate, without its twist;' in twist.pretrained
+    (tmp_path / 'weights').mkdir()
+    own = save(tmp_path / 'weights' / 'twistnet18_gate_1_imagenet.pt', source.state_dict())
+    monkeypatch.chdir(tmp_path)
+    for pretrained in (True, own):  # the name of the file says whose they are
+        found = build_model('twistnet18_gate_1', num_classes=5, base_width=8, pretrained=pretrained)
+        assert twist_blocks(found)[0].gate.item() == 0.5
 
 
 def test_files_of_timm_weights_load_as_the_hub_would(tmp_path):

@@ -196,6 +196,7 @@ def test_reduced_precision_takes_all_of_them(tree, tmp_path, tiny):
     for amp in ('bf16', 'fp16', 'off'):
         folder, _ = run(tree, tmp_path / amp, *more, '--amp', amp)
         losses[amp] = [line['train_loss'] for line in runs.read_log(folder / 'log.jsonl')]
+        assert read_checkpoint(folder / 'best.pt')['state_dict']['fc.weight'].dtype == torch.float32
     assert losses['bf16'] == pytest.approx(losses['off'], rel=0.05)
     assert losses['fp16'] == pytest.approx(losses['off'], rel=0.05)
     assert losses['bf16'] != losses['fp16'] != losses['off']

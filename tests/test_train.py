@@ -33,7 +33,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._inductor.exc import InvalidCxxCompiler
 
-import datasets
 import summarize_runs
 import train
 from common import distributed, images, options, predictions, runs
@@ -180,20 +179,25 @@ def test_damaged_predictions_are_refused(tmp_path, damage, message):
 
 
 def test_the_checkpoint_tested_is_the_later_of_the_best_and_test_is_read_once(tree, tmp_path, tiny, monkeypatch):
-    accuracies = iter([50.0, 75.0, 75.0, 25.0])
-    real, events = train.evaluate, []
+    fake_accuracies(monkeypatch, 75.0, 75.0, 25.0)
+    read, real = [], train.evaluate
+    monkeypatch.setattr(train, 'evaluate', lambda *args: read.append(args[1].dataset.items) or real(*args))
+    folder, results = run(tree, tmp_path)
+    assert (results['best_epoch'], results['best_val_acc']) == (2, 75.0)
+    assert read_checkpoint(folder / 'best.pt')['epoch'] == 2
+    splits = load_splits('dtd', tree, 1)
+    assert read == [splits.val] * 3 + [splits.test] * 2, 'the last and the chosen weights, after all training'
+
+
+def fake_accuracies(monkeypatch, *values: float) -> None:
+    """Validation accuracies, one an epoch; those of the test set are computed."""
+    accuracies, real = iter(values), train.evaluate
 
     def evaluate(model, loader, *rest):
-        loss, acc = real(model, loader, *rest)
-        is_test = loader.dataset.items == datasets.load_splits('dtd', tree, 1).test
-        events.append('test' if is_test else 'val')
-        return (loss, acc) if is_test else (loss, next(accuracies))
+        loss, accuracy = real(model, loader, *rest)
+        return loss, next(accuracies, accuracy)
 
     monkeypatch.setattr(train, 'evaluate', evaluate)
-    folder, results = run(tree, tmp_path, '--epochs', '4')
-    assert (results['best_epoch'], results['best_val_acc']) == (3, 75.0)
-    assert read_checkpoint(folder / 'best.pt')['epoch'] == 3
-    assert events == ['val'] * 4 + ['test'] * 2, 'the last and the chosen weights, after all training'
 
 
 def test_a_complete_run_is_left_alone_and_another_configuration_refused(whole, tmp_path, tiny, capfd):
@@ -224,19 +228,6 @@ def test_a_complete_run_is_left_alone_and_another_configuration_refused(whole, t
     refused('')
     run(tree, runs_here, '--lr', '0.02', '--force', *ONE_EPOCH)
     assert runs.read_json(folder / 'config.json')['options']['lr'] == 0.02
-
-
-@pytest.mark.slow
-def test_weights_are_part_of_the_configuration_and_of_the_results(tree, tmp_path, tiny):
-    for seed, name in ((0, 'a.pt'), (1, 'b.pt')):
-        torch.manual_seed(seed)
-        torch.save(build_model('tiny', 9).state_dict(), tmp_path / name)
-    _, results = run(tree, tmp_path, *ONE_EPOCH, '--pretrained', str(tmp_path / 'a.pt'))
-    assert 'loaded 90 of 92 tensors' in results['pretrained']
-    (tmp_path / 'a.pt').rename(tmp_path / 'c.pt')
-    run(tree, tmp_path, *ONE_EPOCH, '--pretrained', str(tmp_path / 'c.pt'))  # the same bytes
-    with pytest.raises(RunError, match='pretrained'):
-        run(tree, tmp_path, *ONE_EPOCH, '--pretrained', str(tmp_path / 'b.pt'))
 
 
 def test_weights_that_images_of_the_fold_trained_are_said_and_recorded(whole, tree, tmp_path, tiny, capsys):
@@ -368,10 +359,14 @@ def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path, net):
 # ------------------------------------------------------------------------------------------ the machine
 
 
-@pytest.mark.parametrize('environment', ['WORLD_SIZE=4', 'WORLD_SIZE=four', 'WORLD_SIZE=4 MASTER_ADDR=here', 'RANK=3'])
-def test_what_is_left_of_a_job_in_the_environment_does_not_count(tree, tmp_path, tiny, monkeypatch, capfd, environment):
+def set_all(monkeypatch, environment: str) -> None:
     for name, value in (pair.split('=') for pair in environment.split()):
         monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize('environment', ['WORLD_SIZE=4', 'WORLD_SIZE=four', 'WORLD_SIZE=4 MASTER_ADDR=here', 'RANK=3'])
+def test_what_is_left_of_a_job_in_the_environment_does_not_count(monkeypatch, capfd, environment):
+    set_all(monkeypatch, environment)
     distributed.setup('cpu', 1)
     assert distributed.process_rank() == (0, 1)
     known = environment.replace(' ', ', ')
@@ -390,8 +385,7 @@ def test_what_is_left_of_a_job_in_the_environment_does_not_count(tree, tmp_path,
     ],
 )
 def test_a_job_that_cannot_be_is_one_line_and_no_wait(tree, tmp_path, tiny, monkeypatch, capfd, environment, words):
-    for name, value in (pair.split('=') for pair in environment.split()):
-        monkeypatch.setenv(name, value)
+    set_all(monkeypatch, environment)
     message = fails(argv_of(tree, tmp_path / 'runs', '--device', 'cpu'), capfd)
     assert words in message
     assert 'unset WORLD_SIZE' in message
@@ -610,13 +604,14 @@ def test_photographs_are_never_passed_over_for_drawn_images(tree, tmp_path, tiny
 
 
 def test_every_start_of_a_run_begins_with_a_line_that_says_what_it_does(tree, tmp_path, tiny, monkeypatch, capfd):
-    torch.manual_seed(0)
-    torch.save(build_model('tiny', 9).state_dict(), tmp_path / 'w.pt')
+    for seed, name in ((0, 'w.pt'), (1, 'other.pt')):
+        torch.manual_seed(seed)
+        torch.save(build_model('tiny', 9).state_dict(), tmp_path / name)
     (tree / 'images' / 'class0' / 'notes.txt').touch()
-    argv = ('--pretrained', str(tmp_path / 'w.pt'), '--amp', 'bf16', '--epochs', '2')
-    stop_after_one_epoch(monkeypatch, tree, tmp_path, *argv)
+    argv = ('--amp', 'bf16', '--epochs', '2', '--pretrained')
+    stop_after_one_epoch(monkeypatch, tree, tmp_path, *argv, str(tmp_path / 'w.pt'))
     first = capfd.readouterr().err.splitlines()
-    _, results = run(tree, tmp_path, *argv)
+    _, results = run(tree, tmp_path, *argv, str((tmp_path / 'w.pt').rename(tmp_path / 'moved.pt')))  # the same bytes
     again = capfd.readouterr().err.splitlines()
     expected = (
         f'dtd in {tree}, fold 1, images: 24 to train, 12 to validate, 12 to test; classes: 3; model: tiny, weights: '
@@ -629,6 +624,8 @@ def test_every_start_of_a_run_begins_with_a_line_that_says_what_it_does(tree, tm
         assert sum('passed over' in line for line in said) == 1
     assert 0.9 < results['loaded'] < 1, 'a resumed run knows it too'
     assert (results['weights']['share'], results['weights']['gates']) == (results['loaded'], 2)
+    with pytest.raises(RunError, match='pretrained'):
+        run(tree, tmp_path, *argv, str(tmp_path / 'other.pt'))
 
 
 def test_a_run_records_its_whole_tree_whatever_the_fold(tree, tmp_path, tiny):
@@ -644,16 +641,6 @@ def test_a_run_records_its_whole_tree_whatever_the_fold(tree, tmp_path, tiny):
         file.write('class0/new.jpg\n')
     after = described(1)
     assert (after['fingerprint'], after['tree'] != before['tree']) == (before['fingerprint'], True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('amp', ['bf16', 'fp16'])
-def test_reduced_precision_trains(whole, tree, tmp_path, tiny, amp):
-    folder, _ = run(tree, tmp_path, '--amp', amp)
-    losses, reference = ([line['train_loss'] for line in runs.read_log(path / 'log.jsonl')] for path in (folder, whole))
-    assert losses == pytest.approx(reference, abs=0.1)
-    assert losses != reference, 'another precision must show in the last digits'
-    assert read_checkpoint(folder / 'best.pt')['state_dict']['fc.weight'].dtype == torch.float32
 
 
 @pytest.mark.parametrize(('feature', 'expected'), [('avx512_bf16', 'bf16'), ('avx512_f', 'off'), ('amx_bf16', 'bf16')])
@@ -798,19 +785,30 @@ def test_a_torn_last_checkpoint_starts_again_and_says_so(whole, tree, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_and_the_last_checkpoint_is_good(
-    whole, tree, tmp_path, tiny, monkeypatch, capfd
-):
-    real = engine.mix
+def test_a_loss_that_is_not_finite_stops_and_is_not_saved(whole, tree, tmp_path, tiny, monkeypatch, capfd):
+    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
+    before = (folder / 'last.pt').read_bytes()
+    mix, train_images = engine.mix, train.train_images
 
-    def mix(images, labels, num_classes, mixup, cutmix, key):
-        images, targets = real(images, labels, num_classes, mixup, cutmix, key)
-        return images * float('nan') if key[2] >= 4 else images, targets  # from the middle of the second epoch
+    def odd_mix(images, *rest):  # from the middle of the second epoch
+        images, targets = mix(images, *rest)
+        return images * float('nan') if rest[-1][2] >= 4 else images, targets
 
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, 'mix', mix)
-        assert 'the training loss is nan' in fails(argv_of(tree, tmp_path), capfd, DIVERGED)
-    folder, _ = run(tree, tmp_path)
+    def odd_end(run, state, *rest):  # the loss of the last step is finite; what the step makes of the weights is not
+        loss = train_images(run, state, *rest)
+        with torch.no_grad():
+            state.model.fc.weight.fill_(float('nan'))
+        return loss
+
+    for place, name, odd, words in (
+        (engine, 'mix', odd_mix, 'the training loss is nan within 3 steps of this epoch'),
+        (train, 'train_images', odd_end, 'the validation loss is nan after epoch 2'),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, odd)
+            assert words in fails(argv_of(tree, tmp_path), capfd, DIVERGED)
+        assert (folder / 'last.pt').read_bytes() == before
+    run(tree, tmp_path)
     assert 'resuming after epoch 1' in capfd.readouterr().err
     assert outcome(folder) == outcome(whole)
 
@@ -824,36 +822,6 @@ def test_a_full_disk_loses_nothing(whole, tree, tmp_path, tiny, monkeypatch, cap
     train.cli(argv_of(tree, tmp_path))
     assert 'resuming after epoch' in capfd.readouterr().err
     assert outcome(folder) == outcome(whole)
-
-
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_after_the_last_step_is_not_saved(tree, tmp_path, tiny, monkeypatch, capfd):
-    # The loss of the last step is finite; what the step makes of the weights is not.
-    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
-    before = (folder / 'last.pt').read_bytes()
-    real = train.train_images
-
-    def train_images(run, state, *rest):
-        loss = real(run, state, *rest)
-        with torch.no_grad():
-            state.model.fc.weight.fill_(float('nan'))
-        return loss
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, 'train_images', train_images)
-        assert 'the validation loss is nan after epoch 2' in fails(argv_of(tree, tmp_path), capfd, DIVERGED)
-    assert (folder / 'last.pt').read_bytes() == before
-
-
-def fake_accuracies(monkeypatch, *values: float) -> None:
-    """Validation accuracies, one an epoch; those of the test set are computed."""
-    accuracies, real = iter(values), train.evaluate
-
-    def evaluate(model, loader, *rest):
-        loss, accuracy = real(model, loader, *rest)
-        return loss, next(accuracies, accuracy)
-
-    monkeypatch.setattr(train, 'evaluate', evaluate)
 
 
 @pytest.mark.slow
@@ -883,32 +851,6 @@ def test_killed_between_its_checkpoints_and_resumed_elsewhere_it_tests_what_it_r
     best = read_checkpoint(folder / 'best.pt')
     assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc']) == expected
     assert evaluate_on(folder, load_splits('dtd', tree, 1).test) == (results['test_loss'], results['test_acc'])
-
-
-@pytest.mark.slow
-def test_a_best_checkpoint_that_is_lost_is_made_again_or_the_run_starts_again(tree, tmp_path, tiny, monkeypatch, capfd):
-    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
-    best = read_checkpoint(folder / 'best.pt')
-    history = read_checkpoint(folder / 'last.pt')['run']
-    later = history | dict(history=2 * history['history'])
-    assert engine.holds_best(folder, later)
-    torch.save(best | dict(epoch=2), folder / 'best.pt')  # as versions left it that wrote best.pt first
-    assert not engine.holds_best(folder, later)
-    (folder / 'best.pt').unlink()
-    assert not engine.holds_best(folder, later)
-    assert engine.holds_best(folder, history), 'the last epoch is the best one: last.pt has its weights'
-    fake_accuracies(monkeypatch, 0.0, 0.0)
-    _, results = run(tree, tmp_path)
-    assert 'starting again' not in capfd.readouterr().err
-    assert results['best_epoch'] == 1
-    again = read_checkpoint(folder / 'best.pt')
-    assert all(again['state_dict'][name].equal(tensor) for name, tensor in best['state_dict'].items())
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, 'holds_best', lambda *_: False)
-        cut = stop_after_one_epoch(patch, tree, tmp_path / 'b')
-        results, last, notes = engine.find_last(cut, runs.read_json(cut / 'config.json'), False)
-    assert (results, last) == (None, None)
-    assert 'best.pt is missing or of another epoch than the best one; starting again' in notes[-1]
 
 
 def test_after_force_the_advice_is_not_to_force_again(tree, tmp_path, tiny, monkeypatch, capfd):
