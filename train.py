@@ -193,7 +193,7 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
         progress |= dict(best_val_acc=line['val_acc'], best_epoch=epoch)
     if is_main():
         last = dict(fingerprint=run.config['fingerprint'], run=progress) | state_dicts(state)
-        checkpoint.save_checkpoint(run.folder / 'last.pt', last)  # before best.pt, see engine.holds_best
+        checkpoint.save_checkpoint(run.folder / 'last.pt', last)  # before best.pt, see engine.find_last
         if improved:
             save_best(run, state, progress)
         runs.write_log(run.folder / 'log.jsonl', history)
@@ -208,19 +208,18 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
 def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoader, bar: tqdm) -> dict:
     """Read the test set once, with the last weights for the record and the chosen ones for the result."""
     args, splits, model, folder = run.args, run.splits, state.evaluated, run.folder
+    statistics = state.preprocessing.statistics
     bar.set_description(f'{folder.name} test', refresh=False)
-    _, test_acc_last = evaluate(model, loader, run.device, args.amp, bar, state.preprocessing.statistics)
+    _, test_acc_last = evaluate(model, loader, run.device, args.amp, bar, statistics)
     if is_main():
         model.load_state_dict(checkpoint.read_checkpoint(folder / 'best.pt')['state_dict'])
     share_weights(model)
     probabilities = torch.zeros(len(splits.test), len(splits.classes), device=run.device)
-    statistics = state.preprocessing.statistics
     test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, statistics, probabilities)
     bar.close()
     if not math.isfinite(test_loss):
         say(f'note: the test loss is {test_loss}, which results.json holds as null; the accuracy stands')
         test_loss = None  # JSON has no such number
-    named = {} if args.name is None else dict(name=args.name)
     results = {key: getattr(args, key) for key in ('dataset', 'fold', 'seed', 'model')} | dict(
         test_acc=test_acc,
         test_loss=test_loss,
@@ -235,7 +234,7 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
         loaded=progress['loaded'],
         weights=progress['weights'],
         fingerprint=run.config['fingerprint'],
-        **named,
+        **({} if args.name is None else dict(name=args.name)),
         **{key: progress[key] for key in ('caution', 'seen') if key in progress},
     )
     if is_main():

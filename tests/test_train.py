@@ -853,6 +853,23 @@ def test_killed_between_its_checkpoints_and_resumed_elsewhere_it_tests_what_it_r
     assert evaluate_on(folder, load_splits('dtd', tree, 1).test) == (results['test_loss'], results['test_acc'])
 
 
+@pytest.mark.slow
+def test_a_best_checkpoint_of_another_epoch_starts_again(whole, tree, tmp_path, tiny, monkeypatch, capfd):
+    def train_epoch(run, state, loaders, epoch, bar):
+        return real(run, state, loaders, epoch, bar) | dict(val_acc=50.0 - epoch) if epoch < 3 else 1 / 0
+
+    real = train.train_epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(train, 'train_epoch', train_epoch)
+        with pytest.raises(ZeroDivisionError):
+            run(tree, tmp_path)
+    best = tmp_path / whole.name / 'best.pt'
+    torch.save(read_checkpoint(best) | dict(epoch=2), best)  # as in a folder that was copied while the run was made
+    folder, _ = run(tree, tmp_path)
+    assert 'best.pt is missing or of another epoch than the best one; starting again' in capfd.readouterr().err
+    assert outcome(folder) == outcome(whole)
+
+
 def test_after_force_the_advice_is_not_to_force_again(tree, tmp_path, tiny, monkeypatch, capfd):
     def stop(*_):
         raise KeyboardInterrupt(signal.SIGINT)

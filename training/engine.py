@@ -310,23 +310,11 @@ def find_last(folder: Path, config: dict, force: bool) -> tuple[dict | None, dic
     except ModelError as error:
         runs.write_json(folder / 'config.json', config)  # of the environment that makes every epoch
         return None, None, [*notes, f'note: {error}; starting again from epoch 1, with the same result']
-    if not holds_best(folder, last['run']):
+    best, progress = folder / 'best.pt', last['run']
+    held = read_checkpoint(best)['epoch'] if best.exists() else None
+    # Where the last epoch is the best one, train.py makes best.pt again of last.pt, which is written first.
+    if progress['best_epoch'] not in (held, len(progress['history'])):
         runs.write_json(folder / 'config.json', config)
-        lost = f'{folder / "best.pt"} is missing or of another epoch than the best one; starting again from epoch 1'
+        lost = f'{best} is missing or of another epoch than the best one; starting again from epoch 1'
         return None, None, [*notes, f'note: {lost}']
     return None, last, notes
-
-
-def holds_best(folder: Path, progress: dict) -> bool:
-    """Whether the best weights of a run exist, in best.pt or, if its last epoch is the best one, in last.pt.
-
-    last.pt is written first: a run killed between the two still has what best.pt should hold.
-    """
-    if progress['best_epoch'] == len(progress['history']):
-        return True
-    try:
-        best = read_checkpoint(folder / 'best.pt')
-    except (FileNotFoundError, ModelError):
-        return False
-    wanted = dict(epoch=progress['best_epoch'], val_acc=progress['best_val_acc'])
-    return wanted.items() <= best.items()
