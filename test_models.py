@@ -308,20 +308,6 @@ def test_twistnet18_stores_little_more_than_resnet18_for_the_backward_pass():
     assert sizes[1] / sizes[0] <= 1.05
 
 
-def test_what_is_computed_again_in_the_backward_pass_has_the_same_gradients(monkeypatch):
-    data, model = reference()
-    x, y = torch.from_numpy(data['x']).double(), torch.from_numpy(data['y'])
-    model.double()
-
-    def gradients():
-        return torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
-
-    again = gradients()
-    monkeypatch.setattr(models, 'checkpoint', lambda function, *inputs, **_: function(*inputs))
-    stored = gradients()
-    assert all(torch.equal(a, b) for a, b in zip(again, stored))
-
-
 @pytest.mark.slow
 def test_gradcheck_of_stci():
     torch.manual_seed(1)
@@ -356,19 +342,6 @@ def test_every_parameter_gets_a_gradient(name):
     # What float64 rounds to 1e-17 is zero by construction: a bias that a BatchNorm subtracts again.
     idle = [n for n, g in grads.items() if g.norm() < 1e-12]
     assert idle == [n for n in grads if n.endswith('stci.norm.bias')]
-
-
-def test_a_shifted_texture_gives_shifted_interactions():
-    torch.manual_seed(0)
-    stci = STCI(16).eval()
-    stci.reset_parameters()
-    wide = torch.randn(1, 16, 12, 13)
-    here, right, below = (wide[:, :, y : y + 10, x : x + 10] for y, x in ((0, 0), (0, 1), (1, 0)))
-    inner = slice(1, -1)  # the border sees the zero padding
-    a, b, c = (stci.interactions(h) for h in (here, right, below))
-    torch.testing.assert_close(a[..., inner, 2:-1], b[..., inner, 1:-2])
-    torch.testing.assert_close(a[..., 2:-1, inner], c[..., 1:-2, inner])
-    assert not torch.allclose(a, b)
 
 
 @pytest.mark.parametrize('direction', range(4))
@@ -534,9 +507,8 @@ def test_what_timm_saved_is_what_timm_loads(decoy, name, safe, kwargs):
     assert not torch.equal(fresh.stem[0].weight, source.stem[0].weight)
 
 
-@pytest.mark.parametrize('safe', [True, False])
-def test_a_pushed_model_comes_from_the_hub(decoy, monkeypatch, safe):
-    source, x = pushed(decoy / 'repository', 'twistnet18_random_twist', safe), torch.randn(2, 3, 32, 32)
+def test_a_pushed_model_comes_from_the_hub(decoy, monkeypatch):
+    source, x = pushed(decoy / 'repository', 'twistnet18_random_twist', False), torch.randn(2, 3, 32, 32)
 
     def download(repo_id, filename, **_):
         assert repo_id == 'user/net'

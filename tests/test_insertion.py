@@ -9,7 +9,6 @@ import timm
 import torch
 from torch import nn
 
-import models
 from common import registry
 from common.errors import ModelError
 from common.insertion import Gated, attach
@@ -208,13 +207,6 @@ def test_weights_of_variants(tmp_path, capsys):
     heads = build_model(f'stci_heads2_{SMALL}', 5, tmp_path / 'full.pt', img_size=64)
     assert 0.8 < heads.loaded < 1, 'what fits'
     assert 'not used: stci' in build_model(SMALL, 5, tmp_path / 'full.pt', img_size=64).pretrained
-
-
-def test_selection_is_watched():
-    model = build_model(f'stci_{SMALL}', 5, img_size=64).eval()
-    with models.watch_selection(model) as sums, torch.no_grad():
-        model(torch.randn(2, 3, 64, 64))
-    assert {name: total[1].item() for name, total in sums.items()} == {'stci.stage3': 352, 'stci.stage4': 352}
 
 
 def test_a_gated_branch_adds_its_share():

@@ -157,25 +157,22 @@ def test_run_folder_is_as_promised(whole, tiny):
     assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc'])
 
 
-@pytest.mark.parametrize(
-    ('damage', 'message'),
-    [
-        (lambda text: text[: len(text) // 2].rsplit(b',', 1)[0], 'incomplete|damaged'),
-        (lambda text: text.replace(b'label', b'truth', 1), 'is no test_predictions.csv'),
-        (lambda text: text.replace(b'\na/1.png,a', b'\na/1.png,z'), 'damaged'),
-    ],
-)
-def test_damaged_predictions_are_refused(tmp_path, damage, message):
+def test_damaged_predictions_are_refused(tmp_path):
     path, values = tmp_path / runs.PREDICTIONS, np.array([[0.25, 0.75], [0.5, 0.5]], dtype=np.float32)
+    with pytest.raises(RunError, match='missing'):
+        predictions.read_predictions(path)
     predictions.write_predictions(path, [(f'{tmp_path}/a/1.png', 0), ('x,"y.png', 1)], ['a', 'b'], values, tmp_path)
-    found = predictions.read_predictions(path)
+    found, text = predictions.read_predictions(path), path.read_bytes()
     assert (found.paths, found.predicted.tolist()) == (['a/1.png', 'x,"y.png'], [1, 0])
     assert np.array_equal(found.probabilities, values)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(RunError, match=message):
-        predictions.read_predictions(path)
-    with pytest.raises(RunError, match='missing'):
-        predictions.read_predictions(tmp_path / 'other.csv')
+    for damaged, words in (
+        (text[: len(text) // 2].rsplit(b',', 1)[0], 'incomplete|damaged'),
+        (text.replace(b'label', b'truth', 1), 'is no test_predictions.csv'),
+        (text.replace(b'\na/1.png,a', b'\na/1.png,z'), 'damaged'),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(RunError, match=words):
+            predictions.read_predictions(path)
 
 
 def test_the_checkpoint_tested_is_the_later_of_the_best_and_test_is_read_once(tree, tmp_path, tiny, monkeypatch):
@@ -302,19 +299,6 @@ def test_loader_processes_start_with_the_loader_and_draw_nothing_yet(tree):
     assert set(multiprocessing.active_children()) - before == started
 
 
-def kill_when(process, condition, limit: float = 200) -> bool:
-    """SIGKILL the process and its loaders as soon as the condition holds; False if the process ended before."""
-    end = time.monotonic() + limit
-    while process.poll() is None and not condition():
-        assert time.monotonic() < end, 'the moment to kill never came'
-        time.sleep(0.0005)
-    alive = process.poll() is None
-    if alive:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    return alive
-
-
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tmp_path, net, one_thread):
     tree = make_dtd(tmp_path / 'tree', per_subset=(8, 8, 40))
@@ -334,7 +318,12 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tmp_path, net
 
     # The first checkpoint is being written; in an epoch; between the last epoch and the results.
     for moment in (lambda: (folder / 'last.pt.tmp').exists(), in_an_epoch, lambda: epochs() >= 3):
-        assert kill_when(start('train.py', *arguments), moment)
+        process = start('train.py', *arguments)
+        while not moment():
+            assert process.poll() is None, 'the moment to kill never came'
+            time.sleep(0.0005)
+        process.kill_group()  # its loaders too
+        process.communicate()
         assert not (folder / 'results.json').exists()
     code, _, err = finish(start('train.py', *arguments))
     assert code == 0, err
