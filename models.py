@@ -50,13 +50,9 @@ DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1))  # (dy, dx) of 0, 45, 90 and 135 
 
 
 class AIS(nn.Module):
-    """Adaptive Interaction Selection: one weight per channel and image, from the channels' means.
+    """Adaptive Interaction Selection: one weight per channel and image, from the channels' means: (B, D, H, W) -> same.
 
-    Args:
-        channels: D, the number of interaction channels. The hidden width is max(D // 4, 16).
-
-    Shape:
-        (B, D, H, W) -> (B, D, H, W)
+    The hidden width is max(D // 4, 16).
     """
 
     def __init__(self, channels: int):
@@ -82,12 +78,8 @@ class AIS(nn.Module):
 class Twist(nn.Module):
     """Spiral twist: every head blends its channels with their neighbour in the head's direction.
 
-    The depthwise kernels start as 0.5 at the centre and 0.5 at the neighbour of DIRECTIONS[k] for head k.
-
-    Args:
-        num_heads: number of heads; head k takes DIRECTIONS[k].
-        c_red: channels a head.
-        directional: start from the directions; False starts from Kaiming-normal kernels instead.
+    The depthwise kernels of head k start as 0.5 at the centre and 0.5 at the neighbour of DIRECTIONS[k], or without
+    `directional` as Kaiming-normal ones.
 
     Shape:
         (B, num_heads * c_red, H, W) -> the same
@@ -153,8 +145,6 @@ class STCI(nn.Module):
         super().__init__()
         if not 1 <= num_heads <= len(DIRECTIONS):
             raise ValueError(f'num_heads must be 1 to {len(DIRECTIONS)}, one direction a head; got {num_heads}')
-        if c_red < 1:
-            raise ValueError(f'c_red must be at least 1; got {c_red}')
         self.num_heads, self.c_red, self.use_products = num_heads, c_red, use_products
         width = num_heads * c_red
         dim = num_heads * (c_red + (c_red * (c_red + 1) // 2 if use_products else 0))
@@ -246,10 +236,7 @@ class BasicBlock(nn.Module):
 class TwistBlock(BasicBlock):
     """A BasicBlock with a gated STCI branch on h, the tensor between its two convolutions.
 
-    Args:
-        in_channels, channels, stride: as in BasicBlock.
-        gate_init: initial value of the scalar gate before its sigmoid; -2 lets 0.119 of the branch through.
-        stci: keyword arguments of STCI.
+    `gate_init` starts the scalar gate before its sigmoid: -2 lets 0.119 of the branch through. `stci` goes to STCI.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, gate_init: float = GATE_INIT, **stci):
@@ -361,10 +348,6 @@ class TwistNet(nn.Module):
             elif match[3] not in ('idx_i', 'idx_j'):  # the order of the products, which is fixed
                 heads.setdefault(match[1] + match[3], {})[int(match[2])] = value
         for key, parts in heads.items():
-            if sorted(parts) != list(range(len(parts))) or len({part.shape for part in parts.values()}) > 1:
-                raise ValueError(
-                    f'{key}: the heads {sorted(parts)} of the state dict are not a full set of equal shapes'
-                )
             tensors = [parts[k] for k in range(len(parts))]
             dim = 1 if key.endswith('twist.scale') else 0
             state[key] = tensors[0] if key.endswith('num_batches_tracked') else torch.cat(tensors, dim)
@@ -403,18 +386,13 @@ class TwistNet(nn.Module):
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
     ):
-        """Feature maps of the stem (index 0) and of stages 1 to 4, as timm defines them.
+        """Feature maps of the stem (index 0) and of stages 1 to 4, with timm's arguments.
 
-        Args:
-            x: (B, in_chans, H, W).
-            indices: which maps to return: the last n, a list of indices, or None for all.
-            norm: accepted for timm's signature; there is no final norm to apply.
-            stop_early: stop after the last map asked for.
-            output_fmt: 'NCHW' only.
-            intermediates_only: return the list of maps without the final features.
+        Returns:
+            the maps of `indices` (the last n, a list, or None for all), after the final features unless
+            intermediates_only. There is no final norm to apply, and no other output_fmt.
         """
-        if output_fmt != 'NCHW':
-            raise ValueError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
+        assert output_fmt == 'NCHW', output_fmt
         wanted, last = feature_take_indices(len(self.feature_info), indices)
         x = self.stem(x)
         maps = [x] if 0 in wanted else []
@@ -468,7 +446,7 @@ def gates_of(model: nn.Module) -> dict[str, float]:
 
 @contextlib.contextmanager
 def watch_selection(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Sums of AIS's weights in every block over the images that pass through the model in the body.
+    """Sums of AIS's weights over the images that pass through the model in the body.
 
     Yields:
         {'layer3.0': (sum, number of weights) as a float64 tensor, ..}; empty for a model without AIS.
@@ -497,18 +475,17 @@ def build_model(
     Args:
         name: a key of registry.MODELS; any model of timm; or stci_NAME, such a CNN with STCI (see common/insertion.py).
         num_classes: outputs of the classifier.
-        pretrained: True for ImageNet weights: timm's for a baseline; for a TwistNet weights/twistnet18_imagenet.pt
-            (in the working directory, then beside this file), otherwise timm's ResNet-18 for the stem and stages 1
-            and 2. 'trunk' loads the whole of that ResNet-18 into TwistNet's trunk, 'trunk=PATH' that of a file; for
-            other models they are True and PATH. A path loads that file. What was loaded is printed on stderr and
-            stored in `model.pretrained`, the share of the parameters (0 to 1) in `model.loaded`, and all of it as
-            numbers in `model.loaded_weights`; these are None if nothing was asked for.
+        pretrained: a file; or True for ImageNet weights: timm's for a baseline; for a TwistNet
+            weights/twistnet18_imagenet.pt (in the working directory, then beside this file), otherwise timm's ResNet-18
+            for the stem and stages 1 and 2. 'trunk' loads the whole of that ResNet-18 into TwistNet's trunk,
+            'trunk=PATH' that of a file; for other models they are True and PATH. What was loaded is printed on stderr
+            and is in `model.pretrained` (words), `.loaded` (share of the parameters) and `.loaded_weights` (a record),
+            each None if nothing was asked for.
         img_size: side of the square input in pixels, for models whose parameters depend on it (default 224).
         **kwargs: passed to the constructor: TwistNet's, or timm's.
 
     Raises:
-        ModelError: unknown name or keyword; an img_size that the model cannot have; weights that are missing, unsafe,
-            of another architecture or cannot be fetched.
+        ModelError: an unknown name or keyword, an img_size that the model cannot have, or weights that do not load.
     """
     from common.checkpoint import load_pretrained
     from common.errors import ModelError

@@ -131,10 +131,7 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
     """Train on every image once; returns means over all processes: of the loss, and of the norm of all gradients.
 
     The norm is that before clipping. Steps that fp16's scaler skips, where it is not finite, are left out; None where
-    all were.
-
-    Raises:
-        Diverged: the loss is not finite.
+    all were. Raises Diverged.
     """
     args, classes, steps, rank = run.args, len(run.splits.classes), len(loader), process_rank()[0]
     torch.manual_seed(seed_of('model', args.seed, epoch, rank))  # dropout and the like
@@ -162,11 +159,7 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
 
 
 def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, bar: tqdm) -> dict:
-    """Train for an epoch (from 1) and validate; returns its line of log.jsonl.
-
-    Raises:
-        Diverged: a loss is not finite.
-    """
+    """Train for an epoch (from 1) and validate; returns its line of log.jsonl. Raises Diverged."""
     args, model, (train_loader, val_loader, _), start = run.args, state.evaluated, loaders, time.perf_counter()
     bar.set_description(f'{run.folder.name} epoch {epoch}/{args.epochs}', refresh=False)
     train_loss, grad_norm = train_images(run, state, train_loader, epoch, bar)
@@ -199,7 +192,7 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
         progress |= dict(best_val_acc=line['val_acc'], best_epoch=epoch)
     if is_main():
         last = dict(fingerprint=run.config['fingerprint'], run=progress) | state_dicts(state)
-        checkpoint.save_checkpoint(run.folder / 'last.pt', last)  # before best.pt, see engine.holds_best
+        checkpoint.save_checkpoint(run.folder / 'last.pt', last)  # before best.pt, see engine.find_last
         if improved:
             save_best(run, state, progress)
         runs.write_log(run.folder / 'log.jsonl', history)
@@ -214,19 +207,18 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
 def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoader, bar: tqdm) -> dict:
     """Read the test set once, with the last weights for the record and the chosen ones for the result."""
     args, splits, model, folder = run.args, run.splits, state.evaluated, run.folder
+    statistics = state.preprocessing.statistics
     bar.set_description(f'{folder.name} test', refresh=False)
-    _, test_acc_last = evaluate(model, loader, run.device, args.amp, bar, state.preprocessing.statistics)
+    _, test_acc_last = evaluate(model, loader, run.device, args.amp, bar, statistics)
     if is_main():
         model.load_state_dict(checkpoint.read_checkpoint(folder / 'best.pt')['state_dict'])
     share_weights(model)
     probabilities = torch.zeros(len(splits.test), len(splits.classes), device=run.device)
-    statistics = state.preprocessing.statistics
     test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, statistics, probabilities)
     bar.close()
     if not math.isfinite(test_loss):
         say(f'note: the test loss is {test_loss}, which results.json holds as null; the accuracy stands')
         test_loss = None  # JSON has no such number
-    named = {} if args.name is None else dict(name=args.name)
     results = {key: getattr(args, key) for key in ('dataset', 'fold', 'seed', 'model')} | dict(
         test_acc=test_acc,
         test_loss=test_loss,
@@ -238,10 +230,10 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
         seconds=round(sum(line['seconds'] for line in progress['history']), 1),
         **{f'n_{subset}': len(getattr(splits, subset)) for subset in ('train', 'val', 'test')},
         pretrained=progress['pretrained'],
-        loaded=progress.get('loaded'),  # a checkpoint of older code does not say
-        weights=progress.get('weights'),
+        loaded=progress['loaded'],
+        weights=progress['weights'],
         fingerprint=run.config['fingerprint'],
-        **named,
+        **({} if args.name is None else dict(name=args.name)),
         **{key: progress[key] for key in ('caution', 'seen') if key in progress},
     )
     if is_main():

@@ -3,7 +3,6 @@
 import argparse
 import io
 import logging
-import pickle
 import re
 import sys
 from collections import Counter
@@ -17,6 +16,7 @@ import torch
 from timm.models import adapt_input_conv, build_model_with_cfg, get_pretrained_cfg, resolve_pretrained_cfg
 from torch import nn
 
+from common import runs
 from common.errors import ModelError, UnsafeCheckpoint, lfs_pointer
 from common.registry import BRANCH, MODELS, entry_of, is_own
 from common.weights import split_trunk, weights_source
@@ -27,8 +27,8 @@ WRAPPERS = ('module', '_orig_mod', 'model', 'backbone', 'net', 'network', 'encod
 # ---------------------------------------------------------------------------------------------- files
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint onto the CPU without running any code that it may carry.
+def read_checkpoint(path: str | Path) -> Any:
+    """Read a checkpoint, or a .safetensors file of the hub, onto the CPU without running any code that it may carry.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -37,39 +37,31 @@ def read_checkpoint(path: str | Path) -> dict:
     # Data, which runs no code: the training scripts of timm and torchvision store their options beside the weights.
     torch.serialization.add_safe_globals([argparse.Namespace])  # here, because timm takes it away after its own reading
     try:
+        if Path(path).suffix == '.safetensors':
+            return safetensors.torch.load_file(path)
         return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged file can fail anywhere in the unpickling
-        if isinstance(error, pickle.UnpicklingError) and 'unsupported global' in str(error).lower():
+        if 'unsupported global' in str(error).lower():
             raise UnsafeCheckpoint(
                 f'{path}: refused, the file holds pickled code, not only tensors; give a file of the state dict alone, '
                 'as torch.save writes it from the code that made this one'
             ) from error
-        if isinstance(error, OSError) and error.strerror:
-            raise ModelError(f'{path}: cannot be read ({error.strerror})') from error
-        raise ModelError(f'{path}: {lfs_pointer(path) or "damaged or not a PyTorch checkpoint"}') from error
+        why = getattr(error, 'strerror', None) or lfs_pointer(path) or 'damaged or not a PyTorch checkpoint'
+        raise ModelError(f'{path}: {why}') from error
 
 
 def read_weights(path: Path) -> Any:
-    """Read a weights file: a checkpoint, or a .safetensors file as the hub distributes. Raises ModelError."""
-    if path.suffix != '.safetensors':
-        try:
-            return read_checkpoint(path)
-        except FileNotFoundError as error:
-            raise ModelError(f'{path}: no such weights file') from error
-    if not path.is_file():
-        raise ModelError(f'{path}: no such weights file')
+    """read_checkpoint of a file that must be there."""
     try:
-        return safetensors.torch.load_file(path)
-    except Exception as error:
-        raise ModelError(f'{path}: cannot be read as safetensors ({lfs_pointer(path) or error})') from error
+        return read_checkpoint(path)
+    except FileNotFoundError as error:
+        raise ModelError(f'{path}: no such weights file') from error
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
     """torch.save, atomically. Raises RunError if the disk is full; the previous file is then untouched."""
-    from common import runs  # here, because it needs file locks, and models.py must import on Windows too
-
     buffer = io.BytesIO()  # so that a full disk raises in write_atomic and not inside torch.save
     torch.save(checkpoint, buffer)
     runs.write_atomic(path, buffer.getvalue())
@@ -149,13 +141,9 @@ def size_arguments(name: str, img_size: int | None) -> dict:
 
 
 def build_for_timm(make: Callable[..., nn.Module], name: str, pretrained: bool, **kwargs) -> nn.Module:
-    """Build a TwistNet as timm.create_model asks for it, from any source of weights that timm's configuration names.
+    """Build a model as timm.create_model asks for it, from any source of weights that timm's configuration names.
 
-    Args:
-        make: the class.
-        name: its entry in the registry.
-        pretrained: as timm gives it.
-        **kwargs: of the class and of timm.models.build_model_with_cfg.
+    `kwargs` are of `make` and of timm.models.build_model_with_cfg.
     """
     cfg = resolve_pretrained_cfg(name, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')).to_dict()
     # A folder or repository written by timm names its architecture; any other source may hold any model.
@@ -210,117 +198,81 @@ def load_weights(
         what, origin = f'{what} ({stated})', stated
     if trunk and 'twist' in entry_of(name) and 'conv1.weight' not in state:
         raise ModelError(f'{what}: is no ResNet-18, whose weights --pretrained trunk loads')
-    state, partial, note = adapt(model, name, state, origin, trunk)
-    model.loaded_weights = load_tensors(model, state, what + note, name, partial)
+    state, free, note = adapt(model, name, state, origin, trunk)
+    model.loaded_weights = load_tensors(model, state, what + note, name, free)
     model.pretrained, model.loaded = model.loaded_weights.sentence, model.loaded_weights.share
     print(f'{name}: {model.pretrained}', file=sys.stderr)
 
 
 def extract_state(checkpoint: Any, what: str) -> tuple[dict[str, torch.Tensor], str | None]:
     """The state dict in a checkpoint (or the checkpoint itself) and the model name that the checkpoint states."""
-    state = checkpoint
-    whole = checkpoint if isinstance(checkpoint, dict) else {}
-    config = whole.get('config')  # of pretraining's latest.pt
-    defines = config.get('defines') if isinstance(config, dict) else None
-    names = whole.get('model'), whole.get('arch'), defines.get('model') if isinstance(defines, dict) else None
+    state, names = checkpoint, []
+    if isinstance(checkpoint, dict):
+        config = checkpoint.get('config')  # of pretraining's latest.pt
+        defines = config.get('defines', {}) if isinstance(config, dict) else {}
+        names = [checkpoint.get('model'), checkpoint.get('arch'), defines.get('model')]
     # Averaged weights, of --ema, timm and torchvision, before those of the last step: they were the validated ones.
     for key in ('average', 'state_dict_ema', 'model_ema', 'state_dict', 'model'):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    tensors = {}
-    if isinstance(state, dict):
-        tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
     if not tensors:
         raise ModelError(f'{what}: holds no state dict')
-    stated = next((name for name in names if isinstance(name, str)), None)
-    return tensors, stated
+    return tensors, next((name for name in names if isinstance(name, str)), None)
 
 
 def adapt(
     model: nn.Module, name: str, state: dict[str, torch.Tensor], origin: str | None, trunk: bool = False
-) -> tuple[dict[str, torch.Tensor], bool, str]:
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...], str]:
     """Rename the weights of timm or of the published code, and drop what would turn one variant into another.
 
     Variants that differ only in how parameters start (registry: keep_init) leave those parameters out of weights of
-    another or an unknown model.
-
-    Args:
-        model: the model that loads them.
-        name: its entry in the registry.
-        state: the weights.
-        origin: the model that they are of, None if unknown.
-        trunk: see load_weights.
+    another or an unknown model. Of a variant's weights another variant takes what fits.
 
     Returns:
-        the weights, whether some tensors may differ in shape, and a note for the report.
+        the weights, what begins the names of tensors that may differ in shape, and a note for the report.
     """
-    entry = entry_of(name)
+    entry, note = entry_of(name), ''
     if entry.get('base', name) == 'seresnet18' and 'layer0.conv1.weight' in state:  # timm's legacy_seresnet18
         names = {
             k: k.removeprefix('layer0.').replace('.se_module.', '.se.').replace('last_linear.', 'fc.') for k in state
         }
         # Stage 1 of the older definition squeezes to 4 channels instead of 8: its SE layers are left out.
-        return {n: state[k] for k, n in names.items() if not re.match(r'layer1\.\d\.se\.', n)}, False, ''
-    if 'stci' in entry:
-        state, note = adapt_branch(model, name, state, origin)
-        return state, False, note
-    if 'twist' not in entry:
-        return state, False, ''
-    note = ''
-    if 'conv1.weight' in state:  # a ResNet-18's
-        state = {trunk_name(k): v for k, v in state.items()}
-        if not trunk:
-            state = {k: v for k, v in state.items() if k.startswith(('stem.', 'layer1.', 'layer2.'))}
-        note, origin = ' (the trunk)' if trunk else ' (stem, layer1, layer2)', name  # equal in every TwistNet
-    state = dict(state)
-    try:
+        return {n: state[k] for k, n in names.items() if not re.match(r'layer1\.\d\.se\.', n)}, (), ''
+    if 'twist' in entry:
+        if 'conv1.weight' in state:  # a ResNet-18's
+            state = {trunk_name(k): v for k, v in state.items()}
+            if not trunk:
+                state = {k: v for k, v in state.items() if k.startswith(('stem.', 'layer1.', 'layer2.'))}
+            note, origin = ' (the trunk)' if trunk else ' (stem, layer1, layer2)', name  # equal in every TwistNet
+        state = dict(state)
         model.accept_published_names(None, state, '')
-    except ValueError as error:
-        raise ModelError(str(error)) from error
-    stem, channels = state.get('stem.0.weight'), model.stem[0].in_channels
-    if stem is not None and stem.shape[1] == 3 != channels:
-        state['stem.0.weight'] = adapt_input_conv(channels, stem)
-        note += f' (input channels 3 -> {channels})'
-    if origin == name:
-        return state, False, note
-    kept = kept_by(name, origin)
-    dropped = {part for part in kept if any(part in f'.{k}' for k in state)}
-    state = {k: v for k, v in state.items() if not any(part in f'.{k}' for part in dropped)}
-    if origin == 'twistnet18' or (origin is None and dropped):
-        whose = "the full model's weights" if origin else 'weights of an unknown model'
-        note += f' ({whose} in an ablation variant)'
-    note += ''.join(f', without its {part.strip(".")}' for part in sorted(dropped))
-    return state, name != 'twistnet18', note
+        stem, channels = state.get('stem.0.weight'), model.stem[0].in_channels
+        if stem is not None and stem.shape[1] == 3 != channels:
+            state['stem.0.weight'] = adapt_input_conv(channels, stem)
+            note += f' (input channels 3 -> {channels})'
+    branch = BRANCH if 'stci' in entry else ''  # of a CNN with STCI the branch alone differs between variants
+    if origin == name or not ('twist' in entry or any(k.startswith(BRANCH) for k in state)):
+        return state, (), note
+    kept = {entry_of(n).get('keep_init') for n in (name, origin) if n} - {None}
+    dropped = {k: part for part in kept for k in state if k.startswith(branch) and part in f'.{k}'}
+    if origin or dropped:
+        note += f' (weights of {origin or "an unknown model"})'
+    note += ''.join(f', without its {part.strip(".")}' for part in sorted({*dropped.values()}))
+    state = {k: v for k, v in state.items() if k not in dropped}
+    return state, () if name == 'twistnet18' else (branch,), note
 
 
-def kept_by(name: str, origin: str | None) -> set[str]:
-    """Parts of the names of parameters that weights of the model `origin` (None: unknown) leave alone in `name`."""
-    return {entry_of(n).get('keep_init') for n in (name, origin) if n is not None} - {None}
-
-
-def adapt_branch(
-    model: nn.Module, name: str, state: dict[str, torch.Tensor], origin: str | None
-) -> tuple[dict[str, torch.Tensor], str]:
-    """`adapt` for a CNN with STCI put in: the plain CNN's weights fit as they are; of a variant's, what fits."""
-    branch = [k for k in state if k.startswith(BRANCH)]
-    if origin == name or not branch:
-        return state, ''
-    own = model.state_dict()
-    dropped = {part for part in kept_by(name, origin) if any(part in k for k in branch)}
-    left = {k for k in branch if any(part in k for part in dropped) or (k in own and own[k].shape != state[k].shape)}
-    note = f' (weights of {origin or "an unknown model"})'
-    note += ''.join(f', without its {part.strip(".")}' for part in sorted(dropped))
-    return {k: v for k, v in state.items() if k not in left}, note
-
-
-def load_tensors(model: nn.Module, state: dict[str, torch.Tensor], what: str, name: str, partial: bool) -> Loaded:
-    """Copy the tensors of `state` that fit; only the classifier may differ in shape, or any tensor if `partial`."""
+def load_tensors(
+    model: nn.Module, state: dict[str, torch.Tensor], what: str, name: str, free: tuple[str, ...]
+) -> Loaded:
+    """Copy the tensors of `state` that fit; only the classifier, and what begins with one of `free`, may not."""
     own = model.state_dict()
     heads = classifiers_of(model)
     classifier = tuple(f'{n}.' for n in heads)
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    odd = [k for k in state if k in own and k not in fits and not k.startswith(classifier)]
-    if odd and not partial:
+    odd = [k for k in state if k in own and k not in fits and not k.startswith(classifier + free)]
+    if odd:
         raise ModelError(f'{what}: {odd[0]} is {tuple(state[odd[0]].shape)}, {name} has {tuple(own[odd[0]].shape)}')
     sizes = {k: p.numel() for k, p in model.named_parameters()}
     share = sum(n for k, n in sizes.items() if k in fits) / sum(sizes.values())
@@ -328,12 +280,15 @@ def load_tensors(model: nn.Module, state: dict[str, torch.Tensor], what: str, na
     if backbone < 0.005:  # a few small tensors fit models of any width
         raise ModelError(f'{what}: none of its {len(state)} tensors fits {name}, or hardly any')
     model.load_state_dict(fits, strict=False)
-    report = f'loaded {len(fits)} of {len(own)} tensors ({share:.0%} of the parameters) from {what}'
+    # timm draws some classifiers so large (tf_efficientnet_lite0 with ten classes: uniform in +-0.32) that the first
+    # loss is several times log(classes), and a few epochs with clipped gradients do not recover (FMD, 4 epochs: 12 %,
+    # from zeros 71 %). The registry's models, and models from scratch, keep timm's start.
     zeroed = [] if is_own(name) else [n for n in heads if not any(k.startswith(f'{n}.') for k in fits)]
-    for head in zeroed:
-        start_at_zero(heads[head])
+    for parameter in (p for n in zeroed for p in heads[n].parameters()):
+        nn.init.zeros_(parameter)
     fresh = layers_of(k for k in own.keys() - fits.keys() if not k.startswith(tuple(f'{n}.' for n in zeroed)))
     unused = layers_of(k for k in state if k not in own)
+    report = f'loaded {len(fits)} of {len(own)} tensors ({share:.0%} of the parameters) from {what}'
     for words, layers in (('left as initialised', fresh), ('not used', unused), ('at zero', zeroed)):
         report += f'; {words}: {", ".join(layers)}' if layers else ''
     gates = sum(k.endswith('.gate') for k in fits)
@@ -342,24 +297,9 @@ def load_tensors(model: nn.Module, state: dict[str, torch.Tensor], what: str, na
 
 def classifiers_of(model: nn.Module) -> dict[str, nn.Module]:
     """The classifier of a model of timm by name, two where it has two; {} for a model that does not tell."""
-    if not hasattr(model, 'get_classifier'):
-        return {}
-    head = model.get_classifier()
+    head = model.get_classifier() if hasattr(model, 'get_classifier') else ()
     heads = head if isinstance(head, tuple) else (head,)
     return {n: m for n, m in model.named_modules() if any(m is head for head in heads)}
-
-
-def start_at_zero(classifier: nn.Module) -> None:
-    """Set weights and biases of a new classifier on a loaded trunk to zero: every class starts equally probable.
-
-    timm draws some classifiers so large (tf_efficientnet_lite0 with ten classes: uniform in +-0.32) that the first
-    loss is several times log(classes); with gradients clipped to norm 1 the few epochs of a fine-tuning do not recover
-    (FMD, 4 epochs: 12 %, from zeros 71 %). From zeros the classifier's own gradient is not zero, and after its first
-    step the trunk's is not either. The registry's models, and models from scratch, keep timm's start.
-    """
-    with torch.no_grad():
-        for parameter in classifier.parameters():
-            parameter.zero_()
 
 
 def layers_of(keys: Iterable[str]) -> list[str]:

@@ -23,14 +23,8 @@ from common.timm_models import SIZE, own_settings
 
 
 def create(name: str, num_classes: int, img_size: int | None, **kwargs) -> nn.Module:
-    """A model by the name that timm has for it, or any that the registry gives it, as `name` of common/registry.py.
-
-    Raises:
-        ModelError: timm does not have it, or it cannot take images of img_size. TypeError: unknown keyword.
-    """
+    """A model of timm by the name that it or the registry gives it. TypeError: an unknown keyword."""
     entry, size = entry_of(name), size_arguments(name, img_size)
-    if ':' not in entry['timm'] and not timm.is_model(entry['timm']):  # an entry may name 'hf-hub:..', 'local-dir:..'
-        raise ModelError(f"{name}: timm {timm.__version__} has no model '{entry['timm']}'")
     try:
         model = timm.create_model(entry['timm'], num_classes=num_classes, **{**entry.get('args', {}), **size, **kwargs})
     except TypeError as error:
@@ -47,16 +41,7 @@ def create(name: str, num_classes: int, img_size: int | None, **kwargs) -> nn.Mo
 
 
 class Gated(nn.Module):
-    """x + sigmoid(gate) * branch(x).
-
-    Args:
-        stci: the branch; called as stci(x, factor), it returns its output times a scalar.
-        gate_init: initial value of the scalar gate before its sigmoid.
-        stage: name of the module whose output is x.
-
-    Shape:
-        (B, C, H, W) -> the same
-    """
+    """x + sigmoid(gate) * stci(x), of (B, C, H, W), where x is the output of the module `stage`."""
 
     def __init__(self, stci: nn.Module, gate_init: float, stage: str):
         super().__init__()
@@ -86,22 +71,22 @@ def insert(
         name: what errors call it.
         make: makes a branch from the number of channels and `branch`; it has reset_parameters.
         img_size: side of the square input in pixels; None for the size that timm states.
-        gate_init: see Gated.
-        twist_stages: the stages.
-
-    Raises:
-        ModelError: the model has no such stages, or their features are no maps (B, C, H, W).
+        gate_init: of the scalar gate, before its sigmoid.
     """
     modules, shapes = dict(model.named_modules()), {}
     info = {entry['reduction']: entry for entry in getattr(model, 'feature_info', None) or ()}  # the last of each
-    found = {f'stage{s}': info.get(2 ** (s + 1)) for s in twist_stages}
-    stages = [entry['module'] for entry in found.values() if entry and entry['module'] in modules]
-    handles = [modules[stage].register_forward_hook(partial(_note_shape, shapes, stage)) for stage in stages]
+    found = {f'stage{s}': info.get(2 ** (s + 1), dict(module=None, num_chs=0)) for s in twist_stages}
+
+    def note_shape(stage: nn.Module, _inputs: tuple, output) -> None:
+        shapes[stage] = tuple(getattr(output, 'shape', ()))
+
+    stages = {key: modules.get(entry['module']) for key, entry in found.items()}
+    handles = [stage.register_forward_hook(note_shape) for stage in stages.values() if stage is not None]
     run_once(model, name, img_size)
     for handle in handles:
         handle.remove()
-    for entry in found.values():
-        shape = shapes.get(entry['module'], ()) if entry else ()
+    for key, entry in found.items():
+        shape = shapes.get(stages[key], ())
         if len(shape) != 4 or shape[1] != entry['num_chs'] or shape[2] != shape[3]:
             smaller = ' and '.join(str(2 ** (s + 1)) for s in twist_stages)
             raise ModelError(
@@ -115,27 +100,16 @@ def insert(
     attach(model)
 
 
-def _note_shape(shapes: dict, key: str, _stage: nn.Module, _inputs: tuple, output) -> None:
-    shapes[key] = tuple(getattr(output, 'shape', ()))
-
-
 @torch.no_grad()
 def run_once(model: nn.Module, name: str, img_size: int | None) -> torch.Tensor:
-    """The output for one black image in evaluation mode.
-
-    Args:
-        img_size: its side in pixels; None for the size that timm states.
-
-    Raises:
-        ModelError: the model cannot take it.
-    """
+    """The output for one black image in evaluation mode; its side is img_size, or what timm states."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     side = img_size or (cfg.get('input_size') or (SIZE,))[-1]
     training = model.training
     try:
         return model.eval()(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
     except Exception as error:  # what a constructor's sizes allow is known to its forward pass alone
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = str(error).strip().partition('\n')[0] or type(error).__name__
         raise ModelError(f'{name}: cannot take an image of {side} x {side} pixels ({reason})') from error
     finally:
         model.train(training)

@@ -47,25 +47,15 @@ OWN_DATA = dict(name=None, groups=None, folds_total=None)
 NEUTRAL = FIXED | OWN_DATA | dict(ema=False, ema_decay=0.9999)
 # Options that determine where and how a run is computed, but not its result: not part of the fingerprint.
 # The file of --import counts by its content, see train.describe_run.
-SYSTEM_OPTIONS = {
-    'data_dir',
-    'lists',
-    'run_dir',
-    'num_workers',
-    'device',
-    'force',
-    'recipe',
-    'cache',
-    'given',
-    'imports',
-    'tuned',
-}
+SYSTEM_OPTIONS = {'data_dir', 'lists', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache', 'given'}
+SYSTEM_OPTIONS |= {'imports', 'tuned'}
 # The same of pretraining, whose fingerprint has the global batch in place of batch_size and accumulate.
 PRETRAINING_SYSTEM_OPTIONS = SYSTEM_OPTIONS | FIXED.keys() | {'batch_size', 'accumulate', 'checkpoint_dir', 'resume'}
 PRETRAINING_SYSTEM_OPTIONS |= {'weights_dir', 'overwrite', 'save_minutes', 'max_bad_images', 'max_skipped'}
 
 NO_GATES = '--gate_lr {gate_lr}: {model} has no gates; train models without gates by a command without --gate_lr'
 BASELINES = ('resnet18', 'twistnet18')  # of tables without --baseline: the first that has runs
+EMA_DECAY = 'of the average, a step; at step t at most 1 - t ** (-2 / 3), for short runs'
 AMP = ('auto', 'bf16', 'fp16', 'off')
 CACHES = ('ram', 'disk', 'none')
 # Lowest and highest value of the options; both are allowed.
@@ -116,6 +106,7 @@ class Listed(argparse.Action):
 
 
 LIST = dict(nargs='+', action=Listed)  # arguments of add_argument for an option that takes a list
+SWITCH = argparse.BooleanOptionalAction  # --name and --no-name
 
 
 def parse_numbers(text: str) -> list[int]:
@@ -179,7 +170,6 @@ AS_IT_IS = SplitOptions()  # no option is given
 
 
 def split_options(values: dict) -> SplitOptions:
-    """Those among options by name."""
     return SplitOptions(*(values.get(key) for key in SplitOptions._fields))
 
 
@@ -207,8 +197,7 @@ def add_split_args(group) -> None:
 
 def add_dataset_args(group) -> None:
     """The data set, its folder and how it is divided; see choose_dataset."""
-    names = ', '.join(DATASETS)
-    text = f'one of {names}; if not given, by the layout of --data_dir, or synthetic without it'
+    text = f'one of {", ".join(DATASETS)}; if not given, by the layout of --data_dir, or synthetic without it'
     group.add_argument('--dataset', help=text)
     group.add_argument('--data_dir', help='root of the data set; synthetic has none')
     add_split_args(group)
@@ -220,11 +209,7 @@ def add_name_arg(group) -> None:
 
 
 def choose_dataset(dataset: str | None, data_dir: str | Path | None, custom: SplitOptions = AS_IT_IS) -> str:
-    """The data set that is named, or else `lists` for a list, or else the one whose layout data_dir has.
-
-    Raises:
-        RunError: no such data set, `synthetic` with a folder, which it would not read, or options that do not fit.
-    """
+    """The data set that is named, or else `lists` for a list, or else the one whose layout data_dir has."""
     dataset = dataset or ('lists' if custom.lists is not None else None)
     if dataset is not None and dataset not in DATASETS:
         raise RunError(f"unknown data set '{dataset}'; the data sets are: {', '.join(DATASETS)}")
@@ -327,15 +312,19 @@ def add_data_of_run_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--other_images', action='store_true', default=None, help=text)  # None: not given
 
 
+def add_device_args(group) -> None:
+    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
+    group.add_argument('--num_workers', type=int, help='loader processes; the result does not depend on it')
+
+
 def add_inference_args(parser: argparse.ArgumentParser) -> None:
     """How trained models are run over images."""
     group = parser.add_argument_group('system')
     add_import_arg(group)
-    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
+    add_device_args(group)
     text = 'auto: that of the run, where config.json beside the checkpoint has it for this kind of device'
     group.add_argument('--amp', choices=AMP, default='auto', help=text)
     group.add_argument('--batch_size', type=int, default=64, help='images at a time; of a run, its test set has 64')
-    group.add_argument('--num_workers', type=int, help='loader processes; the result does not depend on it')
 
 
 def add_data_args(parser: argparse.ArgumentParser) -> None:
@@ -389,9 +378,8 @@ def add_optimizer_args(parser: argparse.ArgumentParser) -> None:
     text = 'of the learning rate of the gates of STCI branches'
     group.add_argument('--gate_lr', type=float, metavar='FACTOR', help=text)
     text = 'average the weights over the steps; the averaged ones are validated, chosen, saved and tested'
-    group.add_argument('--ema', action=argparse.BooleanOptionalAction, help=text)
-    text = 'of the average, a step; at step t at most 1 - t ** (-2 / 3), for short runs'
-    group.add_argument('--ema_decay', type=float, help=text)
+    group.add_argument('--ema', action=SWITCH, help=text)
+    group.add_argument('--ema_decay', type=float, help=EMA_DECAY)
     text = (
         'balanced: in the training loss, class c of K with n_c of the n training images weighs n / (K n_c), of '
         'mixed and smoothed targets too; the validation and test losses are not weighted'
@@ -414,10 +402,9 @@ def add_augmentation_args(parser: argparse.ArgumentParser) -> None:
 def add_system_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('system')
     group.add_argument('--seed', type=int, default=42)
-    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
+    add_device_args(group)
     group.add_argument('--amp', choices=AMP, default='auto', help='auto: bf16 where it is native')
-    group.add_argument('--compile', action=argparse.BooleanOptionalAction, default=False, help='torch.compile')
-    group.add_argument('--num_workers', type=int, help='loader processes; the result does not depend on it')
+    group.add_argument('--compile', action=SWITCH, default=False, help='torch.compile')
 
 
 # ---------------------------------------------------------------------------------------------- training scripts
@@ -453,13 +440,10 @@ def get_pretraining_parser() -> argparse.ArgumentParser:
     add_system_args(parser)
     group = parser.add_argument_group('pretraining')
     group.add_argument('--accumulate', type=int, default=1, help='batches of each process whose gradients make a step')
-    switch = argparse.BooleanOptionalAction
-    text = f'--lr is for a global batch of {BASE_BATCH}'
-    group.add_argument('--scale_lr', action=switch, default=True, help=text)
-    group.add_argument('--sync_bn', action=switch, default=False, help='BatchNorm over the images of all GPUs')
-    group.add_argument('--ema', action=switch, default=False, help='average the weights')
-    text = 'of the average, a step; at step t at most 1 - t ** (-2 / 3)'
-    group.add_argument('--ema_decay', type=float, default=NEUTRAL['ema_decay'], help=text)
+    group.add_argument('--scale_lr', action=SWITCH, default=True, help=f'--lr is for a global batch of {BASE_BATCH}')
+    group.add_argument('--sync_bn', action=SWITCH, default=False, help='BatchNorm over the images of all GPUs')
+    group.add_argument('--ema', action=SWITCH, default=False, help='average the weights')
+    group.add_argument('--ema_decay', type=float, default=NEUTRAL['ema_decay'], help=EMA_DECAY)
     group.add_argument('--checkpoint_dir', default='checkpoints', help='latest.pt, previous.pt and log.jsonl')
     group.add_argument('--resume', metavar='PATH', help='a checkpoint, or auto for the newest')
     group.add_argument('--save_minutes', type=float, default=15, help='between two checkpoints')
@@ -521,16 +505,10 @@ def defining(values: dict) -> dict:
 
 
 def largest_batch(values: dict, n_train: int, n_images: int, processes: int) -> int:
-    """The default batch size, lowered to what the training images fill and the processes can share equally.
+    """The default batch size, lowered to what the training images of a fold fill and the processes can share equally.
 
-    Every fold of a stratified partition trains with at least two fifths of its images, but not with the same number;
+    Every fold of a stratified partition trains with at least two fifths of its n_images, but not with the same number;
     the batch is the same in all of them. It is a fifth where options divide the images: into three folds, say.
-
-    Args:
-        values: options by name.
-        n_train: images that train in this fold.
-        n_images: images of all subsets.
-        processes: how many share a batch.
     """
     fifths = 1 if any(split_options(values)) else 2
     return min(values['batch_size'], n_train, fifths * n_images // 5) // processes * processes
@@ -582,11 +560,12 @@ def check_bounds(args: argparse.Namespace, **bounds: tuple[float, float]) -> Non
 
 def check_model(name: str) -> None:
     """Raise RunError for a name that neither the registry nor timm knows; only for timm's names is it imported."""
-    if name not in MODELS:
-        from common.timm_models import problem_of
+    if name in MODELS:
+        return
+    from common.timm_models import problem_of
 
-        if problem := problem_of(name):
-            raise RunError(problem)
+    if problem := problem_of(name):
+        raise RunError(problem)
 
 
 def has_momentum(opt: str) -> bool:
@@ -609,14 +588,13 @@ def fit_to_model(args: argparse.Namespace) -> None:
 
     The registry's models keep the recipe's size, and a recipe that is small on purpose (demo) keeps its own.
     """
-    if args.imports is not None:
-        from common.timm_models import import_file
+    if args.imports is None and args.model in MODELS:  # so that no torch is imported
+        return
+    from common.timm_models import import_file, own_settings
 
-        import_file(args.imports)
+    import_file(args.imports)
     check_model(args.model)
     if not is_own(args.model) and 'img_size' not in args.given and args.img_size == DEFAULT['img_size']:
-        from common.timm_models import own_settings
-
         args.img_size = own_settings(args.model, getattr(args, 'pretrained', False))['img_size']
 
 

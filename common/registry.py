@@ -3,26 +3,16 @@
 WEIGHTS_DIR = 'weights'  # where pretrained TwistNets are looked for
 GATE_INIT = -2.0  # of a gated branch, before its sigmoid
 
+_RESNET18 = dict(timm='resnet18', weights='resnet18.a1_in1k', venue='CVPR 2016')
 # One entry a baseline: `timm` is the model that is built, with `args` of its constructor; `weights` is the tag that
 # pretrained=True loads from the hub, `venue` where it was published; an entry may lack these three. `resolution` marks
 # models whose parameters depend on the image size.
 MODELS: dict[str, dict] = {
     # timm starts the last BatchNorm of a ResNet block at zero; TwistNet's trunk, as the paper's, starts it at one. The
-    # ResNets start as TwistNet does, so that a difference from scratch is the branch's and not the initialisation's.
-    'resnet18': dict(
-        label='ResNet-18',
-        timm='resnet18',
-        args=dict(zero_init_last=False),
-        weights='resnet18.a1_in1k',
-        venue='CVPR 2016',
-    ),
-    'resnet18_zero_init': dict(  # timm's own start
-        label='ResNet-18 0-init',
-        timm='resnet18',
-        args=dict(zero_init_last=True),
-        weights='resnet18.a1_in1k',
-        venue='CVPR 2016',
-    ),
+    # ResNets start as TwistNet does, so that a difference from scratch is the branch's and not the initialisation's;
+    # the names with 0-init are timm's own start, for both.
+    'resnet18': dict(label='ResNet-18', args=dict(zero_init_last=False), **_RESNET18),
+    'resnet18_zero_init': dict(label='ResNet-18 0-init', args=dict(zero_init_last=True), **_RESNET18),
     # timm has no weights for its seresnet18; those of the older definition fit all but stage 1's SE layers.
     'seresnet18': dict(
         label='SE-ResNet-18',
@@ -72,7 +62,6 @@ MODELS: dict[str, dict] = {
     'twistnet18_gate_m1': dict(label='Gate -1', twist=dict(gate_init=-1.0), keep_init='.gate'),
     'twistnet18_gate_0': dict(label='Gate 0', twist=dict(gate_init=0.0), keep_init='.gate'),
     'twistnet18_gate_1': dict(label='Gate 1', twist=dict(gate_init=1.0), keep_init='.gate'),
-    # The last BatchNorm of each trunk block starts at zero, as timm's ResNets do.
     'twistnet18_zero_init': dict(label='TwistNet-18 0-init', twist=dict(zero_init_last=True)),
     'twistnet18_zero_init_no_spiral': dict(
         label='0-init w/o Spiral', twist=dict(zero_init_last=True, use_spiral=False)
@@ -199,11 +188,11 @@ def has_stci(entry: dict) -> bool:
     return 'stci' in entry or ('twist' in entry and bool(entry['twist'].get('twist_stages', True)))
 
 
-# The variants of TwistNet-18's branch by the words that name one, as in stci_no_spiral_NAME.
+# The variants of TwistNet-18's branch by the words that name one, as in stci_no_spiral_NAME; the trunk has others.
 STCI_VARIANTS = {
     name.removeprefix('twistnet18').lstrip('_'): entry
     for name, entry in MODELS.items()
-    if has_stci(entry) and 'zero_init_last' not in entry.get('twist', {})  # which is of the trunk
+    if has_stci(entry) and 'zero_init_last' not in entry.get('twist', {})
 }
 
 

@@ -79,23 +79,15 @@ def write_log(path: Path, lines: list[dict]) -> None:
 def read_json(path: Path) -> dict | None:
     """The object in a JSON file; None where there is no file."""
     try:
-        value = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise RunError(f'{path}: damaged ({error}); train.py --force makes this run again') from error
-    if not isinstance(value, dict):
-        raise RunError(f'{path}: damaged (no object); train.py --force makes this run again')
-    return value
 
 
 def read_log(path: Path, numbers: tuple[str, ...] = ('epoch',)) -> list[dict]:
-    """The epochs of log.jsonl; an incomplete line (of a run being copied, say) is named on stderr and left out.
-
-    Args:
-        path: the log.
-        numbers: what a complete line has a finite number of.
-    """
+    """The epochs of log.jsonl; a line without these finite numbers is named on stderr and left out."""
     if not path.is_file():
         raise RunError(f'{path}: no such log')
     epochs = []
@@ -122,14 +114,10 @@ _claims = {}  # the lock files of this process, open and so locked until it ends
 
 
 def claim(folder: Path, patience: float = 0.5) -> None:
-    """Lock a run folder until this process ends, however it ends: the kernel frees the lock.
+    """Make and lock a run folder until this process ends, however it ends: the kernel frees the lock.
 
     The lock is POSIX's (fcntl), so it works between machines too if the shared file system has locks: NFS 4, Lustre
-    mounted with flock, GPFS.
-
-    Args:
-        folder: the run folder; made if missing.
-        patience: seconds to try, because is_claimed in another process holds the lock for an instant.
+    mounted with flock, GPFS. `patience` is in seconds: is_claimed in another process holds the lock for an instant.
 
     Raises:
         RunBusy: another process makes this run.
@@ -254,7 +242,7 @@ def git_commit(say: Callable = lambda line: print(line, file=sys.stderr)) -> str
 
 
 def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]:
-    """Make a run folder, or check that the one there is of this configuration.
+    """Begin a run in its folder, or check that the one there is of this configuration.
 
     Args:
         folder: the run folder.
@@ -266,12 +254,8 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
     """
     if force or not (folder / 'results.json').exists():
         check_neighbours([folder], config['defines'], config.get('tree'))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if force:
-            discard(folder)
-    except OSError as error:
-        raise RunError(f'{folder}: cannot be made or emptied ({error.strerror})') from error
+    if force:
+        discard(folder)
     old, results = read_json(folder / 'config.json'), read_json(folder / 'results.json')
     if results is None and not (folder / 'last.pt').exists():  # nothing to lose, whatever began here
         write_json(folder / 'config.json', config)
@@ -281,8 +265,6 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
         way_out = f'{NAME_THEM}, {way_out}'
     if old.get('fingerprint') != config['fingerprint']:
         raise other_configuration(folder, changes(old.get('defines', {}), config['defines']), way_out)
-    if results is not None and results.get('fingerprint') != config['fingerprint']:
-        raise other_configuration(folder, 'results.json is of another one', way_out)
     if results is None and old.get('tree') != config.get('tree'):  # a damaged test image has been replaced, say
         write_json(folder / 'config.json', old | dict(tree=config.get('tree')))
     if results is not None or old.get('environment') == config['environment']:
@@ -293,10 +275,7 @@ def open_run(folder: Path, config: dict, force: bool) -> tuple[dict | None, str]
 def check_neighbours(folders: Sequence[Path], defines: dict, tree: str | None) -> None:
     """Refuse runs where complete ones beside them are called the same and are of other images or other folds.
 
-    Args:
-        folders: of the runs that are to be made, side by side.
-        defines: dataset and name; only images that --name can name are checked.
-        tree: a digest of all images and folds, as tree_digest gives it.
+    `defines` has dataset and name; only images that --name can name are checked. `tree` is of tree_digest.
     """
     dataset = defines.get('dataset')
     if not nameable(dataset):
@@ -329,10 +308,8 @@ def opening(
     """The first line of a run: what is trained on what, and how it is computed.
 
     Args:
-        args: the options, resolved.
         data: the data set in words.
         images: how many to 'train', 'validate', ..
-        classes: how many.
         weights: the sentence of models.build_model that says what was loaded; None for nothing.
         environment: as distributed.environment_of gives it.
         world: the number of processes.

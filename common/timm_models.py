@@ -11,7 +11,8 @@ from pathlib import Path
 import timm
 from timm.models import get_arch_name, get_pretrained_cfg, list_models, model_entrypoint
 
-from common import checkpoint
+from common import runs
+from common.checkpoint import read_weights
 from common.errors import ModelError
 from common.registry import MODELS, STCI, entry_of, is_own
 from common.weights import split_trunk
@@ -71,10 +72,8 @@ def _from_cfg(cfg: dict) -> dict:
 
 
 def _of_file(path: Path) -> dict:
-    from common import runs  # here, because it needs file locks, and models.py must import on Windows too
-
     if path.suffix != '.safetensors':
-        saved = checkpoint.read_weights(path)
+        saved = read_weights(path)
         if isinstance(saved, dict) and isinstance(saved.get('transform'), dict):
             kept = ('img_size', 'crop_ratio', 'mean', 'std')
             return {k: tuple(v) if isinstance(v, list) else v for k, v in saved['transform'].items() if k in kept}
@@ -86,10 +85,6 @@ def import_file(path: str | Path | None) -> None:
     """Run a Python file that registers models with timm (--import); once in a process. None: nothing.
 
     Its folder comes last on sys.path, so that it can import files beside it, but none with the name of a script here.
-
-    Raises:
-        ModelError: there is no such file, it fails, it imports such a one, it registers no model, or one whose name is
-            taken.
     """
     if path is None:
         return
@@ -99,14 +94,12 @@ def import_file(path: str | Path | None) -> None:
         return
     if not path.is_file():
         raise ModelError(f'--import {path}: no such file')
-    before = {known: model_entrypoint(known) for known in list_models()}
+    before = {*MODELS, *list_models()}
     for module in re.findall(r'^\s*(?:import|from)\s+(\w+)', path.read_text(errors='replace'), re.MULTILINE):
         ours, beside = ROOT / f'{module}.py', path.with_name(f'{module}.py')
         if ours.is_file() and beside.is_file() and not ours.samefile(beside):
             raise ModelError(f'--import {path}: imports {module}, which would be {ours}; rename {beside}')
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None:
-        raise ModelError(f'--import {path}: is no Python file (.py)')
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     sys.path.append(str(path.parent))
     try:
@@ -115,40 +108,26 @@ def import_file(path: str | Path | None) -> None:
         del sys.modules[name]
         places = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = places[-1] if places else getattr(error, 'lineno', None)
-        where = f', line {line}' if line else ''
-        reason = next(iter(str(error).strip().splitlines()), '')
-        raise ModelError(f'--import {path}{where}: {type(error).__name__}: {reason}') from error
+        reason = str(error).partition('\n')[0]
+        raise ModelError(f'--import {path}, line {line}: {type(error).__name__}: {reason}') from error
     made = [known for known in list_models() if model_entrypoint(known).__module__ == name]
     if not made:
         raise ModelError(f'--import {path}: registers no model; put @timm.models.register_model before its function')
-    if taken := [known for known in made if known in before or known in MODELS or known.startswith(STCI)]:
+    if taken := [known for known in made if known in before or known.startswith(STCI)]:
         raise ModelError(f"--import {path}: '{taken[0]}' is the name of another model; give it one of its own")
 
 
 def import_digest(path: str | Path) -> str:
-    """What stands for the file of --import in a fingerprint: a digest of its bytes; those that it imports are not in.
-
-    Raises:
-        ModelError: the file cannot be read.
-    """
-    from common import runs
-
-    try:
-        return runs.digest(Path(path).read_bytes())
-    except OSError as error:
-        raise ModelError(f'--import {path}: cannot be read ({error.strerror})') from error
+    """What stands for the file of --import in a fingerprint; what it imports itself is not in."""
+    return runs.digest(Path(path).read_bytes())
 
 
 def model_defines(args: argparse.Namespace) -> dict:
     """What the fingerprint holds of a model that is not of the registry: its input, and a digest of --import's file.
 
     Empty without either, so that the fingerprints of other runs stay as they were.
-
-    Raises:
-        ModelError: a file cannot be read.
     """
-    pretrained = getattr(args, 'pretrained', False)
-    settings = {k: v for k, v in own_settings(args.model, pretrained).items() if k != 'img_size'}  # an option
-    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}  # as JSON gives them back
+    settings = own_settings(args.model, getattr(args, 'pretrained', False))
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items() if k != 'img_size'}  # an option
     defines = dict(preprocessing=settings) if settings else {}
     return defines | (dict(imported=import_digest(args.imports)) if args.imports else {})

@@ -23,9 +23,6 @@ def weights_source(name: str, pretrained: bool | str | Path) -> Path | str | Non
     For a TwistNet and True: weights/<name>_imagenet.pt, then the full model's, each in the working directory and then
     beside models.py; otherwise, and for 'trunk', timm's ResNet-18. For a model outside the registry and True: timm's
     default tag.
-
-    Raises:
-        ModelError: neither the registry nor timm names weights for this model.
     """
     if pretrained is False or pretrained is None:
         return None
@@ -62,11 +59,7 @@ def default_tag(name: str) -> str | None:
 
 
 def weights_identity(name: str, pretrained: bool | str | Path) -> str | None:
-    """What stands for the initial weights in a fingerprint: a digest of the file, timm's tag, or None for none.
-
-    Raises:
-        ModelError: as weights_source, or the file cannot be read.
-    """
+    """What stands for the initial weights in a fingerprint: a digest of the file, timm's tag, or None for none."""
     source = weights_source(name, pretrained)
     prefix = 'trunk=' * (split_trunk(pretrained)[0] and 'twist' in entry_of(name))  # more of the same file is loaded
     if not isinstance(source, Path):

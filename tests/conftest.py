@@ -120,6 +120,15 @@ def run(tree: Path, run_dir: Path, *more: str, model: str = 'tiny') -> tuple[Pat
     return train.train(options.parse_args(argv_of(tree, run_dir, *more, model=model)))
 
 
+@pytest.fixture(scope='session')
+def whole(tmp_path_factory) -> Path:
+    """The folder of a run of the tiny TwistNet that nothing disturbed; `tree` lies beside it."""
+    root = tmp_path_factory.mktemp('whole')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, 'tiny', TINY)
+        return run(make_dtd(root / 'tree'), root)[0]
+
+
 def start(script: str | Path, *arguments: str | Path, cwd: Path | None = None, **environment: str) -> prefork.Started:
     """A script of the project in a process group of its own."""
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', **environment}

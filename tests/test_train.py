@@ -1,9 +1,9 @@
 """The promises of train.py: the run folder, the same bits every time, exact counts, and errors of one line."""
 
-import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,13 +33,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._inductor.exc import InvalidCxxCompiler
 
-import datasets
-import models
 import summarize_runs
 import train
 from common import distributed, images, options, predictions, runs
 from common.checkpoint import read_checkpoint
-from common.errors import BUSY, DIVERGED, DataError, RunError
+from common.errors import BUSY, DIVERGED, RunError
+from common.timm_models import import_file
 from compute_flops import measure
 from datasets import load_splits
 from interpret import trace
@@ -51,6 +50,25 @@ from transforms import normalize
 
 # Of a complete run.
 FILES = ['.lock', 'best.pt', 'config.json', 'log.jsonl', 'results.json', 'test_predictions.csv']
+ONE_EPOCH = ('--epochs', '1', '--warmup_epochs', '0')
+NET = """
+from timm.models import register_model
+from models import TwistNet
+
+@register_model
+def small_net(pretrained=False, num_classes=1000, **kwargs):
+    net = TwistNet(num_classes=num_classes, base_width=16, layers=(1, 2), twist_stages=(2,))
+    net.spare = net.fc.__class__(4, 4)  # a layer without use
+    return net
+"""
+
+
+@pytest.fixture(scope='session')
+def net(tmp_path_factory) -> tuple[str, ...]:
+    """Options of a small model that processes of their own can build."""
+    path = tmp_path_factory.mktemp('net') / 'small_net.py'
+    path.write_text(NET)
+    return '--import', str(path), '--model', 'small_net'
 
 
 def outcome(folder: Path) -> tuple:
@@ -65,6 +83,27 @@ def outcome(folder: Path) -> tuple:
     return log, best, tensors, results, (folder / runs.PREDICTIONS).read_bytes()
 
 
+def evaluate_on(folder: Path, items: list, name: str = 'tiny') -> tuple[float, float]:
+    """Loss and accuracy of the best.pt of a run, in this process alone."""
+    model, cpu = build_model(name, 3), torch.device('cpu')
+    model.load_state_dict(read_checkpoint(folder / 'best.pt')['state_dict'])
+    loader = make_loader(eval_images(items, 32, None), EvalBatches(len(items)), 0, cpu)
+    return train.evaluate(model.to(memory_format=torch.channels_last), loader, cpu, 'off')
+
+
+def mean_selection(folder: Path, items: list, name: str = 'tiny') -> dict[str, float]:
+    """The mean of AIS's weights in every block of the best.pt of a run, as interpret/trace.py sees them."""
+    model, data = build_model(name, 3), eval_images(items, 32, None)
+    model.load_state_dict(read_checkpoint(folder / 'best.pt')['state_dict'])
+    seen = trace.observe(model, normalize(torch.stack([data[i][0] for i in range(len(data))]))).blocks
+    return {name: block.selection.mean().item() for name, block in seen.items()}
+
+
+def best_line(folder: Path) -> dict:
+    """The line of log.jsonl of the best epoch."""
+    return runs.read_log(folder / 'log.jsonl')[runs.read_json(folder / 'results.json')['best_epoch'] - 1]
+
+
 # ------------------------------------------------------------------------------------------ the run folder
 
 
@@ -77,43 +116,36 @@ def test_the_recipes_are_those_of_the_paper():
     assert options.RECIPES['scratch'] == default | scratch
 
 
-def test_run_folder_is_as_promised(tree, tmp_path, tiny):
-    folder, results = run(tree, tmp_path / 'runs', '--seed', '7')
-    assert folder == tmp_path / 'runs' / 'dtd_fold1_tiny_seed7'
+def test_run_folder_is_as_promised(whole, tiny):
+    folder, tree = whole, whole.parent / 'tree'
+    assert folder.name == 'dtd_fold1_tiny_seed42'
     assert sorted(os.listdir(folder)) == FILES
 
-    config = runs.read_json(folder / 'config.json')
-    parsed = vars(options.parse_args(argv_of(tree, tmp_path / 'runs', '--seed', '7')))
-    parsed |= dict(device='cpu')  # resolved
+    config, results = (runs.read_json(folder / name) for name in ('config.json', 'results.json'))
+    parsed = vars(options.parse_args(argv_of(tree, folder.parent))) | dict(device='cpu')  # resolved
     assert config['options'] == {k: v for k, v in parsed.items() if k != 'force'}
     assert {'python', 'torch', 'torchvision', 'timm', 'device', 'commit', 'threads'} <= config['environment'].keys()
 
-    log = runs.read_log(folder / 'log.jsonl')
+    log, splits = runs.read_log(folder / 'log.jsonl'), load_splits('dtd', str(tree), 1)
     assert [line['epoch'] for line in log] == [1, 2, 3]
     for line in log:
         assert {'lr', 'train_loss', 'val_loss', 'val_acc', 'seconds', 'images_per_second'} < line.keys()
         assert set(line['gates']) == set(line['selection']) == {'layer2.0', 'layer2.1'}
-    data = eval_images(load_splits('dtd', str(tree), 1).val, 32, None)
-    model = models.build_model('tiny', 3)
-    model.load_state_dict(read_checkpoint(folder / 'best.pt')['state_dict'])
-    seen = trace.observe(model, normalize(torch.stack([data[i][0] for i in range(len(data))]))).blocks
-    best = log[runs.read_json(folder / 'results.json')['best_epoch'] - 1]['selection']
-    assert {name: block.selection.mean().item() for name, block in seen.items()} == pytest.approx(best)
-    assert log[-1]['lr'] == pytest.approx(1e-6)
+    assert mean_selection(folder, splits.val) == pytest.approx(best_line(folder)['selection'])
+    assert [log[0]['lr'], log[-1]['lr']] == [0.01, pytest.approx(1e-6)], 'the warm-up ends with the first epoch'
 
     best_val = max(line['val_acc'] for line in log)
     expected = dict(
-        dataset='dtd', fold=1, seed=7, model='tiny', n_train=24, n_val=12, n_test=12, pretrained=None,
+        dataset='dtd', fold=1, seed=42, model='tiny', n_train=24, n_val=12, n_test=12, pretrained=None,
         best_val_acc=best_val, best_epoch=max(line['epoch'] for line in log if line['val_acc'] == best_val),
         loaded=None, fingerprint=config['fingerprint'],
     )  # fmt: skip
-    assert runs.read_json(folder / 'results.json') == results
     assert expected.items() <= results.items()
     assert {'test_acc', 'test_loss', 'test_acc_last', 'params_M', 'seconds'} < results.keys()
     size = measure('tiny', 3, 32)
     assert (results['params_M'], results['macs_G']) == (size['params_M'], size['macs_G'])
 
-    found, splits = predictions.read_predictions(folder / runs.PREDICTIONS), load_splits('dtd', tree, 1)
+    found = predictions.read_predictions(folder / runs.PREDICTIONS)
     assert (found.classes, found.labels.tolist()) == (splits.classes, [label for _, label in splits.test])
     assert [str(tree / path) for path in found.paths] == [path for path, _ in splits.test]
     assert 100 * (found.predicted == found.labels).mean() == pytest.approx(results['test_acc'])
@@ -123,131 +155,83 @@ def test_run_folder_is_as_promised(tree, tmp_path, tiny):
     assert best.keys() == {'model', 'num_classes', 'classes', 'epoch', 'val_acc', 'state_dict', 'transform'}
     assert (best['model'], best['num_classes'], best['classes']) == ('tiny', 3, ['class0', 'class1', 'class2'])
     assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc'])
-    build_model('tiny', 3).load_state_dict(best['state_dict'])
 
 
-@pytest.mark.parametrize(
-    ('damage', 'message'),
-    [
-        (lambda text: text[: len(text) // 2].rsplit(b',', 1)[0], 'incomplete|damaged'),
-        (lambda text: text.replace(b'label', b'truth', 1), 'is no test_predictions.csv'),
-        (lambda text: text.replace(b'\na/1.png,a', b'\na/1.png,z'), 'damaged'),
-    ],
-)
-def test_damaged_predictions_are_refused(tmp_path, damage, message):
+def test_damaged_predictions_are_refused(tmp_path):
     path, values = tmp_path / runs.PREDICTIONS, np.array([[0.25, 0.75], [0.5, 0.5]], dtype=np.float32)
+    with pytest.raises(RunError, match='missing'):
+        predictions.read_predictions(path)
     predictions.write_predictions(path, [(f'{tmp_path}/a/1.png', 0), ('x,"y.png', 1)], ['a', 'b'], values, tmp_path)
-    found = predictions.read_predictions(path)
+    found, text = predictions.read_predictions(path), path.read_bytes()
     assert (found.paths, found.predicted.tolist()) == (['a/1.png', 'x,"y.png'], [1, 0])
     assert np.array_equal(found.probabilities, values)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(RunError, match=message):
-        predictions.read_predictions(path)
-    with pytest.raises(RunError, match='missing'):
-        predictions.read_predictions(tmp_path / 'other.csv')
+    for damaged, words in (
+        (text[: len(text) // 2].rsplit(b',', 1)[0], 'incomplete|damaged'),
+        (text.replace(b'label', b'truth', 1), 'is no test_predictions.csv'),
+        (text.replace(b'\na/1.png,a', b'\na/1.png,z'), 'damaged'),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(RunError, match=words):
+            predictions.read_predictions(path)
 
 
 def test_the_checkpoint_tested_is_the_later_of_the_best_and_test_is_read_once(tree, tmp_path, tiny, monkeypatch):
-    accuracies = iter([50.0, 75.0, 75.0, 25.0])
-    real, events = train.evaluate, []
+    fake_accuracies(monkeypatch, 75.0, 75.0, 25.0)
+    read, real = [], train.evaluate
+    monkeypatch.setattr(train, 'evaluate', lambda *args: read.append(args[1].dataset.items) or real(*args))
+    folder, results = run(tree, tmp_path)
+    assert (results['best_epoch'], results['best_val_acc']) == (2, 75.0)
+    assert read_checkpoint(folder / 'best.pt')['epoch'] == 2
+    splits = load_splits('dtd', tree, 1)
+    assert read == [splits.val] * 3 + [splits.test] * 2, 'the last and the chosen weights, after all training'
+
+
+def fake_accuracies(monkeypatch, *values: float) -> None:
+    """Validation accuracies, one an epoch; those of the test set are computed."""
+    accuracies, real = iter(values), train.evaluate
 
     def evaluate(model, loader, *rest):
-        loss, acc = real(model, loader, *rest)
-        is_test = loader.dataset.items == datasets.load_splits('dtd', tree, 1).test
-        events.append('test' if is_test else 'val')
-        return (loss, acc) if is_test else (loss, next(accuracies))
+        loss, accuracy = real(model, loader, *rest)
+        return loss, next(accuracies, accuracy)
 
     monkeypatch.setattr(train, 'evaluate', evaluate)
-    folder, results = run(tree, tmp_path, '--epochs', '4')
-    assert (results['best_epoch'], results['best_val_acc']) == (3, 75.0)
-    assert read_checkpoint(folder / 'best.pt')['epoch'] == 3
-    assert events == ['val'] * 4 + ['test'] * 2, 'the last and the chosen weights, after all training'
 
 
-def evaluate_on(model, items, img_size=32):
-    device = torch.device('cpu')
-    data = eval_images(items, img_size, None)
-    loader = make_loader(data, EvalBatches(len(items)), 0, device)
-    return train.evaluate(model, loader, device, 'off')
-
-
-@pytest.mark.slow
-def test_a_complete_run_is_left_alone_and_another_configuration_refused(tree, tmp_path, tiny, capfd):
-    folder, first = run(tree, tmp_path)
-    stamps = {name: (folder / name).stat().st_mtime_ns for name in os.listdir(folder)}
+def test_a_complete_run_is_left_alone_and_another_configuration_refused(whole, tmp_path, tiny, capfd):
+    shutil.copytree(whole.parent, tmp_path / 'moved')  # how and where are no difference
+    tree, runs_here, folder = tmp_path / 'moved' / 'tree', tmp_path / 'moved', tmp_path / 'moved' / whole.name
     (folder / 'last.pt').write_bytes(b'left by a kill between results.json and the end')
-    _, again = run(tree, tmp_path)
-    assert again == first
-    assert {name: (folder / name).stat().st_mtime_ns for name in os.listdir(folder)} == stamps
-    assert 'is complete' in capfd.readouterr().err
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != 'last.pt'}
 
-    run(tree, tmp_path, '--num_workers', '1')  # how and where are no difference
-    run(tree.rename(tree.parent / 'elsewhere'), tmp_path)
-    tree = tree.parent / 'elsewhere'
-    with pytest.raises(RunError, match=r'another configuration \(lr 0.01 -> 0.02\).*--force'):
-        run(tree, tmp_path, '--lr', '0.02')
-    assert {name: (folder / name).stat().st_mtime_ns for name in os.listdir(folder)} == stamps
-    run(tree, tmp_path, '--lr', '0.02', '--force')
+    def refused(words: str, *more: str) -> None:
+        with pytest.raises(RunError, match=rf'another configuration \({words}.*--force'):
+            run(tree, runs_here, *more)
+
+    _, again = run(tree, runs_here, '--num_workers', '1')
+    assert again == runs.read_json(whole / 'results.json')
+    assert 'is complete' in capfd.readouterr().err
+    refused(r'lr 0.01 -> 0.02\)', '--lr', '0.02')
+    image = next(tree.glob('images/*/*_0000.jpg'))
+    pixels = image.read_bytes()
+    write_image(image, 0, size=50)
+    refused('split')
+    image.write_bytes(pixels)
+    write_image(tree / 'images' / 'class0' / 'new.jpg', 5)
+    lists = tree / 'labels' / 'train1.txt'
+    lists.write_text(f'{lists.read_text()}class0/new.jpg\n')
+    refused('split')
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / 'config.json').unlink()
+    refused('')
+    run(tree, runs_here, '--lr', '0.02', '--force', *ONE_EPOCH)
     assert runs.read_json(folder / 'config.json')['options']['lr'] == 0.02
 
 
-@pytest.mark.slow
-def test_another_split_or_other_images_of_the_same_names_are_another_configuration(tree, tmp_path, tiny):
-    run(tree, tmp_path)
-    image = next(tree.glob('images/*/*_0000.jpg'))
-    before = image.read_bytes()
-    write_image(image, 0, size=50)
-    with pytest.raises(RunError, match=r'another configuration \(split'):
-        run(tree, tmp_path)
-    image.write_bytes(before)
-    write_image(tree / 'images' / 'class0' / 'new.jpg', 5)
-    with open(tree / 'labels' / 'train1.txt', 'a') as file:
-        file.write('class0/new.jpg\n')
-    with pytest.raises(RunError, match=r'another configuration \(split'):
-        run(tree, tmp_path)
-
-
-@pytest.mark.slow
-def test_values_of_a_recipe_may_be_spelled_out(tree, tmp_path, tiny):
-    demo = ('--recipe', 'demo', '--lr', '0.01')
-    _, first = run(tree, tmp_path, *demo)
-    _, again = run(tree, tmp_path, *demo, '--mixup', '0', '--crop_scale', '0.5', '1', '--hflip', '0')
-    assert again == first
-
-
-@pytest.mark.slow
-def test_results_of_another_configuration_are_never_taken_for_ours(tree, tmp_path, tiny):
-    folder, _ = run(tree, tmp_path)
-    (folder / 'config.json').unlink()
-    with pytest.raises(RunError, match='another configuration'):
-        run(tree, tmp_path, '--lr', '0.02')
-    config = runs.read_json(run(tree, tmp_path / 'b', '--lr', '0.02')[0] / 'config.json')
-    runs.write_json(folder / 'config.json', config)
-    with pytest.raises(RunError, match=r'another configuration \(results\.json'):
-        run(tree, tmp_path, '--lr', '0.02')
-
-
-@pytest.mark.slow
-def test_weights_are_part_of_the_configuration_and_of_the_results(tree, tmp_path, tiny):
-    for seed, name in ((0, 'a.pt'), (1, 'b.pt')):
-        torch.manual_seed(seed)
-        torch.save(build_model('tiny', 9).state_dict(), tmp_path / name)
-    _, results = run(tree, tmp_path, '--pretrained', str(tmp_path / 'a.pt'))
-    assert 'loaded 90 of 92 tensors' in results['pretrained']
-    (tmp_path / 'a.pt').rename(tmp_path / 'c.pt')
-    run(tree, tmp_path, '--pretrained', str(tmp_path / 'c.pt'))  # the same bytes
-    with pytest.raises(RunError, match='pretrained'):
-        run(tree, tmp_path, '--pretrained', str(tmp_path / 'b.pt'))
-
-
-def test_weights_that_images_of_the_fold_trained_are_said_and_recorded(tree, tmp_path, tiny, capsys):
-    short = ('--epochs', '1', '--warmup_epochs', '0')
-    folder, results = run(tree, tmp_path / 'runs', *short)
-    assert 'caution' not in results
-    capsys.readouterr()
-    best = folder / 'best.pt'
+def test_weights_that_images_of_the_fold_trained_are_said_and_recorded(whole, tree, tmp_path, tiny, capsys):
+    assert 'caution' not in runs.read_json(whole / 'results.json')
+    best = whole / 'best.pt'
     for fold, count in ((1, '12 of 12 of val and 0 of 12 of test'), (2, '12 of 12 of val and 24 of 24 of test')):
-        _, results = run(tree, tmp_path / 'tuned', *short, '--pretrained', str(best), '--fold', str(fold))
+        _, results = run(tree, tmp_path / 'tuned', *ONE_EPOCH, '--pretrained', str(best), '--fold', str(fold))
         said = f'note: {best}: images of this fold may have trained it ({count}); the results say so'
         assert said in capsys.readouterr().err
         assert results['seen'] == dict(val=12, test=24 * (fold == 2))
@@ -258,42 +242,46 @@ def test_weights_that_images_of_the_fold_trained_are_said_and_recorded(tree, tmp
     assert 'DTD: Tiny: images that validate or test may have trained the weights it started from.' in out
 
 
-def test_without_fvcore_a_run_has_no_macs_and_says_so_once(tree, tmp_path, tiny, no_fvcore, capsys):
-    folder, _ = run(tree, tmp_path, '--epochs', '1', '--warmup_epochs', '0')
-    results = runs.read_json(folder / 'results.json')
-    assert results['macs_G'] is None
+def test_what_is_missing_at_the_end_does_not_cost_the_run(tree, tmp_path, tiny, no_fvcore, monkeypatch, capsys):
+    real = train.evaluate
+
+    def evaluate(*args):  # of the test set alone with probabilities
+        loss, accuracy = real(*args)
+        return math.nan if len(args) == 7 else loss, accuracy
+
+    monkeypatch.setattr(train, 'evaluate', evaluate)
+    folder, results = run(tree, tmp_path, *ONE_EPOCH)
+    assert runs.read_json(folder / 'results.json') == results
+    assert (results['macs_G'], results['test_loss']) == (None, None)
     assert results['params_M'] > 0
-    assert capsys.readouterr().err.count('fvcore is not installed') == 1
+    err = capsys.readouterr().err
+    assert (err.count('fvcore is not installed'), err.count('note: the test loss is nan')) == (1, 1)
 
 
 # ------------------------------------------------------------------------------------------ determinism
 
 
 @pytest.mark.slow
-def test_the_number_of_workers_does_not_matter(tree, tmp_path, tiny):
-    a, _ = run(tree, tmp_path / 'a', '--num_workers', '0')
-    b, _ = run(tree, tmp_path / 'b', '--num_workers', '3')
-    assert outcome(a) == outcome(b)
-    c, _ = run(tree, tmp_path / 'c', '--seed', '43')
-    assert outcome(c)[2] != outcome(a)[2]
+def test_the_number_of_workers_does_not_matter(whole, tree, tmp_path, tiny):
+    assert outcome(run(tree, tmp_path, '--num_workers', '2')[0]) == outcome(whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['ram', 'disk'])
-def test_the_cache_does_not_matter_and_every_image_is_decoded_once(tree, tmp_path, tiny, monkeypatch, kind):
+@pytest.mark.parametrize('kind', ['none', 'ram', 'disk'])
+def test_the_cache_does_not_matter_and_every_image_is_decoded_once(whole, tree, tmp_path, tiny, monkeypatch, kind):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
     opened, real = [], images.open_image
     monkeypatch.setattr(images, 'open_image', lambda path, bits: opened.append(path) or real(path, bits))
-    plain, _ = run(tree, tmp_path / 'plain', '--cache', 'none')
-    assert len(opened) == 3 * (24 + 12) + 2 * 12  # three epochs, two tests
-    opened.clear()
-    kept, _ = run(tree, tmp_path / 'kept', '--cache', kind)
+    folder, _ = run(tree, tmp_path / 'a', '--cache', kind)
+    assert outcome(folder) == outcome(whole)
+    if kind == 'none':
+        assert len(opened) == 3 * (24 + 12) + 2 * 12  # three epochs, two tests
+        return
     assert sorted(opened) == sorted(path for subset in load_splits('dtd', tree, 1)[:3] for path, _ in subset)
     opened.clear()
-    again, _ = run(tree, tmp_path / 'again', '--cache', kind, '--seed', '43')
+    other, _ = run(tree, tmp_path / 'b', '--cache', kind, '--seed', '43')
     assert opened == []
-    assert outcome(plain) == outcome(kept)
-    assert outcome(kept)[2] != outcome(again)[2]
+    assert outcome(other)[2] != outcome(whole)[2]
 
 
 def test_loader_processes_start_with_the_loader_and_draw_nothing_yet(tree):
@@ -311,23 +299,11 @@ def test_loader_processes_start_with_the_loader_and_draw_nothing_yet(tree):
     assert set(multiprocessing.active_children()) - before == started
 
 
-def kill_when(process, condition, limit: float = 200) -> bool:
-    """SIGKILL the process and its loaders as soon as the condition holds; False if the process ended before."""
-    end = time.monotonic() + limit
-    while process.poll() is None and not condition():
-        assert time.monotonic() < end, 'the moment to kill never came'
-        time.sleep(0.0005)
-    alive = process.poll() is None
-    if alive:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    return alive
-
-
 @pytest.mark.slow
-def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tree, tmp_path):
-    arguments = (*argv_of(tree, tmp_path / 'killed', model='twistnet18'), '--num_workers', '1', '--epochs', '4')
-    folder = tmp_path / 'killed' / 'dtd_fold1_twistnet18_seed42'
+def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tmp_path, net, one_thread):
+    tree = make_dtd(tmp_path / 'tree', per_subset=(8, 8, 40))
+    arguments = (*argv_of(tree, tmp_path / 'killed', *net), '--num_workers', '1')
+    folder = tmp_path / 'killed' / 'dtd_fold1_small_net_seed42'
 
     def epochs():
         path = folder / 'log.jsonl'
@@ -335,35 +311,32 @@ def test_killed_at_any_moment_and_resumed_it_ends_in_the_same_bits(tree, tmp_pat
 
     started = []
 
-    def some_time_after(epoch):  # in the middle of training or of validation
-        if epochs() >= epoch and not started:
+    def in_an_epoch():  # in the middle of training or of validation
+        if epochs() >= 1 and not started:
             started.append(time.monotonic())
-        return started and time.monotonic() > started[0] + 0.15
+        return started and time.monotonic() > started[0] + 0.05
 
-    moments = [
-        lambda: (folder / 'last.pt.tmp').exists(),  # the first checkpoint is being written
-        lambda: some_time_after(2),
-        lambda: epochs() >= 4,  # between the last epoch and the results
-    ]
-    for moment in moments:
-        assert kill_when(start('train.py', *arguments), moment)
+    # The first checkpoint is being written; in an epoch; between the last epoch and the results.
+    for moment in (lambda: (folder / 'last.pt.tmp').exists(), in_an_epoch, lambda: epochs() >= 3):
+        process = start('train.py', *arguments)
+        while not moment():
+            assert process.poll() is None, 'the moment to kill never came'
+            time.sleep(0.0005)
+        process.kill_group()  # its loaders too
+        process.communicate()
         assert not (folder / 'results.json').exists()
     code, _, err = finish(start('train.py', *arguments))
     assert code == 0, err
     assert sorted(os.listdir(folder)) == FILES
-
-    undisturbed = (*argv_of(tree, tmp_path / 'whole', model='twistnet18'), '--epochs', '4')
-    assert finish(start('train.py', *undisturbed))[0] == 0
-    assert outcome(folder) == outcome(tmp_path / 'whole' / folder.name)
+    undisturbed, _ = run(tree, tmp_path / 'whole', *net)
+    assert outcome(folder) == outcome(undisturbed)
 
 
 @pytest.mark.slow
-def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path):
-    arguments = (*argv_of(tree, tmp_path, model='twistnet18_first_order'), '--num_workers', '2', '--epochs', '40')
+def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path, net):
+    arguments = (*argv_of(tree, tmp_path, *net), '--num_workers', '2', '--epochs', '400')
     process = start('train.py', *arguments)
-    log = tmp_path / 'dtd_fold1_twistnet18_first_order_seed42' / 'log.jsonl'
-    while not log.exists() and process.poll() is None:
-        time.sleep(0.05)
+    wait_for(tmp_path / 'dtd_fold1_small_net_seed42' / 'log.jsonl', process)
     os.killpg(process.pid, signal.SIGTERM)  # as a terminal and a scheduler do: to the loaders too
     returncode, out, err = finish(process)
     assert returncode == 143, err
@@ -375,10 +348,14 @@ def test_signals_stop_cleanly_and_say_how_to_go_on(tree, tmp_path):
 # ------------------------------------------------------------------------------------------ the machine
 
 
-@pytest.mark.parametrize('environment', ['WORLD_SIZE=4', 'WORLD_SIZE=four', 'WORLD_SIZE=4 MASTER_ADDR=here', 'RANK=3'])
-def test_what_is_left_of_a_job_in_the_environment_does_not_count(monkeypatch, environment):
+def set_all(monkeypatch, environment: str) -> None:
     for name, value in (pair.split('=') for pair in environment.split()):
         monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize('environment', ['WORLD_SIZE=4', 'WORLD_SIZE=four', 'WORLD_SIZE=4 MASTER_ADDR=here', 'RANK=3'])
+def test_what_is_left_of_a_job_in_the_environment_does_not_count(monkeypatch, environment):
+    set_all(monkeypatch, environment)
     distributed.setup('cpu', 1)
     assert distributed.process_rank() == (0, 1)
 
@@ -393,8 +370,7 @@ def test_what_is_left_of_a_job_in_the_environment_does_not_count(monkeypatch, en
     ],
 )
 def test_a_job_that_cannot_be_is_one_line_and_no_wait(tree, tmp_path, tiny, monkeypatch, capfd, environment, words):
-    for name, value in (pair.split('=') for pair in environment.split()):
-        monkeypatch.setenv(name, value)
+    set_all(monkeypatch, environment)
     message = fails(argv_of(tree, tmp_path / 'runs', '--device', 'cpu'), capfd)
     assert words in message
     assert 'unset WORLD_SIZE' in message
@@ -430,121 +406,48 @@ def test_a_missing_compiler_is_one_line(tree, tmp_path, tiny, monkeypatch, capfd
     assert 'torch.compile needs a C++ compiler' in fails(argv_of(tree, tmp_path), capfd)
 
 
-def test_a_test_loss_that_is_not_finite_does_not_cost_the_run(tree, tmp_path, tiny, monkeypatch, capfd):
-    real = train.evaluate
-
-    def evaluate(*args):  # of the test set alone with probabilities
-        loss, accuracy = real(*args)
-        return math.nan if len(args) == 7 else loss, accuracy
-
-    monkeypatch.setattr(train, 'evaluate', evaluate)
-    folder, results = run(tree, tmp_path, '--epochs', '1', '--warmup_epochs', '0')
-    assert results['test_loss'] is None
-    assert runs.read_json(folder / 'results.json')['test_loss'] is None
-    assert 'note: the test loss is nan' in capfd.readouterr().err
-
-
 # ------------------------------------------------------------------------------------------ several processes
 
 
-TORCHRUN = ('--standalone', '--nproc_per_node=2')
-
-
 @pytest.mark.slow
-def test_two_processes_train_resume_and_count_every_image_once(tmp_path, one_thread):
-    tree = make_dtd(tmp_path / 'tree', per_subset=(8, 45, 47))  # 135 and 141 to evaluate: three batches, the last short
-    arguments = argv_of(tree, tmp_path / 'a', model='twistnet18_heads1')
-    codes, out, err = run_ranks(2, 'train.py', *arguments)
+def test_two_processes_train_resume_and_count_every_image_once(tmp_path, net, one_thread):
+    tree = make_dtd(tmp_path / 'tree', per_subset=(8, 20, 47))  # 60 and 141 to evaluate: one batch, and two and a half
+    codes, out, err = run_ranks(2, 'train.py', *argv_of(tree, tmp_path / 'a', *net))
     assert not any(codes), err
     assert len(out.splitlines()) == 1, out
-    folder = tmp_path / 'a' / 'dtd_fold1_twistnet18_heads1_seed42'
-    results, log = runs.read_json(folder / 'results.json'), runs.read_log(folder / 'log.jsonl')
+    assert 'note: small_net: no gradient reaches spare.weight, spare.bias' in err
+    folder, splits = tmp_path / 'a' / 'dtd_fold1_small_net_seed42', load_splits('dtd', tree, 1)
+    results, line = runs.read_json(folder / 'results.json'), best_line(folder)
     assert runs.read_json(folder / 'config.json')['defines']['processes'] == 2
+    assert (len(splits.val), len(splits.test)) == (60, 141)
+    import_file(net[1])
+    assert evaluate_on(folder, splits.test, 'small_net') == (results['test_loss'], results['test_acc'])
+    assert evaluate_on(folder, splits.val, 'small_net') == (line['val_loss'], line['val_acc'])
+    # The second process has no batch to validate, and takes part.
+    assert mean_selection(folder, splits.val, 'small_net') == pytest.approx(line['selection'])
 
-    best = read_checkpoint(folder / 'best.pt')
-    model = build_model('twistnet18_heads1', 3)
-    model.load_state_dict(best['state_dict'])  # names of the plain model
-    model.to(memory_format=torch.channels_last)
-    splits = datasets.load_splits('dtd', tree, 1)
-    assert (len(splits.val), len(splits.test)) == (135, 141)
-    assert evaluate_on(model, splits.test) == (results['test_loss'], results['test_acc'])
-    line = log[results['best_epoch'] - 1]
-    assert evaluate_on(model, splits.val) == (line['val_loss'], line['val_acc'])
-
-    again = argv_of(tree, tmp_path / 'b', model='twistnet18_heads1')
+    again = argv_of(tree, tmp_path / 'b', *net)
     killed = tmp_path / 'b' / folder.name
-    process = start(FORKED_TORCHRUN, *TORCHRUN, ROOT / 'train.py', *again)
+    process = start(FORKED_TORCHRUN, '--standalone', '--nproc_per_node=2', ROOT / 'train.py', *again)
     wait_for(killed / 'log.jsonl', process)
     process.kill_group()  # torchrun and both of its processes
     process.communicate()
     assert not (killed / 'results.json').exists()
-    code, _, err = finish(start(FORKED_TORCHRUN, *TORCHRUN, ROOT / 'train.py', *again))
-    assert code == 0, err
+    codes, _, err = run_ranks(2, 'train.py', *again)
+    assert not any(codes), err
     assert 'resuming after epoch' in err
     assert outcome(killed) == outcome(folder)
 
 
-NET = """
-from timm.models import register_model
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self, classes):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 7, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
-        self.spare = nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.body(x)
-
-
-@register_model
-def odd_net(pretrained=False, num_classes=1000, **kwargs):
-    return Net(num_classes)
-"""
-
-
 @pytest.mark.slow
-def test_two_processes_train_a_net_with_a_layer_without_use(tree, tmp_path, one_thread):
-    net = tmp_path / 'net.py'
-    net.write_text(NET)
-    more = ('--import', str(net), '--epochs', '2')
-    codes, _, err = run_ranks(2, 'train.py', *argv_of(tree, tmp_path, *more, model='odd_net'))
-    assert not any(codes), err
-    assert 'note: odd_net: no gradient reaches spare.weight, spare.bias' in err
-    net.write_text(NET.replace('return self.body(x)', 'x = self.body(x)\n        return [x] if self.training else x'))
-    codes, _, err = run_ranks(2, 'train.py', *argv_of(tree, tmp_path, *more, '--force', model='odd_net'))
-    assert codes == [1, 1]
-    assert 'odd_net: returns a list while it trains' in err.splitlines()[-1]
-
-
-@pytest.mark.slow
-def test_a_process_without_a_batch_to_validate_takes_part(tree, tmp_path, one_thread):
-    codes, _, err = run_ranks(2, 'train.py', *argv_of(tree, tmp_path, model='twistnet18_stage4'))
-    assert not any(codes), err
-    assert not EvalBatches(len(load_splits('dtd', tree, 1).val), 1, 2).slots
-    folder = tmp_path / 'dtd_fold1_twistnet18_stage4_seed42'
-    best = read_checkpoint(folder / 'best.pt')
-    model = build_model('twistnet18_stage4', 3)
-    model.load_state_dict(best['state_dict'])
-    data = eval_images(load_splits('dtd', tree, 1).val, 32, None)
-    seen = trace.observe(model, normalize(torch.stack([data[i][0] for i in range(len(data))]))).blocks
-    line = runs.read_log(folder / 'log.jsonl')[best['epoch'] - 1]
-    assert line['selection'] == pytest.approx({name: block.selection.mean().item() for name, block in seen.items()})
-
-
-@pytest.mark.slow
-def test_an_error_under_torchrun_is_said_once(tree, tmp_path):
-    (tmp_path / 'runs' / 'dtd_fold1_twistnet18_seed42').mkdir(parents=True)
-    (tmp_path / 'runs' / 'dtd_fold1_twistnet18_seed42' / 'results.json').write_text('{')
-    arguments = argv_of(tree, tmp_path / 'runs', model='twistnet18')
-    code, out, err = finish(start(FORKED_TORCHRUN, *TORCHRUN, ROOT / 'train.py', *arguments))
-    assert code != 0
-    assert out == ''
-    assert err.count('train.py: error: ') == 1
+def test_an_error_of_two_processes_is_said_once(tree, tmp_path, net):
+    folder = tmp_path / 'runs' / 'dtd_fold1_small_net_seed42'
+    folder.mkdir(parents=True)
+    (folder / 'results.json').write_text('{')
+    codes, out, err = run_ranks(2, 'train.py', *argv_of(tree, tmp_path / 'runs', *net))
+    assert (codes, out, err.count('train.py: error: ')) == ([1, 1], '', 1)
     assert 'results.json: damaged' in err
-    assert 'Traceback' not in err.split('train.py: error: ')[0], 'before the line, and not from the other process'
+    assert 'Traceback' not in err
 
 
 @given(st.integers(1, 300), st.integers(1, 5), st.integers(1, 40))
@@ -621,19 +524,6 @@ def test_a_default_makes_room_for_what_was_given_and_says_so(argv, expected, wor
     assert [word for word, note in zip(words, notes, strict=True) if word not in note] == []
 
 
-@pytest.mark.slow
-def test_a_mended_test_image_does_not_part_a_run_from_the_other_folds(tree, tmp_path, tiny):
-    damaged = Path(load_splits('dtd', tree, 1).test[0][0])
-    whole = damaged.read_bytes()
-    damaged.write_bytes(b'damaged')
-    with pytest.raises(DataError, match=damaged.name):
-        run(tree, tmp_path)
-    damaged.write_bytes(whole)
-    folder, _ = run(tree, tmp_path)
-    other, _ = run(tree, tmp_path, '--fold', '2')
-    assert len({runs.read_json(path / 'config.json')['tree'] for path in (folder, other)}) == 1
-
-
 @pytest.mark.parametrize(
     ('sizes', 'processes', 'expected'),
     [
@@ -687,19 +577,17 @@ def test_photographs_are_never_passed_over_for_drawn_images(tree, tmp_path, tiny
     assert 'is complete' in capfd.readouterr().err, 'the same command is the same configuration'
     message = fails([*argv, '--dataset', 'synthetic'], capfd)
     assert 'synthetic is drawn and would not read --data_dir' in message
-    code, out, err = finish(start('train.py', '--data_dir', str(tree), '--dataset', 'synthetic'))
-    assert (code, out, err.count('\n')) == (1, '', 1), 'before torch is there too'
-    assert err.startswith('train.py: error: --dataset synthetic')
 
 
 def test_every_start_of_a_run_begins_with_a_line_that_says_what_it_does(tree, tmp_path, tiny, monkeypatch, capfd):
-    torch.manual_seed(0)
-    torch.save(build_model('tiny', 9).state_dict(), tmp_path / 'w.pt')
+    for seed, name in ((0, 'w.pt'), (1, 'other.pt')):
+        torch.manual_seed(seed)
+        torch.save(build_model('tiny', 9).state_dict(), tmp_path / name)
     (tree / 'images' / 'class0' / 'notes.txt').touch()
-    argv = ('--pretrained', str(tmp_path / 'w.pt'), '--amp', 'bf16', '--epochs', '2')
-    stop_after_one_epoch(monkeypatch, tree, tmp_path, *argv)
+    argv = ('--amp', 'bf16', '--epochs', '2', '--pretrained')
+    stop_after_one_epoch(monkeypatch, tree, tmp_path, *argv, str(tmp_path / 'w.pt'))
     first = capfd.readouterr().err.splitlines()
-    _, results = run(tree, tmp_path, *argv)
+    _, results = run(tree, tmp_path, *argv, str((tmp_path / 'w.pt').rename(tmp_path / 'moved.pt')))  # the same bytes
     again = capfd.readouterr().err.splitlines()
     expected = (
         f'dtd in {tree}, fold 1, images: 24 to train, 12 to validate, 12 to test; classes: 3; model: tiny, weights: '
@@ -712,6 +600,8 @@ def test_every_start_of_a_run_begins_with_a_line_that_says_what_it_does(tree, tm
         assert sum('passed over' in line for line in said) == 1
     assert 0.9 < results['loaded'] < 1, 'a resumed run knows it too'
     assert (results['weights']['share'], results['weights']['gates']) == (results['loaded'], 2)
+    with pytest.raises(RunError, match='pretrained'):
+        run(tree, tmp_path, *argv, str(tmp_path / 'other.pt'))
 
 
 def test_a_run_records_its_whole_tree_whatever_the_fold(tree, tmp_path, tiny):
@@ -729,19 +619,6 @@ def test_a_run_records_its_whole_tree_whatever_the_fold(tree, tmp_path, tiny):
     assert (after['fingerprint'], after['tree'] != before['tree']) == (before['fingerprint'], True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('amp', ['bf16', 'fp16'])
-def test_reduced_precision_trains(tree, tmp_path, tiny, amp):
-    folder, _ = run(tree, tmp_path, '--amp', amp)
-    losses = [line['train_loss'] for line in runs.read_log(folder / 'log.jsonl')]
-    assert all(math.isfinite(loss) for loss in losses)
-    full, _ = run(tree, tmp_path / 'full', '--amp', 'off')
-    reference = [line['train_loss'] for line in runs.read_log(full / 'log.jsonl')]
-    assert losses == pytest.approx(reference, abs=0.1)
-    assert losses != reference, 'another precision must show in the last digits'
-    assert read_checkpoint(folder / 'best.pt')['state_dict']['fc.weight'].dtype == torch.float32
-
-
 @pytest.mark.parametrize(('feature', 'expected'), [('avx512_bf16', 'bf16'), ('avx512_f', 'off'), ('amx_bf16', 'bf16')])
 def test_auto_is_bf16_where_the_processor_has_it(monkeypatch, feature, expected):
     capabilities = {'avx2': True, 'avx512_bf16': False, feature: True}
@@ -754,12 +631,9 @@ def test_auto_is_bf16_where_the_processor_has_it(monkeypatch, feature, expected)
 def test_a_compiled_run_gives_a_plain_checkpoint(tree, tmp_path, tiny, monkeypatch):
     compiled = partialmethod(torch.nn.Module.compile, backend='eager')  # traced as ever; inductor takes minutes
     monkeypatch.setattr(torch.nn.Module, 'compile', compiled)
-    folder, results = run(tree, tmp_path, '--compile', '--epochs', '2')
-    best = read_checkpoint(folder / 'best.pt')
-    model = build_model('tiny', 3)
-    assert list(best['state_dict']) == list(model.state_dict())
-    model.load_state_dict(best['state_dict'])
-    loss, _ = evaluate_on(model.to(memory_format=torch.channels_last), datasets.load_splits('dtd', tree, 1).test)
+    folder, results = run(tree, tmp_path, '--compile', *ONE_EPOCH)
+    assert list(read_checkpoint(folder / 'best.pt')['state_dict']) == list(build_model('tiny', 3).state_dict())
+    loss, _ = evaluate_on(folder, load_splits('dtd', tree, 1).test)
     assert loss == pytest.approx(results['test_loss'], rel=1e-3)
 
 
@@ -790,6 +664,8 @@ def _keep_signal_handlers():
 
 
 BAD_OPTIONS = [
+    ('--run_dir {tree}/labels/train1.txt', 'train1.txt/dtd_fold1_tiny_seed42: cannot be made'),
+    ('--run_dir {tree}/labels/train1.txt --force', 'train1.txt/dtd_fold1_tiny_seed42: cannot be made'),
     ('--model resnet19', "unknown model 'resnet19'"),
     ('--dataset cifar', "unknown data set 'cifar'"),
     ('--fold 3', 'fold 3 of'),
@@ -825,11 +701,10 @@ BAD_OPTIONS = [
 
 @pytest.mark.parametrize(('extra', 'words'), BAD_OPTIONS, ids=[extra for extra, _ in BAD_OPTIONS])
 def test_bad_options_are_one_line_and_leave_nothing(tree, tmp_path, tiny, capfd, extra, words):
-    assert words in fails(argv_of(tree, tmp_path / 'runs', *extra.split()), capfd)
+    assert words in fails(argv_of(tree, tmp_path / 'runs', *extra.format(tree=tree).split()), capfd)
     assert not (tmp_path / 'runs').exists()
 
 
-@pytest.mark.slow
 def test_a_run_that_another_process_makes_is_left_to_it(tree, tmp_path, tiny, capfd):
     folder = tmp_path / 'dtd_fold1_tiny_seed42'
     other = subprocess.Popen([sys.executable, '-c', HOLD, str(folder)], stdout=subprocess.PIPE, cwd=ROOT)
@@ -841,37 +716,22 @@ def test_a_run_that_another_process_makes_is_left_to_it(tree, tmp_path, tiny, ca
     assert os.listdir(folder) == ['.lock']
     other.kill()
     other.communicate()
-    run(tree, tmp_path)
-
-
-def test_bad_weights(tree, tmp_path, tiny, capfd):
-    torch.save({'foo': torch.zeros(1)}, tmp_path / 'foreign.pt')
-    message = fails(argv_of(tree, tmp_path / 'a', '--pretrained', str(tmp_path / 'foreign.pt')), capfd)
-    assert 'foreign.pt: none of its 1 tensors fits tiny' in message
-    torch.save({'foo': Code()}, tmp_path / 'code.pt')
-    message = fails(argv_of(tree, tmp_path / 'b', '--pretrained', str(tmp_path / 'code.pt')), capfd)
-    assert 'code.pt: refused' in message
-
-
-class Code:
-    """What a hostile checkpoint holds: something to run."""
-
-    def __reduce__(self):
-        return os.system, ('touch /tmp/twistnet_was_here',)
 
 
 @pytest.mark.slow
-def test_a_truncated_image_is_named_and_nothing_is_lost(tree, tmp_path, tiny, capfd):
+def test_a_truncated_image_is_named_and_nothing_is_lost(whole, tree, tmp_path, tiny, capfd):
     path = tree / 'images' / 'class1' / 'class1_0013.jpg'  # a test image: it is read last
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    arguments = argv_of(tree, tmp_path / 'a', '--num_workers', '2')
+    pixels = path.read_bytes()
+    path.write_bytes(pixels[: len(pixels) // 2])
+    arguments = argv_of(tree, tmp_path, '--num_workers', '2')
     assert 'class1_0013.jpg: cannot be read as an image' in fails(arguments, capfd)
-    path.write_bytes(whole)
+    path.write_bytes(pixels)
     train.cli(arguments)
     assert 'resuming after epoch 3' in capfd.readouterr().err
-    reference, _ = run(tree, tmp_path / 'b')
-    assert outcome(tmp_path / 'a' / reference.name) == outcome(reference)
+    folder = tmp_path / whole.name
+    assert outcome(folder) == outcome(whole)
+    trees = [runs.read_json(path / 'config.json')['tree'] for path in (folder, whole)]
+    assert trees[0] == trees[1], 'the mended image does not part the run from its other folds'
 
 
 def stop_after_one_epoch(monkeypatch, tree, run_dir, *more) -> Path:
@@ -891,86 +751,53 @@ def stop_after_one_epoch(monkeypatch, tree, run_dir, *more) -> Path:
 
 
 @pytest.mark.slow
-def test_a_torn_last_checkpoint_starts_again_and_says_so(tree, tmp_path, tiny, monkeypatch, capfd):
-    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path / 'a')
+def test_a_torn_last_checkpoint_starts_again_and_says_so(whole, tree, tmp_path, tiny, monkeypatch, capfd):
+    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
     last = folder / 'last.pt'
     last.write_bytes(last.read_bytes()[:-1000])
-    run(tree, tmp_path / 'a')
+    run(tree, tmp_path)
     assert 'last.pt: damaged or not a PyTorch checkpoint; starting again from epoch 1' in capfd.readouterr().err
-    reference, _ = run(tree, tmp_path / 'b')
-    assert outcome(folder) == outcome(reference)
-
-
-def test_a_foreign_or_hostile_last_checkpoint_is_refused(tree, tmp_path, tiny, monkeypatch, capfd):
-    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
-    for content, words in (({'foo': 1}, 'is not of this run'), ({'foo': Code()}, 'refused')):
-        torch.save(content, folder / 'last.pt')
-        assert words in fails(argv_of(tree, tmp_path), capfd)
-    assert not Path('/tmp/twistnet_was_here').exists()
+    assert outcome(folder) == outcome(whole)
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tree, tmp_path, tiny, monkeypatch, capfd):
-    real = engine.mix
-
-    def mix(images, labels, num_classes, mixup, cutmix, key):
-        images, targets = real(images, labels, num_classes, mixup, cutmix, key)
-        return images * float('nan') if key[2] >= 4 else images, targets  # from the middle of the second epoch
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, 'mix', mix)
-        message = fails(argv_of(tree, tmp_path / 'a'), capfd, DIVERGED)
-    assert 'the training loss is nan' in message
-    folder = tmp_path / 'a' / 'dtd_fold1_tiny_seed42'
-    state = read_checkpoint(folder / 'last.pt')['state_dict']
-    assert all(tensor.isfinite().all() for tensor in state.values())
-    run(tree, tmp_path / 'a')
-    reference, _ = run(tree, tmp_path / 'b')
-    assert outcome(folder) == outcome(reference)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['best.pt', 'results.json'])
-def test_a_full_disk_loses_nothing(tree, tmp_path, tiny, monkeypatch, capfd, name):
-    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path / 'a')
-    (folder / f'{name}.tmp').symlink_to('/dev/full')  # every write to it fails with ENOSPC
-    message = fails(argv_of(tree, tmp_path / 'a'), capfd)
-    assert f'{name}: cannot be written (No space left on device)' in message
-    read_checkpoint(folder / 'last.pt')
-    read_checkpoint(folder / 'best.pt')
-    train.cli(argv_of(tree, tmp_path / 'a'))
-    reference, _ = run(tree, tmp_path / 'b')
-    assert outcome(folder) == outcome(reference)
-
-
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_after_the_last_step_is_not_saved(tree, tmp_path, tiny, monkeypatch, capfd):
-    # The loss of the last step is finite; what the step makes of the weights is not.
+def test_a_loss_that_is_not_finite_stops_and_is_not_saved(whole, tree, tmp_path, tiny, monkeypatch, capfd):
     folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
     before = (folder / 'last.pt').read_bytes()
-    real = train.train_images
+    mix, train_images = engine.mix, train.train_images
 
-    def train_images(run, state, *rest):
-        loss = real(run, state, *rest)
+    def odd_mix(images, *rest):  # from the middle of the second epoch
+        images, targets = mix(images, *rest)
+        return images * float('nan') if rest[-1][2] >= 4 else images, targets
+
+    def odd_end(run, state, *rest):  # the loss of the last step is finite; what the step makes of the weights is not
+        loss = train_images(run, state, *rest)
         with torch.no_grad():
             state.model.fc.weight.fill_(float('nan'))
         return loss
 
-    with monkeypatch.context() as patch:
-        patch.setattr(train, 'train_images', train_images)
-        assert 'the validation loss is nan after epoch 2' in fails(argv_of(tree, tmp_path), capfd, DIVERGED)
-    assert (folder / 'last.pt').read_bytes() == before
+    for place, name, odd, words in (
+        (engine, 'mix', odd_mix, 'the training loss is nan within 3 steps of this epoch'),
+        (train, 'train_images', odd_end, 'the validation loss is nan after epoch 2'),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, odd)
+            assert words in fails(argv_of(tree, tmp_path), capfd, DIVERGED)
+        assert (folder / 'last.pt').read_bytes() == before
+    run(tree, tmp_path)
+    assert 'resuming after epoch 1' in capfd.readouterr().err
+    assert outcome(folder) == outcome(whole)
 
 
-def fake_accuracies(monkeypatch, *values: float) -> None:
-    """Validation accuracies, one an epoch; those of the test set are computed."""
-    accuracies, real = iter(values), train.evaluate
-
-    def evaluate(model, loader, *rest):
-        loss, accuracy = real(model, loader, *rest)
-        return loss, next(accuracies, accuracy)
-
-    monkeypatch.setattr(train, 'evaluate', evaluate)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['best.pt', 'results.json'])
+def test_a_full_disk_loses_nothing(whole, tree, tmp_path, tiny, monkeypatch, capfd, name):
+    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
+    (folder / f'{name}.tmp').symlink_to('/dev/full')  # every write to it fails with ENOSPC
+    assert f'{name}: cannot be written (No space left on device)' in fails(argv_of(tree, tmp_path), capfd)
+    train.cli(argv_of(tree, tmp_path))
+    assert 'resuming after epoch' in capfd.readouterr().err
+    assert outcome(folder) == outcome(whole)
 
 
 @pytest.mark.slow
@@ -999,42 +826,24 @@ def test_killed_between_its_checkpoints_and_resumed_elsewhere_it_tests_what_it_r
     _, results = run(tree, tmp_path)
     best = read_checkpoint(folder / 'best.pt')
     assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc']) == expected
-    model = build_model('tiny', 3)
-    model.load_state_dict(best['state_dict'])
-    model.to(memory_format=torch.channels_last)
-    assert evaluate_on(model, load_splits('dtd', tree, 1).test) == (results['test_loss'], results['test_acc'])
+    assert evaluate_on(folder, load_splits('dtd', tree, 1).test) == (results['test_loss'], results['test_acc'])
 
 
 @pytest.mark.slow
-def test_a_best_checkpoint_that_is_lost_is_made_again_or_the_run_starts_again(tree, tmp_path, tiny, monkeypatch, capfd):
-    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
-    best = read_checkpoint(folder / 'best.pt')
-    history = read_checkpoint(folder / 'last.pt')['run']
-    later = history | dict(history=2 * history['history'])
-    assert engine.holds_best(folder, later)
-    torch.save(best | dict(epoch=2), folder / 'best.pt')  # as versions left it that wrote best.pt first
-    assert not engine.holds_best(folder, later)
-    (folder / 'best.pt').unlink()
-    assert not engine.holds_best(folder, later)
-    assert engine.holds_best(folder, history), 'the last epoch is the best one: last.pt has its weights'
-    fake_accuracies(monkeypatch, 0.0, 0.0)
-    _, results = run(tree, tmp_path)
-    assert 'starting again' not in capfd.readouterr().err
-    assert results['best_epoch'] == 1
-    again = read_checkpoint(folder / 'best.pt')
-    assert all(again['state_dict'][name].equal(tensor) for name, tensor in best['state_dict'].items())
+def test_a_best_checkpoint_of_another_epoch_starts_again(whole, tree, tmp_path, tiny, monkeypatch, capfd):
+    def train_epoch(run, state, loaders, epoch, bar):
+        return real(run, state, loaders, epoch, bar) | dict(val_acc=50.0 - epoch) if epoch < 3 else 1 / 0
+
+    real = train.train_epoch
     with monkeypatch.context() as patch:
-        patch.setattr(engine, 'holds_best', lambda *_: False)
-        cut = stop_after_one_epoch(patch, tree, tmp_path / 'b')
-        results, last, notes = engine.find_last(cut, runs.read_json(cut / 'config.json'), False)
-    assert (results, last) == (None, None)
-    assert 'best.pt is missing or of another epoch than the best one; starting again' in notes[-1]
-
-
-def test_a_run_dir_that_is_a_file(tree, tmp_path, tiny, capfd):
-    (tmp_path / 'file').touch()
-    for force in ([], ['--force']):
-        assert 'cannot be made' in fails(argv_of(tree, tmp_path / 'file', *force), capfd)
+        patch.setattr(train, 'train_epoch', train_epoch)
+        with pytest.raises(ZeroDivisionError):
+            run(tree, tmp_path)
+    best = tmp_path / whole.name / 'best.pt'
+    torch.save(read_checkpoint(best) | dict(epoch=2), best)  # as in a folder that was copied while the run was made
+    folder, _ = run(tree, tmp_path)
+    assert 'best.pt is missing or of another epoch than the best one; starting again' in capfd.readouterr().err
+    assert outcome(folder) == outcome(whole)
 
 
 def test_after_force_the_advice_is_not_to_force_again(tree, tmp_path, tiny, monkeypatch, capfd):
@@ -1050,8 +859,8 @@ def test_after_force_the_advice_is_not_to_force_again(tree, tmp_path, tiny, monk
 
 
 @pytest.mark.slow
-def test_command_line_prints_one_result_and_leaves_progress_to_stderr(tree, tmp_path):
-    code, out, err = finish(start('train.py', *argv_of(tree, tmp_path, model='twistnet18_first_order')))
+def test_command_line_prints_one_result_and_leaves_progress_to_stderr(tree, tmp_path, net):
+    code, out, err = finish(start('train.py', *argv_of(tree, tmp_path, *net)))
     assert code == 0, err
     assert len(out.splitlines()) == 1
     assert 'test accuracy' in out
@@ -1059,4 +868,4 @@ def test_command_line_prints_one_result_and_leaves_progress_to_stderr(tree, tmp_
     assert 'left' in err
     code, out, err = finish(start('train.py', '--no_such_option'))
     assert (code, out) == (2, '')
-    assert json.dumps(err).count('unrecognized arguments: --no_such_option') == 1
+    assert err.count('unrecognized arguments: --no_such_option') == 1

@@ -19,7 +19,7 @@ import models
 from common import distributed, runs
 from common.checkpoint import read_checkpoint
 from common.distributed import autocast, logits_of, reduce_sum
-from common.errors import ModelError, RunError, UnsafeCheckpoint
+from common.errors import ModelError, RunError
 from common.insertion import attach
 from common.options import NO_GATES
 from common.splits import Splits
@@ -60,12 +60,8 @@ def build_state(
         args: the options of train.py or pretrain_imagenet.py; sync_bn is the latter's alone.
         last: the checkpoint; None to start.
         batch_size: images of a batch in this process.
-        pretrained: as for models.build_model.
         fused: use the fused optimiser, which need not wait where fp16 skips a step. Its momentum buffers start as
             zeros: the first step is the same, and a skipped one would leave them uninitialised.
-
-    Raises:
-        RunError: an option of the optimiser does not fit the model, or the optimiser refuses it.
     """
     model = models.build_model(args.model, num_classes, False if last else pretrained, args.img_size)
     if getattr(args, 'sync_bn', False):
@@ -92,25 +88,14 @@ def build_state(
 
 
 def build_optimizer(args: argparse.Namespace, model: nn.Module, fused: bool = False) -> torch.optim.Optimizer:
-    """timm's optimiser of the name --opt; fused is for sgd alone.
-
-    Raises:
-        RunError: as build_state.
-    """
+    """timm's optimiser of the name --opt; fused is for sgd alone."""
     more = dict(nesterov=args.momentum > 0, fused=fused or None) if args.opt == 'sgd' else {}
     more |= dict(lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum)
-    try:
-        return create_optimizer_v2(parameter_groups(args, model), args.opt, **more)
-    except ValueError as error:  # Nesterov's momentum of zero, say
-        raise RunError(f'--opt {args.opt}: {error}') from error
+    return create_optimizer_v2(parameter_groups(args, model), args.opt, **more)
 
 
 def parameter_groups(args: argparse.Namespace, model: nn.Module) -> list[dict]:
-    """The parameters in groups for an optimiser; `lr_scale` of a group is a factor of its learning rate, default 1.
-
-    Raises:
-        RunError: --layer_decay of a model without layers to tell apart, --gate_lr of one without gates.
-    """
+    """The parameters in groups for an optimiser; `lr_scale` of a group is a factor of its learning rate, default 1."""
     kept = getattr(model, 'no_weight_decay', set)()
     decay = dict(weight_decay=args.weight_decay, no_weight_decay_list=kept)
     if args.opt == 'sgd':
@@ -169,11 +154,7 @@ def share_state(state: State) -> None:
 
 
 def balanced_weights(splits: Splits, device: torch.device) -> torch.Tensor:
-    """Weights n / (K n_c) of the K classes, n_c of the n training images being of class c: (K,).
-
-    Raises:
-        RunError: a class has no training image.
-    """
+    """Weights n / (K n_c) of the K classes, n_c of the n training images being of class c: (K,)."""
     counts = torch.bincount(torch.tensor([label for _, label in splits.train]), minlength=len(splits.classes))
     if not counts.all():
         missing = splits.classes[int(counts.argmin())]
@@ -204,8 +185,8 @@ def mixed_loss(
 ) -> torch.Tensor:
     """Cross-entropy of normalised images after Mixup or CutMix, whose randomness is drawn from `key`.
 
-    `weights` (of the classes) apply to probabilities, mixed or not: so the loss is always a mean over images, while
-    torch divides that of class indices by the sum of the batch's weights.
+    `weights` of the classes apply to probabilities, mixed or not: the loss is always a mean over images. Of class
+    indices torch would divide by the sum of the batch's weights.
     """
     images, targets = mix(images, labels, classes, args.mixup, args.cutmix, key)
     if weights is not None and targets.ndim == 1:
@@ -311,10 +292,10 @@ def evaluate(
 
 
 def find_last(folder: Path, config: dict, force: bool) -> tuple[dict | None, dict | None, list[str]]:
-    """Make a run folder of train.py this process's own, and find where its run resumes; see runs.open_run.
+    """Lock a run folder of train.py and find where its run resumes; see runs.open_run.
 
     Returns:
-        the results if the run is complete, else None; the checkpoint to resume from, if there is one; and notes.
+        the results if the run is complete, the checkpoint to resume from if there is one, and notes.
     """
     runs.claim(folder)
     results, changed = runs.open_run(folder, config, force)
@@ -326,30 +307,14 @@ def find_last(folder: Path, config: dict, force: bool) -> tuple[dict | None, dic
         last = read_checkpoint(folder / 'last.pt')
     except FileNotFoundError:
         return None, None, notes
-    except UnsafeCheckpoint:
-        raise
     except ModelError as error:
         runs.write_json(folder / 'config.json', config)  # of the environment that makes every epoch
         return None, None, [*notes, f'note: {error}; starting again from epoch 1, with the same result']
-    if not isinstance(last, dict) or last.get('fingerprint') != config['fingerprint']:
-        raise RunError(f'{folder / "last.pt"} is not of this run; move it away, or --force to start again')
-    if not holds_best(folder, last['run']):
+    best, progress = folder / 'best.pt', last['run']
+    held = read_checkpoint(best)['epoch'] if best.exists() else None
+    # Where the last epoch is the best one, train.py makes best.pt again of last.pt, which is written first.
+    if progress['best_epoch'] not in (held, len(progress['history'])):
         runs.write_json(folder / 'config.json', config)
-        lost = f'{folder / "best.pt"} is missing or of another epoch than the best one; starting again from epoch 1'
+        lost = f'{best} is missing or of another epoch than the best one; starting again from epoch 1'
         return None, None, [*notes, f'note: {lost}']
     return None, last, notes
-
-
-def holds_best(folder: Path, progress: dict) -> bool:
-    """Whether the best weights of a run exist, in best.pt or, if its last epoch is the best one, in last.pt.
-
-    last.pt is written first: a run killed between the two still has what best.pt should hold.
-    """
-    if progress['best_epoch'] == len(progress['history']):
-        return True
-    try:
-        best = read_checkpoint(folder / 'best.pt')
-    except (FileNotFoundError, ModelError):
-        return False
-    wanted = dict(epoch=progress['best_epoch'], val_acc=progress['best_val_acc'])
-    return isinstance(best, dict) and wanted.items() <= best.items()
