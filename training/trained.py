@@ -90,6 +90,8 @@ def load(path: str | Path, imports: str | Path | None = None) -> TrainedModel:
         ModelError: there is no such file, or it is no best.pt of train.py.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ModelError(f'{path}: is a folder; give the best.pt in it')
     try:
         checkpoint = read_checkpoint(path)
     except FileNotFoundError as error:
