@@ -16,28 +16,180 @@ is loaded again and its logits are compared with the model's for several batch s
 
 import argparse
 import contextlib
-import importlib.metadata
 import importlib.util
 import io
+import json
 import os
 import signal
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import safetensors.torch
+import timm
+import torch
+from safetensors import safe_open
 from timm.models import push_to_hf_hub, save_for_hf
 from timm.models._hub import generate_readme
 
+import models
 from common import options, runs
+from common.checkpoint import size_arguments
 from common.distributed import say, training_process
 from common.errors import ModelError, RunError, user_errors
 from common.registry import DATASETS, dataset_label, entry_of, model_label
-from formats import BATCHES, MAKE, check, hub_arguments
 from training import trained
+from training.trained import TrainedModel
 from transforms import eval_settings
 
 ONNX_TORCH = (2, 6)  # whose exporter takes any number of images
-SUFFIXES = dict(onnx='.onnx', pt2='.pt2', safetensors='.safetensors', hub='')
+BATCHES = (1, 2, 5)  # images, of the comparison
+TOLERANCE = 1e-4  # of a logit, over the largest logit or 1
+METADATA = 'metadata.json'  # in a .pt2
+Run = Callable[[torch.Tensor], torch.Tensor]  # images -> logits
+
+
+# ---------------------------------------------------------------------------------------------- formats
+
+
+def metadata_of(model: TrainedModel) -> dict[str, str]:
+    """What a file says of its model; lists and dictionaries as JSON."""
+    return dict(
+        model=model.name,
+        architecture=cfg_of(model).get('architecture', model.name),
+        classes=json.dumps(model.classes),
+        preprocessing=json.dumps(eval_settings(*model.preprocessing)),
+        epoch=str(model.epoch),
+        val_acc=str(model.val_acc),
+        exported_by=f'torch {torch.__version__}',
+    )
+
+
+def cfg_of(model: TrainedModel) -> dict:
+    """timm's configuration of the model; {} where timm's builder did not make it."""
+    return getattr(model.model, 'pretrained_cfg', None) or {}
+
+
+def noise(model: TrainedModel, number: int) -> torch.Tensor:
+    """Noise in the range of normalised images, (number, 3, SIZE, SIZE)."""
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(number, 3, model.img_size, model.img_size, generator=generator)
+
+
+def traced(model: TrainedModel) -> torch.export.ExportedProgram:
+    """The graph of the model, for any batch size."""
+    model.model.requires_grad_(False)
+    with torch.no_grad():
+        shapes = ({0: torch.export.Dim('batch')},)
+        return torch.export.export(model.model, (noise(model, 2),), dynamic_shapes=shapes)
+
+
+def make_onnx(model: TrainedModel) -> bytes:
+    import onnx
+
+    program = torch.onnx.export(
+        traced(model), dynamo=True, input_names=['images'], output_names=['logits'], verbose=False
+    )
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, metadata_of(model))
+    graph = proto.graph
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == batch:
+                dim.dim_param = 'batch'
+    return proto.SerializeToString()
+
+
+def load_onnx(path: Path, _model: TrainedModel) -> tuple[Run, dict]:
+    import onnx
+
+    props = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    if importlib.util.find_spec('onnxruntime'):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    else:
+        import onnx.reference
+
+        session = onnx.reference.ReferenceEvaluator(str(path))
+    return lambda images: torch.from_numpy(session.run(None, dict(images=images.numpy()))[0]), props
+
+
+def make_pt2(model: TrainedModel) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(traced(model), buffer, extra_files={METADATA: json.dumps(metadata_of(model))})
+    return buffer.getvalue()
+
+
+def load_pt2(path: Path, _model: TrainedModel) -> tuple[Run, dict]:
+    extra = {METADATA: ''}
+    program = torch.export.load(path, extra_files=extra).module()
+    return program, json.loads(extra[METADATA])
+
+
+def make_safetensors(model: TrainedModel) -> bytes:
+    tensors = {name: tensor.contiguous() for name, tensor in model.model.state_dict().items()}
+    return safetensors.torch.save(tensors, metadata_of(model))
+
+
+def load_safetensors(path: Path, model: TrainedModel) -> tuple[Run, dict]:
+    again = models.build_model(model.name, len(model.classes), img_size=model.img_size)
+    again.load_state_dict(safetensors.torch.load_file(path))
+    with safe_open(path, 'pt') as file:
+        return again.eval(), file.metadata()
+
+
+def hub_arguments(model: TrainedModel, license_id: str) -> dict:
+    """Arguments of save_for_hf and push_to_hf_hub; sets the preprocessing that timm writes with the model."""
+    if not cfg_of(model):
+        raise ModelError(
+            f"{model.name}: --format hub is for models that timm's build_model_with_cfg makes, because it loads the "
+            'weights; safetensors, pt2 and onnx take any model'
+        )
+    taken = eval_settings(*model.preprocessing)
+    size, crop_pct = model.img_size, taken['crop_ratio']
+    if int(size / crop_pct) != (short := round(size / crop_pct)):  # timm's floor of it, and ours
+        crop_pct = size / (short + 0.25)
+    cfg = dict(input_size=(3, size, size), crop_pct=crop_pct, crop_mode='center')
+    cfg |= dict(num_classes=len(model.classes), license=license_id)
+    cfg |= {key: taken[key] for key in ('interpolation', 'mean', 'std')}
+    other = ('pool_size', 'test_input_size', 'test_crop_pct', 'label_names', 'label_offset')
+    model.model.pretrained_cfg = {key: value for key, value in cfg_of(model).items() if key not in other} | cfg
+    arguments = {**entry_of(model.name).get('args', {}), **size_arguments(model.name, size)}
+    return dict(model_config=dict(label_names=model.classes), model_args=arguments, safe_serialization='both')
+
+
+def load_hub(folder: Path, model: TrainedModel) -> tuple[Run, dict]:
+    config = json.loads((folder / 'config.json').read_text())
+    models.register(model.name)
+    with contextlib.redirect_stderr(io.StringIO()):  # a TwistNet says what it loads
+        again = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    return again, metadata_of(model) | dict(classes=json.dumps(config['label_names']))
+
+
+MAKE = dict(onnx=make_onnx, pt2=make_pt2, safetensors=make_safetensors)
+LOAD = dict(onnx=load_onnx, pt2=load_pt2, safetensors=load_safetensors, hub=load_hub)
+
+
+# ---------------------------------------------------------------------------------------------- the check
+
+
+def check(model: TrainedModel, kind: str, path: Path) -> float:
+    """The largest difference of a logit between the file and the model, on the scale of TOLERANCE."""
+    run, metadata = LOAD[kind](path, model)
+    worst = 0.0
+    with torch.no_grad():
+        for number in BATCHES:
+            images = noise(model, number)
+            wanted = model.model(images)
+            worst = max(worst, ((run(images) - wanted).abs().max() / wanted.abs().max().clamp_min(1)).item())
+    if not worst <= TOLERANCE:
+        raise ModelError(f'{model.name} as {kind}: its logits differ by {worst:.1e}, more than {TOLERANCE:g}')
+    if not metadata_of(model).items() <= metadata.items():
+        raise ModelError(f'{model.name} as {kind}: has lost its metadata')
+    return worst
 
 
 # ---------------------------------------------------------------------------------------------- the model card
@@ -49,7 +201,7 @@ LIMITS = (
     'It names one of its classes for every image, also for one that shows none of them.',
     'The probability it gives is not calibrated.',
 )
-LOAD = """
+USAGE = """
 ```python
 import timm
 from PIL import Image, ImageOps
@@ -64,25 +216,23 @@ print(model.pretrained_cfg.get('label_names', range(len(probabilities)))[probabi
 """
 
 
-def model_card(model: trained.TrainedModel, source: str, args: argparse.Namespace) -> dict:
+def model_card(model: TrainedModel, source: str, args: argparse.Namespace) -> dict:
     """What timm takes as `model_card`: data, accuracy, recipe, limits, and how to load it from `source`."""
     made, environment = (model.config.get(key, {}) for key in ('options', 'environment'))
     results = runs.read_json(model.path.with_name('results.json')) or {}
     dataset = results.get('dataset') or made.get('dataset')
     called = made.get('name') or dataset_label(dataset, {})
     data = f'{called}, fold {results.get("fold", made.get("fold"))}' if dataset else 'not recorded'
-    limits = ['Its accuracy is not recorded.', *LIMITS]
-    details = dict(Model=model_label(model.name), Data=data)
+    details, accuracy = dict(Model=model_label(model.name), Data=data), 'Its accuracy is not recorded.'
     if 'protocol' in DATASETS.get(dataset, {}):
         details['Protocol'] = DATASETS[dataset]['protocol']
     if results:
-        counts = ', '.join(f'{results[f"n_{subset}"]} {subset}' for subset in ('train', 'val', 'test'))
-        details['Images'] = counts
+        details['Images'] = ', '.join(f'{results[f"n_{subset}"]} {subset}' for subset in ('train', 'val', 'test'))
         details['Test accuracy'] = f'{results["test_acc"]:.2f} % (one fold, one seed: {results["seed"]})'
         details['Validation accuracy'] = f'{results["best_val_acc"]:.2f} %, which chose epoch {results["best_epoch"]}'
         details['Parameters'] = f'{results["params_M"]:.2f} M'
         details['Initial weights'] = results['pretrained'] or 'none, from scratch'
-        limits[0] = f'Accuracy was measured on the {results["n_test"]} test images of this fold alone.'
+        accuracy = f'Accuracy was measured on the {results["n_test"]} test images of this fold alone.'
     taken = eval_settings(*model.preprocessing)
     details['Input'] = (
         f'short side to {round(model.img_size / taken["crop_ratio"])} pixels ({taken["interpolation"]}), centre crop '
@@ -96,13 +246,13 @@ def model_card(model: trained.TrainedModel, source: str, args: argparse.Namespac
         details['Recipe'] = recipe | {key: made[key] for key, off in rare.items() if made.get(key, off) != off}
     if environment:
         details['Made with'] = ', '.join(f'{key} {environment[key]}' for key in ENVIRONMENT if environment.get(key))
-    details['Limits'] = limits
+    details['Limits'] = [accuracy, *LIMITS]
     return dict(
         tags=['image-classification', 'timm'],
         license=args.license,
         description=f'{model_label(model.name)} trained on {data}: {runs.counted(len(model.classes), "class")}.',
         details=details,
-        usage=LOAD.format(source=source, imports=imports_for(model.name, args.imports)),
+        usage=USAGE.format(source=source, imports=imports_for(model.name, args.imports)),
     )
 
 
@@ -117,16 +267,8 @@ def imports_for(name: str, imports: str | None) -> str:
 # ---------------------------------------------------------------------------------------------- one export
 
 
-def first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def write(model: trained.TrainedModel, args: argparse.Namespace, path: Path) -> None:
-    """Write the file or folder.
-
-    Raises:
-        ModelError: the model has no graph that can be exported.
-    """
+def write(model: TrainedModel, args: argparse.Namespace, path: Path) -> None:
+    """Write the file or folder."""
     if args.format == 'hub':
         save_for_hf(model.model, path, **hub_arguments(model, args.license))
         card = model_card(model, f'local-dir:{args.out}', args)
@@ -150,13 +292,17 @@ def put(made: Path, out: Path) -> None:
         os.replace(made, out)
 
 
-def push(model: trained.TrainedModel, args: argparse.Namespace) -> str:
-    """Push to a repository of the hub; returns its address. Raises RunError."""
+def push(model: TrainedModel, args: argparse.Namespace) -> str:
+    """Push to a repository of the hub; returns its address."""
     card = model_card(model, f'hf-hub:{args.repo}', args)
     try:
         return str(push_to_hf_hub(model.model, args.repo, model_card=card, **hub_arguments(model, args.license)))
     except Exception as error:  # network, login and hub each raise their own
         raise RunError(f'--repo {args.repo}: not pushed ({first_line(error)}); `hf auth login` logs in') from error
+
+
+def first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -165,7 +311,7 @@ def push(model: trained.TrainedModel, args: argparse.Namespace) -> str:
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description='A trained model as a file for other programs.', allow_abbrev=False)
     parser.add_argument('--checkpoint', type=Path, required=True, metavar='BEST.PT', help='of a run of train.py')
-    parser.add_argument('--format', choices=tuple(SUFFIXES), required=True)
+    parser.add_argument('--format', choices=tuple(LOAD), required=True)
     parser.add_argument('--out', type=Path, help='file or folder; if not given, beside the checkpoint')
     parser.add_argument('--overwrite', action='store_true', help='replace what is there')
     parser.add_argument('--repo', metavar='USER/NAME', help='of hub: push to this repository; a README there stays')
@@ -175,12 +321,12 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def check_onnx() -> None:
-    """Raise RunError where a package is missing or too old. Without torch, which knows its version too."""
+    """Raise RunError where a package is missing or too old."""
     if missing := [name for name in ('onnx', 'onnxscript') if importlib.util.find_spec(name) is None]:
         raise RunError(f'--format onnx: {" and ".join(missing)} missing; pip install onnx onnxscript onnxruntime')
-    version = importlib.metadata.version('torch')
-    if tuple(map(int, version.split('.')[:2])) < ONNX_TORCH:
-        raise RunError(f'--format onnx: torch {version} is too old, it takes {".".join(map(str, ONNX_TORCH))}')
+    if tuple(map(int, torch.__version__.split('.')[:2])) < ONNX_TORCH:
+        needed = '.'.join(map(str, ONNX_TORCH))
+        raise RunError(f'--format onnx: torch {torch.__version__} is too old, it takes {needed}')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -191,13 +337,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.format == 'onnx':
         check_onnx()
     if args.out is None:
-        args.out = args.checkpoint.with_suffix(SUFFIXES[args.format])
-        args.out = args.out.with_name('hub') if args.format == 'hub' else args.out
-    if args.out.exists() and not args.repo:
-        if args.out.is_dir() != (args.format == 'hub'):
-            raise RunError(f'{args.out}: is a {"folder" if args.out.is_dir() else "file"}; take another --out')
-        if not args.overwrite:
-            raise RunError(f'{args.out}: is there already; --overwrite replaces it, --out takes another name')
+        args.out = args.checkpoint.with_name('hub' if args.format == 'hub' else f'{args.checkpoint.stem}.{args.format}')
+    if args.out.exists() and not (args.repo or args.overwrite):
+        raise RunError(f'{args.out}: is there already; --overwrite replaces it, --out takes another name')
     return args
 
 

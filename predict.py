@@ -25,7 +25,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from common import distributed, options
@@ -39,17 +38,14 @@ from training import trained
 SHEET = (6, 6)  # rows and columns of a page
 SCAN_SIDE = 2000  # pixels of the scan in a map, at most
 Read = Callable[[str], Image.Image]
+Predict = Callable[..., tuple[np.ndarray, dict[int, str]]]  # trained.predict of items, read and what
 
 
 # ---------------------------------------------------------------------------------------------- what is given
 
 
 def find_images(given: list[str]) -> list[str]:
-    """The images that files, folders (at any depth) and globs name, each once; other files are reported on stderr.
-
-    Raises:
-        DataError: one of them names no image.
-    """
+    """The images that files, folders (at any depth) and globs name, each once; other files are reported on stderr."""
     found = {}
     for text in given:
         if os.path.isfile(text):
@@ -72,11 +68,7 @@ def find_images(given: list[str]) -> list[str]:
 
 
 def load_models(paths: list[Path], imports: str | None) -> list[trained.TrainedModel]:
-    """The models of the checkpoints.
-
-    Raises:
-        RunError: their classes differ.
-    """
+    """The models of the checkpoints, which must have the same classes."""
     first, *others = models = [trained.load(path, imports) for path in paths]
     for other in others:
         if other.classes != first.classes:
@@ -109,30 +101,18 @@ def save_picture(figure: Figure, out: Path, kind: str, number: int, count: int) 
     print(*save(figure, out.parent, name, ['png']))
 
 
-def names_of(models: list[trained.TrainedModel]) -> str:
-    return f'{counted(len(models), "model")} averaged' if len(models) > 1 else str(models[0].path)
-
-
 # ---------------------------------------------------------------------------------------------- images
 
 
 def predict_images(
-    args: argparse.Namespace,
-    models: list[trained.TrainedModel],
-    paths: list[str],
-    read: Read,
-    device: torch.device,
-    signals: list[int],
+    args: argparse.Namespace, classes: list[str], paths: list[str], read: Read, predict: Predict, signals: list[int]
 ) -> int:
     """Write the table of the images and their sheets; returns how many images could not be read."""
-    classes = models[0].classes
-    top_k = args.top_k or min(5, len(classes))
-    if top_k > len(classes):
-        raise RunError(f'--top_k {top_k} must be from 1 to the {len(classes)} classes of {models[0].path}')
-    probabilities, errors = trained.predict(models, paths, read, args, device, 'images', signals)
+    probabilities, errors = predict(paths, read, what='images')
     done = len(probabilities)
     if len(errors) == done:
         raise DataError(f'none of {counted(done, "image")} could be read; nothing is written')
+    top_k = args.top_k or min(5, len(classes))
     order = np.argsort(-probabilities, axis=1, kind='stable')[:, :top_k]
     rows = [
         [paths[i], *(value for label in order[i] for value in (classes[label], probabilities[i, label]))]
@@ -142,11 +122,11 @@ def predict_images(
     more = [f'{key}_{n}' for n in range(2, top_k + 1) for key in ('label', 'probability')]
     write_csv(args.out, ['path', 'label', 'probability', *more], rows)
     if args.sheet:
-        draw_sheets(args.out, rows, read, names_of(models), signals)
+        draw_sheets(args, rows, read, signals)
     return len(errors)
 
 
-def draw_sheets(out: Path, rows: list[list], read: Read, by: str, signals: list[int]) -> None:
+def draw_sheets(args: argparse.Namespace, rows: list[list], read: Read, signals: list[int]) -> None:
     """Pages of thumbnails with the label and probability of each row of the table."""
     size = SHEET[0] * SHEET[1]
     pages = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -158,8 +138,12 @@ def draw_sheets(out: Path, rows: list[list], read: Read, by: str, signals: list[
             for path, label, probability, *_ in page
         ]
         of = f', page {number + 1} of {len(pages)}' * (len(pages) > 1)
-        title = f'{counted(len(rows), "image")}, label and probability by {by}{of}'
-        save_picture(plot_thumbnails(title, panels, SHEET[1]), out, 'sheet', number, len(pages))
+        title = f'{counted(len(rows), "image")}, label and probability by {names_of(args.checkpoint)}{of}'
+        save_picture(plot_thumbnails(title, panels, SHEET[1]), args.out, 'sheet', number, len(pages))
+
+
+def names_of(checkpoints: list[Path]) -> str:
+    return f'{counted(len(checkpoints), "model")} averaged' if len(checkpoints) > 1 else str(checkpoints[0])
 
 
 # ---------------------------------------------------------------------------------------------- tiles of scans
@@ -178,15 +162,10 @@ def cell_edges(starts: list[int], tile: int, length: int) -> np.ndarray:
 
 
 def map_scans(
-    args: argparse.Namespace,
-    models: list[trained.TrainedModel],
-    paths: list[str],
-    read: Read,
-    device: torch.device,
-    signals: list[int],
+    args: argparse.Namespace, classes: list[str], paths: list[str], read: Read, predict: Predict, signals: list[int]
 ) -> int:
     """Write the table of the tiles of all scans and a map of each; returns how many could not be made."""
-    classes, rows, failed = models[0].classes, [], 0
+    rows, failed = [], 0
     for number, path in enumerate(paths):
         try:
             scan = read(path)
@@ -198,22 +177,20 @@ def map_scans(
             continue
         xs, ys = (starts_of(side, args.tile, args.stride) for side in scan.size)
         boxes = [(x, y, x + args.tile, y + args.tile) for y in ys for x in xs]
-        what = f'tiles of {os.path.basename(path)}'
-        probabilities, _ = trained.predict(models, boxes, scan.crop, args, device, what, signals)
+        probabilities, _ = predict(boxes, scan.crop, what=f'tiles of {os.path.basename(path)}')
         labels, certain = probabilities.argmax(1), probabilities.max(1)
         rows += [[path, x, y, classes[k], p] for (x, y, *_), k, p in zip(boxes, labels, certain)]
         if signals:
             break
         edges = cell_edges(ys, args.tile, scan.height), cell_edges(xs, args.tile, scan.width)
-        shape = len(ys), len(xs)
-        title = f'{path}: {len(boxes)} tiles of {args.tile} pixels, stride {args.stride}, by {names_of(models)}'
+        by = names_of(args.checkpoint)
+        title = f'{path}: {len(boxes)} tiles of {args.tile} pixels, stride {args.stride}, by {by}'
         notes = ['The stronger the colour of a cell, the higher the probability of its label. Shares are of the tiles.']
-        figure = plot_label_map(
-            thumbnail(scan, SCAN_SIDE), labels.reshape(shape), certain.reshape(shape), edges, classes, title, notes
-        )
+        labels, certain = (values.reshape(len(ys), len(xs)) for values in (labels, certain))
+        figure = plot_label_map(thumbnail(scan, SCAN_SIDE), labels, certain, edges, classes, title, notes)
         save_picture(figure, args.out, 'map', number, len(paths))
     if failed == len(paths):
-        raise DataError(f'none of {counted(len(paths), "image")} could be read; nothing is written')
+        raise DataError(f'none of {counted(failed, "image")} could be read; nothing is written')
     write_csv(args.out, ['path', 'x', 'y', 'label', 'probability'], rows)
     return failed
 
@@ -254,11 +231,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     paths = find_images(args.images)
     models = load_models(args.checkpoint, args.imports)
+    classes = models[0].classes
+    if args.top_k and args.top_k > len(classes):
+        raise RunError(f'--top_k {args.top_k} must be from 1 to the {len(classes)} classes of {models[0].path}')
     device = distributed.setup(args.device, 0)
     read = partial(open_image, bits=args.bits or trained.bits_for(models, paths))
     make = predict_images if args.tile is None else map_scans
     with distributed.noted_signals((signal.SIGTERM, signal.SIGINT)) as signals:
-        failed = make(args, models, paths, read, device, signals)
+        predict = partial(trained.predict, models, args=args, device=device, signals=signals)
+        failed = make(args, classes, paths, read, predict, signals)
     if signals:
         distributed.say(f'predict.py: stopped; {args.out} has what was done')
         sys.exit(128 + signals[0])

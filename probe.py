@@ -15,35 +15,49 @@ whose test images they did not see.
 import argparse
 import signal
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import sklearn
 import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import SVC
 
-import features
 from common import distributed, options, predictions, runs
 from common.distributed import say
 from common.errors import RunError, user_errors
 from common.options import check_name, split_options
-from common.registry import PROBES
+from common.registry import PROBES, UNSURE
 from common.results import CELL
 from common.splits import Splits, split_digest
 from common.timm_models import import_digest
 from compute_flops import measure
 from datasets import splits_of, tree_digest
-from transforms import eval_settings
+from training import features, trained
+from training.features import FrozenBackbone, Items
+from transforms import eval_settings, seed_of
+
+CLASSIFIERS = dict(  # each of PROBES
+    knn=lambda: KNeighborsClassifier(n_neighbors=1),
+    lda=lambda: LinearDiscriminantAnalysis(solver='lsqr', shrinkage='auto'),
+    svm=lambda: SVC(kernel='linear', C=1),
+)
+
+
+# ---------------------------------------------------------------------------------------------- what is probed
 
 
 class Probe(NamedTuple):
     """A result to come."""
 
-    frozen: features.FrozenBackbone
+    frozen: FrozenBackbone
     fold: int
     seed: int
     shots: int | None  # training images a class; None for all
-    classifier: str  # a key of features.CLASSIFIERS
+    classifier: str  # a key of CLASSIFIERS
     caution: str | None  # a key of trained.CAUTIONS
 
     @property
@@ -55,20 +69,14 @@ class Probe(NamedTuple):
         return args.run_dir / runs.run_name(args.name or args.dataset, self.fold, self.model, self.seed)
 
 
-def list_probes(
-    args: argparse.Namespace, backbones: list[features.FrozenBackbone], splits: dict[int, Splits]
-) -> list[Probe]:
-    """The results that the options ask for.
-
-    Raises:
-        RunError: two of them have the same name, a class has too few images, or as folds_of and check_cells.
-    """
+def list_probes(args: argparse.Namespace, backbones: list[FrozenBackbone], splits: dict[int, Splits]) -> list[Probe]:
+    """The results that the options ask for; each has a name of its own."""
     probes, named = [], {}
     for frozen in backbones:
-        folds, caution = features.folds_of(frozen, args, splits)
+        folds, caution = folds_of(frozen, args, splits)
         cells = [(fold, seed) for fold in folds for seed in args.seeds or [frozen.seed]]
         for shots in args.shots or [None]:
-            features.check_cells(args, splits, cells, shots)
+            check_cells(args, splits, cells, shots)
             probes += [Probe(frozen, *cell, shots, key, caution) for cell in cells for key in args.classifiers]
     for probe in probes:
         name = probe.folder_in(args).name
@@ -78,6 +86,64 @@ def list_probes(
     if 1 in (args.shots or ()) and 'lda' in args.classifiers:
         say('note: no lda with 1 image a class: it takes two, to see how they differ')
     return [probe for probe in probes if (probe.shots, probe.classifier) != (1, 'lda')]
+
+
+def folds_of(
+    frozen: FrozenBackbone, args: argparse.Namespace, splits: dict[int, Splits]
+) -> tuple[list[int], str | None]:
+    """The folds whose test images did not train a model, and a key of trained.CAUTIONS where that is not so."""
+    if frozen.file is None:
+        return args.folds, None
+    known = trained.images_of(frozen.file, args.data_dir)
+    if known is None:
+        say(f'note: {frozen.file}: {trained.CAUTIONS[trained.UNCHECKED]}')
+        return args.folds, trained.UNCHECKED
+    seen = {fold: trained.count_seen(known, splits[fold].test) for fold in args.folds}
+    clean = [fold for fold in args.folds if not seen[fold]]
+    if len(clean) == len(args.folds):
+        return clean, None
+    if args.other_images:
+        return args.folds, trained.OTHER
+    listed = ', '.join(f'{seen[fold]} of {len(splits[fold].test)} in fold {fold}' for fold in args.folds if seen[fold])
+    if not clean:
+        raise RunError(
+            f'--folds: {frozen.file}: images that are tested may have trained it ({listed}); give a fold that it did '
+            'not see, or --other_images, and the results say so'
+        )
+    kept = ', '.join(map(str, clean))
+    say(f'note: {frozen.file}: only --folds {kept}: images that others test may have trained it ({listed})')
+    return clean, None
+
+
+def training_images(args: argparse.Namespace, splits: Splits) -> Items:
+    return splits.train + (splits.val if args.train_on == 'trainval' else [])
+
+
+def draw(items: Items, shots: int | None, seed: int, fold: int) -> Items:
+    """`shots` images a class, at random by seed and fold; more shots add images to those of fewer. None: all."""
+    if shots is None:
+        return items
+    order = np.random.default_rng(seed_of('shots', seed, fold)).permutation(len(items))
+    drawn = defaultdict(list)
+    for index in order:
+        drawn[items[index][1]].append(items[index])
+    fewest = min(drawn.values(), key=len)
+    if len(fewest) < shots:
+        count = runs.counted(len(fewest), 'training image')
+        raise RunError(f'--shots {shots}: the class of {fewest[0][0]} has {count} in fold {fold}')
+    return sorted(item for of_class in drawn.values() for item in of_class[:shots])
+
+
+def check_cells(args: argparse.Namespace, splits: dict[int, Splits], cells: list[tuple[int, int]], shots: int | None):
+    """Raise RunError for two (fold, seed) of one model that fit and test the same images: they are one result."""
+    seen = {}
+    for fold, seed in cells:
+        fitted = draw(training_images(args, splits[fold]), shots, seed, fold)
+        key = frozenset(fitted), frozenset(splits[fold].test)
+        if (other := seen.setdefault(key, (fold, seed))) != (fold, seed):
+            given = f'--train_on {args.train_on}' + f' --shots {shots}' * bool(shots)
+            both = f'fold {other[0]} seed {other[1]} and fold {fold} seed {seed} of {args.dataset}'
+            raise RunError(f'{given}: {both} fit and test the same images, so they are one result; give one of them')
 
 
 # ---------------------------------------------------------------------------------------------- a run
@@ -116,20 +182,28 @@ def describe(probe: Probe, args: argparse.Namespace, splits: Splits, tree: str, 
 
 
 def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: dict, known: dict, size: dict) -> dict:
-    """Fit the classifier and test it once; returns what results.json holds."""
+    """Fit the classifier and test it once; returns what results.json holds.
+
+    `known` has the features of an image by its path, `size` the parameters and MACs of the model.
+    """
     start = time.perf_counter()
-    pool = features.training_images(args, splits)
-    fitted = features.draw(pool, probe.shots, probe.seed, probe.fold)
+    pool = training_images(args, splits)
+    fitted = draw(pool, probe.shots, probe.seed, probe.fold)
 
     def arrays(items: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
         rows = np.stack([known[path] for path, _ in items]).astype(np.float64)
         return rows, np.array([label for _, label in items])
 
-    classifier = features.CLASSIFIERS[probe.classifier]().fit(*arrays(fitted))
+    classifier = CLASSIFIERS[probe.classifier]().fit(*arrays(fitted))
     accuracy = {}
     for subset in ('val', 'test'):
         rows, labels = arrays(getattr(splits, subset))
-        predicted, chances = features.predict(probe.classifier, classifier, rows, len(splits.classes))
+        if probe.classifier in UNSURE:
+            predicted = classifier.predict(rows)
+            chances = np.full((len(rows), len(splits.classes)), np.nan, np.float32)
+        else:
+            chances = classifier.predict_proba(rows).astype(np.float32)
+            predicted = chances.argmax(1)
         accuracy[subset] = 100 * float((predicted == labels).mean())
     cell = {key: value for key, value in config['defines'].items() if key in (*CELL, 'name')}
     results = cell | dict(

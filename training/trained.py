@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import models
@@ -130,14 +131,14 @@ def data_of(args: argparse.Namespace, model: TrainedModel, subset: str | None = 
             have trained the model; labels, if there, are names of data sets in figures.
         subset: the one to score, or 'all': with other_images, a folder or a list then needs neither all classes nor
             images enough to be divided (see datasets.load_labelled).
-
-    Raises:
-        RunError: data set or fold are not known, the classes differ from the model's, or the split is not the run's.
-            DataError: the data set cannot be read.
     """
     config = model.config
     made = config.get('options', {})
-    dataset = dataset_of(args, made)
+    lists = made.get('lists') if args.lists is None and args.dataset == 'lists' else args.lists
+    if args.dataset or lists or (args.data_dir is not None and made.get('dataset') in (None, 'synthetic')):
+        dataset = options.choose_dataset(args.dataset, args.data_dir, SplitOptions(lists))
+    else:
+        dataset = made.get('dataset')
     if dataset is None:
         raise RunError(f'{model.path}: no config.json beside it says the dataset; give --dataset')
     own = made if dataset == made.get('dataset') else {}  # options of the run that hold for these images too
@@ -177,37 +178,23 @@ def data_of(args: argparse.Namespace, model: TrainedModel, subset: str | None = 
     return EvaluationData(splits, name, dataset_label(name, labels), caution, bits)
 
 
-def dataset_of(args: argparse.Namespace, made: dict) -> str | None:
-    """The data set that the options name, or that lies where they say; else that of the run, whose options are `made`.
-
-    Raises:
-        RunError: there is no such data set, or the options do not fit it.
-    """
-    lists = made.get('lists') if args.lists is None and args.dataset == 'lists' else args.lists
-    elsewhere = args.data_dir is not None and made.get('dataset') in (None, 'synthetic')
-    if args.dataset or lists or elsewhere:
-        return options.choose_dataset(args.dataset, args.data_dir, SplitOptions(lists))
-    return made.get('dataset')
-
-
 def other_split(args: argparse.Namespace, path: Path, made: dict, root: Path) -> RunError:
     """The error of images below root, divided in another way than those of the run, whose options are `made`."""
     keys = ('dataset', 'lists', 'data_dir', 'fold')
     given = [f'--{key} {getattr(args, key)}' for key in keys if getattr(args, key) not in (None, made.get(key))]
+    place = made.get('lists') or made.get('data_dir') or made['dataset']
     if given:
-        where = made.get('lists') or made.get('data_dir') or 'drawn'
-        of_run = f'fold {made["fold"]} of {made["dataset"]} ({where})'
+        of_run = f'fold {made["fold"]} of {made["dataset"]} ({place})'
         differs = f'{" ".join(given)}: its images or lists are others: {path} was trained on {of_run}'
-        way_out = 'leave these options out, or give the checkpoint of these images'
+        way_out = 'leave these options out'
     else:
-        place = made.get('data_dir') or made['dataset']
         differs = f'{place}: its images or lists have changed since {path} was trained on it'
-        way_out = 'put them back as they were, give a copy of that time as --data_dir, or train anew'
+        way_out = 'put them back as they were'
         if (stored := path.with_name(runs.SPLIT)).exists():
             way_out += f'; --fold 1 --lists {stored} --data_dir {root} is the split as the run stored it'
     return RunError(
-        f'{differs}, so images of any part of this split may have trained the model; {way_out}; --other_images takes '
-        'them anyway, and figure and report say so'
+        f'{differs}, so any image of this split may have trained the model; {way_out}; --other_images takes them '
+        'anyway, and figure and report say so'
     )
 
 
@@ -215,9 +202,6 @@ def bits_for(models: list[TrainedModel], paths: Iterable[str]) -> int | None:
     """The bits by which images of more than eight bits a channel are scaled: as those that trained the models.
 
     Where no checkpoint records any, those of these images (see images.image_bits), with a note.
-
-    Raises:
-        RunError: the models were trained with different ones.
     """
     first, *others = sorted({model.preprocessing.bits for model in models} - {None}) or [None]
     if others:
@@ -237,9 +221,6 @@ def trained_file(name: str, pretrained: bool | str | Path) -> Path | None:
 
     That is one which names its classes, or has config.json of a run or of an export beside it. None for ImageNet's
     weights, bare weights, and timm's.
-
-    Raises:
-        ModelError: as weights_source, or the file cannot be read.
     """
     path = weights_source(name, pretrained)
     if not isinstance(path, Path) or is_imagenet(path):
@@ -255,10 +236,8 @@ def images_of(path: Path, data_dir: str | None) -> set[str] | None:
     """Digests of the images that trained or validated the weights in a file, by config.json of a run beside it.
 
     The data set is looked for where it was, and in `data_dir`. An image that the run's own test set holds too is not
-    among them. Where the data set has changed since, all its images are: each may have trained them.
-
-    Returns:
-        None where no run is recorded, or its images are not there.
+    among them. Where the data set has changed since, all its images are: each may have trained them. None where no run
+    is recorded, or its images are not there.
     """
     config = runs.read_json(path.with_name('config.json')) or {}
     made, recorded = config.get('options', {}), config.get('defines', {}).get('split')
@@ -279,7 +258,7 @@ def images_of(path: Path, data_dir: str | None) -> set[str] | None:
 
 
 def count_seen(known: set[str], items: list[tuple[str, int]]) -> int:
-    """How many of the images at the paths of `items` are among those whose digests are known."""
+    """How many of the images of `items` are among those whose digests are known."""
     return sum(content_of(path) in known for path, _ in items)
 
 
@@ -330,9 +309,17 @@ class Views:
         return [transform(image, i) for transform in self.transforms], error
 
 
+def inference_loader(
+    data: Dataset, batches: EvalBatches, size: int, workers: int | None, device: torch.device, ignore_signals=False
+) -> DataLoader:
+    """A loader for one pass over images of `size` bytes; of --num_workers no more start than there are batches."""
+    asked = min(workers_of(workers, device), len(batches))
+    processes = loader_processes(asked, [(len(batches), batches.largest * size)])
+    return make_loader(data, batches, processes, device, ignore_signals)
+
+
 def precision_of(model: TrainedModel, amp: str, device: torch.device) -> str:
-    """--amp resolved: 'auto' is the precision of the run, where it was made on a device of this kind, so that the
-    logits are the run's own; otherwise as for a new run."""
+    """--amp resolved; 'auto' on a device of the run's kind is the run's precision, so that logits are the run's own."""
     made = model.config.get('options', {})
     if amp == 'auto' and made.get('device') == device.type and made.get('amp') in AMP_DTYPES:
         return made['amp']
@@ -363,9 +350,8 @@ def predict(
     """
     views = Views(items, read, [eval_transform(m.img_size, m.preprocessing.crop_ratio) for m in models])
     batches = EvalBatches(len(views), batch_size=args.batch_size)
-    size = batches.largest * sum(3 * model.img_size**2 for model in models)  # bytes
-    processes = loader_processes(min(workers_of(args.num_workers, device), len(batches)), [(len(batches), size)])
-    loader = make_loader(views, batches, processes, device, ignore_signals=signals is not None)
+    size = sum(3 * model.img_size**2 for model in models)
+    loader = inference_loader(views, batches, size, args.num_workers, device, ignore_signals=signals is not None)
     precisions = [precision_of(model, args.amp, device) for model in models]
     for model in models:
         model.model.to(device, memory_format=torch.channels_last)  # as it was trained

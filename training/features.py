@@ -1,10 +1,9 @@
-"""Features of frozen models, computed once for each model and image and kept in a file, and classifiers on them."""
+"""Features of frozen models, computed once for each model and image and kept in a file."""
 
 import argparse
 import hashlib
 import io
 import json
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import timm
 import torch
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.svm import SVC
 from torch import nn
 from tqdm import tqdm
 
@@ -23,13 +19,11 @@ from common import cache, options, runs
 from common.distributed import is_quiet, say
 from common.errors import RunError
 from common.images import image_bits, stamp
-from common.registry import UNSURE
 from common.results import recipe_of
-from common.splits import Splits
 from common.timm_models import import_digest, import_file, own_settings
 from common.weights import weights_identity
 from training import trained
-from training.loader import EvalBatches, eval_images, loader_processes, make_loader, workers_of
+from training.loader import EvalBatches, eval_images
 from transforms import Preprocessing, eval_settings, eval_view_text, normalize, preprocessing_of, seed_of
 
 Items = list[tuple[str, int]]  # paths of images and their classes
@@ -54,12 +48,7 @@ class FrozenBackbone(NamedTuple):
 
 
 def frozen_backbones(args: argparse.Namespace) -> list[FrozenBackbone]:
-    """The models of args.checkpoint and args.models.
-
-    Raises:
-        ModelError: a model or its weights cannot be used. RunError: there is no such model, or img_size is not that of
-            a checkpoint.
-    """
+    """The models of args.checkpoint and args.models."""
     import_file(args.imports)
     found = [of_checkpoint(path) for path in args.checkpoint]
     for frozen in found:
@@ -68,17 +57,16 @@ def frozen_backbones(args: argparse.Namespace) -> list[FrozenBackbone]:
     for text in args.models:
         name, _, path = text.partition('=')
         options.check_model(name)
-        found.append(with_weights(name, path or None, args.img_size))
+        found.append(with_weights(name, path or True, args.img_size))
     imported = import_digest(args.imports) if args.imports else None
     return [frozen._replace(imported=imported) for frozen in found]
 
 
-def with_weights(name: str, path: str | None, img_size: int | None) -> FrozenBackbone:
-    """A model with the weights of a file, or its ImageNet weights; what these lack is random by its name alone.
+def with_weights(name: str, source: str | bool, img_size: int | None) -> FrozenBackbone:
+    """A model with the weights of a file, or of ImageNet (True); what these lack is random by its name alone.
 
     Without img_size its input is the model's own.
     """
-    source = path or True
     img_size = img_size or own_settings(name, source).get('img_size', options.DEFAULT['img_size'])
     torch.manual_seed(seed_of('probe', name))
     model = models.build_model(name, 2, source, img_size)  # features do not pass its classifier, so a small one
@@ -108,46 +96,11 @@ def state_digest(model: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def folds_of(
-    frozen: FrozenBackbone, args: argparse.Namespace, splits: dict[int, Splits]
-) -> tuple[list[int], str | None]:
-    """The folds whose test images did not train a model, and a key of trained.CAUTIONS where that is not so.
-
-    Raises:
-        RunError: there is none, and args.other_images is not set.
-    """
-    if frozen.file is None:
-        return args.folds, None
-    known = trained.images_of(frozen.file, args.data_dir)
-    if known is None:
-        say(f'note: {frozen.file}: {trained.CAUTIONS[trained.UNCHECKED]}')
-        return args.folds, trained.UNCHECKED
-    seen = {fold: trained.count_seen(known, splits[fold].test) for fold in args.folds}
-    clean = [fold for fold in args.folds if not seen[fold]]
-    if len(clean) == len(args.folds):
-        return clean, None
-    if args.other_images:
-        return args.folds, trained.OTHER
-    listed = ', '.join(f'{seen[fold]} of {len(splits[fold].test)} in fold {fold}' for fold in args.folds if seen[fold])
-    if not clean:
-        raise RunError(
-            f'--folds: {frozen.file}: images that are tested may have trained it ({listed}); give a fold that it did '
-            'not see, or --other_images, and the results say so'
-        )
-    kept = ', '.join(map(str, clean))
-    say(f'note: {frozen.file}: only --folds {kept}: images that others test may have trained it ({listed})')
-    return clean, None
-
-
 # ---------------------------------------------------------------------------------------------- one pass
 
 
 def pooled(output: torch.Tensor, layer: str, channels_last: bool) -> torch.Tensor:
-    """The mean over positions of (B, C, H, W), (B, H, W, C) if channels_last, or (B, N, C); a copy of (B, C).
-
-    Raises:
-        RunError: `output` is something else.
-    """
+    """The mean over positions of (B, C, H, W), (B, H, W, C) if channels_last, or (B, N, C); a copy of (B, C)."""
     positions = {2: (), 3: (1,), 4: (1, 2) if channels_last else (2, 3)}.get(getattr(output, 'ndim', None))
     if positions is None:
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
@@ -156,11 +109,7 @@ def pooled(output: torch.Tensor, layer: str, channels_last: bool) -> torch.Tenso
 
 
 def tap(model: nn.Module, name: str, layer: str | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function of images (B, 3, H, W) that returns features (B, D): those before the classifier, or of a layer.
-
-    Raises:
-        RunError: the model has no such layer.
-    """
+    """A function of images (B, 3, H, W) that returns features (B, D): those before the classifier, or of a layer."""
     children = ', '.join(child for child, _ in model.named_children())
     if layer is None:
         if not (hasattr(model, 'forward_features') and hasattr(model, 'forward_head')):
@@ -198,14 +147,13 @@ def compute(
     size, ratio, *statistics = frozen.preprocessing[:4]
     frozen.model.to(device, memory_format=torch.channels_last)
     run = tap(frozen.model, frozen.name, layer)
-    batches, rows = EvalBatches(len(items)), []
-    asked = min(workers_of(workers, device), len(batches))
-    processes = loader_processes(asked, [(len(batches), batches.largest * 3 * size**2)])
-    loader = make_loader(eval_images(items, size, None, bits, ratio), batches, processes, device)
+    images = eval_images(items, size, None, bits, ratio)
+    loader = trained.inference_loader(images, EvalBatches(len(items)), 3 * size**2, workers, device)
+    rows = []
     with tqdm(total=len(items), desc=f'{frozen.name} features', disable=is_quiet(), **runs.terminal()) as bar:
-        for images, _ in loader:
-            rows.append(run(normalize(images.to(device, non_blocking=True), *statistics)).float().cpu().numpy())
-            bar.update(len(images))
+        for batch, _ in loader:
+            rows.append(run(normalize(batch.to(device, non_blocking=True), *statistics)).float().cpu().numpy())
+            bar.update(len(batch))
     features = np.concatenate(rows)
     if not (whole := np.isfinite(features).all(1)).all():
         raise RunError(f'{frozen.name}: the features of {items[whole.argmin()][0]} are not finite')
@@ -260,61 +208,3 @@ def features_of(
         kept |= {image: (stamps[image], row) for (image, _), row in zip(missing, computed, strict=True)}
         write_kept(path, kept)
     return {image: kept[image][1] for image, _ in items}
-
-
-# ---------------------------------------------------------------------------------------------- classifiers
-
-CLASSIFIERS = {
-    'knn': lambda: KNeighborsClassifier(n_neighbors=1),
-    'lda': lambda: LinearDiscriminantAnalysis(solver='lsqr', shrinkage='auto'),
-    'svm': lambda: SVC(kernel='linear', C=1),
-}
-
-
-def training_images(args: argparse.Namespace, splits: Splits) -> Items:
-    return splits.train + (splits.val if args.train_on == 'trainval' else [])
-
-
-def draw(items: Items, shots: int | None, seed: int, fold: int) -> Items:
-    """`shots` images a class, at random by seed and fold; more shots add images to those of fewer. None: all.
-
-    Raises:
-        RunError: a class has fewer.
-    """
-    if shots is None:
-        return items
-    order = np.random.default_rng(seed_of('shots', seed, fold)).permutation(len(items))
-    drawn = defaultdict(list)
-    for index in order:
-        drawn[items[index][1]].append(items[index])
-    fewest = min(drawn.values(), key=len)
-    if len(fewest) < shots:
-        count = runs.counted(len(fewest), 'training image')
-        raise RunError(f'--shots {shots}: the class of {fewest[0][0]} has {count} in fold {fold}')
-    return sorted(item for of_class in drawn.values() for item in of_class[:shots])
-
-
-def check_cells(args: argparse.Namespace, splits: dict[int, Splits], cells: list[tuple[int, int]], shots: int | None):
-    """Raise RunError for two (fold, seed) of one model that fit and test the same images: they are one result."""
-    seen = {}
-    for fold, seed in cells:
-        fitted = draw(training_images(args, splits[fold]), shots, seed, fold)
-        key = frozenset(fitted), frozenset(splits[fold].test)
-        if (other := seen.setdefault(key, (fold, seed))) != (fold, seed):
-            both = f'fold {other[0]} seed {other[1]} and fold {fold} seed {seed} of {args.dataset}'
-            raise RunError(
-                f'--train_on {args.train_on}' + f' --shots {shots}' * bool(shots) + f': {both} fit and test the same '
-                'images, so they are one result; give one of them' + ', or --train_on train' * (other[0] != fold)
-            )
-
-
-def predict(key: str, classifier, features: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a fitted classifier predicts, (N,), and the probability of each class, (N, num_classes) float32.
-
-    The latter are NaN for an SVM, which has none, and for 1-NN, whose are 0 and 1.
-    """
-    if key in UNSURE:
-        return classifier.predict(features), np.full((len(features), num_classes), np.nan, np.float32)
-    every = np.zeros((len(features), num_classes), np.float32)
-    every[:, classifier.classes_] = classifier.predict_proba(features)
-    return every.argmax(1), every
