@@ -21,37 +21,32 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
 from common import distributed, options, tables
 from common.cache import open_cache
-from common.errors import RunError, user_errors
+from common.errors import user_errors
 from common.images import open_image, read_pixels
 from common.options import split_options
 from common.runs import counted
 from common.timm_models import SIZE
-from compute_flops import BASELINE, NO_FVCORE, add_size_args, choose, fvcore_counter, measure
+from compute_flops import BASELINE, add_size_args, choose, latex_cells, measure, print_table
 from datasets import load_splits
-from models import build_model
 from training import engine
 from training.loader import ImageList, eval_images
-from transforms import Preprocessing, eval_view, normalize, train_transform
+from transforms import Preprocessing, blank_batch, eval_view, normalize, train_transform
 
 MIN_SECONDS = 0.05  # of one measurement: shorter work is repeated within it
-LARGEST_MATRIX = 8192  # rows, even if its product is faster than MIN_SECONDS
-MATRIX = 'matrix'
-PLAIN = 'plain'
+MATRIX_SIDE = dict(cpu=2048, cuda=8192)  # rows and columns: large enough for the highest rate of the device
 # Tasks of a model: multiply-accumulates as a multiple of a forward pass's, and title.
 TASKS = {'train': (3, 'training'), 'infer': (1, 'inference'), 'single': (1, 'batch 1')}
-MIB = 2**20
+WAYS = ('plain', 'decoded', 'cached')  # in which the loader makes an image
 
 # ---------------------------------------------------------------------------------------------- clock
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device to finish its work."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
@@ -93,24 +88,18 @@ def ratio(seconds: list[float], base: list[float]) -> float:
 # ---------------------------------------------------------------------------------------------- models
 
 
-def matrix_task(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[int], None], int]:
-    """The product of two square matrices, large enough to last MIN_SECONDS, as a task; and their side.
+def matrix_task(side: int, device: torch.device, dtype: torch.dtype) -> Callable[[int], None]:
+    """The product of two square matrices.
 
-    In float32 on CUDA the product does not use TF32, but cuDNN's convolutions may: these can be faster.
+    In float32 on CUDA it does not use TF32, but cuDNN's convolutions may: these can be faster.
     """
-    side = 128
-    while True:
-        side *= 2
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        out = torch.empty_like(a)
+    a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
 
-        def task(times: int, a=a, b=b, out=out) -> None:
-            for _ in range(times):
-                torch.mm(a, b, out=out)
+    def task(times: int) -> None:
+        for _ in range(times):
+            torch.mm(a, b, out=out)
 
-        task(1)
-        if side == LARGEST_MATRIX or reading(task, 1, device) >= MIN_SECONDS:
-            return task, side
+    return task
 
 
 def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
@@ -130,7 +119,7 @@ def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
     return sum(kept.values())
 
 
-def saved_per_image(model: nn.Module, batch_size: int, img_size: int, device: torch.device, amp: str) -> int:
+def saved_per_image(model: nn.Module, recipe: argparse.Namespace, device: torch.device) -> int:
     """Bytes that one more image in a training batch saves for the backward pass.
 
     The difference of two batches, because autocast also saves its copies of the weights, once for all images. Of the
@@ -138,46 +127,39 @@ def saved_per_image(model: nn.Module, batch_size: int, img_size: int, device: to
     """
     model.train()
     sizes = []
-    for images in (batch_size, batch_size + 1):
-        x = torch.zeros(images, 3, img_size, img_size, dtype=torch.uint8, device=device)
-        with distributed.autocast(device, amp):
-            sizes.append(saved_bytes(model, normalize(x)))
+    for images in (recipe.batch_size, recipe.batch_size + 1):
+        with distributed.autocast(device, recipe.amp):
+            sizes.append(saved_bytes(model, blank_batch(images, recipe.img_size, device)))
     return sizes[1] - sizes[0]
 
 
-def model_tasks(
-    model: nn.Module, num_classes: int, batch_size: int, img_size: int, device: torch.device, amp: str
-) -> dict[str, Callable[[int], None]]:
+def model_tasks(state: engine.State, num_classes: int, recipe: argparse.Namespace) -> dict[str, Callable[[int], None]]:
     """The tasks of a model by the keys of TASKS.
 
-    The training step is train.py's with the default recipe, without mixing, from a uint8 batch in host memory;
-    inference starts from a normalised batch on the device.
+    The training step is train.py's, without mixing, from a uint8 batch in host memory; inference starts from a
+    normalised batch on the device.
     """
-    recipe = options.DEFAULT
-    lr, momentum, decay = (recipe[key] for key in ('lr', 'momentum', 'weight_decay'))
-    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == 'fp16')
-    state = engine.State(model, model, optimizer, scaler, device, Preprocessing(img_size))
-    shape = (batch_size, 3, img_size, img_size)
+    model, device = state.model, state.device
+    shape = (recipe.batch_size, 3, recipe.img_size, recipe.img_size)
     images = torch.randint(256, shape, dtype=torch.uint8, pin_memory=device.type == 'cuda')
-    labels = torch.randint(num_classes, (batch_size,))
+    labels = torch.randint(num_classes, (recipe.batch_size,))
     batch = normalize(images.to(device))
 
     def batch_loss(images: torch.Tensor, labels: torch.Tensor, *_) -> torch.Tensor:
-        with distributed.autocast(device, amp):
-            return F.cross_entropy(model(images), labels, label_smoothing=recipe['label_smoothing'])
+        with distributed.autocast(device, recipe.amp):
+            return F.cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
 
     def steps(times: int) -> None:
         batches = itertools.repeat((images, labels), times)
-        for _ in engine.train_steps(state, batches, 0, lambda _: lr, batch_loss, recipe['clip_grad']):
+        for _ in engine.train_steps(state, batches, 0, lambda _: recipe.lr, batch_loss, recipe.clip_grad):
             pass
-        optimizer.zero_grad(set_to_none=True)  # the other models need the memory
+        state.optimizer.zero_grad(set_to_none=True)  # the other models need the memory
 
     @torch.inference_mode()
     def passes(times: int, x: torch.Tensor) -> None:
         model.eval()
         for _ in range(times):
-            with distributed.autocast(device, amp):
+            with distributed.autocast(device, recipe.amp):
                 model(x)
 
     return dict(train=steps, infer=lambda times: passes(times, batch), single=lambda times: passes(times, batch[:1]))
@@ -195,13 +177,10 @@ def compile_apart(model: nn.Module, **kwargs) -> None:
 
 
 def row_of(facts: dict, seconds: dict, rate: float, base: dict, batch_size: int) -> dict:
-    """A row of the table.
+    """A row of the table, of the facts of a model and of the baseline.
 
-    Args:
-        facts: model, label, macs_G (None: not known, nor is the share then) and saved_MiB per image.
-        seconds: readings of all models, by (model, task).
-        rate: floating-point operations per second of the matrix product; a multiply-accumulate is two.
-        base: facts of the baseline.
+    `seconds` are the readings by (model, task); `rate` is that of the matrix product in floating-point operations per
+    second, of which a multiply-accumulate is two. Without macs_G there are no shares of it.
     """
     name, macs, row = facts['model'], facts['macs_G'], dict(facts)
     for task, (passes, _) in TASKS.items():
@@ -213,35 +192,39 @@ def row_of(facts: dict, seconds: dict, rate: float, base: dict, batch_size: int)
     return row
 
 
-def measure_models(names: list[str], args: argparse.Namespace) -> tuple[list[dict], dict]:
-    """Rows of the table, the baseline's first unless it is asked for elsewhere, and the conditions of measurement."""
+def benchmark_models(args: argparse.Namespace) -> None:
+    """Print the table of models, the baseline's row first unless it is asked for elsewhere."""
+    options.check_bounds(args, batch_size=(2, 65_536))
+    names = choose(args.models, args.img_size, args.imports)
+    names = list(dict.fromkeys(names if BASELINE in names else [BASELINE, *names]))
     device = distributed.setup(args.device, seed=0)
     amp = distributed.resolve_amp(args.amp, device)
-    names = list(dict.fromkeys(names if BASELINE in names else [BASELINE, *names]))
-    sizes = args.num_classes, args.batch_size, args.img_size
+    recipe = options.parse_args(['--recipe', 'default', '--amp', amp])
+    recipe.batch_size, recipe.img_size = args.batch_size, args.img_size
     facts, tasks = {}, {}
     for name in names:
         distributed.say(f'building {name}')
-        size = measure(name, args.num_classes, args.img_size)
-        model = build_model(name, args.num_classes, img_size=args.img_size)
-        model.to(device, memory_format=torch.channels_last)
-        saved = saved_per_image(model, args.batch_size, args.img_size, device, amp)
-        facts[name] = {key: size[key] for key in ('model', 'label', 'macs_G')} | dict(saved_MiB=saved / MIB)
+        size, recipe.model = measure(name, args.num_classes, args.img_size), name
+        state = engine.build_state(recipe, args.num_classes, device, None, args.batch_size)
+        saved = saved_per_image(state.model, recipe, device) / 2**20
+        facts[name] = {key: size[key] for key in ('model', 'label', 'macs_G')} | dict(saved_MiB=saved)
         if args.compile:
-            compile_apart(model)
-        tasks |= {(name, task): work for task, work in model_tasks(model, *sizes, device, amp).items()}
-    dtype = distributed.AMP_DTYPES[amp]
-    tasks[MATRIX], side = matrix_task(device, dtype)
+            compile_apart(state.model)
+        tasks |= {(name, task): work for task, work in model_tasks(state, args.num_classes, recipe).items()}
+    side, dtype = MATRIX_SIDE[device.type], distributed.AMP_DTYPES[amp]
     distributed.say('warm-up')
-    seconds = in_turn(tasks, args.rounds, device)
-    rates = [2 * side**3 / value for value in seconds[MATRIX]]
+    seconds = in_turn(tasks | dict(matrix=matrix_task(side, device, dtype)), args.rounds, device)
+    rates = [2 * side**3 / value for value in seconds['matrix']]
     rate = statistics.median(rates)
+    rows = [row_of(facts[name], seconds, rate, facts[BASELINE], args.batch_size) for name in names]
     conditions = {key: getattr(args, key) for key in ('batch_size', 'img_size', 'num_classes')}
     conditions |= dict(dtype=str(dtype).removeprefix('torch.'), compile=args.compile, device=device_name(device))
     conditions |= dict(threads=torch.get_num_threads(), rounds=args.rounds, torch=str(torch.__version__))
     conditions |= dict(matrix_side=side, matrix_gflops=rate / 1e9)
     conditions |= dict(matrix_gflops_min=min(rates) / 1e9, matrix_gflops_max=max(rates) / 1e9)  # apart if it was busy
-    return [row_of(facts[name], seconds, rate, facts[BASELINE], args.batch_size) for name in names], conditions
+    if args.csv:
+        rows = [row | conditions for row in rows]
+    print_table(args, rows, print_text, print_latex, conditions)
 
 
 def device_name(device: torch.device) -> str:
@@ -269,7 +252,7 @@ def cells_of(row: dict) -> list[str]:
     for task in TASKS:
         speed, share = row[f'{task}_images_per_s'], row[f'{task}_share']
         cells += [f'{speed:.{1 if speed < 1000 else 0}f}', f'{row[f"{task}_ratio"]:.2f}']
-        cells += ['-' if share is None else f'{100 * share:.1f} %']
+        cells.append('-' if share is None else f'{100 * share:.1f} %')
     return [*cells, f'{row["saved_MiB"]:.2f}', f'{row["saved_ratio"]:.2f}']
 
 
@@ -289,52 +272,30 @@ def print_latex(rows: list[dict], conditions: dict) -> None:
         r'\cmidrule(lr){2-4} \cmidrule(lr){5-7} \cmidrule(lr){8-10} \cmidrule(lr){11-12}',
         'Model' + r' & images/s & $\times$ & share' * len(TASKS) + r' & MiB/image & $\times$ \\',
     ]
-    cells = [[tables.escape(cell).replace(r' \%', r'\,\%') for cell in [row['label'], *cells_of(row)]] for row in rows]
-    tables.print_latex('l' + 'r' * 11, head, cells)
-
-
-def benchmark_models(args: argparse.Namespace) -> None:
-    """Print the table of models."""
-    options.check_bounds(args, batch_size=(2, 65_536))
-    names = choose(args.models, args.img_size, args.imports)
-    try:
-        rows, conditions = measure_models(names, args)
-    except torch.OutOfMemoryError as error:
-        tried = f'{counted(len(names), "model")} at --batch_size {args.batch_size}'
-        raise RunError(f'--device {args.device} has too little memory for {tried}; lower it') from error
-    if fvcore_counter() is None:
-        distributed.say(NO_FVCORE)
-    if args.csv:
-        tables.print_csv([row | conditions for row in rows])
-    else:
-        (print_latex if args.latex else print_text)(rows, conditions)
+    tables.print_latex('l' + 'r' * 11, head, [latex_cells([row['label'], *cells_of(row)]) for row in rows])
 
 
 # ---------------------------------------------------------------------------------------------- loader
 
 
-def plain_transforms(img_size: int) -> dict[str, v2.Compose]:
-    """The usual pipeline: PIL images, torchvision's defaults but for bicubic crops, and floats at the end."""
-    recipe = options.DEFAULT
-    crop = v2.RandomResizedCrop(img_size, recipe['crop_scale'], interpolation=InterpolationMode.BICUBIC)
-    flip, augment = v2.RandomHorizontalFlip(recipe['hflip']), v2.RandAugment(recipe['randaug_n'], recipe['randaug_m'])
-    floats = v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    return {
-        'train': v2.Compose([crop, flip, augment, v2.ToImage(), *floats]),
-        'eval': v2.Compose([eval_view(img_size), v2.ToImage(), *floats]),
-    }
-
-
 def loader_tasks(items: list[tuple[str, int]], img_size: int) -> dict[tuple[str, str], Callable[[int], None]]:
-    """The tasks of the loader, by (kind of image, way to make it): each makes all images."""
-    recipe = options.DEFAULT
-    augmentation = train_transform(img_size, *(recipe[k] for k in ('crop_scale', 'hflip', 'randaug_n', 'randaug_m')))
-    plain, lists = plain_transforms(img_size), {}
-    for kind, transform in plain.items():
-        lists[kind, PLAIN] = ImageList(items, lambda image, _key, transform=transform: transform(image))
-    for way, kept in (('decoded', None), ('cached', open_cache('ram'))):
-        lists['train', way] = ImageList(items, augmentation, partial(read_pixels, cache=kept))
-        lists['eval', way] = eval_images(items, img_size, kept)
+    """The tasks of the loader, by (kind of image, one of WAYS): each makes all images.
+
+    'plain' is the usual pipeline: PIL images, torchvision's defaults but for bicubic crops, and floats at the end.
+    """
+    scale, flip, *randaug = (options.DEFAULT[key] for key in ('crop_scale', 'hflip', 'randaug_n', 'randaug_m'))
+    crop = v2.RandomResizedCrop(img_size, scale, interpolation=InterpolationMode.BICUBIC)
+    floats = v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*Preprocessing(img_size).statistics)
+    plain_train = v2.Compose([crop, v2.RandomHorizontalFlip(flip), v2.RandAugment(*randaug), *floats])
+    plain_view = v2.Compose([eval_view(img_size), *floats])
+    lists = {
+        ('train', 'plain'): ImageList(items, lambda image, _key: plain_train(image)),
+        ('eval', 'plain'): ImageList(items, lambda image, _key: plain_view(image)),
+    }
+    augmentation = train_transform(img_size, scale, flip, *randaug)
+    for way, cache in (('decoded', None), ('cached', open_cache('ram'))):
+        lists['train', way] = ImageList(items, augmentation, partial(read_pixels, cache=cache))
+        lists['eval', way] = eval_images(items, img_size, cache)
 
     def work(images: ImageList, times: int) -> None:
         for epoch in range(times):
@@ -361,13 +322,13 @@ def benchmark_loader(args: argparse.Namespace) -> None:
         f'{torch.__version__}\n'
     )
     rows = []
-    for way in (PLAIN, 'decoded', 'cached'):
+    for way in WAYS:
         rows.append([way])
         for kind in ('train', 'eval'):
             speed = count / statistics.median(seconds[kind, way])
-            rows[-1] += [f'{speed:.0f}', f'{ratio(seconds[kind, PLAIN], seconds[kind, way]):.2f}']
+            rows[-1] += [f'{speed:.0f}', f'{ratio(seconds[kind, "plain"], seconds[kind, way]):.2f}']
     tables.print_text('lrrrr', ['', 'training\nimages/s', '\nx', 'evaluation\nimages/s', '\nx'], rows)
-    print(f'\nx: times as many as {PLAIN} (torchvision on PIL images) in the same round, median')
+    print('\nx: times as many as plain (torchvision on PIL images) in the same round, median')
     print('decoded: --cache none; cached: --cache ram; their floats are made on the device and not counted')
 
 

@@ -12,6 +12,7 @@ import argparse
 import math
 import sys
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -107,26 +108,32 @@ def print_text(rows: list[dict], base: dict) -> None:
     tables.print_text('llrrrr', ('model', 'name', 'params', 'FLOPs', 'params', 'FLOPs'), cells)
 
 
+def latex_cells(row: list[str]) -> list[str]:
+    """The cells of a row in LaTeX, with thin spaces before percent signs; '--' for an empty one."""
+    return [tables.escape(cell).replace(r' \%', r'\,\%') or '--' for cell in row]
+
+
 def print_latex(rows: list[dict], base: dict) -> None:
     head = [r'Model & Venue & Params (M) & FLOPs (G) & $\Delta$ Params & $\Delta$ FLOPs \\']
-    cells = [[row['label'], row['venue'], *cells_of(row, base)] for row in rows]
-    cells = [[tables.escape(cell).replace(r' \%', r'\,\%') or '--' for cell in line] for line in cells]
+    cells = [latex_cells([row['label'], row['venue'], *cells_of(row, base)]) for row in rows]
     tables.print_latex('llrrrr', head, cells)
 
 
-def choose(names: list[str] | None, img_size: int | None, imports: str | None = None) -> list[str]:
-    """The models to measure: those asked for, or all that can have this image size; the others are named on stderr.
+def print_table(args: argparse.Namespace, rows: list[dict], as_text: Callable, as_latex: Callable, base: dict) -> None:
+    """Print rows as --csv, --latex or neither asks; of benchmark.py too. `base` is what the printers also need."""
+    if fvcore_counter() is None:
+        print(NO_FVCORE, file=sys.stderr)
+    if args.csv:
+        tables.print_csv(rows)
+    else:
+        (as_latex if args.latex else as_text)(rows, base)
 
-    Args:
-        names: None for all of the registry.
-        img_size: None for each model's own.
-        imports: a file that registers models with timm.
-    """
-    import_file(imports)
+
+def choose(names: list[str] | None, img_size: int | None, imports: str | None = None) -> list[str]:
+    """The models to measure: those asked for, or all of the registry that can have this image size (None: any)."""
+    import_file(imports)  # it may register some of the names
     for name in names or ():
         options.check_model(name)
-    if img_size is None:
-        return names or list(MODELS)
     problems = {name: size_problem(name, img_size) for name in names or MODELS}
     for problem in filter(None, problems.values()):
         if names:
@@ -165,12 +172,7 @@ def main(args: argparse.Namespace) -> None:
         print(f'note: at their own size in pixels, not {SIZE}: {", ".join(other)}', file=sys.stderr)
     base = next((row for row in rows if row['model'] == BASELINE), None)
     base = base or measure(BASELINE, args.num_classes, args.img_size or SIZE)
-    if fvcore_counter() is None:
-        print(NO_FVCORE, file=sys.stderr)
-    if args.csv:
-        tables.print_csv(rows)
-    else:
-        (print_latex if args.latex else print_text)(rows, base)
+    print_table(args, rows, print_text, print_latex, base)
 
 
 if __name__ == '__main__':

@@ -68,17 +68,16 @@ def train_transform(
     """Bicubic RandomResizedCrop, horizontal flip and RandAugment, each as torchvision draws it.
 
     Args:
-        img_size: side of the result in pixels.
         crop_scale: range of the crop's area over the image's.
         hflip: probability of a horizontal flip.
-        randaug_n, randaug_m: operations an image (0: no RandAugment) and their magnitude, 0 to 30.
+        randaug_n, randaug_m: operations per image (0: no RandAugment) and their magnitude, 0 to 30.
 
     Returns:
         transform(image, key): PIL RGB image or (H, W, 3) uint8 array -> (3, img_size, img_size) uint8, random by key.
     """
     # Tensors are faster to resize than PIL images; RandAugment is faster on PIL images.
     steps = [to_tensor, partial(_crop, v2.RandomResizedCrop(img_size, crop_scale))]
-    if hflip > 0:
+    if hflip > 0:  # otherwise it would draw a number that RandAugment then lacks
         steps.append(v2.RandomHorizontalFlip(hflip))
     if randaug_n > 0:
         steps += [_to_image, RandAugment(randaug_n, randaug_m), to_tensor]
@@ -131,11 +130,7 @@ def _smooth(image: Image.Image) -> Image.Image:
 
 
 def eval_transform(img_size: int, crop_ratio: float = CROP_RATIO):
-    """Bicubic resize of the short side to img_size / crop_ratio and the centre crop.
-
-    Returns:
-        transform(image, key): PIL RGB image -> (3, img_size, img_size) uint8; key is ignored.
-    """
+    """eval_view from a PIL RGB image, and a key that is ignored, to (3, img_size, img_size) uint8."""
     return partial(_view_tensor, eval_view(img_size, crop_ratio))
 
 
@@ -144,7 +139,7 @@ def _view_tensor(view: Callable, image: Image.Image, _key: object = None) -> tor
 
 
 def eval_view(img_size: int, crop_ratio: float = CROP_RATIO) -> Callable[[Image.Image], Image.Image]:
-    """eval_transform from PIL image to PIL image."""
+    """Bicubic resize of the short side to img_size / crop_ratio and the centre crop, of PIL images."""
     short = round(img_size / crop_ratio)
     plain = v2.Compose([v2.Resize(short, interpolation=InterpolationMode.BICUBIC), v2.CenterCrop(img_size)])
     return partial(_view, plain, short, img_size)
@@ -173,22 +168,19 @@ def preprocessing_of(model: str, img_size: int, pretrained: bool | str = False) 
     return Preprocessing(**{**own_settings(model, pretrained), 'img_size': img_size})
 
 
-def eval_settings(
-    img_size: int,
-    crop_ratio: float = CROP_RATIO,
-    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
-    std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
-    bits: int | None = None,
-) -> dict:
-    """A Preprocessing, as plain values for a checkpoint; `bits` only where there are."""
-    settings = dict(img_size=img_size, crop_ratio=crop_ratio, interpolation='bicubic', mean=list(mean), std=list(std))
-    return settings | (dict(bits=bits) if bits else {})
+def eval_settings(*values, **named) -> dict:
+    """Preprocessing(*values, **named) as plain values for a checkpoint; `bits` only where there are."""
+    taken = Preprocessing(*values, **named)
+    settings = dict(img_size=taken.img_size, crop_ratio=taken.crop_ratio, interpolation='bicubic')
+    settings |= dict(mean=list(taken.mean), std=list(taken.std))
+    return settings | (dict(bits=taken.bits) if taken.bits else {})
 
 
 def read_settings(settings: dict) -> Preprocessing:
     """The Preprocessing that a checkpoint's `transform` records."""
     found = {key: settings[key] for key in Preprocessing._fields if key in settings}
-    return Preprocessing(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
+    found |= {key: tuple(found[key]) for key in ('mean', 'std') if key in found}
+    return Preprocessing(**found)
 
 
 @lru_cache  # a copy to the device synchronises
@@ -221,14 +213,12 @@ def mix(
     """Mixup or CutMix of a batch with its neighbours, one of the two at random where both are on.
 
     Args:
-        images: (B, 3, H, W) float.
-        labels: (B,) class indices.
-        num_classes: K.
+        images, labels: (B, 3, H, W) float, and (B,) class indices.
         mixup, cutmix: alpha of the Beta distribution that each draws its ratio from; 0 turns it off.
         key: the randomness, as for `seeded`.
 
     Returns:
-        images, and targets: (B, K) probabilities, or `labels` unchanged where both are off.
+        images, and targets: (B, num_classes) probabilities, or `labels` unchanged where both are off.
     """
     kinds = [(kind, alpha) for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha > 0]
     if not kinds:

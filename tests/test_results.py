@@ -55,8 +55,7 @@ def test_a_table_is_that_of_the_runs(script, arguments, file, capsys, monkeypatc
 @pytest.mark.parametrize(('file', 'page'), [('probes.csv', PAGE), ('shots.csv', DETAILS)], ids=['probes', 'shots'])
 def test_the_page_has_the_figures_of_frozen_features(file, page):
     for row in csv.DictReader((ROOT / 'results' / file).open()):
-        figures = ' ± '.join(f'{float(row[key]):.1f}' for key in ('mean', 'sd'))
-        assert figures in page, row
+        assert f'{float(row["mean"]):.1f} ± {float(row["sd"]):.1f}' in page, row
 
 
 def test_the_page_has_the_figures_of_the_pilots():
@@ -66,14 +65,17 @@ def test_the_page_has_the_figures_of_the_pilots():
         assert f'{runs.read_json(file)["best_val_acc"]:.1f}' in DETAILS, file
 
 
+def change(folder, name: str = 'results.json', **values) -> None:
+    """Change the results of a run, or another of its records."""
+    runs.write_json(folder / name, runs.read_json(folder / name) | values)
+
+
 def test_every_run_is_shown_by_fold_and_seed(tmp_path, capsys):
     made = [('fmd', 2, 42, 'resnet18', 50), ('dtd', 2, 42, 'resnet18', 51)]
     made += [('dtd', 1, 43, 'twistnet18', 52), ('dtd', 1, 43, 'resnet18', 53)]
     for dataset, fold, seed, model, test in made:
         cell = dict(dataset=dataset, fold=fold, seed=seed, model=model)
-        folder = make_run(tmp_path, **cell, test_acc=float(test), best_val_acc=60.0)
-        results = runs.read_json(folder / 'results.json')
-        runs.write_json(folder / 'results.json', results | dict(test_acc_last=54.5))
+        change(make_run(tmp_path, **cell, test_acc=float(test), best_val_acc=60.0), test_acc_last=54.5)
     make_run(tmp_path, fold=3, complete=False)
     probe = make_run(tmp_path, model='resnet18+knn')
     folds.main(folds.get_args_parser().parse_args([str(tmp_path)]))
@@ -116,10 +118,8 @@ def test_where_the_gates_end(tmp_path, capsys):
     assert captured.err == f'left out: {tmp_path}/b/dtd_fold1_twistnet18_stage3_seed42: {why}\n'
 
 
-def test_without_gates_it_says_so(tmp_path):
+def test_without_gates_an_error_says_so(tmp_path):
     make_run(tmp_path, log=[dict(epoch=1, gates={})])
-    with pytest.raises(RunError, match='no complete run has gates'):
-        gates.last_gates(tmp_path)
     make_run(tmp_path, fold=2, log=[])
     with pytest.raises(RunError, match='no complete run has gates'):
         gates.last_gates(tmp_path)
@@ -141,25 +141,22 @@ def test_weight_decay_alone_is_that_of_torch():
 def test_the_decay_of_a_run_is_that_of_its_recipe(tmp_path):
     epochs = [dict(epoch=1, lr=0.1, gates={'layer3.0': 0.13})]
     folder = make_run(tmp_path, model='twistnet18', log=epochs)
-    config = runs.read_json(folder / 'config.json')
-    config['options'] |= dict(gate_lr=10.0, weight_decay=1e-3, momentum=0.0, batch_size=32)
-    runs.write_json(folder / 'config.json', config)
+    recipe = runs.read_json(folder / 'config.json')['options']
+    recipe |= dict(gate_lr=10.0, weight_decay=1e-3, momentum=0.0, batch_size=32)
+    change(folder, 'config.json', options=recipe)
     ((end,),) = gates.last_gates(tmp_path).values()
     assert end.by_decay == pytest.approx(2 * (1e-3 * 0.1 * 10), rel=1e-9)  # one step of 60 images in batches of 32
-    config['options'] |= dict(opt='adamw')
-    runs.write_json(folder / 'config.json', config)
+    change(folder, 'config.json', options=recipe | dict(opt='adamw'))
     ((end,),) = gates.last_gates(tmp_path).values()
     assert math.isnan(end.by_decay)
 
 
 def kept_run(folder, model, seed, right, last):
     """A run as results/keep.py leaves it."""
-    log = [
-        dict(epoch=1, grad_norm=2.0, train_loss=3.0, val_acc=4.0, gates={'layer3.0': 0.2} if 'twist' in model else {})
-    ]
+    gate = {'layer3.0': 0.2} if 'twist' in model else {}
+    log = [dict(epoch=1, grad_norm=2.0, train_loss=3.0, val_acc=4.0, gates=gate)]
     run = make_run(folder, model=model, seed=seed, test_acc=100 * np.mean(right), best_val_acc=50.0, log=log)
-    results = runs.read_json(run / 'results.json')
-    runs.write_json(run / 'results.json', results | dict(test_acc_last=last, n_test=len(right)))
+    change(run, test_acc_last=last, n_test=len(right))
     (run / keep.RIGHT).write_text(''.join(map(str, right)) + '\n')
     return run
 
@@ -204,9 +201,7 @@ def test_runs_of_other_images_or_with_other_bits_are_refused(tmp_path):
         start.read_models(tmp_path)
     (first / keep.RIGHT).write_text('10\n')
     other = kept_run(tmp_path, start.ZERO, 42, [1, 0], last=1.0)
-    config = runs.read_json(other / 'config.json')
-    config['defines']['split'] = 'other'
-    runs.write_json(other / 'config.json', config)
+    change(other, 'config.json', defines=runs.read_json(other / 'config.json')['defines'] | dict(split='other'))
     with pytest.raises(RunError, match='other images'):
         start.read_models(tmp_path)
 

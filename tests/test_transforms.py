@@ -1,5 +1,6 @@
 """The promises of transforms.py: randomness that is a function of its key, and targets that add up."""
 
+import itertools
 import pickle
 
 import numpy as np
@@ -27,25 +28,15 @@ def test_augmentation_is_a_function_of_the_key_and_leaves_the_generator_alone(im
     assert not torch.equal(a, c)
 
 
-def plain_transform(img_size):
-    """The augmentation as torchvision has it, of PIL images throughout."""
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(img_size, (0.08, 1.0), interpolation=InterpolationMode.BICUBIC),
-            v2.RandomHorizontalFlip(0.5),
-            v2.RandAugment(2, 9),
-            v2.PILToTensor(),
-        ]
-    )
-
-
-def test_crops_and_augmentations_are_torchvisions_draw_for_draw():
+@pytest.mark.parametrize('flips', [[], [v2.RandomHorizontalFlip(0.5)]])
+def test_crops_and_augmentations_are_torchvisions_draw_for_draw(flips):
     # Smooth, so that a crop off by a pixel shows and a level of rounding does not.
     y, x = np.mgrid[:150, :200] / 30
     image = Image.fromarray((127 + 120 * np.stack([np.sin(x), np.sin(y), np.sin(x + y)], 2)).astype(np.uint8))
-    plain, quick = plain_transform(96), train_transform(96)
-    differences = []
-    for i in range(150):
+    crop = v2.RandomResizedCrop(96, (0.08, 1.0), interpolation=InterpolationMode.BICUBIC)
+    plain = v2.Compose([crop, *flips, v2.RandAugment(2, 9), v2.PILToTensor()])
+    quick, differences = train_transform(96, hflip=0.5 if flips else 0), []
+    for i in range(60):
         with seeded(i):
             expected = plain(image)
         differences.append((expected.int() - quick(image, (i,)).int()).abs().float().mean().item())
@@ -54,13 +45,13 @@ def test_crops_and_augmentations_are_torchvisions_draw_for_draw():
     assert max(differences) < 0.2
 
 
-@pytest.mark.parametrize('size', [(64, 64), (70, 40), (3, 3), (2, 1)])
+@pytest.mark.parametrize('size', [(70, 40), (3, 3), (2, 1)])
 def test_randaugment_is_torchvisions_bit_for_bit(size):
     pixels = np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     images = [Image.fromarray(pixels), Image.fromarray(pixels // 4 + 50)]  # the second leaves contrast to be made
     for magnitude in (0, 9, 30):
         plain, quick = v2.RandAugment(2, magnitude), RandAugment(2, magnitude)
-        for i in range(150):
+        for i in range(80):
             with seeded(i):
                 expected = plain(images[i % 2])
             with seeded(i):
@@ -68,43 +59,26 @@ def test_randaugment_is_torchvisions_bit_for_bit(size):
 
 
 def test_options_of_the_augmentation(image):
-    whole = dict(crop_scale=(1.0, 1.0), randaug_n=0)
     square = image.resize((32, 32))
-    crop = train_transform(32, hflip=0, **whole)(square, (0,))
-    flipped = train_transform(32, hflip=1, **whole)(square, (0,))
-    assert torch.equal(crop.flip(2), flipped)
-    keys = [(i,) for i in range(8)]
-    assert len({train_transform(32, hflip=0, **whole)(square, k).numpy().tobytes() for k in keys}) == 1
-    assert (
-        len({train_transform(32, hflip=0, **whole | dict(randaug_n=2))(square, k).numpy().tobytes() for k in keys}) > 4
-    )
 
+    def seen(hflip: float, randaug_n: int = 0) -> list[torch.Tensor]:
+        transform = train_transform(32, (1.0, 1.0), hflip, randaug_n)
+        return [transform(square, (i,)) for i in range(8)]
 
-def test_evaluation_takes_the_centre(image):
-    wide = Image.new('RGB', (320, 64), 'red')
-    wide.paste('blue', (128, 0, 192, 64))
-    result = eval_transform(32)(wide)
-    assert result.shape == (3, 32, 32)
-    assert (result[2] == 255).all(), 'only the blue middle'
+    plain, flipped = seen(hflip=0), seen(hflip=1)
+    assert all(torch.equal(a, plain[0]) and torch.equal(b, plain[0].flip(2)) for a, b in zip(plain, flipped))
+    assert len({x.numpy().tobytes() for x in seen(hflip=0, randaug_n=2)}) > 4
 
 
 def test_transforms_can_be_sent_to_a_loader_process(image):
     for transform in (train_transform(32), eval_transform(32)):
         copy = pickle.loads(pickle.dumps(transform))
         assert torch.equal(copy(image, (5,)), transform(image, (5,)))
-
-
-def test_an_array_is_as_good_as_an_image(image):
     assert torch.equal(train_transform(32)(np.array(image), (3,)), train_transform(32)(image, (3,)))
 
 
 def test_seeds_differ_between_keys():
-    keys = [(a, b, c) for a in range(10) for b in range(10) for c in range(10)] + [
-        (1,),
-        (1, 0),
-        (1, 0, 0, 0),
-        ('mix', 1),
-    ]
+    keys = [*itertools.product(range(10), repeat=3), (1,), (1, 0), (1, 0, 0, 0), ('mix', 1)]
     assert len({seed_of(*key) for key in keys}) == len(keys)
 
 
@@ -132,7 +106,7 @@ def test_mix_off_changes_nothing():
 
 def test_mixup_and_cutmix_share_images_and_targets_alike():
     labels = torch.arange(6)
-    images = torch.eye(6).view(6, 6, 1, 1).expand(6, 6, 16, 16).contiguous()[:, :, :, :]
+    images = torch.eye(6).view(6, 6, 1, 1).expand(6, 6, 16, 16).contiguous()
     kinds = set()
     for step in range(40):
         mixed, targets = mix(images, labels, 6, 0.8, 1.0, ('mix', step))

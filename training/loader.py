@@ -51,13 +51,15 @@ class ForgivingImages(ImageList):
 
     def __getitem__(self, key: tuple[int, int, int]):
         seed, epoch, i = key
-        for attempt in range(100):
-            j = i if attempt == 0 else seed_of('replacement', seed, epoch, i, attempt) % len(self)
+        j, attempt = i, 0
+        while True:
             try:
                 return *super().__getitem__((seed, epoch, j)), (i if attempt else -1)
-            except DataError as caught:
-                error = caught
-        raise error
+            except DataError:
+                attempt += 1
+                if attempt == 100:
+                    raise
+                j = seed_of('replacement', seed, epoch, i, attempt) % len(self)
 
 
 def eval_images(
@@ -68,13 +70,12 @@ def eval_images(
     crop_ratio: float = CROP_RATIO,
 ) -> ImageList:
     """Images as an evaluation sees them; with a cache, each is prepared only once."""
-    what, view = eval_view_text(img_size, crop_ratio), eval_view(img_size, crop_ratio)
-    read = partial(read_pixels, cache=cache, what=what, prepare=view, bits=bits)
-    return ImageList(items, to_tensor, read)
+    view = dict(what=eval_view_text(img_size, crop_ratio), prepare=eval_view(img_size, crop_ratio))
+    return ImageList(items, to_tensor, partial(read_pixels, cache=cache, bits=bits, **view))
 
 
 class Batches:
-    """A batch sampler; subclasses define `batches`, those of one pass, and `largest`, the images of a full one."""
+    """A batch sampler: subclasses define `largest`, the images of a full batch, and `batches`, those of one pass."""
 
     withheld = False  # there are none yet, see make_loader
 
@@ -92,15 +93,8 @@ class TrainBatches(Batches):
     def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1):
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
         self.accumulate, self.epoch, self.first = accumulate, 0, 0
-
-    @property
-    def steps(self) -> int:
-        """Global batches in an epoch."""
-        return self.length // self.batch_size
-
-    @property
-    def largest(self) -> int:
-        return self.batch_size // self.world // self.accumulate
+        self.steps = length // batch_size  # global batches in an epoch
+        self.largest = batch_size // world // accumulate
 
     def __len__(self) -> int:
         return (self.steps - self.first) * self.accumulate
@@ -121,19 +115,16 @@ class EvalBatches(Batches):
     """
 
     def __init__(self, length: int, rank: int = 0, world: int = 1, batch_size: int = EVAL_BATCH):
-        self.length, self.batch_size = length, batch_size
+        self.length, self.batch_size, self.largest = length, batch_size, min(batch_size, length)
         self.slots = range(rank, math.ceil(length / batch_size), world)
-
-    @property
-    def largest(self) -> int:
-        return min(self.batch_size, self.length)
 
     def __len__(self) -> int:
         return len(self.slots)
 
     def batches(self) -> Iterator[list[int]]:
         for slot in self.slots:
-            yield list(range(slot * self.batch_size, min((slot + 1) * self.batch_size, self.length)))
+            first = slot * self.batch_size
+            yield list(range(first, min(first + self.batch_size, self.length)))
 
 
 def make_loaders(
