@@ -182,6 +182,9 @@ def read_runs(args: argparse.Namespace, what: str) -> list[FoundRun]:
     found: dict[tuple, FoundRun] = {}
     seen: dict[tuple, tuple[str, Path]] = {}
     models = set()  # of all runs, asked for or not
+    for path in (path for top in args.run_dir for path in top.glob('*/results.json')):
+        if not path.with_name('config.json').exists():
+            print(f'left out: {path.parent}: has no config.json', file=sys.stderr)
     for folder in (folder for top in args.run_dir for folder in runs.find_runs(top)):
         try:
             config, results = read_run(folder)

@@ -1,3 +1,5 @@
+"""The class of photograph.jpg by fabric.onnx of `export.py --format onnx`, read as predict.py reads it."""
+
 import contextlib
 import io
 import json

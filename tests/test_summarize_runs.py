@@ -380,6 +380,13 @@ def test_a_reader_that_leaves_and_a_terminal_without_signs(tmp_path):
     assert '55.0 ? 7.1' in result.stdout
 
 
+def test_a_run_without_its_config_is_named(tmp_path, capsys):
+    make_run(tmp_path)
+    (make_run(tmp_path, fold=3) / 'config.json').unlink()
+    table(tmp_path)
+    assert 'dtd_fold3_resnet18_seed42: has no config.json' in capsys.readouterr().err
+
+
 def test_what_cannot_be_summarised_is_named(tmp_path):
     make_run(tmp_path / 'begun', complete=False)
     make_run(tmp_path / 'done')
