@@ -6,7 +6,7 @@
     python plot_results.py --checkpoint runs/main/dtd_fold1_twistnet18_seed42/best.pt \\
         --image data/dtd/images/banded/banded_0001.jpg --save_dir figures --plot interaction
 
-bar, radar, scatter and ablation are of complete runs; curves and gate are of all, interrupted ones too. Runs of
+bar, radar, scatter and ablation are of complete runs; curves, gate and selection are of all, interrupted ones too. Runs of
 different recipes are never pooled: each recipe has figures of its own, bar_1, bar_2 and so on; those whose models were
 tuned by run_all.py --tune are of one recipe. What does not fit one
 page continues in curves_page2 and so on. What is missing is named in the figure. interaction and tsne are of one model,
@@ -445,7 +445,7 @@ def plot_gate(table: Table, logs: Logs, title: str) -> list[Figure]:
 
 
 def plot_ais_weights(table: Table, logs: Logs, title: str) -> list[Figure]:
-    """AIS's mean weight in every block by epoch, over the first validation images, as plot_gate."""
+    """AIS's mean weight in every block by epoch, over the validation images, as plot_gate."""
     return draw_by_block(table, logs, title, 'selection', 'mean AIS weight')
 
 

@@ -146,7 +146,7 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
     for done, (_, loss, norm) in enumerate(made, start=1):
         total += torch.stack([loss, norm.nan_to_num(0, 0, 0), norm.isfinite()])
         if done % CHECK_EVERY == 0 or done == steps:
-            mean = total[0].item() / done
+            mean = reduce_sum(total[0].clone()).item() / done / process_rank()[1]
             if not math.isfinite(mean):
                 raise Diverged(f'the training loss is {mean} within {done} steps of this epoch')
             bar.set_postfix_str(f'loss {mean:.3f}', refresh=False)

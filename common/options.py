@@ -46,7 +46,7 @@ FIXED = dict(opt='sgd', layer_decay=None, gate_lr=1.0, class_weights=None)
 OWN_DATA = dict(name=None, groups=None, folds_total=None)
 NEUTRAL = FIXED | OWN_DATA | dict(ema=False, ema_decay=0.9999)
 # Options that determine where and how a run is computed, but not its result: not part of the fingerprint.
-# The file of --import counts by its content, see train.describe_run.
+# The file of --import counts by its content, see timm_models.model_defines.
 SYSTEM_OPTIONS = {'data_dir', 'lists', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache', 'given'}
 SYSTEM_OPTIONS |= {'imports', 'tuned'}
 # The same of pretraining, whose fingerprint has the global batch in place of batch_size and accumulate.

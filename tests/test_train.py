@@ -778,6 +778,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(whole, tree, tmp_path,
 
     for place, name, odd, words in (
         (engine, 'mix', odd_mix, 'the training loss is nan within 3 steps of this epoch'),
+        (train, 'reduce_sum', lambda own: own + math.nan, 'the training loss is nan'),  # in another process alone
         (train, 'train_images', odd_end, 'the validation loss is nan after epoch 2'),
     ):
         with monkeypatch.context() as patch:
