@@ -6,10 +6,10 @@
     python plot_results.py --checkpoint runs/main/dtd_fold1_twistnet18_seed42/best.pt \\
         --image data/dtd/images/banded/banded_0001.jpg --save_dir figures --plot interaction
 
-bar, radar, scatter and ablation are of complete runs; curves, gate and selection are of all, interrupted ones too. Runs of
-different recipes are never pooled: each recipe has figures of its own, bar_1, bar_2 and so on; those whose models were
-tuned by run_all.py --tune are of one recipe. What does not fit one
-page continues in curves_page2 and so on. What is missing is named in the figure. interaction and tsne are of one model,
+bar, radar, scatter and ablation are of complete runs; curves, gate and selection are of all, interrupted ones too.
+Runs of different recipes are never pooled: each recipe has figures of its own, bar_1, bar_2 and so on; those whose
+models were tuned by run_all.py --tune are of one recipe. What does not fit one page continues in curves_page2 and so
+on. What is missing is named in the figure. interaction and tsne are of one model,
 from its checkpoint; visualize.py draws them, and more of that kind.
 """
 

@@ -5,7 +5,8 @@ A list has the columns `path` and `label`, and may have
     fold     1 to K: in fold f the images of f test, those of f + 1 (wrapping) validate and the rest trains
     group    images that never stand on two sides; an image with an empty cell is a group of its own
 Without subset and fold, and for a folder, the images are divided into --folds_total blocks, of which f tests, f + 1
-(wrapping) validates and the rest trains: by the hash of their paths, or with groups by scikit-learn's StratifiedGroupKFold.
+(wrapping) validates and the rest trains: by the hash of their paths, or with groups by scikit-learn's
+StratifiedGroupKFold.
 """
 
 import csv
