@@ -50,8 +50,10 @@ def models_of(studies: list[str]) -> list[str]:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = options.new_parser('ablation.py', 'Studies of TwistNet-18. Options not listed here go to train.py.')
-    text = f'with commas or spaces between: {", ".join(STUDIES)}; or all'
+    parser = options.new_parser(
+        'ablation.py', 'Run ablation studies of TwistNet-18. Options not listed here are passed to train.py.'
+    )
+    text = f'separated by commas or spaces: {", ".join(STUDIES)}; or all'
     parser.add_argument('--study', **options.LIST, type=options.parse_names, default='components', help=text)
     run_all.add_grid_args(parser)
     return parser

@@ -95,18 +95,20 @@ def report_text(report: dict) -> str:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='Statistical tests of what a trained model with STCI does.')
+    parser = argparse.ArgumentParser(description='Run statistical tests of what a trained model with STCI does.')
     parser.add_argument('--checkpoint', type=Path, required=True, help='best.pt of a model with STCI')
     options.add_import_arg(parser)
     options.add_data_of_run_args(parser)
     parser.add_argument('--save_dir', type=Path, default=Path('analysis'), help='created if missing')
     options.add_labels_arg(parser)
     parser.add_argument(
-        '--copies', metavar='REGEX', help='images of a class whose names begin with the same match are one picture'
+        '--copies',
+        metavar='REGEX',
+        help='images of a class whose names begin with the same match count as one photograph',
     )
-    parser.add_argument('--question', choices=(*QUESTIONS, 'all'), default='all')
-    parser.add_argument('--seed', type=int, default=42, help='of all random draws')
-    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
+    parser.add_argument('--question', choices=(*QUESTIONS, 'all'), default='all', help='what to test; see INSIDE.md')
+    parser.add_argument('--seed', type=int, default=42, help='seed of all random draws')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
     return parser
 
 

@@ -333,23 +333,27 @@ def benchmark_loader(args: argparse.Namespace) -> None:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='Speed of the models and of the loader on this machine.')
+    parser = argparse.ArgumentParser(description='Measure the speed of the models or of the loader on this machine.')
     commands = parser.add_subparsers(dest='command', required=True)
     shown = dict(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    models = commands.add_parser('models', help='images per second in training and inference, and memory', **shown)
-    models.add_argument('--models', type=options.parse_names, help='with commas; all if not given')
+    models = commands.add_parser('models', help='images per second in training and inference, and memory use', **shown)
+    models.add_argument('--models', type=options.parse_names, help='separated by commas; all if not given')
     add_size_args(models, SIZE)
-    models.add_argument('--batch_size', type=int, default=32, help='images of a training step and an inference pass')
-    models.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
-    models.add_argument('--amp', choices=options.AMP, default='auto', help='auto: bf16 where it is native')
-    models.add_argument('--compile', action='store_true', help='torch.compile, which takes minutes')
+    models.add_argument('--batch_size', type=int, default=32, help='images per training step and inference pass')
+    models.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
+    models.add_argument(
+        '--amp', choices=options.AMP, default='auto', help='auto: bf16 if native, else fp16 on CUDA and off on CPUs'
+    )
+    models.add_argument('--compile', action='store_true', help='use torch.compile, which takes minutes')
     loader = commands.add_parser('loader', help='images per second that one core reads and augments', **shown)
     options.add_dataset_args(loader)
-    loader.add_argument('--fold', type=int, default=1, help='from 1')
-    loader.add_argument('--img_size', type=int, default=224, help='side of the square result, pixels')
-    loader.add_argument('--images', type=int, default=64, help='how many, taken from all training images')
+    loader.add_argument('--fold', type=int, default=1, help='fold, counted from 1')
+    loader.add_argument('--img_size', type=int, default=224, help='side of the square output in pixels')
+    loader.add_argument('--images', type=int, default=64, help='number of images, spread over the training images')
     for command in (models, loader):
-        command.add_argument('--rounds', type=int, default=10, help='measurements of each, after a warm-up round')
+        command.add_argument(
+            '--rounds', type=int, default=10, help='measurements per model or variant, after one warm-up round'
+        )
     return parser
 
 

@@ -146,19 +146,19 @@ def add_size_args(parser: argparse.ArgumentParser, img_size: int | None) -> None
     """What a model is measured at (by default, at img_size), and how the table is printed; of benchmark.py too."""
     options.add_import_arg(parser)
     parser.add_argument('--num_classes', type=int, default=47)
-    own = "; if not given, each model's own, 224 for the registry's" if img_size is None else ''
-    parser.add_argument('--img_size', type=int, default=img_size, help=f'side of the square input, pixels{own}')
+    own = "; if not given, each model's own, and 224 for those listed by models.py" if img_size is None else ''
+    parser.add_argument('--img_size', type=int, default=img_size, help=f'side of the square input in pixels{own}')
     style = parser.add_mutually_exclusive_group()
-    style.add_argument('--latex', action='store_true', help='a booktabs table, nothing else on stdout')
+    style.add_argument('--latex', action='store_true', help='print only a booktabs table')
     style.add_argument('--csv', action='store_true')
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description='Parameters and multiply-accumulates of the models.',
+        description='Print the parameters and multiply-accumulates of the models.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('--model', type=options.parse_names, help='one, or several with commas; all if not given')
+    parser.add_argument('--model', type=options.parse_names, help='one or more, separated by commas; all if not given')
     add_size_args(parser, None)
     return parser
 

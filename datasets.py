@@ -471,20 +471,20 @@ def _copies(groups: list[list[str]], images: dict[str, str], folds: dict[int, Sp
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='Data sets and their folds.')
+    parser = argparse.ArgumentParser(description='List, prepare and check data sets, and show their folds.')
     commands = parser.add_subparsers(dest='command', required=True)
-    commands.add_parser('list', help='the data sets')
+    commands.add_parser('list', help='list the data sets')
     prepare = commands.add_parser('prepare', help='download, verify and unpack a data set into DATA_DIR/KEY')
     check = commands.add_parser('check', help='verify the tree at DATA_DIR')
     split = commands.add_parser('split', help='print one fold of the tree at DATA_DIR')
     for command in (prepare, check, split):
         command.add_argument('dataset', metavar='KEY', help=f'one of {", ".join(DATASETS)}')
-        command.add_argument('--data_dir', type=Path)
+        command.add_argument('--data_dir', type=Path, help='root of the data set; for prepare, its parent folder')
         if command is not prepare:
             add_split_args(command)
     prepare.set_defaults(data_dir=Path('data'))
-    split.add_argument('--fold', type=int, default=1)
-    show = commands.add_parser('show', help='draw a contact sheet of the synthetic classes')
+    split.add_argument('--fold', type=int, default=1, help='fold, counted from 1')
+    show = commands.add_parser('show', help='draw examples of the synthetic classes')
     show.add_argument('--out', type=Path, default=Path('figures/synthetic.png'))
     return parser
 

@@ -193,19 +193,27 @@ def draw(groups: list[list[EvaluatedRun]], save_dir: Path) -> None:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='What a trained model gets right and wrong.', allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description='Report what a trained model gets right and wrong.', allow_abbrev=False
+    )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument('--run_dir', type=Path, nargs='+', metavar='RUN', help='run folders, or folders of runs')
-    what.add_argument('--checkpoint', type=Path, nargs='+', metavar='BEST.PT', help='models to run over a subset')
+    what.add_argument(
+        '--run_dir', type=Path, nargs='+', metavar='RUN', help='run folders, or folders that contain them'
+    )
+    what.add_argument('--checkpoint', type=Path, nargs='+', metavar='BEST.PT', help='models to evaluate on a subset')
     options.add_data_of_run_args(parser)
-    text = 'of the data set; test if not given. train and all need --other_images: the run trains on these; all takes '
-    text += 'a folder or list of other photographs whole, however few there are of a class'
+    text = (
+        'part of the data set; test if not given. train and all need --other_images, as they include training images; '
+    )
+    text += 'all takes a whole folder or list of other photographs, however few per class'
     parser.add_argument('--subset', choices=('test', 'val', 'train', 'all'), help=text)
-    parser.add_argument('--save_dir', type=Path, default=Path('evaluation'), help='of the figures; created if missing')
-    parser.add_argument('--figures', action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        '--save_dir', type=Path, default=Path('evaluation'), help='folder for the figures; created if missing'
+    )
+    parser.add_argument('--figures', action=argparse.BooleanOptionalAction, default=True, help='draw figures')
     style = parser.add_mutually_exclusive_group()
-    style.add_argument('--latex', action='store_true', help='tables for booktabs, nothing else on stdout')
-    style.add_argument('--csv', action='store_true', help='every digit: a row a run, and a row a run and class')
+    style.add_argument('--latex', action='store_true', help='print only tables for booktabs')
+    style.add_argument('--csv', action='store_true', help='full precision: one row per run, and one per run and class')
     options.add_inference_args(parser)
     return parser
 

@@ -309,13 +309,15 @@ def first_line(error: Exception) -> str:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='A trained model as a file for other programs.', allow_abbrev=False)
-    parser.add_argument('--checkpoint', type=Path, required=True, metavar='BEST.PT', help='of a run of train.py')
+    parser = argparse.ArgumentParser(description='Export a trained model for other programs.', allow_abbrev=False)
+    parser.add_argument('--checkpoint', type=Path, required=True, metavar='BEST.PT', help='best.pt of a run')
     parser.add_argument('--format', choices=tuple(LOAD), required=True)
     parser.add_argument('--out', type=Path, help='file or folder; if not given, beside the checkpoint')
-    parser.add_argument('--overwrite', action='store_true', help='replace what is there')
-    parser.add_argument('--repo', metavar='USER/NAME', help='of hub: push to this repository; a README there stays')
-    parser.add_argument('--license', default='unknown', help='of the weights, as the model card of hub states it')
+    parser.add_argument('--overwrite', action='store_true', help='replace existing files')
+    parser.add_argument(
+        '--repo', metavar='USER/NAME', help='with hub: push to this repository; an existing README is kept'
+    )
+    parser.add_argument('--license', default='unknown', help='licence of the weights, for the model card of hub')
     options.add_import_arg(parser)
     return parser
 

@@ -513,13 +513,15 @@ OF_MODELS = ('interaction', 'tsne')  # what a checkpoint shows
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='Figures of the runs in one folder or several, as PDF and PNG.')
+    parser = argparse.ArgumentParser(description='Draw figures of the runs in one or more folders, as PDF and PNG.')
     options.add_run_args(parser)
     parser.add_argument(
-        '--log_file', type=Path, help='the log.jsonl of a single run instead, for curves, gate and selection'
+        '--log_file', type=Path, help='log.jsonl of a single run, instead of --run_dir, for curves, gate and selection'
     )
-    parser.add_argument('--save_dir', type=Path, default=Path('figures'), help='made if missing')
-    parser.add_argument('--plot', choices=(*PLOTS, *OF_MODELS, 'all'), default='all', help='all: what the runs allow')
+    parser.add_argument('--save_dir', type=Path, default=Path('figures'), help='created if missing')
+    parser.add_argument(
+        '--plot', choices=(*PLOTS, *OF_MODELS, 'all'), default='all', help='all: every figure the runs allow'
+    )
     options.add_inside_args(parser)
     return parser
 

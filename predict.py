@@ -199,15 +199,29 @@ def map_scans(
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='Labels for photographs by trained models.', allow_abbrev=False)
-    parser.add_argument('--checkpoint', type=Path, nargs='+', required=True, metavar='BEST.PT', help='one or several')
+    parser = argparse.ArgumentParser(
+        description='Predict the labels of photographs with trained models.', allow_abbrev=False
+    )
+    parser.add_argument(
+        '--checkpoint',
+        type=Path,
+        nargs='+',
+        required=True,
+        metavar='BEST.PT',
+        help='one or more; probabilities are averaged',
+    )
     parser.add_argument('--images', nargs='+', required=True, metavar='PATH', help='files, folders or quoted globs')
-    parser.add_argument('--out', type=Path, default=Path('predictions.csv'), help='pictures have its name and folder')
-    parser.add_argument('--top_k', type=int, help='labels an image; 5 if not given, or all where there are fewer')
-    parser.add_argument('--sheet', action='store_true', help='pages of thumbnails with their labels')
-    parser.add_argument('--tile', type=int, help='side in pixels of the squares of a scan that get a label each')
-    parser.add_argument('--stride', type=int, help='from one tile to the next, pixels; --tile if not given')
-    text = 'of images of more than eight bits a channel; those of the training images if not given'
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('predictions.csv'),
+        help='CSV of predictions; sheets and maps are saved beside it',
+    )
+    parser.add_argument('--top_k', type=int, help='labels per image; if not given, 5, or all if there are fewer')
+    parser.add_argument('--sheet', action='store_true', help='also draw pages of labelled thumbnails')
+    parser.add_argument('--tile', type=int, help='label each square of a large scan; side in pixels')
+    parser.add_argument('--stride', type=int, help='pixels from one tile to the next; if not given, --tile')
+    text = 'bits per channel of images with more than eight; if not given, those of the training images'
     parser.add_argument('--bits', type=int, help=text)
     options.add_inference_args(parser)
     return parser

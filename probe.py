@@ -233,40 +233,49 @@ def run_probe(probe: Probe, args: argparse.Namespace, splits: Splits, config: di
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description='Simple classifiers on the frozen features of models.', allow_abbrev=False
+        description='Train simple classifiers on the frozen features of models.', allow_abbrev=False
     )
     group = parser.add_argument_group('features')
-    text = 'with ImageNet weights, or those of a file: a,b=PATH'
+    text = 'models with ImageNet weights, or with those of a file, e.g. a,b=PATH'
     group.add_argument(
         '--models', type=options.parse_names, default=[], metavar='NAME[=PATH],..', help=text, **options.LIST
     )
-    group.add_argument('--checkpoint', type=Path, nargs='+', default=[], metavar='BEST.PT', help='of runs of train.py')
+    group.add_argument('--checkpoint', type=Path, nargs='+', default=[], metavar='BEST.PT', help='best.pt of runs')
     options.add_import_arg(group)
-    group.add_argument('--layer', help='a module by its name, e.g. layer3; if not given, the input of the classifier')
-    group.add_argument('--img_size', type=int, help="side of the square input, pixels; if not given, the model's own")
-    group.add_argument('--features_dir', type=Path, help='where features are kept (default: RUN_DIR/features)')
+    group.add_argument('--layer', help='name of a module, e.g. layer3; if not given, the input of the classifier')
+    group.add_argument(
+        '--img_size', type=int, help='side of the square input in pixels; if not given, that of the model'
+    )
+    group.add_argument(
+        '--features_dir', type=Path, help='folder in which features are kept (default: RUN_DIR/features)'
+    )
     group = parser.add_argument_group('data')
     options.add_dataset_args(group)
     options.add_name_arg(group)
-    group.add_argument(
-        '--folds', type=options.parse_numbers, default=[1], help='such as 1-5 (default: 1)', **options.LIST
-    )
-    text = 'take folds whose images may have trained the checkpoint; the results say so'
+    group.add_argument('--folds', type=options.parse_numbers, default=[1], help='e.g. 1-5 (default: 1)', **options.LIST)
+    text = 'accept folds whose test images may have been used to train the checkpoint; the results state this'
     group.add_argument('--other_images', action='store_true', help=text)
     group = parser.add_argument_group('classifiers')
-    text = f'of {",".join(PROBES)} (default: all)'
+    text = f'any of {",".join(PROBES)} (default: all)'
     group.add_argument('--classifiers', type=options.parse_names, default=list(PROBES), help=text, **options.LIST)
-    text = 'the images that fit the classifier: train, or train and val together (default)'
+    text = 'images to which the classifier is fitted: train, or train and val (default)'
     group.add_argument('--train_on', choices=('train', 'trainval'), default='trainval', help=text)
-    group.add_argument('--shots', type=options.parse_numbers, help='images a class of these: 1,5,10', **options.LIST)
     group.add_argument(
-        '--seeds', type=options.parse_numbers, help='of the draws of --shots (default: 42)', **options.LIST
+        '--shots', type=options.parse_numbers, help='training images per class, e.g. 1,5,10', **options.LIST
+    )
+    group.add_argument(
+        '--seeds',
+        type=options.parse_numbers,
+        help='seeds with which --shots draws images (default: 42)',
+        **options.LIST,
     )
     group = parser.add_argument_group('system')
-    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
+    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
     group.add_argument('--num_workers', type=int, help='loader processes')
-    group.add_argument('--run_dir', type=Path, default=Path('runs/probe'), help='where run folders are made')
-    group.add_argument('--force', action='store_true', help='make complete runs again')
+    group.add_argument(
+        '--run_dir', type=Path, default=Path('runs/probe'), help='folder in which run folders are created'
+    )
+    group.add_argument('--force', action='store_true', help='repeat complete runs')
     return parser
 
 

@@ -236,29 +236,33 @@ def discard(made: list[Run]) -> None:
 def add_grid_args(parser: argparse.ArgumentParser) -> None:
     """The options of a grid but for its models: shared with ablation.py."""
     options.add_dataset_args(parser)
-    parser.add_argument('--folds', **options.LIST, type=options.parse_numbers, default='1', help='such as 1-10 or 1,3')
-    parser.add_argument('--seeds', **options.LIST, type=options.parse_numbers, default='42', help='such as 42,43,44')
-    parser.add_argument('--run_dir', type=Path, default=Path('runs'), help='where run folders are made')
+    parser.add_argument('--folds', **options.LIST, type=options.parse_numbers, default='1', help='e.g. 1-10 or 1,3')
+    parser.add_argument('--seeds', **options.LIST, type=options.parse_numbers, default='42', help='e.g. 42,43,44')
+    parser.add_argument('--run_dir', type=Path, default=Path('runs'), help='folder in which run folders are created')
     parser.add_argument('--dry_run', action='store_true', help='print the plan and stop')
-    parser.add_argument('--jobs', type=int, help='runs at once; by default one, or one for each of --gpus')
-    parser.add_argument('--gpus', **options.LIST, type=options.parse_gpus, help='as CUDA_VISIBLE_DEVICES: 0,1')
-    parser.add_argument('--launcher', choices=('local', 'slurm'), default='local', help='slurm: --jobs tasks at once')
+    parser.add_argument('--jobs', type=int, help='simultaneous runs; by default one, or one per entry of --gpus')
+    parser.add_argument('--gpus', **options.LIST, type=options.parse_gpus, help='as in CUDA_VISIBLE_DEVICES, e.g. 0,1')
+    parser.add_argument(
+        '--launcher', choices=('local', 'slurm'), default='local', help='slurm: at most --jobs tasks at once'
+    )
     pairs = dict(metavar='NAME=VALUE,..')
-    text = 'long options of sbatch, such as partition=gpu,gres=gpu:1,cpus-per-task=4,time=600 (in minutes)'
+    text = 'long options of sbatch, e.g. partition=gpu,gres=gpu:1,cpus-per-task=4,time=600 (in minutes)'
     parser.add_argument('--slurm', **options.LIST, **pairs, type=options.parse_sbatch, default={}, help=text)
     parser.add_argument('--force', action='store_true', help='discard the runs of this grid and start again')
     text = (
-        'first try all combinations of these for each model, as in "lr=0.003,0.01,0.03 weight_decay=1e-4,1e-3"; '
-        'the choice by validation accuracy goes into RUN_DIR/tuned.json, and the grid runs each model with its own'
+        'first try all combinations of these values for each model, e.g. "lr=0.003,0.01,0.03 weight_decay=1e-4,1e-3"; '
+        'the best by validation accuracy is saved in RUN_DIR/tuned.json and used in the grid'
     )
     parser.add_argument('--tune', nargs='+', **pairs, help=text)
-    parser.add_argument('--tune_fold', type=int, help='the fold of the trials; by default the first of --folds')
-    parser.add_argument('--tune_seed', type=int, help=f'the seed of the trials; by default {TRIAL_SEED}')
+    parser.add_argument('--tune_fold', type=int, help='fold of the trials; by default the first of --folds')
+    parser.add_argument('--tune_seed', type=int, help=f'seed of the trials; by default {TRIAL_SEED}')
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = options.new_parser('run_all.py', 'A grid of runs. Options that are not listed here go to train.py.')
-    parser.add_argument('--models', **options.LIST, type=options.parse_names, required=True, help='such as a,b')
+    parser = options.new_parser(
+        'run_all.py', 'Run a grid of models, folds and seeds. Options not listed here are passed to train.py.'
+    )
+    parser.add_argument('--models', **options.LIST, type=options.parse_names, required=True, help='e.g. a,b')
     add_grid_args(parser)
     return parser
 

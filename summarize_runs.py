@@ -288,17 +288,19 @@ def print_csv(titled: list[tuple[Table, str]]) -> None:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='Tables of the complete runs in one folder or several.')
+    parser = argparse.ArgumentParser(description='Print tables of the complete runs in one or more folders.')
     options.add_run_args(parser)
     style = parser.add_mutually_exclusive_group()
-    style.add_argument('--latex', action='store_true', help='tables for booktabs, nothing else on stdout')
-    style.add_argument('--markdown', action='store_true')
+    style.add_argument('--latex', action='store_true', help='print only tables for booktabs')
+    style.add_argument('--markdown', action='store_true', help='Markdown tables')
     style.add_argument(
-        '--csv', action='store_true', help='every digit, with intervals of differences and both p values'
+        '--csv',
+        action='store_true',
+        help='full precision, with intervals of differences and p values before and after correction',
     )
-    parser.add_argument('--val', action='store_true', help='validation accuracy too, beside that of the test')
-    parser.add_argument('--intervals', action='store_true', help='95 %% intervals, and what the test could have found')
-    parser.add_argument('--published', action='store_true', help="the paper's figures too, marked as such")
+    parser.add_argument('--val', action='store_true', help='also show validation accuracy')
+    parser.add_argument('--intervals', action='store_true', help='also show 95 %% intervals and detectable differences')
+    parser.add_argument('--published', action='store_true', help="also show the paper's results, marked as such")
     return parser
 
 

@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='Figures of what a trained model does, as PDF and PNG.')
+    parser = argparse.ArgumentParser(description='Draw figures of what a trained model does, as PDF and PNG.')
     parser.add_argument('--view', choices=(*VIEWS, 'all'), default='all', help='all: every view the options allow')
     options.add_inside_args(parser)
     options.add_labels_arg(parser)

@@ -55,7 +55,7 @@ PRETRAINING_SYSTEM_OPTIONS |= {'weights_dir', 'overwrite', 'save_minutes', 'max_
 
 NO_GATES = '--gate_lr {gate_lr}: {model} has no gates; train models without gates by a command without --gate_lr'
 BASELINES = ('resnet18', 'twistnet18')  # of tables without --baseline: the first that has runs
-EMA_DECAY = 'of the average, a step; at step t at most 1 - t ** (-2 / 3), for short runs'
+EMA_DECAY = 'decay of the average per step, limited to 1 - t ** (-2 / 3) at step t, for short runs'
 AMP = ('auto', 'bf16', 'fp16', 'off')
 CACHES = ('ram', 'disk', 'none')
 # Lowest and highest value of the options; both are allowed.
@@ -180,31 +180,33 @@ def split_words(custom: SplitOptions) -> list[str]:
 
 def add_split_args(group) -> None:
     """How the user's own images are divided: the fields of SplitOptions."""
-    text = 'images of --dataset lists: path, label and, if there, subset or fold, and group'
+    text = 'CSV of images, with the columns path and label, optionally subset (or fold) and group'
     group.add_argument('--lists', metavar='CSV', help=text)
     text = (
-        'of folder and lists: images whose names have the same match (its first group, if it has one) stand on '
-        f'one side; {CONTENT}: files of the same bytes do'
+        'for folder and lists: keep images in one subset if their file names have the same match (or the same first '
+        f'group of the pattern); {CONTENT}: if the files are identical'
     )
     group.add_argument('--groups', metavar='REGEX', help=text)
 
     def folds(text: str) -> int | None:
         return None if int(text) == FOLDS else int(text)
 
-    text = f'of folder and lists: how many folds, {FOLDS} if not given'
+    text = f'for folder and lists: number of folds; {FOLDS} if not given'
     group.add_argument('--folds_total', type=folds, metavar='K', help=text)
 
 
 def add_dataset_args(group) -> None:
     """The data set, its folder and how it is divided; see choose_dataset."""
-    text = f'one of {", ".join(DATASETS)}; if not given, by the layout of --data_dir, or synthetic without it'
+    text = (
+        f'one of {", ".join(DATASETS)}; if not given, inferred from the layout of --data_dir, or synthetic without it'
+    )
     group.add_argument('--dataset', help=text)
-    group.add_argument('--data_dir', help='root of the data set; synthetic has none')
+    group.add_argument('--data_dir', help='root of the data set; not for synthetic')
     add_split_args(group)
 
 
 def add_name_arg(group) -> None:
-    text = 'what run folders, tables and figures call data of your own; if not given, the --dataset'
+    text = 'name of your own data in run folders, tables and figures; if not given, the --dataset'
     group.add_argument('--name', help=text)
 
 
@@ -273,48 +275,48 @@ def check_name(name: str | None, dataset: str) -> None:
 
 
 def add_import_arg(group) -> None:
-    text = 'a file of your own that registers models with timm'
+    text = 'a Python file that registers your own models with timm'
     group.add_argument('--import', dest='imports', metavar='FILE.py', help=text)
 
 
 def add_labels_arg(parser: argparse.ArgumentParser) -> None:
-    text = "other names for data sets, for a tree of one's own in DTD's layout, say"
+    text = "display names of data sets, e.g. dtd=Materials for your own images in DTD's layout"
     parser.add_argument('--labels', type=labels, default={}, metavar='KEY=NAME,..', help=text)
 
 
 def add_run_args(parser: argparse.ArgumentParser) -> None:
     """Which runs: of summarize_runs.py and plot_results.py."""
-    parser.add_argument('--run_dir', type=Path, nargs='+', default=[Path('runs')], help='one folder or several')
-    parser.add_argument('--models', type=parse_names, help='only these, in this order: a,b')
+    parser.add_argument('--run_dir', type=Path, nargs='+', default=[Path('runs')], help='one or more folders of runs')
+    parser.add_argument('--models', type=parse_names, help='show only these, in this order, e.g. a,b')
     add_labels_arg(parser)
-    text = f'the model that the others are compared with (default: {", else ".join(BASELINES)})'
+    text = f'the model with which the others are compared (default: {", else ".join(BASELINES)})'
     parser.add_argument('--baseline', help=text)
 
 
 def add_inside_args(parser: argparse.ArgumentParser) -> None:
     """What to look into, and at what: of the scripts that draw or measure a trained TwistNet."""
     group = parser.add_argument_group('inside a model')
-    group.add_argument('--checkpoint', type=Path, help='the best.pt of a run')
+    group.add_argument('--checkpoint', type=Path, help='best.pt of a run')
     add_import_arg(group)
-    group.add_argument('--image', type=Path, help='a picture to look at')
+    group.add_argument('--image', type=Path, help='image to analyse')
     add_data_of_run_args(parser)
-    group.add_argument('--subset', choices=('train', 'val', 'test'), help='of the data set; test if not given')
+    group.add_argument('--subset', choices=('train', 'val', 'test'), help='part of the data set; test if not given')
 
 
 def add_data_of_run_args(parser: argparse.ArgumentParser) -> None:
     """The data set that a checkpoint runs over; trained.data_of fills in what is not given."""
     group = parser.add_argument_group('data')
-    group.add_argument('--dataset', help="a data set to run over; if not given, the run's own")
-    group.add_argument('--data_dir', help="its root; if not given, the run's own")
-    group.add_argument('--fold', type=int, help="from 1; if not given, the run's own")
-    group.add_argument('--lists', metavar='CSV', help="the list of --dataset lists; if not given, the run's own")
-    text = 'take images of another split than the one the run recorded, which may have trained the model'
+    group.add_argument('--dataset', help='data set to use; if not given, that of the run')
+    group.add_argument('--data_dir', help='root of the data set; if not given, that of the run')
+    group.add_argument('--fold', type=int, help='fold, counted from 1; if not given, that of the run')
+    group.add_argument('--lists', metavar='CSV', help='CSV of images; if not given, that of the run')
+    text = 'accept a split that differs from the recorded one; its images may have been used to train the model'
     group.add_argument('--other_images', action='store_true', default=None, help=text)  # None: not given
 
 
 def add_device_args(group) -> None:
-    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ..')
-    group.add_argument('--num_workers', type=int, help='loader processes; the result does not depend on it')
+    group.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
+    group.add_argument('--num_workers', type=int, help='loader processes; does not affect results')
 
 
 def add_inference_args(parser: argparse.ArgumentParser) -> None:
@@ -322,21 +324,21 @@ def add_inference_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('system')
     add_import_arg(group)
     add_device_args(group)
-    text = 'auto: that of the run, where config.json beside the checkpoint has it for this kind of device'
+    text = 'auto: precision of the run, if config.json beside the checkpoint records it for this type of device'
     group.add_argument('--amp', choices=AMP, default='auto', help=text)
-    group.add_argument('--batch_size', type=int, default=64, help='images at a time; of a run, its test set has 64')
+    group.add_argument('--batch_size', type=int, default=64, help='images per batch; train.py tests with 64')
 
 
 def add_data_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('data')
     add_dataset_args(group)
-    group.add_argument('--fold', type=int, default=1, help='from 1')
-    group.add_argument('--img_size', type=int, help='side of the square input, pixels')
+    group.add_argument('--fold', type=int, default=1, help='fold, counted from 1')
+    group.add_argument('--img_size', type=int, help='side of the square input in pixels')
     add_name_arg(group)
 
 
 def add_model_arg(group) -> None:
-    text = 'a name that `python models.py` lists, any model of timm, or stci_NAME: such a CNN with STCI put in'
+    text = 'a name listed by `python models.py`, any timm model, or stci_NAME: the timm CNN NAME with STCI inserted'
     group.add_argument('--model', default='twistnet18', help=text)
     add_import_arg(group)
 
@@ -345,44 +347,48 @@ def add_model_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('model')
     add_model_arg(group)
     text = (
-        'start from ImageNet weights: alone, the registered ones (see weights/README.md), or those of '
-        'timm; with PATH, that file (.pt, .pth, .safetensors); trunk or trunk=PATH: the whole of a ResNet-18 into the '
-        'trunk of TwistNet-18, instead of stem, layer1 and layer2'
+        'start from pretrained weights; without PATH: the registered ImageNet weights (see weights/README.md) or those '
+        'of timm; PATH: a file (.pt, .pth, .safetensors); trunk or trunk=PATH: load a whole ResNet-18 into the trunk '
+        'of TwistNet-18, instead of only stem, layer1 and layer2'
     )
     group.add_argument('--pretrained', nargs='?', const=True, default=False, metavar='PATH', help=text)
 
 
-def add_optimisation_args(parser: argparse.ArgumentParser, batch_of: str = 'of all processes together') -> None:
+def add_optimisation_args(
+    parser: argparse.ArgumentParser, batch_of: str = 'images per step, over all processes'
+) -> None:
     group = parser.add_argument_group('optimisation (SGD with Nesterov momentum by default, cosine schedule)')
     group.add_argument('--epochs', type=int)
     group.add_argument('--batch_size', type=int, help=batch_of)
     group.add_argument('--lr', type=float, help='learning rate after the warm-up')
     group.add_argument('--min_lr', type=float, help='learning rate of the last step')
     group.add_argument('--warmup_epochs', type=int, help='epochs of linear warm-up')
-    group.add_argument('--momentum', type=float, help='of sgd and its kin; adamw has none')
+    group.add_argument('--momentum', type=float, help='for sgd and similar optimisers; adamw has none')
     group.add_argument('--weight_decay', type=float)
-    group.add_argument('--clip_grad', type=float, help='largest norm of the gradients; 0: no clipping')
-    group.add_argument('--label_smoothing', type=float, help='of mixed targets too')
+    group.add_argument('--clip_grad', type=float, help='maximum gradient norm; 0: no clipping')
+    group.add_argument('--label_smoothing', type=float, help='also applied to mixed targets')
 
 
 def add_optimizer_args(parser: argparse.ArgumentParser) -> None:
     """What of the optimisation train.py lets a run choose, beyond the recipe; see NEUTRAL."""
     group = parser.add_argument_group('optimiser')
     text = (
-        "sgd, or a name of timm.optim's: adamw, lion, lamb, .. Weight decay is of all parameters for sgd; for the "
-        'others, as in timm, of those with two dimensions or more: not of biases, norms and gates'
+        'sgd or any timm optimiser: adamw, lion, lamb, ... Weight decay applies to all parameters with sgd; with '
+        'the others, as in timm, only to those with two or more dimensions: not to biases, norms and gates'
     )
     group.add_argument('--opt', type=str.lower, metavar='NAME', help=text)
-    text = 'of the learning rate from a block to the one before it, 0.75 say; the classifier learns at --lr'
+    text = (
+        'factor by which the learning rate falls from each block to the one before, e.g. 0.75; the classifier uses --lr'
+    )
     group.add_argument('--layer_decay', type=float, metavar='FACTOR', help=text)
-    text = 'of the learning rate of the gates of STCI branches'
+    text = 'factor on the learning rate of the gates of STCI branches'
     group.add_argument('--gate_lr', type=float, metavar='FACTOR', help=text)
-    text = 'average the weights over the steps; the averaged ones are validated, chosen, saved and tested'
+    text = 'average the weights over the steps; the averaged weights are validated, selected, saved and tested'
     group.add_argument('--ema', action=SWITCH, help=text)
     group.add_argument('--ema_decay', type=float, help=EMA_DECAY)
     text = (
-        'balanced: in the training loss, class c of K with n_c of the n training images weighs n / (K n_c), of '
-        'mixed and smoothed targets too; the validation and test losses are not weighted'
+        'balanced: in the training loss, class c (of K, with n_c of n training images) has weight n / (K n_c), also in '
+        'mixed and smoothed targets; validation and test losses are unweighted'
     )
     group.add_argument('--class_weights', choices=('balanced',), help=text)
     parser.set_defaults(**NEUTRAL)
@@ -390,12 +396,18 @@ def add_optimizer_args(parser: argparse.ArgumentParser) -> None:
 
 def add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('augmentation')
-    group.add_argument('--crop_scale', type=float, nargs=2, metavar=('MIN', 'MAX'), help="range of the crop's area")
+    group.add_argument(
+        '--crop_scale',
+        type=float,
+        nargs=2,
+        metavar=('MIN', 'MAX'),
+        help="range of the crop's area, as a share of the image",
+    )
     group.add_argument('--hflip', type=float, help='probability of a horizontal flip')
-    group.add_argument('--randaug_n', type=int, help='RandAugment operations an image; 0: none')
+    group.add_argument('--randaug_n', type=int, help='RandAugment operations per image; 0: none')
     group.add_argument('--randaug_m', type=int, help='magnitude of RandAugment, 0 to 30')
     group.add_argument('--mixup', type=float, help='alpha of Mixup; 0: off')
-    text = 'alpha of CutMix; 0: off. Where both are on, one of the two a batch'
+    text = 'alpha of CutMix; 0: off. If both are on, each batch uses one of the two'
     group.add_argument('--cutmix', type=float, help=text)
 
 
@@ -403,8 +415,10 @@ def add_system_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('system')
     group.add_argument('--seed', type=int, default=42)
     add_device_args(group)
-    group.add_argument('--amp', choices=AMP, default='auto', help='auto: bf16 where it is native')
-    group.add_argument('--compile', action=SWITCH, default=False, help='torch.compile')
+    group.add_argument(
+        '--amp', choices=AMP, default='auto', help='auto: bf16 if native, else fp16 on CUDA and off on CPUs'
+    )
+    group.add_argument('--compile', action=SWITCH, default=False, help='use torch.compile')
 
 
 # ---------------------------------------------------------------------------------------------- training scripts
@@ -412,14 +426,14 @@ def add_system_args(parser: argparse.ArgumentParser) -> None:
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = new_parser('train.py', 'Train one model on one fold of one data set.')
-    text = "default values of the options below; if not given, 'demo' for synthetic and 'default' for the rest"
+    text = "default values of the options below; if not given, 'demo' for synthetic and 'default' for other data sets"
     parser.add_argument('--recipe', choices=tuple(RECIPES), help=text)
     for add in (add_data_args, add_model_args, add_optimisation_args, add_optimizer_args, add_augmentation_args):
         add(parser)
     add_system_args(parser)
-    text = 'where decoded images are kept, for all runs on this machine (see common/cache.py)'
+    text = 'where decoded images are kept, for all your runs on this machine (see TRAINING.md)'
     parser.add_argument('--cache', choices=CACHES, default='ram', help=text)
-    parser.add_argument('--run_dir', default='runs', help='where run folders are made')
+    parser.add_argument('--run_dir', default='runs', help='folder in which run folders are created')
     parser.add_argument('--force', action='store_true', help='discard the run in the folder and start again')
     # What run_all.py --tune says of the options that it chose, for config.json and tables.
     parser.add_argument('--tuned', type=json.loads, help=argparse.SUPPRESS)
@@ -432,25 +446,36 @@ def get_pretraining_parser() -> argparse.ArgumentParser:
         'pretrain_imagenet.py', 'Pretrain a model on ImageNet-1K, or any tree of train/ and val/ class folders.'
     )
     group = parser.add_argument_group('data and model')
-    group.add_argument('--data_dir', required=True, help='holds train/ and val/, each with a folder for each class')
-    group.add_argument('--img_size', type=int, help='side of the square input, pixels')
+    group.add_argument('--data_dir', required=True, help='contains train/ and val/, each with one folder per class')
+    group.add_argument('--img_size', type=int, help='side of the square input in pixels')
     add_model_arg(group)
-    add_optimisation_args(parser, batch_of='of each process')
+    add_optimisation_args(parser, batch_of='images per process')
     add_augmentation_args(parser)
     add_system_args(parser)
     group = parser.add_argument_group('pretraining')
-    group.add_argument('--accumulate', type=int, default=1, help='batches of each process whose gradients make a step')
-    group.add_argument('--scale_lr', action=SWITCH, default=True, help=f'--lr is for a global batch of {BASE_BATCH}')
-    group.add_argument('--sync_bn', action=SWITCH, default=False, help='BatchNorm over the images of all GPUs')
-    group.add_argument('--ema', action=SWITCH, default=False, help='average the weights')
+    group.add_argument(
+        '--accumulate', type=int, default=1, help='batches per process whose gradients are accumulated for one step'
+    )
+    group.add_argument(
+        '--scale_lr',
+        action=SWITCH,
+        default=True,
+        help=f'treat --lr as the rate for a global batch of {BASE_BATCH}, and scale it',
+    )
+    group.add_argument('--sync_bn', action=SWITCH, default=False, help='share BatchNorm statistics between GPUs')
+    group.add_argument('--ema', action=SWITCH, default=False, help='average the weights over the steps')
     group.add_argument('--ema_decay', type=float, default=NEUTRAL['ema_decay'], help=EMA_DECAY)
-    group.add_argument('--checkpoint_dir', default='checkpoints', help='latest.pt, previous.pt and log.jsonl')
-    group.add_argument('--resume', metavar='PATH', help='a checkpoint, or auto for the newest')
-    group.add_argument('--save_minutes', type=float, default=15, help='between two checkpoints')
-    group.add_argument('--weights_dir', default=WEIGHTS_DIR, help='where the best weights go at the end')
-    group.add_argument('--overwrite', action='store_true', help='replace weights that are there')
-    group.add_argument('--max_bad_images', type=int, default=100, help='images that may be unreadable')
-    group.add_argument('--max_skipped', type=int, default=5, help='steps in a row that may be skipped as not finite')
+    group.add_argument('--checkpoint_dir', default='checkpoints', help='folder of latest.pt, previous.pt and log.jsonl')
+    group.add_argument('--resume', metavar='PATH', help='checkpoint to resume from, or auto for the newest')
+    group.add_argument('--save_minutes', type=float, default=15, help='minutes between checkpoints within an epoch')
+    group.add_argument(
+        '--weights_dir', default=WEIGHTS_DIR, help='folder in which the best weights are saved at the end'
+    )
+    group.add_argument('--overwrite', action='store_true', help='replace existing weights')
+    group.add_argument('--max_bad_images', type=int, default=100, help='unreadable images tolerated per epoch')
+    group.add_argument(
+        '--max_skipped', type=int, default=5, help='consecutive non-finite steps in fp16 that end the run'
+    )
     parser.set_defaults(**IMAGENET, **FIXED)
     return parser
 
