@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -273,6 +274,12 @@ def test_the_client_sees_what_predict_sees(tmp_path, monkeypatch):
         assert np.array_equal(client['view'](path), expected), path.name
     image = normalize(eval_transform(61)(open_image('photograph.jpg'))[None])
     assert np.allclose(seen[0], image.numpy(), atol=1e-5)
+
+    colours.resize((128, 128)).save('photograph.jpg')  # where README's shorter code has no rounding
+    about['preprocessing'] = json.dumps(eval_settings(56))
+    exec(re.search(r'```python\n(import json[^`]*)```', (ROOT / 'README.md').read_text())[1], {})
+    image = normalize(eval_transform(56)(open_image('photograph.jpg'))[None])
+    assert np.allclose(seen[-1], image.numpy(), atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- the hub
