@@ -209,7 +209,7 @@ def test_latex_is_a_table_and_nothing_else(capsys):
         (('models', '--img_size', '31'), '--img_size 31 must be from 32 to'),
         (('models', '--img_size', '40', '--models', 'swin_tiny'), '--img_size 40 must be a multiple of 32 for swin_'),
         (('models', '--device', 'tpu'), "--device 'tpu' must be auto, cpu, cuda or cuda:N"),
-        (('models', '--device', 'cuda:99'), '--device cuda:99: there are'),
+        (('models', '--device', 'cuda:99'), '--device cuda:99: needs device 99'),
         (('models', '--models', 'resnet18,resnet19'), "unknown model 'resnet19'"),
         (('loader', '--dataset', 'synthetic', '--images', '0'), '--images 0 must be from 1 to'),
         (('loader', '--dataset', 'synthetic', '--fold', '9'), 'fold 9 of synthetic does not exist'),

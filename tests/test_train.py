@@ -684,7 +684,7 @@ BAD_OPTIONS = [
     ('--randaug_m 31', '--randaug_m 31 must be from 0 to 30'),
     ('--num_workers -1', '--num_workers -1 must be from 0'),
     ('--device foo', "--device 'foo' must be auto, cpu, cuda or cuda:N"),
-    ('--device cuda:7', '--device cuda:7: there are'),
+    ('--device cuda:7', '--device cuda:7: needs device 7'),
     ('--pretrained nowhere.pt', 'cannot read the weights'),
     ('--opt admw', 'that runs can use; there are adamw, '),
     ('--opt xyzzy', 'there are sgd, adamw, lion, lamb, ..'),
