@@ -142,7 +142,8 @@ class Column:
     asked: str | None = None  # the option that shows it; None for always
 
 
-# To add a column, add an entry. The first with a title is the model's name.
+# To add a column, add an entry. The first with a title is the model's name. With `each`, the title holds {} for the
+# data set's name; columns without it stand left of those of the data sets.
 COLUMNS = (
     Column('dataset', lambda row: row.dataset),
     Column('model', lambda row: row.model, 'Model', align='l'),

@@ -363,7 +363,10 @@ def _compare(table: Table, dataset: str, asked: bool) -> None:
     rows = [table.rows[dataset, model] for model in table.models if (dataset, model) in table.rows]
     base = table.rows.get((dataset, table.baseline))
     if base is None and (asked or len(rows) > 1):
-        table.note(dataset, f'no run of the baseline {model_label(table.baseline)}, so none is compared')
+        table.note(
+            dataset,
+            f'no run of the baseline {model_label(table.baseline)}, so none is compared; --baseline names another',
+        )
     if len({frozenset(row.results) for row in rows}) > 1:
         table.note(dataset, 'the models have different folds or seeds, so none is ranked or compared')
         return

@@ -185,12 +185,12 @@ def test_the_baseline(tmp_path):
     assert not rows['dtd', 'twistnet18'].difference
     without = table(tmp_path, '--baseline', 'swin_tiny')
     assert not any(row.difference for row in without.rows.values())
-    assert without.notes == ['DTD: no run of the baseline Swin-Tiny, so none is compared']
+    assert without.notes == ['DTD: no run of the baseline Swin-Tiny, so none is compared; --baseline names another']
     ablation = tmp_path / 'ablation'  # is compared with the full model
     assert table(ablation).rows['dtd', 'twistnet18_no_ais'].difference['value'] == pytest.approx(-1.5)
     for models in ((), ('--models', 'twistnet18')):  # what was asked for and is not there is named, even of one model
         notes = table(ablation, '--baseline', 'resnet18', *models).notes
-        assert notes == ['DTD: no run of the baseline ResNet-18, so none is compared']
+        assert notes == ['DTD: no run of the baseline ResNet-18, so none is compared; --baseline names another']
     assert table(ablation, '--models', 'twistnet18').notes == []
 
 
