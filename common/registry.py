@@ -4,8 +4,8 @@ WEIGHTS_DIR = 'weights'  # where pretrained TwistNets are looked for
 GATE_INIT = -2.0  # of a gated branch, before its sigmoid
 
 _RESNET18 = dict(timm='resnet18', weights='resnet18.a1_in1k', venue='CVPR 2016')
-# One entry per baseline: `timm` is the model that is built, with `args` of its constructor; `weights` is timm's name with
-# the tag that pretrained=True loads from the hub, `venue` where it was published; an entry may lack these three.
+# One entry per baseline: `timm` is the model that is built, with `args` of its constructor; `weights` is timm's name
+# with the tag that pretrained=True loads from the hub, `venue` where it was published; an entry may lack these three.
 # `resolution` marks models whose parameters depend on the image size.
 MODELS: dict[str, dict] = {
     # timm starts the last BatchNorm of a ResNet block at zero; TwistNet's trunk, as the paper's, starts it at one. The
@@ -75,11 +75,12 @@ PROBES = dict(knn='1-NN', lda='LDA', svm='SVM')  # the classifiers of probe.py, 
 UNSURE = ('knn', 'svm')  # those without probabilities
 
 _VGG = 'https://www.robots.ox.ac.uk/~vgg/data'
-# One entry per data set; each needs `label`, `folds`, `protocol` and `source`. `archives` are (url, md5) pairs; the tree
-# is in the folder `top` of them or in their root, and `layout` are patterns, all of which match in it and tell it from a folder of class folders; `skip` are folders of it
-# without images of the set. `images`, `classes`, `folds` and `sizes` (train, val, test) are verified; `lists` marks a
-# tree with lists of its folds, so that another tree in its layout may have any size; `own` marks the user's own images,
-# which options divide; `shared_test` marks sets whose folds all test the same images.
+# One entry per data set; each needs `label`, `folds`, `protocol` and `source`. `archives` are (url, md5) pairs; the
+# tree is in the folder `top` of them or in their root, and `layout` are patterns, all of which match in it and tell it
+# from a folder of class folders; `skip` are folders of it without images of the set. `images`, `classes`, `folds` and
+# `sizes` (train, val, test) are verified; `lists` marks a tree with lists of its folds, so that another tree in its
+# layout may have any size; `own` marks the user's own images, which options divide; `shared_test` marks sets whose
+# folds all test the same images.
 DATASETS: dict[str, dict] = {
     'dtd': dict(
         label='DTD',
