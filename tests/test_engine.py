@@ -259,10 +259,13 @@ def test_a_net_that_returns_more_than_logits_while_it_trains_is_named(tiny):
         engine.mixed_loss(args, built, torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.long), 3, (0,))
 
 
-def test_the_log_has_the_learning_rate_of_the_schedule(whole, tree, tmp_path, tiny):
+def test_each_step_has_the_learning_rate_of_the_schedule_and_mixes_anew(whole, tree, tmp_path, tiny, monkeypatch):
+    keys, real = [], engine.mix
+    monkeypatch.setattr(engine, 'mix', lambda *args: keys.append(args[-1]) or real(*args))
     folder, _ = run(tree, tmp_path, '--layer_decay', '0.5', '--gate_lr', '2')
     rates, plain = ([line['lr'] for line in runs.read_log(path / 'log.jsonl')] for path in (folder, whole))
     assert rates == plain
+    assert len(set(keys)) == len(keys) == 9, 'three steps in each of three epochs'
 
 
 # ------------------------------------------------------------------------------------------ the average

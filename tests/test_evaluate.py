@@ -78,6 +78,10 @@ def test_calibration_error_by_hand():
     expected = (abs(0.9 - 1) + abs(1.95 - 1) + abs(0.6 - 1)) / 4  # an upper edge belongs to its bin: 0.9 and 0.6
     assert statistics.calibration_error(confidence, right, bins=10) == pytest.approx(expected)
     assert statistics.calibration_error(np.float32([1 / 3]), np.array([True])) == pytest.approx(2 / 3, abs=1e-6)
+    confidence = np.array([0.41, 0.46, 0.62, 0.68])  # of 15 bins the first two share one, of 10 the last two
+    expected = (abs(0.87 - 1) + 0.62 + abs(0.68 - 1)) / 4
+    right = np.array([True, False, False, True])
+    assert statistics.calibration_error(confidence, right) == pytest.approx(expected), 'there are 15 if not given'
 
 
 def test_scores_are_those_of_scikit_learn(tmp_path, capsys):

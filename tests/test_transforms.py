@@ -107,16 +107,18 @@ def test_mix_off_changes_nothing():
 def test_mixup_and_cutmix_share_images_and_targets_alike():
     labels = torch.arange(6)
     images = torch.eye(6).view(6, 6, 1, 1).expand(6, 6, 16, 16).contiguous()
-    kinds = set()
-    for step in range(40):
-        mixed, targets = mix(images, labels, 6, 0.8, 1.0, ('mix', step))
+    kinds, drawn = set(), set()
+    for step, rank in itertools.product(range(20), range(2)):  # of a key as train.py gives it
+        mixed, targets = mix(images, labels, 6, 0.8, 1.0, key := ('mix', 42, step, rank))
         torch.testing.assert_close(targets.sum(1), torch.ones(6))
         # Channel c of an image is the share of image c in it, so its mean must be the target's share.
         torch.testing.assert_close(mixed.mean((2, 3)), targets, atol=1e-5, rtol=0)
         kinds.add('cutmix' if ((mixed == 0) | (mixed == 1)).all() else 'mixup')
-        again = mix(images, labels, 6, 0.8, 1.0, ('mix', step))
+        drawn.add(mixed.numpy().tobytes())
+        again = mix(images, labels, 6, 0.8, 1.0, key)
         assert torch.equal(again[0], mixed)
     assert kinds == {'mixup', 'cutmix'}
+    assert len(drawn) == 40, 'each step and process draws anew'
     only = [mix(images, labels, 6, 0, 1.0, (step,))[0] for step in range(10)]
     assert all(((m == 0) | (m == 1)).all() for m in only)
 
@@ -132,11 +134,11 @@ def test_the_ratio_of_mixing_is_drawn_with_the_alpha_given(monkeypatch, kind, al
 def test_a_line_of_pixels_takes_little_memory(monkeypatch):
     made, real = [], Image.Image.resize
     monkeypatch.setattr(Image.Image, 'resize', lambda image, size, *more: made.append(size) or real(image, size, *more))
-    for size in ((6000, 1), (1, 6000), (900, 2)):
+    for size in ((6000, 1), (1, 6000), (900, 2), (90, 10)):
         line = Image.new('RGB', size, 'red')
         assert (eval_transform(224)(line)[0] == 255).all()
         assert train_transform(224)(line, (1,)).shape == (3, 224, 224)
-    assert made == [(224, 224)] * 3
+    assert made == [(224, 224)] * 4
 
 
 @pytest.mark.parametrize('size', [(60, 50), (224, 224), (400, 50), (37, 289), (33, 250)])
