@@ -289,6 +289,7 @@ def test_train_and_val_together_train_and_the_last_epoch_is_tested(whole, tree, 
         patch.setattr(ImageList, '__getitem__', get)
         folder, results = run(tree, tmp_path, *more)
     assert read == {*splits.train, *splits.val}
+    assert 'is validated in this fold' not in capsys.readouterr().err
     log, best = runs.read_log(folder / 'log.jsonl'), read_checkpoint(folder / 'best.pt')
     assert not {'best_val_acc', 'val_acc', 'val_loss'} & {*results, *log[0], *log[-1]}
     assert (results['n_train'], results['n_val'], results['best_epoch'], best['epoch']) == (36, 0, 3, 3)
