@@ -82,7 +82,7 @@ def report_text(report: dict) -> str:
         notes.append('Images of validation chose the epoch.')
     lines = [
         f'# {title_of_report(report)}',
-        f'`{report["checkpoint"]}`, epoch {report["epoch"]}, validation accuracy {report["val_acc"]:.1f} %, '
+        f'`{report["checkpoint"]}`, {trained.epoch_text(report["epoch"], report["val_acc"])}, '
         f'{report["img_size"]} px; {report["n_test"]} test images and {report["n_val"]} of validation, '
         f'{report["classes"]} classes; seed {report["seed"]}.',
         ' '.join(notes),

@@ -344,7 +344,8 @@ def notes_of(splits: Splits) -> list[str]:
         notes.append(line)
     trained = {label for _, label in splits.train}
     for subset, what in (('val', 'validated'), ('test', 'tested')):
-        if absent := trained - {label for _, label in getattr(splits, subset)}:
+        of = {label for _, label in getattr(splits, subset)}
+        if of and (absent := trained - of):  # after Splits.joined no image validates
             more = f' (and {len(absent) - 1} more)' * (len(absent) > 1)
             notes.append(f"no image of class '{splits.classes[min(absent)]}'{more} is {what} in this fold")
     if splits.dataset == 'lists':

@@ -61,7 +61,7 @@ def metadata_of(model: TrainedModel) -> dict[str, str]:
         classes=json.dumps(model.classes),
         preprocessing=json.dumps(eval_settings(*model.preprocessing)),
         epoch=str(model.epoch),
-        val_acc=str(model.val_acc),
+        **({} if model.val_acc is None else dict(val_acc=str(model.val_acc))),
         exported_by=f'torch {torch.__version__}',
     )
 
@@ -229,7 +229,9 @@ def model_card(model: TrainedModel, source: str, args: argparse.Namespace) -> di
     if results:
         details['Images'] = ', '.join(f'{results[f"n_{subset}"]} {subset}' for subset in ('train', 'val', 'test'))
         details['Test accuracy'] = f'{results["test_acc"]:.2f} % (one fold, one seed: {results["seed"]})'
-        details['Validation accuracy'] = f'{results["best_val_acc"]:.2f} %, which chose epoch {results["best_epoch"]}'
+        val = results.get('best_val_acc')
+        chosen = 'none, the last epoch' if val is None else f'{val:.2f} %, which chose epoch {results["best_epoch"]}'
+        details['Validation accuracy'] = chosen
         details['Parameters'] = f'{results["params_M"]:.2f} M'
         details['Initial weights'] = results['pretrained'] or 'none, from scratch'
         accuracy = f'Accuracy was measured on the {results["n_test"]} test images of this fold alone.'

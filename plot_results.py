@@ -79,7 +79,7 @@ Logs = dict[tuple[str, str], dict[tuple[int, int], Log]]  # by (data set, model)
 
 
 def read_log(path: Path) -> Log:
-    return {line['epoch']: line for line in runs.read_log(path, ('epoch', 'train_loss', 'val_acc'))}
+    return {line['epoch']: line for line in runs.read_log(path, ('epoch', 'train_loss'))}
 
 
 def read_all(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
@@ -108,7 +108,9 @@ def read_one(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
     if config:
         recipe, source, (dataset, model, *cell) = recipe_of(config), source_of(config), cell_of(config)
     gates = {model: initial_gate(model, config or {}, results)}
-    table = Table(recipe, [dataset], [model], {}, labels=args.labels, sources={model: source}, gates=gates)
+    row = Row(dataset, model, {tuple(cell): results})
+    rows = {(dataset, model): row} if 'epochs_run' in (results or {}) else {}  # of a run that --patience ended
+    table = Table(recipe, [dataset], [model], rows, labels=args.labels, sources={model: source}, gates=gates)
     return [(table, {(dataset, model): {tuple(cell): log}})]
 
 
@@ -391,9 +393,12 @@ def _curves_page(table: Table, datasets: list[str], logs: Logs, title: str) -> F
             if series := [log for log in logs.get((dataset, model), {}).values() if log]:
                 drawn[dataset, model] = len(series)
                 for axes, value in zip(pair, ('train_loss', 'val_acc')):
-                    values = [{epoch: line[value] for epoch, line in log.items()} for log in series]
-                    draw_runs(axes, values, label=model_label(model), **line_style(model))
+                    values = [{epoch: line[value] for epoch, line in log.items() if value in line} for log in series]
+                    if values := [one for one in values if one]:  # without images of validation there is none
+                        draw_runs(axes, values, label=model_label(model), **line_style(model))
         for place, axes in enumerate(row):
+            if not axes.lines:
+                axes.text(0.5, 0.5, 'no images of validation', transform=axes.transAxes, ha='center', style='italic')
             axes.set_title(table.label(dataset))
             axes.set_ylabel('val. accuracy (%)' if place % 2 else 'training loss')
             axes.set_xlabel('epoch' if dataset == datasets[-1] else '')
@@ -426,9 +431,10 @@ def run_notes(table: Table, logs: Logs, drawn: dict[tuple[str, str], int]) -> li
         cells = set().union(*(begun[other] for other in begun if other[0] == key[0]))
         if begun[key] < cells:
             fewer[key] = f'{len(begun[key])} of {len(cells)}'
-        lasts = [max(log, default=0) for log in logs[key].values()]
+        ended = table.rows[key].results if key in table.rows else {}  # some by --patience
+        lasts = [max(log, default=0) for cell, log in logs[key].items() if cell not in ended]
         if behind := sum(last < table.recipe.get('epochs', 0) for last in lasts):
-            short[key] = f'{behind} of {len(lasts)}'
+            short[key] = f'{behind} of {len(logs[key])}'
     idle = [key for key in logs if key[0] in table.datasets and not any(logs[key].values())]
     return notes + [
         list_pairs(table, 'Not of all folds and seeds that others have, so their means do not compare', fewer),

@@ -103,6 +103,8 @@ def tune(args: argparse.Namespace, passed: list[str], parsed: argparse.Namespace
 
     Models whose trials are not complete yet (--dry_run, SLURM) are left out. `parsed` has train.py's options of all.
     """
+    if parsed.train_on == 'trainval':
+        raise RunError('--tune chooses by validation accuracy, and --train_on trainval leaves no image to validate')
     search = grid.plan_search(args, parsed)
     if given := search.values.keys() & {*parsed.given}:
         raise RunError(f'--{min(given)} is given, and --tune searches it too; leave one of the two out')

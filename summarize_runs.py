@@ -71,7 +71,9 @@ def notes_of(table: Table, stars: bool = False) -> list[str]:
         notes.append(
             f'All folds of {", ".join(shared)} share one test set: spread, intervals and p say nothing of other images.'
         )
-    if 'val' in table.asked:
+    if table.recipe.get('train_on') == 'trainval' and 'probe' not in table.recipe:
+        notes.append('Trained on the images of train and val; the last epoch is tested.')
+    elif 'val' in table.asked:
         notes.append('val.: validation accuracy in %, which chose the epoch, averaged alike.')
     notes += filter(None, [tuned_note(table), loaded_note(table)])
     notes += [f'{note}.' for note in table.notes]

@@ -165,17 +165,19 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
     train_loss, grad_norm = train_images(run, state, train_loader, epoch, bar)
     train_seconds = time.perf_counter() - start
     share_state(state)
-    with models.watch_selection(model) as selection:
-        val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar, state.preprocessing.statistics)
-    if not math.isfinite(val_loss):
-        raise Diverged(f'the validation loss is {val_loss} after epoch {epoch}')
+    validated, selection = {}, {}
+    if run.splits.val:
+        with models.watch_selection(model) as selection:
+            val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar, state.preprocessing.statistics)
+        if not math.isfinite(val_loss):
+            raise Diverged(f'the validation loss is {val_loss} after epoch {epoch}')
+        validated = dict(val_loss=val_loss, val_acc=val_acc)
     return dict(
         epoch=epoch,
         lr=lr_at(epoch * len(train_loader) - 1, args, len(train_loader)),  # of its last step
         train_loss=train_loss,
         grad_norm=grad_norm,
-        val_loss=val_loss,
-        val_acc=val_acc,
+        **validated,
         seconds=round(time.perf_counter() - start, 3),
         images_per_second=round(len(train_loader) * args.batch_size / train_seconds, 1),
         gates=models.gates_of(model),
@@ -187,9 +189,10 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
     """Add an epoch to the run's progress and write last.pt, best.pt if it is the best so far, and log.jsonl."""
     epoch, history = line['epoch'], progress['history']
     history.append(line)
-    improved = line['val_acc'] >= progress['best_val_acc']  # the later one on ties
+    # The later one on ties; without images of validation, the last one.
+    improved = not run.splits.val or line['val_acc'] >= progress['best_val_acc']
     if improved:
-        progress |= dict(best_val_acc=line['val_acc'], best_epoch=epoch)
+        progress |= dict(best_val_acc=line.get('val_acc'), best_epoch=epoch)
     if is_main():
         last = dict(fingerprint=run.config['fingerprint'], run=progress) | state_dicts(state)
         checkpoint.save_checkpoint(run.folder / 'last.pt', last)  # before best.pt, see engine.find_last
@@ -197,11 +200,22 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
             save_best(run, state, progress)
         runs.write_log(run.folder / 'log.jsonl', history)
     if is_quiet():
+        accuracy = f'val {line["val_acc"]:.2f} %, ' if run.splits.val else ''
         left = (run.args.epochs - epoch) * sum(line['seconds'] for line in history) / epoch
         say(
             f'{run.folder.name} epoch {epoch}/{run.args.epochs}: train loss {line["train_loss"]:.3f}, '
-            f'val {line["val_acc"]:.2f} %, {line["seconds"]:.1f} s, {tqdm.format_interval(left)} left'
+            f'{accuracy}{line["seconds"]:.1f} s, {tqdm.format_interval(left)} left'
         )
+
+
+def is_out_of_patience(run: Run, progress: dict) -> bool:
+    """Whether --patience epochs have passed since the best one; says so."""
+    args, done, best = run.args, len(progress['history']), progress['best_epoch']
+    if args.patience is None or done - best < args.patience:
+        return False
+    schedule = f'the learning rate followed the schedule of --epochs {args.epochs}'
+    say(f'{run.folder.name}: stopped after epoch {done}, --patience {args.patience} after the best, {best}; {schedule}')
+    return True
 
 
 def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoader, bar: tqdm) -> dict:
@@ -216,13 +230,15 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
     probabilities = torch.zeros(len(splits.test), len(splits.classes), device=run.device)
     test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, statistics, probabilities)
     bar.close()
+    if math.isnan(test_loss) and not splits.val:  # which no epoch has seen
+        raise Diverged(f'the test loss is {test_loss} after the last epoch')
     if not math.isfinite(test_loss):
         say(f'note: the test loss is {test_loss}, which results.json holds as null; the accuracy stands')
         test_loss = None  # JSON has no such number
     results = {key: getattr(args, key) for key in ('dataset', 'fold', 'seed', 'model')} | dict(
         test_acc=test_acc,
         test_loss=test_loss,
-        best_val_acc=progress['best_val_acc'],
+        **(dict(best_val_acc=progress['best_val_acc']) if splits.val else {}),
         best_epoch=progress['best_epoch'],
         test_acc_last=test_acc_last,
         params_M=size['params_M'],
@@ -234,6 +250,7 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
         weights=progress['weights'],
         fingerprint=run.config['fingerprint'],
         **({} if args.name is None else dict(name=args.name)),
+        **({} if args.patience is None else dict(epochs_run=len(progress['history']))),
         **{key: progress[key] for key in ('caution', 'seen') if key in progress},
     )
     if is_main():
@@ -249,7 +266,8 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
 def train(args: argparse.Namespace) -> tuple[Path, dict]:
     """Train and test as the options say; returns the run folder and what its results.json holds."""
     options.check(args)
-    splits = splits_of(vars(args))
+    fold = splits_of(vars(args))
+    splits = fold.joined() if args.train_on == 'trainval' else fold
     _, world = process_rank()
     options.check_batch(args, len(splits.train), sum(map(len, splits[:3])), world)
     device = distributed.setup(args.device, args.seed)
@@ -258,14 +276,14 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
 
     folder = Path(args.run_dir) / runs.run_name(args.name or args.dataset, args.fold, args.model, args.seed)
     weights = balanced_weights(splits, device) if args.class_weights == 'balanced' else None
-    run = Run(args, splits, device, folder, describe_run(args, splits, device), weights)
+    run = Run(args, splits, device, folder, describe_run(args, fold, device), weights)
     results, last, notes = share_object(lambda: find_last(folder, run.config, args.force))
     for note in notes:
         say(note)
     if results is not None:
         return folder, results
     if splits.division and is_main():
-        own_data.write_split(folder / runs.SPLIT, splits)
+        own_data.write_split(folder / runs.SPLIT, fold)
 
     state = build_state(args, len(splits.classes), device, last, args.batch_size // world, args.pretrained)
     size = measure(args.model, len(splits.classes), args.img_size)  # now: it must not fail after the training
@@ -286,6 +304,8 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     total, initial = args.epochs * an_epoch + 2 * test_batches, done * an_epoch
     bar = tqdm(total=total, initial=initial, disable=is_quiet(), smoothing=0.05, **runs.terminal())
     for epoch in range(done + 1, args.epochs + 1):
+        if is_out_of_patience(run, progress):
+            break
         line = train_epoch(run, state, loaders, epoch, bar)
         save_epoch(run, state, progress, line)
     return folder, finish(run, state, progress, size, loaders[-1], bar)
@@ -294,10 +314,11 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
 def main(args: argparse.Namespace) -> None:
     folder, results = train(args)
     if is_main():
-        print(
-            f'{folder}: test accuracy {results["test_acc"]:.2f} % (epoch {results["best_epoch"]}, chosen by '
-            f'validation accuracy {results["best_val_acc"]:.2f} %); last epoch {results["test_acc_last"]:.2f} %'
-        )
+        how = 'the last; trained on train and val)'
+        if args.train_on == 'train':
+            how = f'chosen by validation accuracy {results["best_val_acc"]:.2f} %); '
+            how += f'last epoch {results["test_acc_last"]:.2f} %'
+        print(f'{folder}: test accuracy {results["test_acc"]:.2f} % (epoch {results["best_epoch"]}, {how}')
 
 
 def cli(argv: list[str] | None = None) -> None:

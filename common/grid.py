@@ -350,7 +350,7 @@ def parse_tune(words: list[str]) -> dict[str, list]:
     for add in (options.add_optimisation_args, options.add_optimizer_args, options.add_augmentation_args):
         add(parser)
     defaults = vars(parser.parse_args([]))
-    known = defaults.keys() - {'epochs', 'crop_scale'}
+    known = defaults.keys() - {'epochs', 'crop_scale', 'patience', 'freeze', 'train_on', *options.OWN_DATA}
     values: dict[str, list] = {}
     for word in ' '.join(words).split():
         name, _, texts = word.removeprefix('--').partition('=')

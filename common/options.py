@@ -44,7 +44,7 @@ IMAGENET = DEFAULT | dict(epochs=600, batch_size=256, lr=0.1, mixup=0.0, cutmix=
 # that is added later leaves those of plain runs as they are. Pretraining has those of FIXED fixed.
 FIXED = dict(opt='sgd', layer_decay=None, gate_lr=1.0, class_weights=None)
 OWN_DATA = dict(name=None, groups=None, folds_total=None)
-NEUTRAL = FIXED | OWN_DATA | dict(ema=False, ema_decay=0.9999)
+NEUTRAL = FIXED | OWN_DATA | dict(ema=False, ema_decay=0.9999, freeze=None, patience=None, train_on='train')
 # Options that determine where and how a run is computed, but not its result: not part of the fingerprint.
 # The file of --import counts by its content, see timm_models.model_defines.
 SYSTEM_OPTIONS = {'data_dir', 'lists', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache', 'given'}
@@ -81,6 +81,7 @@ BOUNDS = dict(
     ema_decay=(0, 1),
     layer_decay=(1e-3, 1),
     gate_lr=(0, 1e6),
+    patience=(1, 1_000_000),
     save_minutes=(0, 1e6),
     max_bad_images=(0, 10**9),
     max_skipped=(1, 10**9),
@@ -129,6 +130,11 @@ def parse_names(text: str) -> list[str]:
     if not names:
         raise argparse.ArgumentTypeError('names nothing')
     return list(dict.fromkeys(names))
+
+
+def joined_names(text: str) -> str:
+    """'a, b' is 'a,b'."""
+    return ','.join(parse_names(text))
 
 
 def parse_gpus(text: str) -> list[str]:
@@ -333,6 +339,8 @@ def add_data_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('data')
     add_dataset_args(group)
     group.add_argument('--fold', type=int, default=1, help='fold, counted from 1')
+    text = 'trainval: also train on the validation images; the last epoch is then tested'
+    group.add_argument('--train_on', choices=('train', 'trainval'), help=text)
     group.add_argument('--img_size', type=int, help='side of the square input in pixels')
     add_name_arg(group)
 
@@ -352,6 +360,11 @@ def add_model_args(parser: argparse.ArgumentParser) -> None:
         'of TwistNet-18, instead of only stem, layer1 and layer2'
     )
     group.add_argument('--pretrained', nargs='?', const=True, default=False, metavar='PATH', help=text)
+    text = (
+        "modules that do not learn, by timm's names, e.g. conv1,bn1,layer1; all: all but the classifier. Their "
+        'BatchNorms stay in evaluation mode'
+    )
+    group.add_argument('--freeze', type=joined_names, metavar='NAME,..', help=text)
 
 
 def add_optimisation_args(
@@ -386,6 +399,8 @@ def add_optimizer_args(parser: argparse.ArgumentParser) -> None:
     text = 'average the weights over the steps; the averaged weights are validated, selected, saved and tested'
     group.add_argument('--ema', action=SWITCH, help=text)
     group.add_argument('--ema_decay', type=float, help=EMA_DECAY)
+    text = 'stop N epochs after the one that validates best; the learning rate follows --epochs all the same'
+    group.add_argument('--patience', type=int, metavar='N', help=text)
     text = (
         'balanced: in the training loss, class c (of K, with n_c of n training images) has weight n / (K n_c), also in '
         'mixed and smoothed targets; validation and test losses are unweighted'
@@ -623,6 +638,17 @@ def fit_to_model(args: argparse.Namespace) -> None:
         args.img_size = own_settings(args.model, getattr(args, 'pretrained', False))['img_size']
 
 
+def check_trainval(args: argparse.Namespace) -> None:
+    """Raise RunError for a run on train and val that needs images of validation, or is the same as another fold's."""
+    if args.patience is not None:
+        raise RunError(f'--patience {args.patience} needs images of validation, and --train_on trainval has none')
+    if args.fold > 1 and DATASETS[args.dataset].get('shared_test'):
+        raise RunError(
+            f'--fold {args.fold}: with --train_on trainval all folds of {args.dataset} train and test the same images; '
+            'give fold 1 alone, with several seeds'
+        )
+
+
 def check(args: argparse.Namespace) -> None:
     """Fit the options to the model, and raise RunError or ModelError for those that no run can have on any data."""
     fit_to_model(args)
@@ -632,6 +658,8 @@ def check(args: argparse.Namespace) -> None:
         raise RunError(f'--crop_scale {low} {high} must be two areas, 0 < MIN <= MAX <= 1')
     if not 0 <= args.warmup_epochs < args.epochs:
         raise RunError(f'--epochs {args.epochs} must be greater than --warmup_epochs {args.warmup_epochs}')
+    if getattr(args, 'train_on', 'train') == 'trainval':
+        check_trainval(args)
     if args.min_lr > args.lr:
         raise RunError(f'--min_lr {args.min_lr} must not exceed --lr {args.lr}')
     if not args.ema and 'ema_decay' in args.given:

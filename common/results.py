@@ -401,13 +401,15 @@ def title_of(table: Table, among: list[dict]) -> str:
         differing -= {'train_on', 'shots', 'probe'}
     else:
         sources, shares = filter(None, dict.fromkeys(table.sources.values())), loaded_percent(table, 'dataset').values()
-        words = [counted(recipe.get('epochs'), 'epoch'), f'{recipe.get("img_size")} px']
+        length = 'up to ' * ('patience' in recipe) + counted(recipe.get('epochs'), 'epoch')
+        words = [length, f'{recipe.get("img_size")} px']
         words += [f'from {" and ".join(sources) or "scratch"}']
         if any(len(known) > 1 for known in shares):
             words += [f'{percent_range(set().union(*shares))} of the parameters loaded']
         if table.tuned and 'tuned' not in differing:
             words += [f'{" and ".join(next(iter(table.tuned.values()))["options"])} tuned']
-        differing -= {'epochs'}
+        words += ['trained on train and val'] * (recipe.get('train_on') == 'trainval')
+        differing -= {'epochs', 'train_on'}
     return ', '.join(words + [f'{k} {recipe[k]}' for k in sorted(differing - {'img_size', 'pretrained'})])
 
 

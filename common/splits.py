@@ -38,6 +38,10 @@ class Splits(NamedTuple):
         """{path: class name} of all."""
         return {path: self.classes[label] for subset in self[:3] for path, label in subset}
 
+    def joined(self) -> 'Splits':
+        """The fold with its images of validation among those that train, as --train_on trainval has it."""
+        return self._replace(train=self.train + self.val, val=[])
+
 
 def check_splits(splits: Splits, root: Path) -> None:
     """Check that each subset has images, none is in two of them, and every class tested has training images."""

@@ -13,7 +13,7 @@ from common.registry import model_label
 from interpret import trace
 from interpret.trace import Block
 from models import DIRECTIONS
-from training.trained import TrainedModel
+from training.trained import TrainedModel, epoch_text
 
 ANGLES = tuple(round(math.degrees(math.atan2(dy, dx))) for dy, dx in DIRECTIONS)  # of the heads; clockwise: dy is down
 ARROWS = '\N{RIGHTWARDS ARROW}\N{SOUTH EAST ARROW}\N{DOWNWARDS ARROW}\N{SOUTH WEST ARROW}'
@@ -22,7 +22,7 @@ DEGREE, TIMES = '\N{DEGREE SIGN}', '\N{MULTIPLICATION SIGN}'
 
 def title_of_model(subject: TrainedModel, what: str) -> str:
     return (
-        f'{what}: {model_label(subject.name)}, epoch {subject.epoch}, validation accuracy {subject.val_acc:.1f} % '
+        f'{what}: {model_label(subject.name)}, {epoch_text(subject.epoch, subject.val_acc)} '
         f'({len(subject.classes)} classes)'
     )
 

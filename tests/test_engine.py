@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import re
 
 import pytest
 import timm.optim
@@ -67,6 +68,9 @@ CHANGES = {  # options, and what the title of their table says
     '--ema': 'ema True',
     '--layer_decay 0.75': 'layer_decay 0.75',
     '--class_weights balanced': 'class_weights balanced',
+    '--freeze stem,layer1': 'freeze stem,layer1',
+    '--patience 5': 'up to 10 epochs',
+    '--train_on trainval': 'trained on train and val',
 }
 
 
@@ -257,6 +261,64 @@ def test_a_net_that_returns_more_than_logits_while_it_trains_is_named(tiny):
     built.model.register_forward_hook(lambda _module, _inputs, out: (out, out))
     with pytest.raises(ModelError, match='tiny: returns a tuple while it trains, not one tensor of logits'):
         engine.mixed_loss(args, built, torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.long), 3, (0,))
+
+
+# ------------------------------------------------------------------------------------------ frozen modules
+
+
+@pytest.mark.parametrize('more', ['', '--opt adamw --layer_decay 0.75', '--ema --gate_lr 10'])
+@pytest.mark.parametrize(('names', 'tops'), [('stem,layer1', ('stem.', 'layer1.')), ('all', ('stem.', 'layer'))])
+def test_frozen_modules_stay_as_they_are_to_the_last_statistic(tiny, names, tops, more):
+    moved, made = one_step(f'--freeze {names} --weight_decay 0.1 {more}')
+    optimised = {p for group in made.optimizer.param_groups for p in group['params']}
+    for name, parameter in made.model.named_parameters():
+        frozen = name.startswith(tops)
+        assert (parameter.grad is None, parameter not in optimised, not moved[name].any()) == (frozen,) * 3, name
+    for name, buffer in made.model.named_buffers():
+        if name.endswith('num_batches_tracked'):
+            assert buffer.item() == (0 if name.startswith(tops) else 1), name
+
+
+def test_a_branch_behind_a_frozen_stage_learns_at_the_rate_of_the_stage():
+    args = args_of('--layer_decay 0.5 --freeze layer3,layer4', model='stci_resnet10t')
+    made = engine.build_state(args, 3, CPU, None, 2)
+    model = made.model
+    scales = {id(p): group['lr_scale'] for group in made.optimizer.param_groups for p in group['params']}
+    assert scales[id(model.stci['stage3'].gate)] < scales[id(model.stci['stage4'].gate)] < 1
+    assert not scales.keys() & {*map(id, [*model.layer3.parameters(), *model.layer4.parameters()])}
+    assert len(made.frozen) == sum(
+        isinstance(m, nn.BatchNorm2d) for m in [*model.layer3.modules(), *model.layer4.modules()]
+    )
+
+
+@pytest.mark.parametrize(
+    ('names', 'words'),
+    [
+        (
+            'stem,layer9',
+            '--freeze layer9: no module of tiny with parameters; at the top level it has stem, layer1, lay',
+        ),
+        ('stem.2', r'--freeze stem\.2: no module of tiny with parameters'),
+        ('stem,layer1,layer2,fc', '--freeze stem,layer1,layer2,fc: leaves nothing of tiny to train'),
+    ],
+)
+def test_what_cannot_be_frozen_is_named(tiny, names, words):
+    with pytest.raises(RunError, match=words):
+        engine.build_state(args_of(f'--freeze {names}'), 3, CPU, None, 2)
+
+
+def test_a_classifier_on_loaded_weights_resumes_in_the_same_bits(whole, tree, tmp_path, tiny, monkeypatch, capsys):
+    more = ('--freeze', 'all', '--pretrained', str(whole / 'best.pt'))
+    undisturbed, _ = run(tree, tmp_path / 'whole', *more)
+    assert re.search('note: --freeze all: 0.00.M of 0.0..M parameters learn\n', capsys.readouterr().err)
+    start, end = (read_checkpoint(folder / 'best.pt')['state_dict'] for folder in (whole, undisturbed))
+    assert {name for name in end if not torch.equal(start[name], end[name])} == {'fc.weight', 'fc.bias'}
+    stop_after_one_epoch(monkeypatch, tree, tmp_path / 'cut', *more)
+    assert outcome(run(tree, tmp_path / 'cut', *more)[0]) == outcome(undisturbed)
+    torch.save({name: value for name, value in start.items() if not name.startswith('layer1')}, tmp_path / 'part.pt')
+    for loaded, fresh in (((), 'stem, layer1'), (('--pretrained', str(tmp_path / 'part.pt')), 'layer1')):
+        engine.build_state(args_of('--freeze stem,layer1'), 3, CPU, None, 2, *loaded[1:])
+        assert f'parameters learn; frozen as initialised, not as loaded: {fresh}\n' in capsys.readouterr().err
 
 
 def test_each_step_has_the_learning_rate_of_the_schedule_and_mixes_anew(whole, tree, tmp_path, tiny, monkeypatch):

@@ -198,6 +198,16 @@ def test_subsets_that_trained_are_refused_or_marked(done, capsys):
         show(capsys, *argv, '--fold', '2')
 
 
+def test_images_of_validation_that_trained_are_no_subset_of_their_own(done, tmp_path, capsys, tiny):
+    folder, results = run(done.tree, tmp_path, '--epochs', '1', '--warmup_epochs', '0', '--train_on', 'trainval')
+    best = ('--checkpoint', folder / 'best.pt')
+    with pytest.raises(RunError, match='--subset val: these images trained '):
+        show(capsys, *best, '--subset', 'val')
+    assert table(capsys, *best, '--subset', 'train', '--other_images')[0]['n'] == '36'
+    for argv in (best, ('--run_dir', folder)):
+        assert float(table(capsys, *argv)[0]['accuracy']) == pytest.approx(results['test_acc'])
+
+
 @pytest.mark.parametrize('as_list', [False, True])
 def test_a_few_photographs_of_a_new_place_are_scored(done, tmp_path, capsys, as_list):
     """Two images of one class, one of another and none of the third; a list may call all of them test."""

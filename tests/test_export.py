@@ -150,6 +150,11 @@ def test_the_card_says_what_is_recorded_and_what_of_the_recipe_is_not_the_defaul
 
     made = dict(dataset='folder', name='bricks', fold=1, lr=0.001, opt='adamw', ema=True, ema_decay=0.9999)
     runs.write_json(best.with_name('config.json'), dict(options=made))
+    results = runs.read_json(best.with_name('results.json'))
+    assert card()['details']['Validation accuracy'] == '62.50 %, which chose epoch 7'
+    del results['best_val_acc']  # of --train_on trainval
+    runs.write_json(best.with_name('results.json'), results)
+    assert card()['details']['Validation accuracy'] == 'none, the last epoch'
     best.with_name('results.json').unlink()
     assert card()['description'] == f'{SMALL} trained on bricks, fold 1: 3 classes.'
     assert card()['details']['Recipe'] == dict(lr=0.001, opt='adamw', ema=True)

@@ -20,7 +20,7 @@ from PIL import Image
 
 import models
 import plot_results
-from common import drawing
+from common import drawing, runs
 from common.errors import RunError
 from common.registry import DATASETS, MODELS
 from common.results import initial_gate
@@ -284,6 +284,20 @@ def test_curves_show_every_run_and_the_mean_where_all_are(tmp_path):
     assert 'do not compare' not in said(figure)  # a model per data set
     assert 'No run: DTD: SE-ResNet-18; FMD: ResNet-18.' in said(figure)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['ResNet-18', 'SE-ResNet-18']
+
+
+def test_curves_without_validation_and_of_runs_that_patience_ended(tmp_path):
+    lines = [dict(epoch=1, train_loss=2.0, gates={}), dict(epoch=2, train_loss=1.0, gates={})]
+    folder = make_run(tmp_path, epochs=9, log=lines)
+    (figure,) = draw(tmp_path, 'curves')
+    loss, accuracy = figure.axes
+    assert list(labelled(loss, 'ResNet-18')[0].get_ydata()) == [2, 1]
+    assert [text.get_text() for text in accuracy.texts] == ['no images of validation']
+    assert 'not come to their last epoch' not in said(figure), 'it is complete'
+    results = runs.read_json(folder / 'results.json')
+    runs.write_json(folder / 'results.json', results | dict(epochs_run=2))
+    ((table, logs),) = plot_results.read_one(arguments('--log_file', folder / 'log.jsonl'))
+    assert 'not come to their last epoch' not in said(plot_results.plot_curves(table, logs, '')[0])
 
 
 @pytest.mark.parametrize('plot', ['curves', 'gate'])

@@ -258,6 +258,72 @@ def test_what_is_missing_at_the_end_does_not_cost_the_run(tree, tmp_path, tiny, 
     assert (err.count('fvcore is not installed'), err.count('note: the test loss is nan')) == (1, 1)
 
 
+def test_patience_ends_a_run_early_on_the_schedule_of_all_its_epochs(tree, tmp_path, tiny, monkeypatch, capfd):
+    def stop(*_):
+        raise ZeroDivisionError
+
+    more = ('--epochs', '6', '--patience', '2')
+    with monkeypatch.context() as patch:
+        fake_accuracies(patch, 50.0, 75.0, 25.0, 70.0)
+        patch.setattr(train, 'finish', stop)
+        with pytest.raises(ZeroDivisionError):
+            run(tree, tmp_path, *more)
+    folder, results = run(tree, tmp_path, *more)  # it has stopped already
+    assert capfd.readouterr().err.count('stopped after epoch 4, --patience 2 after the best, 2; the learning rate') == 2
+    assert (results['epochs_run'], results['best_epoch'], results['best_val_acc']) == (4, 2, 75.0)
+    log, args = runs.read_log(folder / 'log.jsonl'), options.parse_args(argv_of(tree, tmp_path, *more))
+    assert [line['lr'] for line in log] == [lr_at(3 * epoch - 1, args, 3) for epoch in (1, 2, 3, 4)]
+    assert read_checkpoint(folder / 'best.pt')['epoch'] == 2
+
+
+def test_train_and_val_together_train_and_the_last_epoch_is_tested(whole, tree, tmp_path, tiny, monkeypatch, capsys):
+    read, real = set(), ImageList.__getitem__
+
+    def get(self, key):
+        if isinstance(key, tuple):
+            read.add(self.items[key[-1]])
+        return real(self, key)
+
+    more, splits = ('--train_on', 'trainval', '--batch_size', '9'), load_splits('dtd', tree, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageList, '__getitem__', get)
+        folder, results = run(tree, tmp_path, *more)
+    assert read == {*splits.train, *splits.val}
+    assert 'is validated in this fold' not in capsys.readouterr().err
+    log, best = runs.read_log(folder / 'log.jsonl'), read_checkpoint(folder / 'best.pt')
+    assert not {'best_val_acc', 'val_acc', 'val_loss'} & {*results, *log[0], *log[-1]}
+    assert (results['n_train'], results['n_val'], results['best_epoch'], best['epoch']) == (36, 0, 3, 3)
+    assert results['test_acc'] == results['test_acc_last']
+    capsys.readouterr()
+    train.main(options.parse_args(argv_of(tree, tmp_path, *more)))
+    assert '% (epoch 3, the last; trained on train and val)\n' in capsys.readouterr().out
+    stop_after_one_epoch(monkeypatch, tree, tmp_path / 'cut', *more)
+    assert outcome(run(tree, tmp_path / 'cut', *more)[0]) == outcome(folder)
+    # Of one data set with runs on train alone, and in a table of its own.
+    summarize_runs.main(summarize_runs.get_args_parser().parse_args(['--run_dir', str(tmp_path), str(whole.parent)]))
+    tables = capsys.readouterr().out.split('\n\n')
+    assert [text.count('Tiny ') for text in tables] == [1, 1]
+    assert [', trained on train and val' in text.splitlines()[0] for text in tables].count(True) == 1
+    assert sum('Trained on the images of train and val; the last epoch is tested.' in text for text in tables) == 1
+
+
+def test_weights_that_diverge_in_the_last_step_without_validation_are_no_result(
+    tree, tmp_path, tiny, monkeypatch, capfd
+):
+    real = train.train_images
+
+    def odd_end(run, state, *rest):
+        loss = real(run, state, *rest)
+        with torch.no_grad():
+            state.model.fc.weight.fill_(float('nan'))
+        return loss
+
+    monkeypatch.setattr(train, 'train_images', odd_end)
+    argv = argv_of(tree, tmp_path, '--train_on', 'trainval', *ONE_EPOCH)
+    assert 'the test loss is nan after the last epoch' in fails(argv, capfd, DIVERGED)
+    assert not (tmp_path / 'dtd_fold1_tiny_seed42' / 'results.json').exists()
+
+
 # ------------------------------------------------------------------------------------------ determinism
 
 
@@ -696,6 +762,12 @@ BAD_OPTIONS = [
     ('--gate_lr -1', '--gate_lr -1.0 must be from 0 to'),
     ('--ema_decay 0.9', '--ema_decay 0.9 is of --ema, which is not given'),
     ('--ema --ema_decay 2', '--ema_decay 2.0 must be from 0 to 1'),
+    ('--patience 0', '--patience 0 must be from 1'),
+    ('--patience 2 --train_on trainval', '--patience 2 needs images of validation, and --train_on trainval has none'),
+    (
+        '--train_on trainval --dataset cub200 --fold 2',
+        'all folds of cub200 train and test the same images; give fold 1',
+    ),
 ]
 
 

@@ -140,6 +140,12 @@ def test_every_model_gets_the_same_search_and_runs_with_its_own_choice(tmp_path)
     assert out.splitlines()[2].endswith('--lr 0.1 --model resnet18 --fold 3 --seed 42')
 
 
+def test_without_images_of_validation_nothing_is_tuned(tmp_path):
+    code, out, err = grid(tmp_path, *TUNE, '--train_on', 'trainval', '--dry_run')
+    assert (code, out) == (1, '')
+    assert '--tune chooses by validation accuracy, and --train_on trainval leaves no image to validate' in err
+
+
 def test_a_plan_shows_the_trials_and_what_waits_for_them(tmp_path):
     run_dir = tmp_path / 'runs'
     code, out, err = grid(run_dir, *TUNE, '--tune_seed', '42', '--tune_fold', '2', '--dry_run')

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import models
 from common import distributed, runs
-from common.checkpoint import read_checkpoint
+from common.checkpoint import classifiers_of, read_checkpoint
 from common.distributed import autocast, logits_of, reduce_sum
 from common.errors import ModelError, RunError
 from common.insertion import attach
@@ -38,6 +38,7 @@ class State(NamedTuple):
     device: torch.device
     preprocessing: Preprocessing  # of the model's input
     average: ModelEmaV3 | None = None  # of the weights, with --ema
+    frozen: Sequence[nn.Module] = ()  # BatchNorms of --freeze, which stay in evaluation mode
 
     @property
     def evaluated(self) -> nn.Module:
@@ -69,7 +70,12 @@ def build_state(
         if hasattr(model, 'stci'):
             attach(model)  # the BatchNorm at the end of a stage was replaced, and its hook with it
     model.to(device, memory_format=torch.channels_last)
-    optimizer = build_optimizer(args, model, fused)
+    frozen, norms = frozen_parts(args, model)
+    optimizer = build_optimizer(args, model, fused, {*frozen.values()})
+    for parameter in frozen.values():  # now: timm makes groups of what has gradients alone
+        parameter.requires_grad_(False)
+    if frozen and last is None:
+        distributed.say(frozen_note(args, model, frozen))
     for parameter in model.parameters() if fused and args.momentum else ():
         optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
@@ -84,14 +90,53 @@ def build_state(
         model.compile()  # in place: names in the state dict stay as they are
     parallel = distributed.parallelise(model, args.amp, blank_batch(batch_size, args.img_size, device), args.model)
     preprocessing = preprocessing_of(args.model, args.img_size, pretrained)
-    return State(model, parallel, optimizer, scaler, device, preprocessing, average)
+    return State(model, parallel, optimizer, scaler, device, preprocessing, average, norms)
 
 
-def build_optimizer(args: argparse.Namespace, model: nn.Module, fused: bool = False) -> torch.optim.Optimizer:
-    """timm's optimiser of the name --opt; fused is for sgd alone."""
+def is_below(key: str, tops: Iterable[str]) -> bool:
+    """Whether a module or parameter is one of `tops` or inside of one."""
+    return any(f'{key}.'.startswith(f'{top}.') for top in tops)
+
+
+def frozen_parts(args: argparse.Namespace, model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Module]]:
+    """The parameters of the modules that --freeze names, and their BatchNorms. Raises RunError for other names."""
+    if getattr(args, 'freeze', None) is None:
+        return {}, []
+    names, heads, modules = args.freeze.split(','), classifiers_of(model), dict(model.named_modules())
+    all_but_heads = names == ['all'] and heads  # a model of --import need not tell its classifier
+    odd = [name for name in names if name not in modules or not [*modules[name].parameters()]]
+    if odd and not all_but_heads:
+        top = ', '.join(name for name, module in model.named_children() if [*module.parameters()])
+        raise RunError(f'--freeze {odd[0]}: no module of {args.model} with parameters; at the top level it has {top}')
+
+    def is_frozen(key: str) -> bool:
+        return not is_below(key, heads) if all_but_heads else is_below(key, names)
+
+    frozen = {key: parameter for key, parameter in model.named_parameters() if is_frozen(key)}
+    if len(frozen) == len([*model.parameters()]):
+        raise RunError(f'--freeze {args.freeze}: leaves nothing of {args.model} to train')
+    norm = nn.modules.batchnorm._BatchNorm  # timm's are of it too
+    return frozen, [module for key, module in modules.items() if isinstance(module, norm) and is_frozen(key)]
+
+
+def frozen_note(args: argparse.Namespace, model: nn.Module, frozen: dict[str, nn.Parameter]) -> str:
+    """How much of a model that begins learns, and what is frozen that was not loaded."""
+    total, still = (sum(p.numel() for p in ps) / 1e6 for ps in (model.parameters(), frozen.values()))
+    loaded = model.loaded_weights
+    fresh = dict.fromkeys(key.partition('.')[0] for key in frozen if not loaded or is_below(key, loaded.fresh))
+    note = f'note: --freeze {args.freeze}: {total - still:.3f}M of {total:.3f}M parameters learn'
+    return note + f'; frozen as initialised, not as loaded: {", ".join(fresh)}' * bool(fresh)
+
+
+def build_optimizer(
+    args: argparse.Namespace, model: nn.Module, fused: bool = False, frozen: Collection[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """timm's optimiser of the name --opt, without the frozen parameters; fused is for sgd alone."""
+    groups = parameter_groups(args, model)
+    groups = [group | dict(params=[p for p in group['params'] if p not in frozen]) for group in groups]
     more = dict(nesterov=args.momentum > 0, fused=fused or None) if args.opt == 'sgd' else {}
     more |= dict(lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum)
-    return create_optimizer_v2(parameter_groups(args, model), args.opt, **more)
+    return create_optimizer_v2([group for group in groups if group['params']], args.opt, **more)
 
 
 def parameter_groups(args: argparse.Namespace, model: nn.Module) -> list[dict]:
@@ -222,6 +267,8 @@ def train_steps(
     """
     model, optimizer, scaler, device = state.model, state.optimizer, state.scaler, state.device
     model.train()
+    for module in state.frozen:
+        module.eval()
     parameters = list(model.parameters())
     for index, (images, labels) in enumerate(batches):
         step, part = first_step + index // accumulate, index % accumulate

@@ -48,7 +48,7 @@ class TrainedModel(NamedTuple):
     model: nn.Module  # in evaluation mode, on the CPU
     classes: list[str]
     epoch: int
-    val_acc: float  # percent
+    val_acc: float | None  # percent; None where no image validated: --train_on trainval
     preprocessing: Preprocessing  # what its input is
 
     @property
@@ -80,6 +80,11 @@ class TrainedModel(NamedTuple):
         with autocast(device, amp):
             logits = self.model(images)
         return logits.float().softmax(1)
+
+
+def epoch_text(epoch: int, val_acc: float | None) -> str:
+    """'epoch 7, validation accuracy 62.5 %'; of a run on train and val 'epoch 10, the last'."""
+    return f'epoch {epoch}, ' + ('the last' if val_acc is None else f'validation accuracy {val_acc:.1f} %')
 
 
 def load(path: str | Path, imports: str | Path | None = None) -> TrainedModel:
@@ -169,6 +174,10 @@ def data_of(args: argparse.Namespace, model: TrainedModel, subset: str | None = 
         if not args.other_images:
             raise other_split(args, model.path, made, splits.root)
         caution = OTHER
+    elif model.val_acc is None:  # of a run on train and val
+        splits = splits.joined()
+        if 'val' in (subset, getattr(args, 'subset', None)):
+            raise RunError(f'--subset val: these images trained {model.path} (--train_on trainval): they are of train')
     if caution:
         say(f'note: {CAUTIONS[caution]}')
 
