@@ -244,6 +244,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     options.add_import_arg(group)
     group.add_argument('--layer', help='a module by its name, e.g. layer3; if not given, the input of the classifier')
     group.add_argument('--img_size', type=int, help="side of the square input, pixels; if not given, the model's own")
+    text = 'how images become square for --models, as for train.py (default: crop); a checkpoint has its own'
+    group.add_argument('--resize', choices=options.RESIZE, help=text)
     group.add_argument('--features_dir', type=Path, help='where features are kept (default: RUN_DIR/features)')
     group = parser.add_argument_group('data')
     options.add_dataset_args(group)

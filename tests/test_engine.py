@@ -67,6 +67,9 @@ CHANGES = {  # options, and what the title of their table says
     '--ema': 'ema True',
     '--layer_decay 0.75': 'layer_decay 0.75',
     '--class_weights balanced': 'class_weights balanced',
+    '--resize pad': 'resize pad',
+    '--vflip 0.5 --rotate any': 'rotate any, vflip 0.5',
+    '--erase 0.25': 'erase 0.25',
 }
 
 

@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 from safetensors import safe_open
-from test_images import profile_of
+from test_images import swapped_profile
 from timm.models import _hub
 
 import export
@@ -232,22 +232,28 @@ def test_a_model_of_this_repository_is_one_of_timms_after_the_lines_of_its_card(
 # ---------------------------------------------------------------------------------------------- what it sees
 
 
-@pytest.mark.parametrize(('size', 'ratio'), [(96, 0.875), (224, 0.875), (32, 0.95), (64, 1.0), (288, 0.95)])
-def test_timms_transform_sees_what_the_model_was_tested_on(tmp_path, size, ratio):
-    best = make_best(tmp_path / 'run')
-    model = trained.load(best)._replace(preprocessing=Preprocessing(size, ratio))
+SEEN = [(96, 0.875), (224, 0.875), (32, 0.95), (64, 1.0), (288, 0.95), (96, 0.875, 'squash'), (63, 0.9, 'pad')]
+
+
+@pytest.mark.parametrize('view', SEEN)
+def test_timms_transform_sees_what_the_model_was_tested_on(tmp_path, view):
+    best, (size, ratio, *resize) = make_best(tmp_path / 'run'), view
+    preprocessing = Preprocessing(size, ratio, (0.4, 0.5, 0.6), resize=(resize or ['crop'])[0])
+    model = trained.load(best)._replace(preprocessing=preprocessing)
     export.hub_arguments(model, 'unknown')
     photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (301, 420, 3), dtype=np.uint8))
     data = timm.data.resolve_model_data_config(model.model)
     seen = timm.data.create_transform(**data, is_training=False, normalize=False)(photograph)
-    assert torch.equal(seen, eval_transform(size, ratio)(photograph))
-    assert round(size / data['crop_pct']) == round(size / ratio), 'as --pretrained of its file takes it'
+    assert torch.equal(seen, eval_transform(*preprocessing.view)(photograph))
+    if not resize:
+        assert round(size / data['crop_pct']) == round(size / ratio), 'as --pretrained of its file takes it'
 
 
-def test_the_client_sees_what_predict_sees(tmp_path, monkeypatch):
+@pytest.mark.parametrize('resize', ['crop', 'squash', 'pad'])
+def test_the_client_sees_what_predict_sees(tmp_path, monkeypatch, resize):
     code = (ROOT / 'examples' / 'onnx_inference.py').read_text()
     assert f'```python\n{code}```' in (ROOT / 'README.md').read_text()
-    prep = eval_settings(61, bits=12)
+    prep = eval_settings(61, bits=12, resize=resize)
     about = dict(classes='["a", "b"]', preprocessing=json.dumps(prep))
     session = SimpleNamespace(
         get_modelmeta=lambda: SimpleNamespace(custom_metadata_map=about),
@@ -260,19 +266,19 @@ def test_the_client_sees_what_predict_sees(tmp_path, monkeypatch):
     colours, exif, seen = Image.fromarray(pixels[..., :3]), Image.Exif(), []
     exif[0x0112] = 6
     colours.save('photograph.jpg', exif=exif)
-    colours.save('mirrored.png', exif=exif, icc_profile=profile_of())
-    colours.convert('L').save('grey.png', icc_profile=profile_of())  # not of its channels
+    colours.save('mirrored.png', exif=exif, icc_profile=swapped_profile())
+    colours.convert('L').save('grey.png', icc_profile=swapped_profile())  # not of its channels
     colours.convert('CMYK').save('print.jpg')
     Image.fromarray(pixels).save('clear.png')
-    Image.fromarray(pixels).save('wide.png', icc_profile=profile_of())
+    Image.fromarray(pixels).save('wide.png', icc_profile=swapped_profile())
     colours.quantize(9).save('palette.gif', transparency=3)
     Image.fromarray(pixels[..., 0].astype(np.uint16) << 4).save('deep.png')
     colours.resize((61, 400)).save('tall.png')
     exec(code, client := {})
     for path in tmp_path.iterdir():
-        expected = eval_view(61)(open_image(str(path), 12))
+        expected = eval_view(61, resize=resize)(open_image(str(path), 12))
         assert np.array_equal(client['view'](path), expected), path.name
-    image = normalize(eval_transform(61)(open_image('photograph.jpg'))[None])
+    image = normalize(eval_transform(61, resize=resize)(open_image('photograph.jpg'))[None])
     assert np.allclose(seen[0], image.numpy(), atol=1e-5)
 
 

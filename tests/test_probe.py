@@ -218,8 +218,9 @@ def test_features_are_computed_once_and_again_where_something_changed(tree, weig
 def test_features_are_kept_by_all_that_they_depend_on(tree, weights, tmp_path):
     frozen, cpu = features.with_weights('tiny', str(weights), 32), torch.device('cpu')
     items = load_splits('dtd', str(tree), 1).test[:2]
-    larger = frozen.preprocessing._replace(img_size=64)
-    changes = ({}, dict(imported='aa'), dict(imported='bb'), dict(preprocessing=larger), dict(weights='other'), {})
+    changes = [{}, dict(imported='aa'), dict(imported='bb'), dict(weights='other'), {}]
+    others = dict(img_size=64), dict(resize='pad')
+    changes += [dict(preprocessing=frozen.preprocessing._replace(**other)) for other in others]
     for change in changes:
         features.features_of(frozen._replace(**change), None, items, tmp_path / 'kept', cpu, 0)
     assert len(list((tmp_path / 'kept').glob('*.npz'))) == len(changes) - 1
