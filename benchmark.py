@@ -295,7 +295,7 @@ def loader_tasks(items: list[tuple[str, int]], img_size: int) -> dict[tuple[str,
     augmentation = train_transform(img_size, scale, flip, *randaug)
     for way, cache in (('decoded', None), ('cached', open_cache('ram'))):
         lists['train', way] = ImageList(items, augmentation, partial(read_pixels, cache=cache))
-        lists['eval', way] = eval_images(items, img_size, cache)
+        lists['eval', way] = eval_images(items, Preprocessing(img_size), cache)
 
     def work(images: ImageList, times: int) -> None:
         for epoch in range(times):

@@ -152,7 +152,9 @@ def hub_arguments(model: TrainedModel, license_id: str) -> dict:
     size, crop_pct = model.img_size, taken['crop_ratio']
     if int(size / crop_pct) != (short := round(size / crop_pct)):  # timm's floor of it, and ours
         crop_pct = size / (short + 0.25)
-    cfg = dict(input_size=(3, size, size), crop_pct=crop_pct, crop_mode='center')
+    resize = model.preprocessing.resize
+    cfg = dict(input_size=(3, size, size), crop_pct=crop_pct if resize == 'crop' else 1.0)
+    cfg |= dict(crop_mode=dict(crop='center', squash='squash', pad='border')[resize])
     cfg |= dict(num_classes=len(model.classes), license=license_id)
     cfg |= {key: taken[key] for key in ('interpolation', 'mean', 'std')}
     other = ('pool_size', 'test_input_size', 'test_crop_pct', 'label_names', 'label_offset')
@@ -236,10 +238,14 @@ def model_card(model: TrainedModel, source: str, args: argparse.Namespace) -> di
         details['Initial weights'] = results['pretrained'] or 'none, from scratch'
         accuracy = f'Accuracy was measured on the {results["n_test"]} test images of this fold alone.'
     taken = eval_settings(*model.preprocessing)
-    details['Input'] = (
-        f'short side to {round(model.img_size / taken["crop_ratio"])} pixels ({taken["interpolation"]}), centre crop '
-        f'of {model.img_size}, mean {taken["mean"]}, deviation {taken["std"]}'
-        + (f', images of {taken["bits"]} bits' if 'bits' in taken else '')
+    size, how = model.img_size, taken['interpolation']
+    views = dict(
+        crop=f'short side to {round(size / taken["crop_ratio"])} pixels ({how}), centre crop of {size}',
+        squash=f'whole, squashed to {size} x {size} pixels ({how})',
+        pad=f'whole, longer side to {size} pixels ({how}), padded with the mean',
+    )
+    details['Input'] = f'{views[model.preprocessing.resize]}, mean {taken["mean"]}, deviation {taken["std"]}' + (
+        f', images of {taken["bits"]} bits' if 'bits' in taken else ''
     )
     details['Classes'] = f'{len(model.classes)}: {", ".join(model.classes)}'
     if made:

@@ -9,8 +9,9 @@ of the same classes average their probabilities, each at its own size.
 
 --out has a row per image: path, label, probability, and the next labels up to --top_k. With --tile it has a row per
 tile (path, x, y, label, probability; x and y of its upper left corner in pixels): each square of that side is an image
-by itself, of which the model sees the middle, as of any image. An image that cannot be read is named on stderr, and the
-exit code is 1. Prints the files it wrote. Stopped by a signal, it writes the table of what it has.
+by itself, of which the model sees the middle, or the whole, as of any image (train.py --resize). An image that cannot
+be read is named on stderr, and the exit code is 1. Prints the files it wrote. Stopped by a signal, it writes the table
+of what it has.
 """
 
 import argparse

@@ -246,6 +246,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     group.add_argument(
         '--img_size', type=int, help='side of the square input in pixels; if not given, that of the model'
     )
+    text = 'how images become square for --models, as for train.py (default: crop); a checkpoint has its own'
+    group.add_argument('--resize', choices=options.RESIZE, help=text)
     group.add_argument(
         '--features_dir', type=Path, help='folder in which features are kept (default: RUN_DIR/features)'
     )

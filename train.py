@@ -292,7 +292,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     progress = last['run'] if last else start_of(run, state.model)
     say_opening(run, progress)
     bits, notes = bits_of(splits)
-    state = state._replace(preprocessing=state.preprocessing._replace(bits=bits))
+    state = state._replace(preprocessing=state.preprocessing._replace(bits=bits, resize=args.resize))
     for note in notes:
         say(f'note: {note}')
     if last and is_main() and progress['best_epoch'] == len(progress['history']):

@@ -5,6 +5,8 @@ Images are uint8 until they are on the device. Everything random is a function o
 """
 
 import hashlib
+import math
+import random
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import InterpolationMode, v2
 
 from common.timm_models import own_settings
@@ -34,6 +37,12 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     bits: int | None = None
+    resize: str = 'crop'  # of --resize: crop, squash or pad
+
+    @property
+    def view(self) -> tuple:
+        """What eval_view takes."""
+        return self.img_size, self.crop_ratio, self.resize, self.mean
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -64,23 +73,39 @@ def train_transform(
     hflip: float = 0.5,
     randaug_n: int = 2,
     randaug_m: int = 9,
+    vflip: float = 0.0,
+    rotate: str | None = None,
+    erase: float = 0.0,
+    resize: str = 'crop',
+    statistics: tuple = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
 ):
-    """Bicubic RandomResizedCrop, horizontal flip and RandAugment, each as torchvision draws it.
+    """Bicubic RandomResizedCrop, flips and RandAugment as torchvision draws them, rotation, and timm's RandomErasing.
 
     Args:
         crop_scale: range of the crop's area over the image's.
-        hflip: probability of a horizontal flip.
+        hflip, vflip: probabilities of a horizontal and a vertical flip.
         randaug_n, randaug_m: operations per image (0: no RandAugment) and their magnitude, 0 to 30.
+        rotate: quarter, any, or None; see _rotate.
+        erase: probability that a rectangle of 2 to 33 % of the area becomes noise.
+        resize: of --resize; crops of squash and pad are views of a part as eval_view's are of the whole.
+        statistics: mean and std of the model's input, for the colours of erase and pad.
 
     Returns:
         transform(image, key): PIL RGB image or (H, W, 3) uint8 array -> (3, img_size, img_size) uint8, random by key.
     """
     # Tensors are faster to resize than PIL images; RandAugment is faster on PIL images.
-    steps = [to_tensor, partial(_crop, v2.RandomResizedCrop(img_size, crop_scale))]
+    crop = v2.RandomResizedCrop(img_size, crop_scale)
+    steps = [to_tensor, partial(_crop, crop) if resize == 'crop' else partial(_crop_part, crop, resize, statistics[0])]
     if hflip > 0:  # otherwise it would draw a number that RandAugment then lacks
         steps.append(v2.RandomHorizontalFlip(hflip))
+    if vflip > 0:
+        steps.append(v2.RandomVerticalFlip(vflip))
+    if rotate:
+        steps.append(partial(_rotate, rotate))
     if randaug_n > 0:
         steps += [_to_image, RandAugment(randaug_n, randaug_m), to_tensor]
+    if erase > 0:
+        steps.append(partial(_erase, erase, RandomErasing(1.0, mode='pixel', device='cpu'), statistics))
     return partial(_augment, steps)
 
 
@@ -97,6 +122,48 @@ def _crop(random: v2.RandomResizedCrop, image: torch.Tensor) -> torch.Tensor:
     patch = image[None, :, top : top + height, left : left + width]
     patch = patch.contiguous(memory_format=torch.channels_last)
     return F.interpolate(patch, random.size, mode='bicubic', antialias=True)[0]
+
+
+def _crop_part(random: v2.RandomResizedCrop, resize: str, mean: tuple[float, ...], image: torch.Tensor) -> torch.Tensor:
+    """The view of a random part, with the proportions of the image up to those that RandomResizedCrop draws."""
+    sides, (size, _) = image.shape[1:], random.size
+    square = image[:1, :1, :1].expand(1, max(sides), max(sides))
+    top, left, height, width = random.get_params(square, random.scale, random.ratio)
+
+    def part(start: int, length: int, side: int) -> slice:
+        first, end = (round(place * side / max(sides)) for place in (start, start + length))
+        return slice(min(first, side - 1), max(end, first + 1))
+
+    rows, columns = part(top, height, sides[0]), part(left, width, sides[1])
+    patch = image[None, :, rows, columns].contiguous(memory_format=torch.channels_last)
+    patch = F.interpolate(patch, whole_sides(patch.shape[2:], size, resize), mode='bicubic', antialias=True)[0]
+    view = torch.tensor(colour_of(mean), dtype=torch.uint8).view(3, 1, 1).repeat(1, size, size)
+    top, left = ((size - side) // 2 for side in patch.shape[1:])
+    view[:, top : top + patch.shape[1], left : left + patch.shape[2]] = patch
+    return view
+
+
+def _rotate(angles: str, image: torch.Tensor) -> torch.Tensor:
+    """Turn a square by a multiple of 90 degrees (quarter), or by any angle, with the corners mirrored at its sides."""
+    if angles == 'quarter':
+        return torch.rot90(image, int(torch.randint(4, ())), (1, 2))
+    angle = 2 * math.pi * float(torch.rand(()))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    grid = F.affine_grid(torch.tensor([[[cosine, -sine, 0], [sine, cosine, 0]]]), [1, *image.shape], False)
+    turned = F.grid_sample(image[None].float(), grid, 'bicubic', 'reflection', align_corners=False)[0]
+    return turned.round_().clamp_(0, 255).byte()
+
+
+def _erase(probability: float, erasing: RandomErasing, statistics: tuple, image: torch.Tensor) -> torch.Tensor:
+    """timm's random erasing, whose noise is normal for normalised images."""
+    if torch.rand(()) >= probability:
+        return image
+    state = random.getstate()
+    random.seed(int(torch.randint(2**62, ())))  # timm places the rectangle by Python's generator
+    erased = erasing(normalize(image[None], *statistics))[0]
+    random.setstate(state)
+    mean, std = _statistics(image.device, *statistics)
+    return (erased * std + mean).round_().clamp_(0, 255).byte()
 
 
 def to_tensor(image: Image.Image | np.ndarray, _key: object = None) -> torch.Tensor:
@@ -129,17 +196,25 @@ def _smooth(image: Image.Image) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def eval_transform(img_size: int, crop_ratio: float = CROP_RATIO):
+def eval_transform(*view, **named):
     """eval_view from a PIL RGB image, and a key that is ignored, to (3, img_size, img_size) uint8."""
-    return partial(_view_tensor, eval_view(img_size, crop_ratio))
+    return partial(_view_tensor, eval_view(*view, **named))
 
 
 def _view_tensor(view: Callable, image: Image.Image, _key: object = None) -> torch.Tensor:
     return to_tensor(view(image))
 
 
-def eval_view(img_size: int, crop_ratio: float = CROP_RATIO) -> Callable[[Image.Image], Image.Image]:
-    """Bicubic resize of the short side to img_size / crop_ratio and the centre crop, of PIL images."""
+def eval_view(
+    img_size: int, crop_ratio: float = CROP_RATIO, resize: str = 'crop', mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+) -> Callable[[Image.Image], Image.Image]:
+    """What an evaluation sees of a PIL image: img_size x img_size pixels, by a bicubic resize.
+
+    crop: the short side becomes img_size / crop_ratio, then the centre is cropped. squash: the whole image. pad: the
+    whole image, its longer side at img_size, with borders in the colour `mean`, which is zero for the model.
+    """
+    if resize != 'crop':
+        return partial(_view_whole, img_size, resize, colour_of(mean))
     short = round(img_size / crop_ratio)
     plain = v2.Compose([v2.Resize(short, interpolation=InterpolationMode.BICUBIC), v2.CenterCrop(img_size)])
     return partial(_view, plain, short, img_size)
@@ -158,9 +233,29 @@ def _view(plain: v2.Compose, short: int, img_size: int, image: Image.Image) -> I
     return image.resize((img_size, img_size), Image.Resampling.BICUBIC, (left, top, right, bottom))
 
 
-def eval_view_text(img_size: int, crop_ratio: float = CROP_RATIO) -> str:
+def _view_whole(img_size: int, resize: str, colour: tuple[int, ...], image: Image.Image) -> Image.Image:
+    sides = whole_sides(image.size, img_size, resize)
+    view = Image.new('RGB', (img_size, img_size), colour)
+    view.paste(image.resize(sides, Image.Resampling.BICUBIC), tuple((img_size - side) // 2 for side in sides))
+    return view
+
+
+def whole_sides(sides: tuple[int, ...], img_size: int, resize: str) -> tuple[int, ...]:
+    """The sides of a whole image within its view; those of pad as in timm's crop_mode 'border'."""
+    padded = tuple(max(1, round(side / (max(sides) / img_size))) for side in sides)
+    return dict(squash=(img_size, img_size), pad=padded)[resize]
+
+
+def colour_of(mean: tuple[float, ...]) -> tuple[int, ...]:
+    return tuple(round(255 * value) for value in mean)
+
+
+def eval_view_text(taken: Preprocessing) -> str:
     """What eval_view does, as part of a key in the cache: changes whenever its pixels would."""
-    return f'bicubic to {round(img_size / crop_ratio)}, centre crop {img_size}, middle of thin {THIN}'
+    size, border = taken.img_size, f', border {colour_of(taken.mean)}' * (taken.resize == 'pad')
+    if taken.resize != 'crop':
+        return f'bicubic, {taken.resize} to {size}{border}'
+    return f'bicubic to {round(size / taken.crop_ratio)}, centre crop {size}, middle of thin {THIN}'
 
 
 def preprocessing_of(model: str, img_size: int, pretrained: bool | str = False) -> Preprocessing:
@@ -169,10 +264,11 @@ def preprocessing_of(model: str, img_size: int, pretrained: bool | str = False) 
 
 
 def eval_settings(*values, **named) -> dict:
-    """Preprocessing(*values, **named) as plain values for a checkpoint; `bits` only where there are."""
+    """Preprocessing(*values, **named) as plain values for a checkpoint; `bits` and `resize` only where they matter."""
     taken = Preprocessing(*values, **named)
     settings = dict(img_size=taken.img_size, crop_ratio=taken.crop_ratio, interpolation='bicubic')
     settings |= dict(mean=list(taken.mean), std=list(taken.std))
+    settings |= {} if taken.resize == 'crop' else dict(resize=taken.resize)
     return settings | (dict(bits=taken.bits) if taken.bits else {})
 
 

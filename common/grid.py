@@ -349,6 +349,7 @@ def parse_tune(words: list[str]) -> dict[str, list]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for add in (options.add_optimisation_args, options.add_optimizer_args, options.add_augmentation_args):
         add(parser)
+    options.add_view_args(parser)
     defaults = vars(parser.parse_args([]))
     known = defaults.keys() - {'epochs', 'crop_scale', 'patience', 'freeze', 'train_on', *options.OWN_DATA}
     values: dict[str, list] = {}

@@ -45,6 +45,7 @@ IMAGENET = DEFAULT | dict(epochs=600, batch_size=256, lr=0.1, mixup=0.0, cutmix=
 FIXED = dict(opt='sgd', layer_decay=None, gate_lr=1.0, class_weights=None)
 OWN_DATA = dict(name=None, groups=None, folds_total=None)
 NEUTRAL = FIXED | OWN_DATA | dict(ema=False, ema_decay=0.9999, freeze=None, patience=None, train_on='train')
+NEUTRAL |= dict(resize='crop', vflip=0.0, rotate=None, erase=0.0)
 # Options that determine where and how a run is computed, but not its result: not part of the fingerprint.
 # The file of --import counts by its content, see timm_models.model_defines.
 SYSTEM_OPTIONS = {'data_dir', 'lists', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache', 'given'}
@@ -57,6 +58,7 @@ NO_GATES = '--gate_lr {gate_lr}: {model} has no gates; train models without gate
 BASELINES = ('resnet18', 'twistnet18')  # of tables without --baseline: the first that has runs
 EMA_DECAY = 'decay of the average per step, limited to 1 - t ** (-2 / 3) at step t, for short runs'
 AMP = ('auto', 'bf16', 'fp16', 'off')
+RESIZE = ('crop', 'squash', 'pad')
 CACHES = ('ram', 'disk', 'none')
 # Lowest and highest value of the options; both are allowed.
 BOUNDS = dict(
@@ -70,6 +72,8 @@ BOUNDS = dict(
     clip_grad=(0, 1e9),
     label_smoothing=(0, 1),
     hflip=(0, 1),
+    vflip=(0, 1),
+    erase=(0, 1),
     randaug_n=(0, 16),
     randaug_m=(0, 30),
     mixup=(0, 1e3),
@@ -426,6 +430,23 @@ def add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--cutmix', type=float, help=text)
 
 
+def add_view_args(parser: argparse.ArgumentParser) -> None:
+    """What train.py lets a run choose for images that are not square or have no up, beyond the recipe; see NEUTRAL."""
+    group = parser.add_argument_group('images that are not square, or have no up')
+    text = (
+        'how images become square. crop: the middle; squash: the whole image, stretched; pad: the whole image, with '
+        "borders in the mean colour of the model's normalisation. Training crops then have the proportions of the "
+        'image and are squashed or padded too. Recorded in best.pt'
+    )
+    group.add_argument('--resize', choices=RESIZE, help=text)
+    group.add_argument('--vflip', type=float, metavar='P', help='probability of a vertical flip')
+    text = 'turn by 0, 90, 180 or 270 degrees, or by any angle, with corners mirrored at the sides'
+    group.add_argument('--rotate', choices=('quarter', 'any'), help=text)
+    text = "probability of timm's random erasing: a rectangle of 2 to 33 %% of the area becomes noise"
+    group.add_argument('--erase', type=float, metavar='P', help=text)
+    parser.set_defaults(**NEUTRAL)
+
+
 def add_system_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('system')
     group.add_argument('--seed', type=int, default=42)
@@ -445,6 +466,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument('--recipe', choices=tuple(RECIPES), help=text)
     for add in (add_data_args, add_model_args, add_optimisation_args, add_optimizer_args, add_augmentation_args):
         add(parser)
+    add_view_args(parser)
     add_system_args(parser)
     text = 'where decoded images are kept, for all your runs on this machine (see TRAINING.md)'
     parser.add_argument('--cache', choices=CACHES, default='ram', help=text)

@@ -26,12 +26,15 @@ def view(path):
         srgb = ImageCms.createProfile('sRGB')
         with contextlib.suppress(ImageCms.PyCMSError):  # damaged, or not of these channels
             image = ImageCms.profileToProfile(image, io.BytesIO(profile), srgb, outputMode='RGB')
-    size = prep['img_size']
+    size, resize = prep['img_size'], prep.get('resize', 'crop')
     short = round(size / prep['crop_ratio'])
     sides = [short * side // min(image.size) for side in image.size]
-    left, top = (round((side - size) / 2) for side in sides)
-    image = image.convert('RGB').resize(sides, Image.Resampling.BICUBIC)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    if resize != 'crop':  # the whole image
+        sides = [size if resize == 'squash' else max(1, round(side / (max(image.size) / size))) for side in image.size]
+    seen = Image.new('RGB', (size, size), tuple(round(255 * value) for value in prep['mean']))
+    corner = tuple(-round((side - size) / 2) if side > size else (size - side) // 2 for side in sides)
+    seen.paste(image.convert('RGB').resize(sides, Image.Resampling.BICUBIC), corner)
+    return np.asarray(seen)
 
 
 pixels = (view('photograph.jpg') / 255 - prep['mean']) / prep['std']

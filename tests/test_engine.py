@@ -71,6 +71,9 @@ CHANGES = {  # options, and what the title of their table says
     '--freeze stem,layer1': 'freeze stem,layer1',
     '--patience 5': 'up to 10 epochs',
     '--train_on trainval': 'trained on train and val',
+    '--resize pad': 'resize pad',
+    '--vflip 0.5 --rotate any': 'rotate any, vflip 0.5',
+    '--erase 0.25': 'erase 0.25',
 }
 
 

@@ -238,21 +238,27 @@ def test_a_model_of_this_repository_is_one_of_timms_after_the_lines_of_its_card(
 # ---------------------------------------------------------------------------------------------- what it sees
 
 
-@pytest.mark.parametrize(('size', 'ratio'), [(96, 0.875), (224, 0.875), (32, 0.95), (64, 1.0), (288, 0.95)])
-def test_timms_transform_sees_what_the_model_was_tested_on(tmp_path, size, ratio):
-    best = make_best(tmp_path / 'run')
-    model = trained.load(best)._replace(preprocessing=Preprocessing(size, ratio))
+SEEN = [(96, 0.875), (224, 0.875), (32, 0.95), (64, 1.0), (288, 0.95), (96, 0.875, 'squash'), (63, 0.9, 'pad')]
+
+
+@pytest.mark.parametrize('view', SEEN)
+def test_timms_transform_sees_what_the_model_was_tested_on(tmp_path, view):
+    best, (size, ratio, *resize) = make_best(tmp_path / 'run'), view
+    preprocessing = Preprocessing(size, ratio, (0.4, 0.5, 0.6), resize=(resize or ['crop'])[0])
+    model = trained.load(best)._replace(preprocessing=preprocessing)
     export.hub_arguments(model, 'unknown')
     photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (301, 420, 3), dtype=np.uint8))
     data = timm.data.resolve_model_data_config(model.model)
     seen = timm.data.create_transform(**data, is_training=False, normalize=False)(photograph)
-    assert torch.equal(seen, eval_transform(size, ratio)(photograph))
-    assert round(size / data['crop_pct']) == round(size / ratio), 'as --pretrained of its file takes it'
+    assert torch.equal(seen, eval_transform(*preprocessing.view)(photograph))
+    if not resize:
+        assert round(size / data['crop_pct']) == round(size / ratio), 'as --pretrained of its file takes it'
 
 
-def test_the_client_sees_what_predict_sees(tmp_path, monkeypatch):
+@pytest.mark.parametrize('resize', ['crop', 'squash', 'pad'])
+def test_the_client_sees_what_predict_sees(tmp_path, monkeypatch, resize):
     code = (ROOT / 'examples' / 'onnx_inference.py').read_text()
-    prep = eval_settings(61, bits=12)
+    prep = eval_settings(61, bits=12, resize=resize)
     about = dict(classes='["a", "b"]', preprocessing=json.dumps(prep))
     session = SimpleNamespace(
         get_modelmeta=lambda: SimpleNamespace(custom_metadata_map=about),
@@ -275,9 +281,9 @@ def test_the_client_sees_what_predict_sees(tmp_path, monkeypatch):
     colours.resize((61, 400)).save('tall.png')
     exec(code, client := {})
     for path in tmp_path.iterdir():
-        expected = eval_view(61)(open_image(str(path), 12))
+        expected = eval_view(61, resize=resize)(open_image(str(path), 12))
         assert np.array_equal(client['view'](path), expected), path.name
-    image = normalize(eval_transform(61)(open_image('photograph.jpg'))[None])
+    image = normalize(eval_transform(61, resize=resize)(open_image('photograph.jpg'))[None])
     assert np.allclose(seen[0], image.numpy(), atol=1e-5)
 
     colours.resize((128, 128)).save('photograph.jpg')  # where README's shorter code has no rounding

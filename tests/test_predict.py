@@ -91,6 +91,22 @@ def test_a_device_gives_what_the_cpu_gives(done, monkeypatch, one_thread):
     assert cuda.seen['pinned'] > 0
 
 
+def test_a_run_of_whole_images_is_predicted_as_it_was_tested(tmp_path, tiny):
+    tree = make_dtd(tmp_path / 'tree')
+    for path in tree.glob('images/*/*.jpg'):
+        Image.open(path).resize((70, 40)).save(path)
+    short = ('--epochs', '1', '--warmup_epochs', '0')
+    crop, pad = (run(tree, tmp_path / way, *short, '--resize', way)[0] for way in ('crop', 'pad'))
+    found = [predictions.read_predictions(folder / runs.PREDICTIONS) for folder in (crop, pad)]
+    assert not np.array_equal(found[0].probabilities, found[1].probabilities)
+    done = SimpleNamespace(best=pad / 'best.pt', found=found[1])
+    main(done, '--images', *[str(tree / path) for path in found[1].paths])
+    assert np.array_equal(probabilities(done), found[1].probabilities)
+    plain, padded = (read_checkpoint(folder / 'best.pt')['transform'] for folder in (crop, pad))
+    assert padded == plain | dict(resize='pad')
+    assert 'resize' not in plain, 'the bytes of plain runs are those of older code'
+
+
 def test_several_models_average_their_probabilities_at_their_own_sizes(done, tmp_path):
     other = read_checkpoint(done.best)
     other['transform'] = other['transform'] | dict(img_size=48)

@@ -216,12 +216,17 @@ def test_features_are_computed_once_and_again_where_something_changed(tree, weig
 
 
 def test_features_are_kept_by_all_that_they_depend_on(tree, weights, tmp_path):
-    frozen, cpu = features.with_weights('tiny', str(weights), 32), torch.device('cpu')
-    items = load_splits('dtd', str(tree), 1).test[:2]
+    cpu, items = torch.device('cpu'), load_splits('dtd', str(tree), 1).test[:2]
+    argvs = [argv_of(tree, weights, *more) for more in ([], ['--resize', 'pad'])]
+    frozen, padded = (features.frozen_backbones(probe.parse_args(argv))[0] for argv in argvs)
+    assert padded.preprocessing == frozen.preprocessing._replace(resize='pad')
     larger = frozen.preprocessing._replace(img_size=64)
     changes = ({}, dict(imported='aa'), dict(imported='bb'), dict(preprocessing=larger), dict(weights='other'), {})
-    for change in changes:
-        features.features_of(frozen._replace(**change), None, items, tmp_path / 'kept', cpu, 0)
+    changes += (dict(preprocessing=padded.preprocessing),)
+    kept = [
+        features.features_of(frozen._replace(**change), None, items, tmp_path / 'kept', cpu, 0) for change in changes
+    ]
+    assert not any(np.array_equal(kept[0][path], kept[-1][path]) for path, _ in items), 'another view'
     assert len(list((tmp_path / 'kept').glob('*.npz'))) == len(changes) - 1
     (path, *_) = (tmp_path / 'kept').glob('*.npz')
     with np.load(path, allow_pickle=False) as file:
@@ -435,6 +440,11 @@ def test_bad_models_are_one_line(best, tree, weights, tmp_path):
         ('--models resnet19', RunError, "unknown model 'resnet19'"),
         (f'--models tiny={tmp_path}/no.pt', ModelError, r'no\.pt: no such weights file'),
         (f'--checkpoint {tmp_path}/no.pt', ModelError, r'no\.pt: no such checkpoint'),
+        (
+            f'--checkpoint {best} --resize pad',
+            RunError,
+            r'--resize pad: .*best\.pt was trained with crop; leave it out',
+        ),
         (f'--checkpoint {best} --img_size 64', RunError, r'--img_size 64: .*best\.pt is of 32 pixels; leave it out'),
         (f'--models tiny={weights} --checkpoint {best}', RunError, r'best\.pt and tiny are both dtd_fold1_tiny\+knn'),
         ('--models tiny --folds 1-3', DataError, 'fold 3 of'),

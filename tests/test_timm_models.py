@@ -127,7 +127,7 @@ def test_normalisation_and_crop(tmp_path):
         tmp_path / 'a.png'
     )
     items = [(str(tmp_path / 'a.png'), 0)]
-    wide, narrow = (eval_images(items, 32, None, crop_ratio=ratio)[0][0] for ratio in (1.0, CROP_RATIO))
+    wide, narrow = (eval_images(items, Preprocessing(32, ratio), None)[0][0] for ratio in (1.0, CROP_RATIO))
     assert not torch.equal(wide, narrow)
     assert read_settings(dict(img_size=64)) == Preprocessing(64), 'of a checkpoint of older code'
 

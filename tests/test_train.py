@@ -46,7 +46,7 @@ from models import build_model
 from train import lr_at
 from training import engine
 from training.loader import EvalBatches, ImageList, TrainBatches, eval_images, loader_processes, make_loader
-from transforms import normalize
+from transforms import Preprocessing, normalize
 
 # Of a complete run.
 FILES = ['.lock', 'best.pt', 'config.json', 'log.jsonl', 'results.json', 'test_predictions.csv']
@@ -87,13 +87,13 @@ def evaluate_on(folder: Path, items: list, name: str = 'tiny') -> tuple[float, f
     """Loss and accuracy of the best.pt of a run, in this process alone."""
     model, cpu = build_model(name, 3), torch.device('cpu')
     model.load_state_dict(read_checkpoint(folder / 'best.pt')['state_dict'])
-    loader = make_loader(eval_images(items, 32, None), EvalBatches(len(items)), 0, cpu)
+    loader = make_loader(eval_images(items, Preprocessing(32), None), EvalBatches(len(items)), 0, cpu)
     return train.evaluate(model.to(memory_format=torch.channels_last), loader, cpu, 'off')
 
 
 def mean_selection(folder: Path, items: list, name: str = 'tiny') -> dict[str, float]:
     """The mean of AIS's weights in every block of the best.pt of a run, as interpret/trace.py sees them."""
-    model, data = build_model(name, 3), eval_images(items, 32, None)
+    model, data = build_model(name, 3), eval_images(items, Preprocessing(32), None)
     model.load_state_dict(read_checkpoint(folder / 'best.pt')['state_dict'])
     seen = trace.observe(model, normalize(torch.stack([data[i][0] for i in range(len(data))]))).blocks
     return {name: block.selection.mean().item() for name, block in seen.items()}
@@ -330,6 +330,14 @@ def test_weights_that_diverge_in_the_last_step_without_validation_are_no_result(
 @pytest.mark.slow
 def test_the_number_of_workers_does_not_matter(whole, tree, tmp_path, tiny):
     assert outcome(run(tree, tmp_path, '--num_workers', '2')[0]) == outcome(whole)
+
+
+@pytest.mark.slow
+def test_turned_erased_and_padded_images_depend_on_neither_workers_nor_interruptions(tree, tmp_path, tiny, monkeypatch):
+    more = ('--vflip', '0.5', '--rotate', 'any', '--erase', '0.5', '--resize', 'pad')
+    undisturbed, _ = run(tree, tmp_path / 'whole', *more)
+    stop_after_one_epoch(monkeypatch, tree, tmp_path / 'cut', *more)
+    assert outcome(run(tree, tmp_path / 'cut', *more, '--num_workers', '2')[0]) == outcome(undisturbed)
 
 
 @pytest.mark.slow
@@ -748,6 +756,8 @@ BAD_OPTIONS = [
     ('--min_lr 1', '--min_lr 1.0 must not exceed --lr 0.01'),
     ('--crop_scale 1 0.1', '--crop_scale 1.0 0.1 must be two areas'),
     ('--randaug_m 31', '--randaug_m 31 must be from 0 to 30'),
+    ('--erase 25', '--erase 25.0 must be from 0 to 1'),
+    ('--vflip -1', '--vflip -1.0 must be from 0 to 1'),
     ('--num_workers -1', '--num_workers -1 must be from 0'),
     ('--device foo', "--device 'foo' must be auto, cpu, cuda or cuda:N"),
     ('--device cuda:7', '--device cuda:7: needs device 7'),

@@ -1,7 +1,9 @@
 """The promises of transforms.py: randomness that is a function of its key, and targets that add up."""
 
 import itertools
+import math
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -70,8 +72,96 @@ def test_options_of_the_augmentation(image):
     assert len({x.numpy().tobytes() for x in seen(hflip=0, randaug_n=2)}) > 4
 
 
+def slopes(size: tuple[int, int]) -> Image.Image:
+    """Red grows with x, green with y, from 0 to 252."""
+    y, x = np.mgrid[: size[1], : size[0]]
+    return Image.fromarray(np.stack([252 * x // (size[0] - 1), 252 * y // (size[1] - 1), 0 * x], 2).astype(np.uint8))
+
+
+@pytest.mark.parametrize('resize', ['squash', 'pad'])
+@pytest.mark.parametrize('size', [(160, 90), (71, 213)])
+def test_training_crops_have_the_proportions_of_the_view_that_is_tested(size, resize):
+    image, mean = slopes(size), (0.0, 0.0, 1.0)  # blue where nothing of the image is
+
+    def crops(*scale: float) -> list[torch.Tensor]:
+        transform = train_transform(64, scale, 0, 0, resize=resize, statistics=(mean, (1.0,) * 3))
+        return [transform(image, (i,)).int() for i in range(40)]
+
+    whole = eval_transform(64, resize=resize, mean=mean)(image).int()
+    assert max((crop - whole).abs().float().mean() for crop in crops(1.0, 1.0)) < 2
+    areas = []
+    for red, green, blue in crops(0.2, 1.0):
+        seen = blue < 128
+        shares = [(channel[seen].max() - channel[seen].min()) / 252 for channel in (red, green)]  # of width and height
+        assert 0.6 < shares[0] / shares[1] < 1.6
+        areas.append(float(shares[0] * shares[1]))
+        rows, columns = seen.any(1).sum(), seen.any(0).sum()
+        assert seen.sum() == rows * columns, 'one rectangle'
+        if resize == 'squash':
+            assert seen.all()
+        else:
+            assert max(rows, columns) == 64
+            across = size[0] * shares[0] / (size[1] * shares[1])
+            assert 0.85 < columns / rows / across < 1.15, 'nothing is stretched'
+    assert min(areas) < 0.4 < 0.7 < max(areas)
+    line = Image.new('RGB', (6000, 1), 'red')
+    thin = train_transform(64, hflip=0, randaug_n=0, resize=resize)
+    assert all((thin(line, (i,))[0] == 255).any() for i in range(20))
+    assert (eval_transform(64, resize=resize)(line)[0] == 255).any()
+
+
+def turned(**options) -> list[torch.Tensor]:
+    """What the transform of one option makes of a square with a bright spot above its right corner, by 60 keys."""
+    pixels = np.full((33, 33, 3), 50, np.uint8)
+    pixels[6:9, 23:26] = 250
+    transform = train_transform(33, (1.0, 1.0), 0, 0, **options)
+    return [transform(pixels, (i,)) for i in range(60)]
+
+
+def test_flips_and_quarter_turns():
+    plain = turned()[0]
+    assert all(torch.equal(image, plain.flip(1)) for image in turned(vflip=1.0))
+    assert 15 < sum(torch.equal(image, plain) for image in turned(vflip=0.5)) < 45
+    quarters = [torch.rot90(plain, k, (1, 2)) for k in range(4)]
+    counts = [sum(torch.equal(image, quarter) for image in turned(rotate='quarter')) for quarter in quarters]
+    assert sum(counts) == 60
+    assert min(counts) > 5
+
+
+def test_turns_by_any_angle_keep_distances_and_leave_no_empty_corner():
+    angles = []
+    for image in turned(rotate='any'):
+        assert image.min() > 20, 'no corner is empty'
+        y, x = (np.argwhere(image[0].numpy() > 150).mean(0)) - 16
+        assert math.hypot(x, y) == pytest.approx(math.hypot(8, -9), abs=0.7)
+        angles.append(math.degrees(math.atan2(y, x)) % 360)
+    assert np.histogram(angles, 6, (0, 360))[0].min() > 0
+
+
+def test_erasing_is_of_a_rectangle_by_key_and_leaves_other_pixels_and_generators_alone():
+    statistics = ((0.5, 0.4, 0.3), (0.15, 0.1, 0.05))
+    state = random.getstate()
+    plain, erased, again, half = (turned(erase=p, statistics=statistics) for p in (0.0, 1.0, 1.0, 0.5))
+    assert random.getstate() == state
+    assert all(torch.equal(a, b) for a, b in zip(erased, again))
+    places, noise = set(), []
+    for before, after in zip(plain, erased):
+        rows, columns = torch.where((before != after).any(0))
+        box = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
+        assert 0.01 < (after[0][box].numel() / 33**2) < 0.36
+        assert (before != after).any(0)[box].float().mean() > 0.9
+        places.add((int(rows.min()), int(columns.min())))
+        noise.append(after[:, box[0], box[1]].flatten(1))
+    assert len(places) > 40
+    noise = torch.cat(noise, 1).float() / 255
+    found = torch.stack([noise.mean(1), noise.std(1)])
+    torch.testing.assert_close(found, torch.tensor(statistics), atol=0.01, rtol=0)
+    assert 15 < sum(torch.equal(a, b) for a, b in zip(plain, half)) < 45
+
+
 def test_transforms_can_be_sent_to_a_loader_process(image):
-    for transform in (train_transform(32), eval_transform(32)):
+    more = dict(vflip=0.5, rotate='any', erase=1.0, resize='pad')
+    for transform in (train_transform(32), eval_transform(32), train_transform(32, **more)):
         copy = pickle.loads(pickle.dumps(transform))
         assert torch.equal(copy(image, (5,)), transform(image, (5,)))
     assert torch.equal(train_transform(32)(np.array(image), (3,)), train_transform(32)(image, (3,)))

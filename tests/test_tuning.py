@@ -48,8 +48,8 @@ def search_of(run_dir, *argv) -> tuning.Search:
 
 
 def test_values_are_read_as_train_py_reads_them(tmp_path):
-    values = tuning.parse_tune(['lr=1e-3,.01,0.01 --mixup=0,', 'randaug_n=2'])
-    assert values == dict(lr=[0.001, 0.01], mixup=[0.0], randaug_n=[2])
+    values = tuning.parse_tune(['lr=1e-3,.01,0.01 --mixup=0,', 'randaug_n=2 rotate=any'])
+    assert values == dict(lr=[0.001, 0.01], mixup=[0.0], randaug_n=[2], rotate=['any'])
     search = search_of(tmp_path)._replace(values=tuning.parse_tune(['lr=0.1,0.2 ema=off,on']))
     texts = ['lr 0.1, ema off', 'lr 0.1, ema on', 'lr 0.2, ema off', 'lr 0.2, ema on']
     assert [tuning.text_of(setting) for setting in search.settings] == texts

@@ -54,15 +54,17 @@ def frozen_backbones(args: argparse.Namespace) -> list[FrozenBackbone]:
     for frozen in found:
         if args.img_size not in (None, size := frozen.preprocessing.img_size):
             raise RunError(f'--img_size {args.img_size}: {frozen.file} is of {size} pixels; leave it out')
+        if args.resize not in (None, made := frozen.preprocessing.resize):
+            raise RunError(f'--resize {args.resize}: {frozen.file} was trained with {made}; leave it out')
     for text in args.models:
         name, _, path = text.partition('=')
         options.check_model(name)
-        found.append(with_weights(name, path or True, args.img_size))
+        found.append(with_weights(name, path or True, args.img_size, args.resize or 'crop'))
     imported = import_digest(args.imports) if args.imports else None
     return [frozen._replace(imported=imported) for frozen in found]
 
 
-def with_weights(name: str, source: str | bool, img_size: int | None) -> FrozenBackbone:
+def with_weights(name: str, source: str | bool, img_size: int | None, resize: str = 'crop') -> FrozenBackbone:
     """A model with the weights of a file, or of ImageNet (True); what these lack is random by its name alone.
 
     Without img_size its input is the model's own.
@@ -72,7 +74,8 @@ def with_weights(name: str, source: str | bool, img_size: int | None) -> FrozenB
     model = models.build_model(name, 2, source, img_size)  # features do not pass its classifier, so a small one
     if model.loaded < 0.5:
         say(f'note: {name}: {model.loaded:.0%} of the parameters are loaded, so its features are mostly random ones')
-    preprocessing, file = preprocessing_of(name, img_size, source), trained.trained_file(name, source)
+    preprocessing = preprocessing_of(name, img_size, source)._replace(resize=resize)
+    file = trained.trained_file(name, source)
     return FrozenBackbone(name, model.eval(), preprocessing, weights_identity(name, source), state_digest(model), file)
 
 
@@ -144,15 +147,16 @@ def compute(
     frozen: FrozenBackbone, layer: str | None, items: Items, bits: int | None, device: torch.device, workers: int | None
 ) -> np.ndarray:
     """The features of N images in float32, (N, D). `bits` is that of open_image, `workers` that of --num_workers."""
-    size, ratio, *statistics = frozen.preprocessing[:4]
+    preprocessing = frozen.preprocessing._replace(bits=bits)
     frozen.model.to(device, memory_format=torch.channels_last)
     run = tap(frozen.model, frozen.name, layer)
-    images = eval_images(items, size, None, bits, ratio)
-    loader = trained.inference_loader(images, EvalBatches(len(items)), 3 * size**2, workers, device)
+    images, image = eval_images(items, preprocessing, None), 3 * preprocessing.img_size**2
+    loader = trained.inference_loader(images, EvalBatches(len(items)), image, workers, device)
     rows = []
     with tqdm(total=len(items), desc=f'{frozen.name} features', disable=is_quiet(), **runs.terminal()) as bar:
         for batch, _ in loader:
-            rows.append(run(normalize(batch.to(device, non_blocking=True), *statistics)).float().cpu().numpy())
+            batch = normalize(batch.to(device, non_blocking=True), *preprocessing.statistics)
+            rows.append(run(batch).float().cpu().numpy())
             bar.update(len(batch))
     features = np.concatenate(rows)
     if not (whole := np.isfinite(features).all(1)).all():
@@ -196,7 +200,7 @@ def features_of(
     bits, notes = image_bits(path for path, _ in items)
     for note in notes:
         say(f'note: {note}')
-    view = eval_view_text(*frozen.preprocessing[:2])
+    view = eval_view_text(frozen.preprocessing)
     made_by = dict(torch=torch.__version__, timm=timm.__version__, pixels=cache.VERSION)
     key = dict(weights=frozen.weights, layer=layer, view=view, **eval_settings(*frozen.preprocessing), **made_by)
     key |= dict(imported=frozen.imported) if frozen.imported else {}

@@ -19,7 +19,7 @@ from common.distributed import number_in, process_rank, say
 from common.errors import DataError
 from common.images import open_image, read_pixels
 from common.splits import Splits
-from transforms import CROP_RATIO, Preprocessing, eval_view, eval_view_text, seed_of, to_tensor, train_transform
+from transforms import Preprocessing, eval_view, eval_view_text, seed_of, to_tensor, train_transform
 
 EVAL_BATCH = 64  # images; a constant, so that the figures of an evaluation depend on nothing else
 PREFETCH, IN_USE = 2, 2  # batches that each loader process prepares ahead, and that the loop holds
@@ -62,16 +62,10 @@ class ForgivingImages(ImageList):
                 j = seed_of('replacement', seed, epoch, i, attempt) % len(self)
 
 
-def eval_images(
-    items: list[tuple[str, int]],
-    img_size: int,
-    cache: Cache | None,
-    bits: int | None = None,
-    crop_ratio: float = CROP_RATIO,
-) -> ImageList:
+def eval_images(items: list[tuple[str, int]], preprocessing: Preprocessing, cache: Cache | None) -> ImageList:
     """Images as an evaluation sees them; with a cache, each is prepared only once."""
-    view = dict(what=eval_view_text(img_size, crop_ratio), prepare=eval_view(img_size, crop_ratio))
-    return ImageList(items, to_tensor, partial(read_pixels, cache=cache, bits=bits, **view))
+    view = dict(what=eval_view_text(preprocessing), prepare=eval_view(*preprocessing.view))
+    return ImageList(items, to_tensor, partial(read_pixels, cache=cache, bits=preprocessing.bits, **view))
 
 
 class Batches:
@@ -132,13 +126,14 @@ def make_loaders(
 ) -> list[DataLoader]:
     """The loaders of train.py: of the training, validation and test images of a fold."""
     rank, world = process_rank()
-    cache, bits = open_cache(args.cache), preprocessing.bits
-    augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m)
-    train = ImageList(splits.train, augmentation, partial(read_pixels, cache=cache, bits=bits))
+    cache = open_cache(args.cache)
+    more = dict(vflip=args.vflip, rotate=args.rotate, erase=args.erase)
+    more |= dict(resize=preprocessing.resize, statistics=preprocessing.statistics)
+    augmentation = train_transform(args.img_size, args.crop_scale, args.hflip, args.randaug_n, args.randaug_m, **more)
+    train = ImageList(splits.train, augmentation, partial(read_pixels, cache=cache, bits=preprocessing.bits))
     pairs = [(train, TrainBatches(len(train), args.batch_size, args.seed, rank, world))]
     for items in (splits.val, splits.test):
-        images = eval_images(items, args.img_size, cache, bits, preprocessing.crop_ratio)
-        pairs.append((images, EvalBatches(len(items), rank, world)))
+        pairs.append((eval_images(items, preprocessing, cache), EvalBatches(len(items), rank, world)))
     return start_loaders(pairs, args, device)
 
 

@@ -68,7 +68,7 @@ class TrainedModel(NamedTuple):
 
     def view(self, image: Image.Image) -> torch.Tensor:
         """A PIL image as the model sees it: (3, img_size, img_size) uint8."""
-        return eval_transform(self.img_size, self.preprocessing.crop_ratio)(image, 0)
+        return eval_transform(*self.preprocessing.view)(image)
 
     def batch(self, images: Iterable[Image.Image]) -> torch.Tensor:
         """PIL images as the model takes them: (B, 3, img_size, img_size), normalised."""
@@ -357,7 +357,7 @@ def predict(
     Returns:
         (N, K) float32, or fewer rows after a signal; and the errors by the index of the item, whose row is NaN.
     """
-    views = Views(items, read, [eval_transform(m.img_size, m.preprocessing.crop_ratio) for m in models])
+    views = Views(items, read, [eval_transform(*model.preprocessing.view) for model in models])
     batches = EvalBatches(len(views), batch_size=args.batch_size)
     size = sum(3 * model.img_size**2 for model in models)
     loader = inference_loader(views, batches, size, args.num_workers, device, ignore_signals=signals is not None)
