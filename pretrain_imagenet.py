@@ -3,6 +3,7 @@
     torchrun --nproc_per_node=4 pretrain_imagenet.py --data_dir /path/to/imagenet --epochs 600 --batch_size 256 --lr 0.1
     python pretrain_imagenet.py --data_dir /path/to/imagenet --epochs 600
     python pretrain_imagenet.py --data_dir /path/to/imagenet --resume checkpoints/latest.pt      # or --resume auto
+    python pretrain_imagenet.py --data_dir /path/to/imagenet --eval weights/twistnet18_imagenet.pt
 
 The steps, the evaluation and the state are those of train.py. A run that was killed at any moment resumes from its last
 checkpoint, bit-identical to one that was not. See PRETRAIN_GUIDE.md.
@@ -26,9 +27,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common import distributed, options, runs
-from common.checkpoint import read_checkpoint, save_checkpoint, weights_file
+from common.checkpoint import extract_state, read_checkpoint, read_weights, save_checkpoint, unwrap, weights_file
 from common.distributed import is_main, is_quiet, process_rank, reduce_sum, say, share_object, world_size
 from common.errors import DataError, Diverged, ModelError, RunError
+from common.imagenet import find_imagenet, read_val
 from common.images import image_bits, open_image
 from common.machine import cores
 from common.names import near_miss
@@ -36,7 +38,7 @@ from common.options import IMAGENET
 from common.runs import counted
 from common.timm_models import model_defines
 from common.trees import Index, read_index
-from models import gates_of
+from models import build_model, gates_of
 from training.engine import (
     CHECK_EVERY,
     State,
@@ -49,7 +51,8 @@ from training.engine import (
     train_steps,
 )
 from training.loader import EvalBatches, ForgivingImages, ImageList, TrainBatches, end_loaders, start_loaders, watch
-from transforms import eval_settings, eval_transform, seed_of, train_transform
+from training.trained import inference_loader
+from transforms import eval_settings, eval_transform, preprocessing_of, read_settings, seed_of, train_transform
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PROJECT_AFTER = 100  # steps until the first estimate of the whole time
@@ -175,7 +178,8 @@ def prepare(args: argparse.Namespace, device: torch.device) -> tuple:
         if 'min_lr' not in args.given:
             args.min_lr = min(args.min_lr, args.lr)
         options.check(args)
-    train, val = (read_index(Path(args.data_dir) / subset) for subset in ('train', 'val'))
+    root = Path(args.data_dir)
+    train, val = read_index(find_imagenet(root) / 'train'), read_val(root)
     if train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))
         raise DataError(f'{args.data_dir}: class {odd[0]} is not in both train/ and val/{near_miss(odd[0], odd)}')
@@ -203,7 +207,7 @@ def prepare(args: argparse.Namespace, device: torch.device) -> tuple:
 
 def describe_run(args: argparse.Namespace, train: Index, val: Index, device: torch.device, global_batch: int) -> dict:
     """The configuration that a checkpoint holds; the fingerprint covers what can change a bit of the result."""
-    defines = {k: v for k, v in vars(args).items() if k not in options.PRETRAINING_SYSTEM_OPTIONS}
+    defines = options.pretraining_defining(vars(args))
     images = runs.digest(repr(train.classes).encode() + train.digest() + val.digest())
     defines |= dict(global_batch=global_batch, images=images) | model_defines(args)
     environment = distributed.environment_of(device) | dict(processes=world_size(), accumulate=args.accumulate)
@@ -297,7 +301,7 @@ def validate(run: Pretraining, loader: DataLoader, times: dict) -> dict:
         progress['best'] = weights_file(args.model, run.images.classes, epoch, val_acc, model.state_dict(), **more)
     return dict(
         epoch=epoch,
-        lr=state.optimizer.param_groups[0]['lr'],
+        lr=max(group['lr'] for group in state.optimizer.param_groups),  # the classifier's, with --layer_decay
         train_loss=progress['loss'] / max(1, progress['step'] - progress['dropped']),
         val_loss=val_loss,
         val_acc=val_acc,
@@ -426,10 +430,66 @@ def estimate(clock: dict, left: int) -> None:
         clock['estimated'] = True
 
 
+# ---------------------------------------------------------------------------------------------- scores
+
+
+def score(args: argparse.Namespace) -> str:
+    """The accuracy of the weights args.eval on val/, in words.
+
+    The model and its input are those that the file states, unless --model or --img_size is given.
+    """
+    if others := [name for name in args.given if name not in options.SCORING_OPTIONS]:
+        raise RunError(f'--eval {args.eval} trains nothing: leave --{others[0]} out')
+    device = distributed.setup(args.device, args.seed)
+    amp, saved = distributed.resolve_amp(args.amp, device), read_weights(args.eval)
+    state, stated = extract_state(saved, str(args.eval))
+    args.model = args.model if 'model' in args.given else stated or args.model
+    options.check(args)
+    taken = preprocessing_of(args.model, args.img_size, args.eval)
+    if 'transform' in saved:
+        taken = read_settings(saved['transform'])
+    elif 'progress' in saved:  # latest.pt
+        taken = taken._replace(img_size=saved['config']['defines']['img_size'])
+    if 'img_size' in args.given:
+        taken = taken._replace(img_size=args.img_size)
+    val = read_val(Path(args.data_dir))
+    if (classes := saved.get('classes')) is None:
+        say(f'note: {args.eval} names no classes: its outputs are taken for those of val/ in sorted order')
+    elif classes != val.classes:
+        raise RunError(f'{args.eval}: its {len(classes)} classes are not the {len(val.classes)} of {args.data_dir}')
+    model = build_model(args.model, len(val.classes), img_size=taken.img_size)
+    try:
+        missing, unknown = model.load_state_dict(unwrap(state, model.state_dict()), strict=False)
+    except RuntimeError as error:
+        raise ModelError(f'{args.eval}: is not of {args.model} with the {len(val.classes)} classes of val/') from error
+    if odd := unknown + [name for name in missing if not name.endswith('num_batches_tracked')]:
+        raise ModelError(
+            f'{args.eval}: is not all of {args.model}, which differs in {counted(len(odd), "tensor")}: {odd[0]}'
+        )
+    bits, notes = (taken.bits, []) if taken.bits else image_bits(path for path, _ in val)
+    for note in notes:
+        say(f'note: {note}')
+    images = ImageList(val, eval_transform(taken.img_size, taken.crop_ratio), partial(open_image, bits=bits))
+    loader = inference_loader(
+        images, EvalBatches(len(val), *process_rank()), 3 * taken.img_size**2, args.num_workers, device
+    )
+    with tqdm(total=len(loader), desc='val', disable=is_quiet(), **runs.terminal()) as bar:
+        model.to(device, memory_format=torch.channels_last)
+        loss, accuracy = evaluate(model, loader, device, amp, bar, taken.statistics)
+    return (
+        f'{args.eval}: {args.model}, {taken.img_size} pixels: accuracy {accuracy:.2f} %, cross-entropy {loss:.4f} '
+        f'({counted(len(val), "image")} of {len(val.classes)} classes)'
+    )
+
+
 # ---------------------------------------------------------------------------------------------- command line
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.eval:
+        if (line := score(args)) and is_main():
+            print(line)
+        return
     target = pretrain(args)
     if is_main():
         best = read_checkpoint(target)

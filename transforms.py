@@ -224,13 +224,23 @@ def _view(plain: v2.Compose, short: int, img_size: int, image: Image.Image) -> I
     if max(image.size) <= THIN * min(image.size):
         return plain(image)
     # Resized as a whole, a line of 6000 pixels would become an image of hundreds of megabytes.
-    box = []
-    for side in image.size:
-        resized = int(short * side / min(image.size))
+    box = _box(image.size, short, img_size)
+    return image.resize((img_size, img_size), Image.Resampling.BICUBIC, box)
+
+
+def view_box(size: tuple[int, int], img_size: int, crop_ratio: float = CROP_RATIO) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what eval_view shows of an image of `size` (width, height), in its pixels."""
+    return _box(size, round(img_size / crop_ratio), img_size)
+
+
+def _box(size: tuple[int, int], short: int, img_size: int) -> tuple[float, float, float, float]:
+    spans = []
+    for side in size:
+        resized = int(short * side / min(size))
         start = round((resized - img_size) / 2)
-        box.append((start * side / resized, (start + img_size) * side / resized))
-    (left, right), (top, bottom) = box
-    return image.resize((img_size, img_size), Image.Resampling.BICUBIC, (left, top, right, bottom))
+        spans.append((start * side / resized, (start + img_size) * side / resized))
+    (left, right), (top, bottom) = spans
+    return left, top, right, bottom
 
 
 def _view_whole(img_size: int, resize: str, colour: tuple[int, ...], image: Image.Image) -> Image.Image:

@@ -156,18 +156,23 @@ def shorten(text: str, most: int) -> str:
 
 
 def plot_thumbnails(
-    title: str, panels: Sequence[tuple[np.ndarray, list[str]]], columns: int = 6, notes: Iterable[str] = ()
+    title: str,
+    panels: Sequence[tuple[np.ndarray, list[str]]],
+    columns: int = 6,
+    notes: Iterable[str] = (),
+    tall: float = 0.95,
 ) -> Figure:
     """Pictures in rows, each with lines of text below; the last is a file name, which may take two lines.
 
     Args:
         panels: (H, W, 3) uint8, and the lines.
         columns: pictures per row.
+        tall: height of a row of pictures over the width of one.
     """
     width, rows = PAGE[0] / columns, math.ceil(len(panels) / columns)
     letters = int(15 * width)  # of a line, no wider than a picture
     lines = len(panels[0][1]) + any(len(words[-1]) > letters for _, words in panels)
-    size = PAGE[0], rows * (0.95 * width + 0.125 * lines + 0.1)
+    size = PAGE[0], rows * (tall * width + 0.125 * lines + 0.1)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained')
     for axes in grid.flat:
         axes.axis('off')

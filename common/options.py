@@ -42,9 +42,10 @@ IMAGENET = DEFAULT | dict(epochs=600, batch_size=256, lr=0.1, mixup=0.0, cutmix=
 
 # Options of train.py at the values that change nothing. At these they are left out of fingerprints, so that an option
 # that is added later leaves those of plain runs as they are. Pretraining has those of FIXED fixed.
-FIXED = dict(opt='sgd', layer_decay=None, gate_lr=1.0, class_weights=None)
+FIXED = dict(gate_lr=1.0, class_weights=None)
+OPTIMIZER = dict(opt='sgd', layer_decay=None)  # of both trainers
 OWN_DATA = dict(name=None, groups=None, folds_total=None)
-NEUTRAL = FIXED | OWN_DATA | dict(ema=False, ema_decay=0.9999, freeze=None, patience=None, train_on='train')
+NEUTRAL = FIXED | OPTIMIZER | OWN_DATA | dict(ema=False, ema_decay=0.9999, freeze=None, patience=None, train_on='train')
 NEUTRAL |= dict(resize='crop', vflip=0.0, rotate=None, erase=0.0)
 # Options that determine where and how a run is computed, but not its result: not part of the fingerprint.
 # The file of --import counts by its content, see timm_models.model_defines.
@@ -52,7 +53,10 @@ SYSTEM_OPTIONS = {'data_dir', 'lists', 'run_dir', 'num_workers', 'device', 'forc
 SYSTEM_OPTIONS |= {'imports', 'tuned'}
 # The same of pretraining, whose fingerprint has the global batch in place of batch_size and accumulate.
 PRETRAINING_SYSTEM_OPTIONS = SYSTEM_OPTIONS | FIXED.keys() | {'batch_size', 'accumulate', 'checkpoint_dir', 'resume'}
-PRETRAINING_SYSTEM_OPTIONS |= {'weights_dir', 'overwrite', 'save_minutes', 'max_bad_images', 'max_skipped'}
+PRETRAINING_SYSTEM_OPTIONS |= {'weights_dir', 'overwrite', 'save_minutes', 'max_bad_images', 'max_skipped', 'eval'}
+PRETRAINING_NEUTRAL = OPTIMIZER | dict(drop_path=None)
+# What --eval reads.
+SCORING_OPTIONS = {'eval', 'data_dir', 'model', 'imports', 'img_size', 'device', 'num_workers', 'amp'}
 
 NO_GATES = '--gate_lr {gate_lr}: {model} has no gates; train models without gates by a command without --gate_lr'
 BASELINES = ('resnet18', 'twistnet18')  # of tables without --baseline: the first that has runs
@@ -84,6 +88,7 @@ BOUNDS = dict(
     accumulate=(1, 100_000),
     ema_decay=(0, 1),
     layer_decay=(1e-3, 1),
+    drop_path=(0, 0.99),
     gate_lr=(0, 1e6),
     patience=(1, 1_000_000),
     save_minutes=(0, 1e6),
@@ -389,15 +394,7 @@ def add_optimisation_args(
 def add_optimizer_args(parser: argparse.ArgumentParser) -> None:
     """What of the optimisation train.py lets a run choose, beyond the recipe; see NEUTRAL."""
     group = parser.add_argument_group('optimiser')
-    text = (
-        'sgd or any timm optimiser: adamw, lion, lamb, ... Weight decay applies to all parameters with sgd; with '
-        'the others, as in timm, only to those with two or more dimensions: not to biases, norms and gates'
-    )
-    group.add_argument('--opt', type=str.lower, metavar='NAME', help=text)
-    text = (
-        'factor by which the learning rate falls from each block to the one before, e.g. 0.75; the classifier uses --lr'
-    )
-    group.add_argument('--layer_decay', type=float, metavar='FACTOR', help=text)
+    add_opt_args(group)
     text = 'factor on the learning rate of the gates of STCI branches'
     group.add_argument('--gate_lr', type=float, metavar='FACTOR', help=text)
     text = 'average the weights over the steps; the averaged weights are validated, selected, saved and tested'
@@ -411,6 +408,19 @@ def add_optimizer_args(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument('--class_weights', choices=('balanced',), help=text)
     parser.set_defaults(**NEUTRAL)
+
+
+def add_opt_args(group) -> None:
+    """OPTIMIZER, of both trainers."""
+    text = (
+        'sgd or any timm optimiser: adamw, lion, lamb, ... Weight decay applies to all parameters with sgd; with '
+        'the others, as in timm, only to those with two or more dimensions: not to biases, norms and gates'
+    )
+    group.add_argument('--opt', type=str.lower, metavar='NAME', help=text)
+    text = (
+        'factor by which the learning rate falls from each block to the one before, e.g. 0.75; the classifier uses --lr'
+    )
+    group.add_argument('--layer_decay', type=float, metavar='FACTOR', help=text)
 
 
 def add_augmentation_args(parser: argparse.ArgumentParser) -> None:
@@ -483,13 +493,19 @@ def get_pretraining_parser() -> argparse.ArgumentParser:
         'pretrain_imagenet.py', 'Pretrain a model on ImageNet-1K, or any tree of train/ and val/ class folders.'
     )
     group = parser.add_argument_group('data and model')
-    group.add_argument('--data_dir', required=True, help='contains train/ and val/, each with one folder per class')
+    text = 'contains train/ and val/, each with one folder per class, or ILSVRC as downloaded'
+    group.add_argument('--data_dir', required=True, help=text)
     group.add_argument('--img_size', type=int, help='side of the square input in pixels')
     add_model_arg(group)
+    text = 'do not train; print the accuracy of these weights on val/: a file of this script or of timm'
+    group.add_argument('--eval', type=Path, metavar='PATH', help=text)
     add_optimisation_args(parser, batch_of='images per process')
     add_augmentation_args(parser)
     add_system_args(parser)
     group = parser.add_argument_group('pretraining')
+    add_opt_args(group)
+    text = "stochastic depth (timm's drop_path_rate) where the model has it; if not given, the model's own"
+    group.add_argument('--drop_path', type=float, metavar='RATE', help=text)
     group.add_argument(
         '--accumulate', type=int, default=1, help='batches per process whose gradients are accumulated for one step'
     )
@@ -513,7 +529,7 @@ def get_pretraining_parser() -> argparse.ArgumentParser:
     group.add_argument(
         '--max_skipped', type=int, default=5, help='consecutive non-finite steps in fp16 that end the run'
     )
-    parser.set_defaults(**IMAGENET, **FIXED)
+    parser.set_defaults(**IMAGENET, **FIXED, **OPTIMIZER)
     return parser
 
 
@@ -557,10 +573,15 @@ def parse_pretraining_args(argv: list[str] | None = None) -> argparse.Namespace:
     return fill(read(get_pretraining_parser(), argv), IMAGENET)
 
 
-def defining(values: dict) -> dict:
+def defining(values: dict, neutral: dict = NEUTRAL, system: set[str] = SYSTEM_OPTIONS) -> dict:
     """Of train.py's options by name, those that can change a bit of the result: the part of them in a fingerprint."""
-    neutral = {k for k, v in NEUTRAL.items() if values.get(k, v) == v}
-    return {k: v for k, v in values.items() if k not in SYSTEM_OPTIONS and k not in neutral}
+    unchanged = {k for k, v in neutral.items() if values.get(k, v) == v}
+    return {k: v for k, v in values.items() if k not in system and k not in unchanged}
+
+
+def pretraining_defining(values: dict) -> dict:
+    """The same of pretrain_imagenet.py's."""
+    return defining(values, PRETRAINING_NEUTRAL, PRETRAINING_SYSTEM_OPTIONS)
 
 
 # ---------------------------------------------------------------------------------------------- values

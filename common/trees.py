@@ -201,12 +201,12 @@ def read_table(path: Path) -> dict[str, str]:
     return rows
 
 
-def read_mat(path: Path, name: str) -> list[int]:
-    """A vector of integers of a MATLAB file."""
+def read_mat(path: Path, name: str, convert: Callable = int) -> list:
+    """A vector of a MATLAB file, of integers unless another conversion is given."""
     from scipy.io import loadmat  # slow to import, and one data set needs it
 
     try:
-        return [int(value) for value in loadmat(path)[name].ravel()]
+        return [convert(value) for value in loadmat(path)[name].ravel()]
     except Exception as error:  # scipy raises many kinds for a damaged file
         raise BadTreeError(f'{path}: {lfs_pointer(path) or f"damaged, or has no vector {name}"}') from error
 
@@ -269,8 +269,8 @@ def group_by_content(paths: Iterable[str], bits: int | None, title: str) -> tupl
 class Index:
     """The images of a tree as (path, class index) items, in little memory: a million take some tens of megabytes."""
 
-    def __init__(self, root: Path, folders: list[str], names: np.ndarray, counts: np.ndarray):
-        self.root, self.folders, self.names = str(root), folders, names
+    def __init__(self, root: Path, folders: list[str], names: np.ndarray, counts: np.ndarray, flat: bool = False):
+        self.root, self.folders, self.names, self.flat = str(root), folders, names, flat  # flat: all stand in root
         self.classes = sorted({composed(folder) for folder in folders})
         label_of = {name: label for label, name in enumerate(self.classes)}
         self.labels = [label_of[composed(folder)] for folder in folders]
@@ -281,7 +281,8 @@ class Index:
 
     def __getitem__(self, i: int) -> tuple[str, int]:
         folder = int(np.searchsorted(self.ends, i, side='right'))
-        return os.path.join(self.root, self.folders[folder], os.fsdecode(self.names[i])), self.labels[folder]
+        inner = '' if self.flat else self.folders[folder]
+        return os.path.join(self.root, inner, os.fsdecode(self.names[i])), self.labels[folder]
 
     def digest(self) -> bytes:
         """What the fingerprint is made of: file names, and where each class folder ends."""

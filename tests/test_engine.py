@@ -94,12 +94,14 @@ def test_options_at_their_defaults_leave_fingerprints_as_they_are(argv, expected
     assert (fingerprint('--mixup 0 --crop_scale 0.5 1 --hflip 0') == expected) == (argv == ''), 'spelled out, the demo'
 
 
-def test_pretraining_has_a_fingerprint_of_its_own_and_takes_no_other_optimiser():
-    args = options.parse_pretraining_args(['--data_dir', 'x', '--ema'])
-    defines = {k: v for k, v in vars(args).items() if k not in options.PRETRAINING_SYSTEM_OPTIONS}
-    assert runs.fingerprint(defines) == 'b71a6b17aea991dd'
-    with pytest.raises(SystemExit):
-        options.parse_pretraining_args(['--data_dir', 'x', '--opt', 'adamw'])
+def test_pretraining_has_a_fingerprint_of_its_own_that_later_options_leave_as_it_is():
+    def fingerprint(*more: str) -> str:
+        args = options.parse_pretraining_args(['--data_dir', 'x', '--ema', *more])
+        return runs.fingerprint(options.pretraining_defining(vars(args)))
+
+    assert fingerprint() == fingerprint('--opt', 'sgd') == 'b71a6b17aea991dd'
+    changed = [fingerprint(*more) for more in (('--opt', 'adamw'), ('--layer_decay', '0.9'), ('--drop_path', '0.1'))]
+    assert len({fingerprint(), *changed}) == 4
 
 
 def test_runs_with_these_options_are_another_recipe_and_titles_say_so():

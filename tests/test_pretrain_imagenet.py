@@ -15,17 +15,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import FORKED_TORCHRUN, ROOT, TINY, finish, run_ranks, start, write_image
+from scipy.io import savemat
 from slurm_node import free_ports
 
 import models
 import pretrain_imagenet
 from common import options, registry, runs
 from common.checkpoint import read_checkpoint
-from common.errors import DataError, Diverged, RunError
+from common.errors import DataError, Diverged, RunError, UserError
+from common.imagenet import read_val
 from common.images import open_image
 from common.options import parse_pretraining_args as parse_args
 from common.trees import read_index
-from pretrain_imagenet import prepare, pretrain
+from pretrain_imagenet import prepare, pretrain, score
 from training import engine
 from training.loader import ForgivingImages
 
@@ -65,7 +67,7 @@ def outcome(folder: Path) -> tuple:
     """Everything that must be the same to the bit; times are not."""
     last = read_checkpoint(folder / 'checkpoints' / 'latest.pt')
     tensors = [t.numpy().tobytes() for t in last['state_dict'].values()]
-    tensors += [state['momentum_buffer'].numpy().tobytes() for state in last['optimizer']['state'].values()]
+    tensors += [t.numpy().tobytes() for state in last['optimizer']['state'].values() for t in state.values()]
     tensors += [t.numpy().tobytes() for t in (last['average'] or {}).values()]
     history = [{k: v for k, v in line.items() if 'second' not in k} for line in last['progress']['history']]
     best = read_checkpoint(next((folder / 'weights').glob('*.pt')))
@@ -173,6 +175,26 @@ def test_killed_at_any_moment_it_ends_in_the_same_bits(imagenet, tmp_path, tiny,
     run(imagenet, folder, *more, '--resume', 'auto')
     assert outcome(folder) == outcome(tmp_path / 'whole')
     assert (folder / 'checkpoints' / 'log.jsonl').read_text().count('\n') == 3
+
+
+def test_a_recipe_of_transformers_resumes_in_the_same_bits(imagenet, tmp_path, monkeypatch):
+    more = ('--model', 'test_convnext', '--opt', 'adamw', '--layer_decay', '0.5', '--drop_path', '0.4', '--epochs', '3')
+    run(imagenet, tmp_path / 'whole', *more)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_imagenet, 'evaluate', lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(imagenet, tmp_path / 'cut', *more)
+    rest = ('--model', 'test_convnext', '--epochs', '3', '--resume', 'auto')  # the other options are the run's
+    run(imagenet, tmp_path / 'cut', *rest)
+    assert outcome(tmp_path / 'cut') == outcome(tmp_path / 'whole')
+    args = parse_args(argv_of(imagenet, tmp_path, *more))
+    state = engine.build_state(args, 3, CPU, None, 2, fused=True)
+    assert {type(state.optimizer)} == {torch.optim.AdamW}
+    assert max(getattr(module, 'drop_prob', 0) for module in state.model.modules()) == pytest.approx(0.4)
+    assert len({group['lr_scale'] for group in state.optimizer.param_groups}) > 2
+    rates = [line['lr'] for line in runs.read_log(tmp_path / 'whole' / 'checkpoints' / 'log.jsonl')]
+    scaled = prepare(parse_args(argv_of(imagenet, tmp_path, *more)), CPU)[0]
+    assert rates == [engine.lr_at(9 * epoch - 1, scaled, 9) for epoch in (1, 2, 3)], 'warm-up and cosine, unscaled'
 
 
 @contextlib.contextmanager
@@ -407,6 +429,111 @@ def test_weights_that_are_there_are_not_replaced_unasked(imagenet, tmp_path, tin
     assert read_checkpoint(target) == precious
 
 
+# ------------------------------------------------------------------------------------------ as it is downloaded
+
+
+def write_lists(folder: Path, class_of: dict[int, str], kind: str) -> None:
+    """The classes of validation images 1, 2, .. as Kaggle or the devkit lists them."""
+    if kind == 'kaggle':
+        rows = [f'ILSVRC2012_val_{i:08d},{wnid} 1 2 3 4 {wnid} 5 6 7 8 ' for i, wnid in class_of.items()]
+        (folder / 'LOC_val_solution.csv').write_text('\n'.join(['ImageId,PredictionString', *rows[::-1]]))
+        return
+    data = folder / 'ILSVRC2012_devkit_t12' / 'data'
+    data.mkdir(parents=True)
+    ids = {wnid: number for number, wnid in enumerate(sorted(set(class_of.values()), reverse=True), 1)}
+    synsets = np.zeros(len(ids), [('ILSVRC2012_ID', 'O'), ('WNID', 'O'), ('num_children', 'O')])
+    synsets[:] = [(number, wnid, 0) for wnid, number in ids.items()]
+    savemat(data / 'meta.mat', dict(synsets=synsets))
+    lines = [str(ids[wnid]) for wnid in class_of.values()]
+    (data / 'ILSVRC2012_validation_ground_truth.txt').write_text('\n'.join(lines) + '\n')
+
+
+@pytest.fixture
+def downloaded(imagenet, tmp_path) -> tuple[Path, Path, dict[int, str]]:
+    """ILSVRC as it comes, without lists; the same sorted into folders; and the classes of its validation images."""
+    flat, tidy = tmp_path / 'flat', tmp_path / 'tidy'
+    val = flat / 'ILSVRC' / 'Data' / 'CLS-LOC' / 'val'
+    val.mkdir(parents=True)
+    shutil.copytree(imagenet / 'train', val.with_name('train'))
+    shutil.copytree(imagenet / 'train', tidy / 'train')
+    paths = sorted((imagenet / 'val').glob('*/*'))
+    random.Random(0).shuffle(paths)
+    class_of = {i: path.parent.name for i, path in enumerate(paths, 1)}
+    for (i, wnid), path in zip(class_of.items(), paths):
+        (tidy / 'val' / wnid).mkdir(parents=True, exist_ok=True)
+        for folder in (val, tidy / 'val' / wnid):
+            shutil.copy(path, folder / f'ILSVRC2012_val_{i:08d}.JPEG')
+    return flat, tidy, class_of
+
+
+@pytest.mark.parametrize('kind', ['kaggle', 'devkit'])
+def test_imagenet_as_it_is_downloaded_is_the_tree_it_would_be_sorted_into(downloaded, tmp_path, tiny, kind):
+    flat, tidy, class_of = downloaded
+    write_lists(flat, class_of, kind)
+    expected = read_index(tidy / 'val')
+    for root in (flat, flat / 'ILSVRC', flat / 'ILSVRC' / 'Data' / 'CLS-LOC'):
+        found = read_val(root)
+        assert found.classes == expected.classes
+        items = zip(found, expected, strict=True)
+        assert all(Path(a).read_bytes() == Path(b).read_bytes() and x == y for (a, x), (b, y) in items)
+    configs = [prepare(parse_args(argv_of(root, tmp_path)), CPU)[3] for root in (flat, tidy)]
+    assert configs[0]['fingerprint'] == configs[1]['fingerprint']
+
+
+def test_a_list_that_does_not_fit_the_validation_images_is_an_error(downloaded):
+    flat, _, class_of = downloaded
+    val = flat / 'ILSVRC' / 'Data' / 'CLS-LOC' / 'val'
+
+    def error() -> str:
+        with pytest.raises(DataError) as caught:
+            read_val(flat)
+        return str(caught.value)
+
+    assert "no list of its classes is near; put Kaggle's LOC_val_solution.csv or" in error()
+    write_lists(flat, class_of, 'kaggle')
+    first = val / 'ILSVRC2012_val_00000001.JPEG'
+    first.rename(val / 'ILSVRC2012_val_00000099.JPEG')
+    assert '1 image of' in error()
+    assert 'not listed, such as ILSVRC2012_val_00000099' in error()
+    (val / 'ILSVRC2012_val_00000099.JPEG').rename(flat / 'away.JPEG')
+    assert 'missing, such as ILSVRC2012_val_00000001' in error()
+    (val / 'n00000001').mkdir()
+    assert 'beside class folders such as n00000001: half sorted' in error()
+
+
+# ------------------------------------------------------------------------------------------ --eval
+
+
+def test_eval_prints_the_accuracy_of_a_weights_file(imagenet, tiny, complete, capfd):
+    best = read_checkpoint(complete / 'weights' / 'tiny_imagenet.pt')
+    history = runs.read_log(complete / 'checkpoints' / 'log.jsonl')
+    files = {'weights/tiny_imagenet.pt': history[best['epoch'] - 1], 'checkpoints/latest.pt': history[-1]}
+    for name, line in files.items():
+        pretrain_imagenet.cli(['--data_dir', str(imagenet), '--eval', str(complete / name), '--amp', 'off'])
+        out, err = capfd.readouterr()
+        scores = f'accuracy {line["val_acc"]:.2f} %, cross-entropy {line["val_loss"]:.4f}'
+        assert out == f'{complete / name}: tiny, 32 pixels: {scores} (9 images of 3 classes)\n'
+        assert ('names no classes' in err) == (name == 'checkpoints/latest.pt')
+
+
+def test_eval_refuses_what_it_would_score_wrongly(imagenet, tmp_path, tiny, complete):
+    best = read_checkpoint(complete / 'weights' / 'tiny_imagenet.pt')
+
+    def error(changes: dict, *more: str) -> str:
+        torch.save(best | changes, tmp_path / 'weights.pt')
+        with pytest.raises(UserError) as caught:
+            score(parse_args(['--data_dir', str(imagenet), '--eval', str(tmp_path / 'weights.pt'), *more]))
+        return str(caught.value)
+
+    assert 'its 3 classes are not the 3 of' in error(dict(classes=best['classes'][::-1]))
+    state = {k: v for k, v in best['state_dict'].items() if k != 'stem.1.running_mean'}
+    assert 'is not all of tiny' in error(dict(state_dict=state))
+    assert 'stem.1.running_mean' in error(dict(state_dict=state))
+    assert 'trains nothing: leave --epochs out' in error({}, '--epochs', '3')
+    state = best['state_dict'] | {'fc.weight': torch.zeros(5, best['state_dict']['fc.weight'].shape[1])}
+    assert 'is not of tiny with the 3 classes of val/' in error(dict(state_dict=state))
+
+
 # ------------------------------------------------------------------------------------------ bad data, bad numbers
 
 
@@ -495,6 +622,8 @@ def test_fp16_skips_the_steps_that_find_its_scale(imagenet, tmp_path, tiny, monk
         ('--accumulate 0', '--accumulate 0 must be from 1'),
         ('--max_skipped 0', '--max_skipped 0 must be from 1'),
         ('--ema_decay 2', '--ema_decay 2.0 must be from 0 to 1'),
+        ('--drop_path 0.1', '--drop_path 0.1: tiny has no stochastic depth'),
+        ('--opt adamm', '--opt adamm: no optimiser of timm'),
     ],
 )
 def test_bad_options_are_one_line(imagenet, tmp_path, tiny, capfd, more, words):

@@ -24,10 +24,10 @@ from common import drawing
 from common.errors import ModelError, RunError, UserError
 from common.splits import split_digest
 from datasets import load_splits
-from interpret import class_views, image_views, trace, twist_views
+from interpret import cam, class_views, image_views, trace, twist_views
 from training import trained
 from training.trained import TrainedModel
-from transforms import Preprocessing, eval_settings
+from transforms import Preprocessing, eval_settings, eval_view, view_box
 
 ANGLES = (0, 45, 90, 135)  # of heads 1 to 4: the convention of synthetic.py's classes
 TINY = dict(base_width=8)
@@ -233,6 +233,108 @@ def test_the_legend_tells_47_classes_apart_and_fits_a_page():
     assert figure.get_size_inches()[1] <= 9
 
 
+# ---------------------------------------------------------------------------------------------- cam
+
+
+def photograph(label: int, seed: int) -> Image.Image:
+    """Grey noise with a red (0), a green (1) or no square (2) in the lower left of the part that a model sees."""
+    pixels = np.random.default_rng(seed).integers(100, 150, (80, 120, 1), np.uint8).repeat(3, 2)
+    if label < 2:
+        pixels[57:75, 25:43] = ((220, 30, 30), (30, 220, 30))[label]
+    return Image.fromarray(pixels)
+
+
+class Small(torch.nn.Module):
+    """Two convolutions, which make 4 x 4 cells of 64 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [torch.nn.Conv2d(3, 16, 4, 4), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 4, 4), torch.nn.ReLU()]
+        self.forward_features, self.fc = torch.nn.Sequential(*layers), torch.nn.Linear(16, 3)
+
+    def forward_head(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.fc(maps.mean((2, 3)))
+
+
+def test_cam_of_a_network_trained_on_squares_in_a_corner_is_in_that_corner_of_the_photograph():
+    subject = tiny()._replace(model=Small(), classes=['red', 'green', 'none'])
+    optimizer, labels = torch.optim.Adam(subject.model.parameters(), 0.02), torch.arange(18) % 3
+    images = subject.batch(photograph(int(label), i) for i, label in enumerate(labels))
+    for _ in range(100):
+        optimizer.zero_grad()
+        logits = subject.model.forward_head(subject.model.forward_features(images))
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+        optimizer.step()
+    for label in (0, 1):
+        image = photograph(label, 10_000)
+        logits, maps = cam.class_maps(subject, image)
+        assert [*maps] == [label] == [int(logits.argmax())]
+        heat = cam.spread(maps[label], view_box(image.size, 64), image.size)
+        assert heat.shape == (80, 120)
+        y, x = np.unravel_index(np.nanargmax(heat), heat.shape)
+        assert 57 <= y < 75
+        assert 24 <= x < 43
+        assert heat[57:75, 25:43].mean() > 5 * np.nanmean(heat)
+        lit = ~np.isnan(heat)
+        assert lit[5:74, 25:94].all()
+        assert not lit[:, :23].any(), 'not seen by the model'
+
+
+@pytest.mark.parametrize('size', [(120, 80), (80, 120), (700, 61)])  # the last is a thin one
+def test_the_box_of_a_view_is_where_its_pixels_are_from(size):
+    ramps = np.meshgrid(*(np.linspace(0, 250, n) for n in size))
+    image = Image.fromarray(np.stack([*ramps, ramps[0]], -1).astype(np.uint8))
+    shown, (left, top, right, bottom) = np.asarray(eval_view(64)(image), float), view_box(size, 64)
+    for axis, (first, last, side) in enumerate(((left, right, size[0]), (top, bottom, size[1]))):
+        middles = first + (np.arange(64) + 0.5) * (last - first) / 64
+        found = shown[..., axis].mean(axis)
+        assert found[4:-4] == pytest.approx(((middles - 0.5) * 250 / (side - 1))[4:-4], abs=1.5)
+
+
+@pytest.mark.parametrize('name', ['twistnet18', 'stci_resnet18', 'swin_tiny'])  # of the last, channels come last
+def test_cam_of_a_pooled_map_is_that_of_the_class_s_weights(name, picture):
+    torch.manual_seed(0)
+    subject = tiny()._replace(model=models.build_model(name, 3, img_size=64).eval())
+    logits, maps = cam.class_maps(subject, picture, 2)
+    assert {*maps} == {int(logits.argmax()), 2}
+    with torch.inference_mode():
+        assert torch.allclose(logits, subject.model(subject.batch([picture]))[0], atol=1e-5)
+        last = subject.model.forward_features(subject.batch([picture]))[0]
+        last = last.permute(2, 0, 1) if name == 'swin_tiny' else last
+        linear = subject.model.get_classifier()
+        expected = (linear.weight[2, :, None, None] * last).sum(0).relu() / last[0].numel()
+    assert maps[2] == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+@pytest.mark.parametrize(('name', 'words'), [('test_vit', 'ends in no map of cells'), ('resnet18', 'is one cell')])
+def test_a_model_without_a_map_of_cells_has_no_cam(name, words, picture):
+    subject = tiny()._replace(model=models.build_model(name, 3).eval(), preprocessing=Preprocessing(32))
+    if name == 'test_vit':
+        subject = subject._replace(preprocessing=Preprocessing(160))
+    with pytest.raises(ModelError, match=words):
+        cam.class_maps(subject, picture)
+
+
+def test_a_folder_gives_sheets_beside_its_photographs(tmp_path, checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(cam, 'ROWS', 1)
+    drawn, folder = [], tmp_path / 'photographs'
+    folder.mkdir()
+    monkeypatch.setattr(cam, 'plot_thumbnails', lambda *a: drawn.append(a) or plt.figure(figsize=(1, 1)))
+    for i in range(3):
+        photograph(0, i).save(folder / f'{i}.png')
+    (folder / 'bad.png').write_text('no image')
+    argv = ('--checkpoint', checkpoint, '--view', 'cam', '--image', folder, '--save_dir', tmp_path)
+    visualize.main(arguments(*argv))
+    out, err = capsys.readouterr()
+    assert [Path(line).name for line in out.splitlines()] == ['cam.pdf', 'cam.png', 'cam_2.pdf', 'cam_2.png']
+    assert [words[-1] for _, panels, *_ in drawn for _, words in panels] == ['0.png', '1.png', '2.png']
+    assert 'bad.png: cannot be read as an image' in err
+    assert drawn[0][1][0][0].shape == (80, 2 * 120 + 6, 3)
+    visualize.main(arguments(*argv, '--class_name', 'class2'))
+    assert drawn[-1][1][0][0].shape[1] in (2 * 120 + 6, 3 * 120 + 12)
+    assert len(drawn) == 2 + 3
+
+
 # ---------------------------------------------------------------------------------------------- commands
 
 
@@ -260,7 +362,7 @@ def test_all_draws_what_it_can_and_names_the_rest(tmp_path, checkpoint, capsys, 
     out, err = capsys.readouterr()
     assert [Path(line).stem for line in out.splitlines()[::2]] == ['kernels', 'direction']
     named = [line.split(': ')[1] for line in err.splitlines() if line.startswith('not drawn')]
-    assert named == ['interaction', 'response', 'features', 'selection', 'classes', 'tsne']
+    assert named == ['interaction', 'response', 'features', 'cam', 'selection', 'classes', 'tsne']
 
 
 def test_a_view_is_a_function_and_its_entry(tmp_path, checkpoint, capsys, monkeypatch):
@@ -303,6 +405,9 @@ def error_of(*argv) -> str:
         ('--checkpoint best.pt --view response --image text.jpg', 'text.jpg: cannot be read as an image'),
         ('--checkpoint best.pt --view response --image none.jpg', 'No such file'),
         ('--checkpoint best.pt --view features', 'features needs --image'),
+        ('--checkpoint best.pt --view features --image .', 'is a folder, and features takes one picture'),
+        ('--checkpoint best.pt --view cam --image dot.png --class_name Class1', "'class1' differs by case"),
+        ('--checkpoint best.pt --view kernels --class_name class1', 'only for --view cam'),
         ('--checkpoint resnet.pt --view kernels', 'resnet18, which has no STCI'),
         ('--checkpoint best.pt --view direction --image dot.png', '9 pixels are too small to be rotated'),
         ('--checkpoint best.pt --view classes', 'give --dataset'),
@@ -373,7 +478,7 @@ def test_a_model_without_stci_is_drawn_by_features_and_tsne(tree, tmp_path, pict
     options = ['--checkpoint', checkpoint, '--image', tmp_path / 'a.png', '--data_dir', tree, '--fold', 1]
     visualize.main(arguments(*options))
     out, err = capsys.readouterr()
-    assert out.split() == ['features', 'tsne']
+    assert out.split() == ['features', 'cam', 'tsne']
     assert err.count('has no STCI branch') == 6
 
 

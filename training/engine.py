@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import convert_sync_batchnorm
+from timm.layers import DropPath, convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -58,13 +58,13 @@ def build_state(
     """Model, optimiser, scaler and average, new or as they are in a checkpoint.
 
     Args:
-        args: the options of train.py or pretrain_imagenet.py; sync_bn is the latter's alone.
+        args: the options of train.py or pretrain_imagenet.py; sync_bn and drop_path are the latter's alone.
         last: the checkpoint; None to start.
         batch_size: images of a batch in this process.
         fused: use the fused optimiser, which need not wait where fp16 skips a step. Its momentum buffers start as
             zeros: the first step is the same, and a skipped one would leave them uninitialised.
     """
-    model = models.build_model(args.model, num_classes, False if last else pretrained, args.img_size)
+    model = build_dropping(args, num_classes, False if last else pretrained)
     if getattr(args, 'sync_bn', False):
         model = convert_sync_batchnorm(model)  # timm's: to torch's SyncBatchNorm, timm's own BatchNorm layers too
         if hasattr(model, 'stci'):
@@ -76,7 +76,7 @@ def build_state(
         parameter.requires_grad_(False)
     if frozen and last is None:
         distributed.say(frozen_note(args, model, frozen))
-    for parameter in model.parameters() if fused and args.momentum else ():
+    for parameter in model.parameters() if fused and args.momentum and args.opt == 'sgd' else ():
         optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
     if last:
@@ -91,6 +91,21 @@ def build_state(
     parallel = distributed.parallelise(model, args.amp, blank_batch(batch_size, args.img_size, device), args.model)
     preprocessing = preprocessing_of(args.model, args.img_size, pretrained)
     return State(model, parallel, optimizer, scaler, device, preprocessing, average, norms)
+
+
+def build_dropping(args: argparse.Namespace, num_classes: int, pretrained: bool | str) -> nn.Module:
+    """The model of the options, with --drop_path where it is given. RunError: the model has none."""
+    if (rate := getattr(args, 'drop_path', None)) is None:
+        return models.build_model(args.model, num_classes, pretrained, args.img_size)
+    try:
+        model = models.build_model(args.model, num_classes, pretrained, args.img_size, drop_path_rate=rate)
+    except ModelError as error:
+        if 'drop_path_rate' not in str(error):
+            raise
+        model = nn.Module()
+    if rate and not any(isinstance(module, DropPath) for module in model.modules()):  # or it ignores the argument
+        raise RunError(f'--drop_path {rate}: {args.model} has no stochastic depth; leave it out')
+    return model
 
 
 def is_below(key: str, tops: Iterable[str]) -> bool:
