@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 from safetensors import safe_open
-from test_images import profile_of
+from test_images import swapped_profile
 from timm.models import _hub
 
 import export
@@ -260,11 +260,11 @@ def test_the_client_sees_what_predict_sees(tmp_path, monkeypatch):
     colours, exif, seen = Image.fromarray(pixels[..., :3]), Image.Exif(), []
     exif[0x0112] = 6
     colours.save('photograph.jpg', exif=exif)
-    colours.save('mirrored.png', exif=exif, icc_profile=profile_of())
-    colours.convert('L').save('grey.png', icc_profile=profile_of())  # not of its channels
+    colours.save('mirrored.png', exif=exif, icc_profile=swapped_profile())
+    colours.convert('L').save('grey.png', icc_profile=swapped_profile())  # not of its channels
     colours.convert('CMYK').save('print.jpg')
     Image.fromarray(pixels).save('clear.png')
-    Image.fromarray(pixels).save('wide.png', icc_profile=profile_of())
+    Image.fromarray(pixels).save('wide.png', icc_profile=swapped_profile())
     colours.quantize(9).save('palette.gif', transparency=3)
     Image.fromarray(pixels[..., 0].astype(np.uint16) << 4).save('deep.png')
     colours.resize((61, 400)).save('tall.png')
