@@ -9,9 +9,13 @@ not train it. Runs of one model that differ by fold and seed are a group: its sc
 fold first, with the sample standard deviation over folds, and its confusions are added up. Two runs on the same images
 are compared by McNemar's exact test.
 
-All scores are percentages. Balanced accuracy is the mean recall, and macro F1 the mean F1, of the classes that have
-images. ECE is the expected calibration error over 15 bins (Guo et al., ICML 2017); - of a model without probabilities.
-Figures go to --save_dir; their paths, and all that was left out, to stderr.
+All scores are percentages. Balanced accuracy, macro F1 and macro AUC are the means of recall, F1 and AUC over the
+classes that have images. AUC is the area under the ROC curve of a class against all others; top-5 is for more than ten
+classes. ECE is the expected calibration error over 15 bins (Guo et al., ICML 2017) of the network's probabilities, and
+ECE at T that of calibrated ones, at the temperature that train.py fits to the validation images. - means that a model
+has no probabilities, or no temperature. A table and a curve show the accuracy on the most certain images, and the
+probability at which `predict.py --reject` keeps them. Figures go to --save_dir; their paths, and all that was left
+out, to stderr.
 """
 
 import argparse
@@ -25,17 +29,22 @@ from pathlib import Path
 import numpy as np
 
 from common import options, scores, tables
-from common.drawing import Figure, plot_confusion, plot_thumbnails, save, thumbnail
+from common.drawing import Figure, frame, line_style, make_panels, plot_confusion, plot_thumbnails, save, thumbnail
 from common.errors import DataError, RunError, user_errors
 from common.images import image_bits, open_image
 from common.predictions import Predictions
 from common.registry import model_label
 from common.runs import counted
-from common.scores import OF_CLASS, OVERALL, EvaluatedRun, over_folds, title_of
+from common.scores import OF_CLASS, OVERALL, SHARES, EvaluatedRun, over_folds, title_of
 from common.statistics import p_text
 
 MISTAKES = 12  # in the picture
-HEAD = ['Model', 'Data', 'Fold', 'Seed', 'n', *OVERALL.values()]
+HEAD = ['Model', 'Data', 'Fold', 'Seed', 'n']
+FIRST = 4  # columns of OVERALL in the first table, empty or not; the others follow in a second one
+KEPT = [100, 95, 90, 80, 70, 60, 50]  # of SHARES, printed
+COUNTS = dict(right='Right', predicted='Predicted')  # images of a class, and as a class
+# The first columns of the CSV, in the order that they had before others came.
+CSV = ('class', 'n', *[*OVERALL][:FIRST], *[*OF_CLASS][:3], 'difference', 'low95', 'high95', 'p', 'temperature')
 OF_CHECKPOINT = ('dataset', 'fold', 'other_images', 'subset')  # options that runs do not take
 
 
@@ -60,11 +69,12 @@ def run_models(args: argparse.Namespace) -> list[EvaluatedRun]:
             caution = trained.OTHER
             print(f'note: {path}: --subset {subset} holds images that trained it', file=sys.stderr)
         elif subset == 'val':
-            print(f'note: {path}: images of validation chose its epoch', file=sys.stderr)
+            print(f'note: {path}: images of validation chose its epoch and its temperature', file=sys.stderr)
         items = [item for name in (SUBSETS if subset == 'all' else [subset]) for item in getattr(splits, name)]
         device = distributed.setup(args.device, 0)
         read, paths = partial(open_image, bits=data.bits), [path for path, _ in items]
-        probabilities, errors = trained.predict([subject], paths, read, args, device, f'{subset} images')
+        plain = subject._replace(temperature=None)
+        probabilities, errors = trained.predict([plain], paths, read, args, device, f'{subset} images')
         if errors:
             raise DataError(
                 f'{counted(len(errors), "image")} of {len(items)} cannot be read, so no score is of the set'
@@ -75,7 +85,7 @@ def run_models(args: argparse.Namespace) -> list[EvaluatedRun]:
         # Not known to be of one data set and recipe, or not of the images held out by each: none is pooled.
         key = scores.group_key(subject.config, splits.classes) if defines and not caution else (path,)
         cell = (subject.name, data.name, subset, splits.fold, defines.get('seed'))
-        evaluated.append(EvaluatedRun(str(path), *cell, key, found, None, caution))
+        evaluated.append(EvaluatedRun(str(path), *cell, key, found, None, caution, subject.temperature))
     return evaluated
 
 
@@ -106,8 +116,8 @@ def show(title: str, align: str, head: list[str], rows: list[list[str]], latex: 
 
 
 def print_tables(groups: list[list[EvaluatedRun]], latex: bool) -> None:
-    """Print the table of runs, McNemar's test of two, and a table of classes per group."""
-    rows = []
+    """Print the tables of runs, McNemar's test of two, and per group a table of classes and one of shares kept."""
+    rows, evaluated = [], [one for group in groups for one in group]
     for group in groups:
         for one in group:
             cell = ['-' if value is None else str(value) for value in (one.fold, one.seed, len(one.found.labels))]
@@ -115,8 +125,13 @@ def print_tables(groups: list[list[EvaluatedRun]], latex: bool) -> None:
         if len(group) > 1:
             folds = counted(len({one.fold for one in group}), 'fold')
             rows.append([*rows[-1][:2], folds, 'mean', '', *texts(*over_folds(group, 'overall'))])
-    show('Scores in %', 'llrrr' + 'r' * len(OVERALL), HEAD, rows, latex)
-    evaluated = [one for group in groups for one in group]
+    head, first = [*HEAD, *OVERALL.values()], len(HEAD) + FIRST
+    show('Scores in %', 'llrrr' + 'r' * FIRST, head[:first], [row[:first] for row in rows], latex)
+    if more := [i for i in range(first, len(head)) if {row[i] for row in rows} != {'-'}]:
+        print()
+        more = [*range(len(HEAD)), *more]
+        lines = [[row[i] for i in more] for row in rows]
+        show('Calibration and ranks in %', 'll' + 'r' * (len(more) - 2), [head[i] for i in more], lines, latex)
     if test := scores.compare(evaluated):
         text = (
             f'McNemar: {title_of(evaluated[1:])} against {title_of(evaluated[:1])}: {test["value"]:+.1f} points (95 % '
@@ -126,24 +141,48 @@ def print_tables(groups: list[list[EvaluatedRun]], latex: bool) -> None:
         print(f'\n{tables.escape(text) if latex else text}')
     for group in groups:
         print()
-        counts = sum(one.confusion for one in group).sum(1)
+        counts = counts_of(sum(one.confusion for one in group))
         known = zip(group[0].found.classes, counts, *over_folds(group, 'of_class'))
-        lines = [[name, str(n), *texts(*values)] for name, n, *values in known]
-        show(f'{title_of(group)}, in %', 'lrrrr', ['Class', 'n', *OF_CLASS.values()], lines, latex)
+        lines = [[name, n, *texts(*values), *counts] for name, (n, *counts), *values in known]
+        head = ['Class', 'n', *OF_CLASS.values(), *COUNTS.values()]
+        show(f'{title_of(group)}, in %; right and predicted: images', 'l' + 'r' * (len(head) - 1), head, lines, latex)
+        kept = zip(SHARES.tolist(), *over_folds(group, 'kept'))
+        lines = [[str(share), *texts(*values)] for share, *values in kept if share in KEPT]
+        if lines[0][1] != '-':
+            print()
+            head = ['Images kept', 'Accuracy', 'Probability from']
+            show(f'{title_of(group)}, kept by {probability_of(group)}, in %', 'rrr', head, lines, latex)
+
+
+def counts_of(confusion: np.ndarray) -> list[list[str]]:
+    """By class: its images, those that are right, and the images predicted as it."""
+    return np.stack([confusion.sum(1), confusion.diagonal(), confusion.sum(0)], 1).astype(str).tolist()
+
+
+def probability_of(group: list[EvaluatedRun]) -> str:
+    """Which probability a group has, in words."""
+    known = [one.temperature for one in group if one.temperature is not None]
+    if len(known) < len(group):
+        return 'probability' + ', calibrated where a run has a temperature' * bool(known)
+    texts = dict.fromkeys(f'{value:.2f}' for value in (min(known), max(known)))
+    return f'calibrated probability (temperature {" to ".join(texts)})'
 
 
 def print_csv(evaluated: list[EvaluatedRun]) -> None:
     """Print a row for each run, where `class` is empty, and rows of its classes; McNemar's test with the second run."""
     cell = ('run', 'model', 'dataset', 'subset', 'fold', 'seed')
-    blank = dict.fromkeys([*cell, 'class', 'n', *OVERALL, *OF_CLASS, 'difference', 'low95', 'high95', 'p'])
+    kept = [f'{what}_kept_{share}' for share in KEPT[1:] for what in ('accuracy', 'probability')]
+    blank = dict.fromkeys([*cell, *CSV, *OVERALL, *OF_CLASS, *COUNTS, *kept])
     rows, test = [], scores.compare(evaluated)
     for one in evaluated:
         known = blank | dict(zip(cell, (one.name, one.model, one.dataset, one.subset, one.fold, one.seed)))
-        rows.append(known | dict(n=len(one.found.labels)) | dict(zip(OVERALL, one.overall.tolist())))
+        rows.append(known | dict(n=len(one.found.labels), temperature=one.temperature))
+        rows[-1] |= dict(zip(OVERALL, one.overall.tolist()))
+        rows[-1] |= zip(kept, one.kept[np.isin(SHARES, KEPT[1:])].ravel().tolist())
         if test and one is evaluated[1]:
             rows[-1] |= dict(difference=test['value'], low95=test['low'], high95=test['high'], p=test['p'])
-        for name, n, values in zip(one.found.classes, one.confusion.sum(1).tolist(), one.of_class.tolist()):
-            rows.append(known | {'class': name, 'n': n} | dict(zip(OF_CLASS, values)))
+        for name, counts, values in zip(one.found.classes, counts_of(one.confusion), one.of_class.tolist()):
+            rows.append(known | {'class': name} | dict(zip(['n', *COUNTS], counts)) | dict(zip(OF_CLASS, values)))
     tables.print_csv([{key: None if value != value else value for key, value in row.items()} for row in rows])  # NaN
 
 
@@ -176,11 +215,26 @@ def draw_mistakes(group: list[EvaluatedRun]) -> Figure:
     return plot_thumbnails(title, panels, columns=4)
 
 
+def draw_kept(group: list[EvaluatedRun]) -> Figure:
+    """Accuracy against the share of images that is kept, the most certain ones: of each run, and the mean."""
+    accuracy = over_folds(group, 'kept')[0][:, 0]
+    if np.isnan(accuracy).any():
+        raise DataError('there are no probabilities')
+    figure, (axes,) = make_panels(1, 1, (3.5, 2.6))
+    for one in group[: len(group) * (len(group) > 1)]:
+        axes.plot(SHARES, one.kept[:, 0], color='0.8', linewidth=0.6)
+    axes.plot(SHARES, accuracy, **line_style(group[0].model) | dict(marker='', linestyle='-'))
+    axes.set(xlabel='images kept in %, the most certain ones', ylabel='accuracy in %', xlim=(SHARES[-1], SHARES[0]))
+    notes = [f'By {probability_of(group)}.'] + ['Grey: the runs.'] * (len(group) > 1)
+    frame(figure, title_of(group), notes)
+    return figure
+
+
 def draw(groups: list[list[EvaluatedRun]], save_dir: Path) -> None:
     """Write the figures; one that cannot be drawn is named on stderr."""
     for number, group in enumerate(groups, start=1):
         name = f'_{number}_{group[0].model}' if len(groups) > 1 else ''
-        for kind, make in (('confusion', draw_confusion), ('mistakes', draw_mistakes)):
+        for kind, make in (('confusion', draw_confusion), ('mistakes', draw_mistakes), ('kept', draw_kept)):
             try:
                 figure = make(group)
             except DataError as error:

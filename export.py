@@ -3,15 +3,16 @@
     python export.py --checkpoint runs/main/dtd_fold1_twistnet18_seed42/best.pt --format onnx
     python export.py --checkpoint runs/main/dtd_fold1_resnet18_seed42/best.pt --format hub --out resnet18-dtd
 
-onnx          best.onnx, for onnxruntime; `metadata_props` holds model, classes and preprocessing. It takes
+onnx          best.onnx, for onnxruntime; `metadata_props` holds model, classes, preprocessing and temperature. It takes
               torch 2.6 and `pip install onnx onnxscript`; onnxruntime, or else onnx's own reference, checks the file
 pt2           best.pt2, for torch.export.load without this repository; extra file `metadata.json`
 safetensors   best.safetensors, the tensors by name; in its metadata the same
 hub           a folder as timm writes it, with a model card made from the run's config.json and results.json, for
               timm.create_model('local-dir:FOLDER', pretrained=True); --repo pushes it to the hub instead
 
-onnx and pt2 take any number of images of the model's size, (N, 3, SIZE, SIZE), normalised, and return logits. Each file
-is loaded again and its logits are compared with the model's for several batch sizes before it takes its name.
+onnx and pt2 take any number of images of the model's size, (N, 3, SIZE, SIZE), normalised, and return logits, of which
+softmax(logits / temperature) are calibrated probabilities; a run of an older version has no temperature. Each file is
+loaded again and its logits are compared with the model's for several batch sizes before it takes its name.
 """
 
 import argparse
@@ -55,7 +56,8 @@ Run = Callable[[torch.Tensor], torch.Tensor]  # images -> logits
 
 def metadata_of(model: TrainedModel) -> dict[str, str]:
     """What a file says of its model; lists and dictionaries as JSON."""
-    return dict(
+    temperature = {} if model.temperature is None else dict(temperature=str(model.temperature))
+    return temperature | dict(
         model=model.name,
         architecture=cfg_of(model).get('architecture', model.name),
         classes=json.dumps(model.classes),
@@ -160,7 +162,10 @@ def hub_arguments(model: TrainedModel, license_id: str) -> dict:
     other = ('pool_size', 'test_input_size', 'test_crop_pct', 'label_names', 'label_offset')
     model.model.pretrained_cfg = {key: value for key, value in cfg_of(model).items() if key not in other} | cfg
     arguments = {**entry_of(model.name).get('args', {}), **size_arguments(model.name, size)}
-    return dict(model_config=dict(label_names=model.classes), model_args=arguments, safe_serialization='both')
+    named = dict(label_names=model.classes)
+    if model.temperature is not None:
+        named['temperature'] = model.temperature
+    return dict(model_config=named, model_args=arguments, safe_serialization='both')
 
 
 def load_hub(folder: Path, model: TrainedModel) -> tuple[Run, dict]:
@@ -168,7 +173,8 @@ def load_hub(folder: Path, model: TrainedModel) -> tuple[Run, dict]:
     models.register(model.name)
     with contextlib.redirect_stderr(io.StringIO()):  # a TwistNet says what it loads
         again = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
-    return again, metadata_of(model) | dict(classes=json.dumps(config['label_names']))
+    written = dict(classes=json.dumps(config['label_names']), temperature=str(config.get('temperature')))
+    return again, metadata_of(model) | written
 
 
 MAKE = dict(onnx=make_onnx, pt2=make_pt2, safetensors=make_safetensors)
@@ -201,7 +207,6 @@ LIMITS = (
     'timm reads colours as a file stores them. In training, transparent parts were laid over white, values of more '
     'than eight bits scaled to eight, and colours of an ICC profile converted to sRGB.',
     'It names one of its classes for every image, also for one that shows none of them.',
-    'The probability it gives is not calibrated.',
 )
 USAGE = """
 ```python
@@ -212,7 +217,7 @@ name = '{source}'
 model = timm.create_model(name, pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 image = ImageOps.exif_transpose(Image.open('photograph.jpg')).convert('RGB')
-probabilities = model(transform(image)[None]).softmax(1)[0]
+probabilities = (model(transform(image)[None]){scale}).softmax(1)[0]
 print(model.pretrained_cfg.get('label_names', range(len(probabilities)))[probabilities.argmax()])
 ```
 """
@@ -254,13 +259,17 @@ def model_card(model: TrainedModel, source: str, args: argparse.Namespace) -> di
         details['Recipe'] = recipe | {key: made[key] for key, off in rare.items() if made.get(key, off) != off}
     if environment:
         details['Made with'] = ', '.join(f'{key} {environment[key]}' for key in ENVIRONMENT if environment.get(key))
-    details['Limits'] = [accuracy, *LIMITS]
+    scale, calibration = '', 'The probability it gives is not calibrated.'
+    if model.temperature is not None:
+        scale = f' / {model.temperature:.4g}'
+        calibration = f'Its probability is calibrated at the temperature {model.temperature:.4g}, on validation images.'
+    details['Limits'] = [accuracy, *LIMITS, calibration]
     return dict(
         tags=['image-classification', 'timm'],
         license=args.license,
         description=f'{model_label(model.name)} trained on {data}: {runs.counted(len(model.classes), "class")}.',
         details=details,
-        usage=USAGE.format(source=source, imports=imports_for(model.name, args.imports)),
+        usage=USAGE.format(source=source, scale=scale, imports=imports_for(model.name, args.imports)),
     )
 
 

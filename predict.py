@@ -3,15 +3,16 @@
     python predict.py --checkpoint runs/folder_fold1_resnet18_seed42/best.pt --images photographs 'more/*.jpg' --sheet
     python predict.py --checkpoint run1/best.pt run2/best.pt --images scan.tif --tile 224 --stride 112
 
-An image goes through the preprocessing of the run's own evaluation: the test images of a run, in their order, get the
-probabilities of its test_predictions.csv bit for bit (in other batches the last digit may differ). Several checkpoints
-of the same classes average their probabilities, each at its own size.
+An image goes through the preprocessing of the run's own evaluation. Probabilities are calibrated by the temperature in
+the checkpoint: the test images of a run, in their order, get those of its test_predictions.csv at that temperature, bit
+for bit (in other batches the last digit may differ). Several checkpoints of the same classes average their
+probabilities, each at its own size and temperature.
 
 --out has a row per image: path, label, probability, and the next labels up to --top_k. With --tile it has a row per
 tile (path, x, y, label, probability; x and y of its upper left corner in pixels): each square of that side is an image
-by itself, of which the model sees the middle, or the whole, as of any image (train.py --resize). An image that cannot
-be read is named on stderr, and the exit code is 1. Prints the files it wrote. Stopped by a signal, it writes the table
-of what it has.
+by itself, of which the model sees the middle, or the whole, as of any image (train.py --resize). With --reject 0.8 the
+label is empty where its probability is below 0.8. An image that cannot be read is named on stderr, and the exit code
+is 1. Prints the files it wrote. Stopped by a signal, it writes the table of what it has.
 """
 
 import argparse
@@ -79,6 +80,9 @@ def load_models(paths: list[Path], imports: str | None) -> list[trained.TrainedM
                 f'{first.path} and {other.path} have different classes ({len(first.classes)} and {len(other.classes)}; '
                 f'{which}), so their probabilities cannot be averaged; give checkpoints of one data set'
             )
+    for model in models:
+        if model.temperature is None:
+            distributed.say(f'note: {model.path}: has no temperature, so its probabilities are not calibrated')
     return models
 
 
@@ -102,6 +106,15 @@ def save_picture(figure: Figure, out: Path, kind: str, number: int, count: int) 
     print(*save(figure, out.parent, name, ['png']))
 
 
+def reject(args: argparse.Namespace, labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
+    """The labels with `count`, the number of classes, in place of those whose probability is below --reject."""
+    if args.reject is None:
+        return labels
+    below = probabilities < args.reject
+    distributed.say(f'--reject {args.reject:g}: {below.sum()} of {np.isfinite(probabilities).sum()} without a label')
+    return np.where(below, count, labels)
+
+
 # ---------------------------------------------------------------------------------------------- images
 
 
@@ -115,8 +128,10 @@ def predict_images(
         raise DataError(f'none of {counted(done, "image")} could be read; nothing is written')
     top_k = args.top_k or min(5, len(classes))
     order = np.argsort(-probabilities, axis=1, kind='stable')[:, :top_k]
+    values, labels = np.take_along_axis(probabilities, order, 1), order.copy()
+    labels[:, 0] = reject(args, order[:, 0], values[:, 0], len(classes))
     rows = [
-        [paths[i], *(value for label in order[i] for value in (classes[label], probabilities[i, label]))]
+        [paths[i], *(value for label, p in zip(labels[i], values[i]) for value in ([*classes, ''][label], p))]
         for i in range(done)
         if i not in errors
     ]
@@ -135,7 +150,10 @@ def draw_sheets(args: argparse.Namespace, rows: list[list], read: Read, signals:
         if signals:
             break
         panels = [
-            (thumbnail(read(path)), [f'{shorten(label, 13)}  {100 * probability:.0f} %', os.path.basename(path)])
+            (
+                thumbnail(read(path)),
+                [f'{shorten(label or "rejected", 13)}  {100 * probability:.0f} %', os.path.basename(path)],
+            )
             for path, label, probability, *_ in page
         ]
         of = f', page {number + 1} of {len(pages)}' * (len(pages) > 1)
@@ -179,16 +197,17 @@ def map_scans(
         xs, ys = (starts_of(side, args.tile, args.stride) for side in scan.size)
         boxes = [(x, y, x + args.tile, y + args.tile) for y in ys for x in xs]
         probabilities, _ = predict(boxes, scan.crop, what=f'tiles of {os.path.basename(path)}')
-        labels, certain = probabilities.argmax(1), probabilities.max(1)
-        rows += [[path, x, y, classes[k], p] for (x, y, *_), k, p in zip(boxes, labels, certain)]
+        certain = probabilities.max(1)
+        labels = reject(args, probabilities.argmax(1), certain, len(classes))
+        rows += [[path, x, y, [*classes, ''][k], p] for (x, y, *_), k, p in zip(boxes, labels, certain)]
         if signals:
             break
         edges = cell_edges(ys, args.tile, scan.height), cell_edges(xs, args.tile, scan.width)
-        by = names_of(args.checkpoint)
+        by, named = names_of(args.checkpoint), [*classes, 'rejected']
         title = f'{path}: {len(boxes)} tiles of {args.tile} pixels, stride {args.stride}, by {by}'
         notes = ['The stronger the colour of a cell, the higher the probability of its label. Shares are of the tiles.']
         labels, certain = (values.reshape(len(ys), len(xs)) for values in (labels, certain))
-        figure = plot_label_map(thumbnail(scan, SCAN_SIDE), labels, certain, edges, classes, title, notes)
+        figure = plot_label_map(thumbnail(scan, SCAN_SIDE), labels, certain, edges, named, title, notes)
         save_picture(figure, args.out, 'map', number, len(paths))
     if failed == len(paths):
         raise DataError(f'none of {counted(failed, "image")} could be read; nothing is written')
@@ -222,6 +241,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument('--sheet', action='store_true', help='also draw pages of labelled thumbnails')
     parser.add_argument('--tile', type=int, help='label each square of a large scan; side in pixels')
     parser.add_argument('--stride', type=int, help='pixels from one tile to the next; if not given, --tile')
+    text = 'leave the label empty if its calibrated probability is below this, 0 to 1'
+    parser.add_argument('--reject', type=float, metavar='P', help=text)
     text = 'bits per channel of images with more than eight; if not given, those of the training images'
     parser.add_argument('--bits', type=int, help=text)
     options.add_inference_args(parser)
@@ -231,7 +252,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The options, checked. Raises RunError."""
     args = get_args_parser().parse_args(argv)
-    options.check_bounds(args, batch_size=(1, 100_000), top_k=(1, 10**6), tile=(8, 10**6), bits=(8, 16))
+    options.check_bounds(args, batch_size=(1, 100_000), top_k=(1, 10**6), tile=(8, 10**6), bits=(8, 16), reject=(0, 1))
     if args.tile is None and args.stride is not None:
         raise RunError('--stride needs --tile')
     if args.tile is not None and (args.sheet or args.top_k is not None):

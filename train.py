@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -32,6 +33,7 @@ import models
 from common import checkpoint, distributed, own_data, predictions
 from common.distributed import is_main, is_quiet, process_rank, reduce_sum, say, share_object, share_weights
 from common.splits import Splits, bits_of, split_digest
+from common.statistics import fit_temperature
 from common.timm_models import model_defines
 from common.weights import weights_identity
 from compute_flops import NO_FVCORE, fvcore_counter, measure
@@ -218,17 +220,31 @@ def is_out_of_patience(run: Run, progress: dict) -> bool:
     return True
 
 
-def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoader, bar: tqdm) -> dict:
+def find_temperature(run: Run, state: State, loader: DataLoader, bar: tqdm) -> float | None:
+    """Fit the temperature of the chosen weights to the validation images, and add it to best.pt; None without any."""
+    if not run.splits.val:
+        return None
+    logits = torch.zeros(len(run.splits.val), len(run.splits.classes), device=run.device)
+    evaluate(state.evaluated, loader, run.device, run.args.amp, bar, state.preprocessing.statistics, logits)
+    temperature = fit_temperature(logits.cpu().numpy(), np.array([label for _, label in run.splits.val]))
+    if is_main():
+        best = checkpoint.read_checkpoint(run.folder / 'best.pt') | dict(temperature=temperature)
+        checkpoint.save_checkpoint(run.folder / 'best.pt', best)
+    return temperature
+
+
+def finish(run: Run, state: State, progress: dict, size: dict, loaders: list[DataLoader], bar: tqdm) -> dict:
     """Read the test set once, with the last weights for the record and the chosen ones for the result."""
     args, splits, model, folder = run.args, run.splits, state.evaluated, run.folder
-    statistics = state.preprocessing.statistics
+    (_, val_loader, loader), statistics = loaders, state.preprocessing.statistics
     bar.set_description(f'{folder.name} test', refresh=False)
     _, test_acc_last = evaluate(model, loader, run.device, args.amp, bar, statistics)
     if is_main():
         model.load_state_dict(checkpoint.read_checkpoint(folder / 'best.pt')['state_dict'])
     share_weights(model)
-    probabilities = torch.zeros(len(splits.test), len(splits.classes), device=run.device)
-    test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, statistics, probabilities)
+    temperature = find_temperature(run, state, val_loader, bar)
+    logits = torch.zeros(len(splits.test), len(splits.classes), device=run.device)
+    test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, statistics, logits)
     bar.close()
     if math.isnan(test_loss) and not splits.val:  # which no epoch has seen
         raise Diverged(f'the test loss is {test_loss} after the last epoch')
@@ -252,11 +268,13 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
         **({} if args.name is None else dict(name=args.name)),
         **({} if args.patience is None else dict(epochs_run=len(progress['history']))),
         **{key: progress[key] for key in ('caution', 'seen') if key in progress},
+        temperature=temperature,  # of calibrated probabilities
     )
     if is_main():
         runs.write_log(folder / 'log.jsonl', progress['history'])  # may be an epoch behind last.pt after a kill
+        probabilities = logits.softmax(1).cpu().numpy()
         predictions.write_predictions(
-            folder / runs.PREDICTIONS, splits.test, splits.classes, probabilities.cpu().numpy(), splits.root
+            folder / runs.PREDICTIONS, splits.test, splits.classes, probabilities, splits.root
         )
         runs.write_json(folder / 'results.json', results)
         (folder / 'last.pt').unlink(missing_ok=True)
@@ -301,14 +319,14 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     loaders = make_loaders(args, splits, device, state.preprocessing)
     done, (train_batches, val_batches, test_batches) = len(progress['history']), (len(loader) for loader in loaders)
     an_epoch = train_batches + val_batches
-    total, initial = args.epochs * an_epoch + 2 * test_batches, done * an_epoch
+    total, initial = args.epochs * an_epoch + val_batches + 2 * test_batches, done * an_epoch
     bar = tqdm(total=total, initial=initial, disable=is_quiet(), smoothing=0.05, **runs.terminal())
     for epoch in range(done + 1, args.epochs + 1):
         if is_out_of_patience(run, progress):
             break
         line = train_epoch(run, state, loaders, epoch, bar)
         save_epoch(run, state, progress, line)
-    return folder, finish(run, state, progress, size, loaders[-1], bar)
+    return folder, finish(run, state, progress, size, loaders, bar)
 
 
 def main(args: argparse.Namespace) -> None:

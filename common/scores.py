@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, roc_auc_score, top_k_accuracy_score
 
 from common import runs
 from common.errors import RunError
@@ -17,11 +17,13 @@ from common.predictions import Predictions, read_predictions
 from common.registry import dataset_label, model_label
 from common.results import cell_of, read_run, recipe_of, start_of
 from common.runs import counted
-from common.statistics import calibration_error, mcnemar
+from common.statistics import calibrate, calibration_error, mcnemar
 
 # Columns of scores: their keys in the CSV, and their titles.
 OVERALL = dict(accuracy='Accuracy', balanced_accuracy='Balanced accuracy', macro_f1='Macro F1', ece='ECE')
-OF_CLASS = dict(precision='Precision', recall='Recall', f1='F1')
+OVERALL |= dict(ece_calibrated='ECE at T', top5='Top-5', macro_auc='Macro AUC')
+OF_CLASS = dict(precision='Precision', recall='Recall', f1='F1', auc='AUC')
+SHARES = np.arange(100, 4, -1)  # percent of the images, the most certain ones, for EvaluatedRun.kept
 
 
 @dataclass(eq=False)
@@ -38,6 +40,7 @@ class EvaluatedRun:
     found: Predictions
     root: str | None  # where relative paths start
     caution: str  # '', or where images may have trained the model
+    temperature: float | None = None  # of the calibrated probabilities
 
     @property
     def data(self) -> str:
@@ -51,18 +54,47 @@ class EvaluatedRun:
 
     @cached_property
     def of_class(self) -> np.ndarray:
-        """(K, 3), the columns OF_CLASS; NaN where there is nothing to divide by."""
+        """(K, 4), the columns OF_CLASS; AUC of one class against the others. NaN where nothing can be computed."""
         right, counts, predicted = self.confusion.diagonal(), self.confusion.sum(1), self.confusion.sum(0)
+        auc, given = np.full(len(counts), np.nan), not np.isnan(self.found.probabilities).any()
+        for k in np.flatnonzero((counts > 0) & (counts < counts.sum()) & given):
+            auc[k] = roc_auc_score(self.found.labels == k, self.found.probabilities[:, k])
         with np.errstate(invalid='ignore'):  # NaN, which versions of scikit-learn define differently
-            return 100 * np.stack([right / predicted, right / counts, 2 * right / (counts + predicted)], 1)
+            return 100 * np.stack([right / predicted, right / counts, 2 * right / (counts + predicted), auc], 1)
 
     @cached_property
     def overall(self) -> np.ndarray:
-        """(4,), the columns OVERALL, the means over classes that have images; ECE is NaN without probabilities."""
+        """(7,), the columns OVERALL, means over classes that have images; NaN where what it takes is not there.
+
+        That are probabilities for the last four, a temperature for the ECE at it, and eleven classes for top-5.
+        """
+        values, top5, after = self.found.probabilities, np.nan, np.nan
         right = self.found.predicted == self.found.labels
-        _, recall, f1 = self.of_class[self.confusion.sum(1) > 0].mean(0)
-        ece = 100 * calibration_error(self.found.probabilities.max(1), right)
-        return np.array([100 * right.sum() / len(right), recall, f1, ece])
+        _, recall, f1, auc = self.of_class[self.confusion.sum(1) > 0].mean(0)
+        if len(self.found.classes) > 10 and not np.isnan(values).any():
+            top5 = 100 * top_k_accuracy_score(self.found.labels, values, k=5, labels=range(values.shape[1]))
+        if self.temperature is not None:
+            after = 100 * calibration_error(self.calibrated.max(1), right)
+        ece = 100 * calibration_error(values.max(1), right)
+        return np.array([100 * right.sum() / len(right), recall, f1, ece, after, top5, auc])
+
+    @cached_property
+    def calibrated(self) -> np.ndarray:
+        """(N, K) probabilities at the temperature; as they are without one."""
+        return calibrate(self.found.probabilities, self.temperature)
+
+    @cached_property
+    def kept(self) -> np.ndarray:
+        """(len(SHARES), 2), in percent: accuracy of the most certain images of each share, and the lowest probability.
+
+        That is the calibrated one of the prediction. Images as certain as the last are among them, as with `predict.py
+        --reject` at that probability. NaN without probabilities.
+        """
+        certain, right = self.calibrated.max(1), self.found.predicted == self.found.labels
+        lowest = np.sort(certain)[-(len(certain) * SHARES) // 100]
+        kept = certain >= lowest[:, None]  # (S, N)
+        with np.errstate(invalid='ignore'):
+            return 100 * np.stack([(kept & right).sum(1) / kept.sum(1), lowest], 1)
 
 
 def read_evaluated(folder: Path, data_dir: str | None = None) -> EvaluatedRun:
@@ -86,7 +118,8 @@ def read_evaluated(folder: Path, data_dir: str | None = None) -> EvaluatedRun:
     root = str(root_of(root, made['lists'])) if made.get('lists') else root
     dataset, model, fold, seed = cell_of(config)
     key, caution = group_key(config, found.classes), results.get('caution') or ''
-    return EvaluatedRun(str(folder), model, dataset, 'test', fold, seed, key, found, root, caution)
+    temperature = results.get('temperature')
+    return EvaluatedRun(str(folder), model, dataset, 'test', fold, seed, key, found, root, caution, temperature)
 
 
 def group_key(config: dict, classes: list[str]) -> tuple:
@@ -134,7 +167,7 @@ def over_folds(group: list[EvaluatedRun], scores: str) -> tuple[np.ndarray, np.n
     """Mean over folds and sample standard deviation, seeds averaged inside a fold first; NaN of a single fold.
 
     Args:
-        scores: 'overall' or 'of_class'.
+        scores: 'overall', 'of_class' or 'kept'.
     """
     by_fold = defaultdict(list)
     for one in group:

@@ -39,5 +39,6 @@ def view(path):
 
 pixels = (view('photograph.jpg') / 255 - prep['mean']) / prep['std']
 batch = pixels.astype(np.float32).transpose(2, 0, 1)[None]  # (B, 3, size, size)
-logits = session.run(None, {session.get_inputs()[0].name: batch})[0]
-print(classes[logits[0].argmax()])
+logits = session.run(None, {session.get_inputs()[0].name: batch})[0][0]
+odds = np.exp((logits - logits.max()) / float(about.get('temperature', 1)))  # calibrated
+print(classes[odds.argmax()], odds.max() / odds.sum())

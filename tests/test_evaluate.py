@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.special as special
 import sklearn.metrics as metrics
 from conftest import TINY, make_dtd, make_run, run, write_image
 from cuda_stand_in import CudaStandIn
@@ -41,10 +42,11 @@ def _small(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'fsync', lambda _: None)
 
 
-def write_run(run_dir, labels, predicted, confidence=0.9, classes=CLASSES, paths=None, **cell):
+def write_run(run_dir, labels, predicted, confidence=0.9, classes=CLASSES, paths=None, values=None, **cell):
     """A run folder whose model predicted `predicted` for images of `labels`, both class indices."""
-    values = np.full((len(labels), len(classes)), (1 - confidence) / (len(classes) - 1), np.float32)
-    values[range(len(labels)), predicted] = confidence  # NaN: none gives any
+    if values is None:
+        values = np.full((len(labels), len(classes)), (1 - confidence) / (len(classes) - 1), np.float32)
+        values[range(len(labels)), predicted] = confidence  # NaN: none gives any
     accuracy = 100 * float(np.mean(np.array(labels) == predicted))
     folder = make_run(run_dir, test_acc=accuracy, n_test=len(labels), **cell)
     paths = paths or [f'{i}.png' for i in range(len(labels))]
@@ -84,6 +86,103 @@ def test_calibration_error_by_hand():
     assert statistics.calibration_error(confidence, right) == pytest.approx(expected), 'there are 15 if not given'
 
 
+def test_the_temperature_is_that_which_made_the_logits_too_small():
+    """Labels drawn from softmax(logits), then logits halved: they mean what they say at half the temperature."""
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.normal(size=(20_000, 6))
+    labels = (special.softmax(logits, 1).cumsum(1) > rng.random((20_000, 1))).argmax(1)
+    for scale in (0.5, 3.0):
+        found = statistics.fit_temperature((scale * logits).astype(np.float32), labels)
+        assert found == pytest.approx(scale, rel=0.03)
+        right, values = logits.argmax(1) == labels, special.softmax(scale * logits, 1).astype(np.float32)
+        before, after = (
+            statistics.calibration_error(p.max(1), right) for p in (values, statistics.calibrate(values, found))
+        )
+        assert before > 0.15
+        assert after < 0.01
+        assert np.allclose(statistics.calibrate(values, found), special.softmax(scale * logits / found, 1), atol=1e-6)
+    assert statistics.calibrate(values, None) is values
+
+
+def test_validation_without_a_mistake_makes_no_certainty():
+    logits = np.array([[3.0, 0, 0]] * 8, np.float32)
+    temperature = statistics.fit_temperature(logits, np.zeros(8, int))
+    assert special.softmax(logits / temperature, 1)[0, 0] == pytest.approx(9 / 10, abs=1e-4)
+
+
+def calibrated_run(run_dir, temperature=0.5, count=40, classes=12, **cell):
+    """A run with a temperature, and its labels and probabilities."""
+    rng = np.random.default_rng(1)
+    labels, values = rng.integers(0, classes, count), rng.dirichlet(np.ones(classes), count).astype(np.float32)
+    values[range(0, count, 2), labels[::2]] += 1
+    values /= values.sum(1, keepdims=True)
+    names = [f'c{i}' for i in range(classes)]
+    folder = write_run(run_dir, labels, values.argmax(1), classes=names, values=values, **cell)
+    runs.write_json(folder / 'results.json', runs.read_json(folder / 'results.json') | dict(temperature=temperature))
+    return folder, labels, values
+
+
+def test_calibration_top_5_and_areas_are_those_of_scikit_learn(tmp_path, capsys):
+    folder, labels, values = calibrated_run(tmp_path, count=90)
+    labels[labels == 11] = 0  # a class without images
+    paths = [f'{i}.png' for i in range(len(labels))]
+    classes = [f'c{i}' for i in range(12)]
+    predictions.write_predictions(folder / runs.PREDICTIONS, list(zip(paths, labels)), classes, values)
+    right = values.argmax(1) == labels
+    results = runs.read_json(folder / 'results.json') | dict(test_acc=100 * right.mean())
+    runs.write_json(folder / 'results.json', results)
+    first, *of_class = rows = table(capsys, '--run_dir', folder)
+    before = 'run model dataset subset fold seed class n accuracy balanced_accuracy macro_f1 ece precision recall f1'
+    assert [*first][:19] == [*before.split(), 'difference', 'low95', 'high95', 'p']
+    at_t = special.softmax(np.log(values.astype(float)) / 0.5, 1)
+    expected = 100 * statistics.calibration_error(at_t.max(1), right)
+    assert float(first['ece_calibrated']) == pytest.approx(expected)
+    assert abs(expected - float(first['ece'])) > 1
+    top5 = metrics.top_k_accuracy_score(labels, values, k=5, labels=range(12))
+    assert float(first['top5']) == pytest.approx(100 * top5)
+    areas = [100 * metrics.roc_auc_score(labels == k, values[:, k]) for k in range(11)]
+    assert [float(row['auc'] or 'nan') for row in of_class] == pytest.approx([*areas, np.nan], nan_ok=True)
+    assert float(first['macro_auc']) == pytest.approx(np.mean(areas))
+    counts = [(np.sum(labels == k), np.sum(right & (labels == k)), np.sum(values.argmax(1) == k)) for k in range(12)]
+    assert [tuple(int(row[key]) for key in ('n', 'right', 'predicted')) for row in of_class] == counts
+    assert (first['temperature'], rows[1]['temperature']) == ('0.5', '')
+    out = words(show(capsys, '--run_dir', folder).out)
+    assert f'ECE at T Top-5 Macro AUC ResNet-18 DTD 1 42 90 {expected:.1f} {100 * top5:.1f} {np.mean(areas):.1f}' in out
+
+
+def test_of_ten_classes_there_is_no_top_5_and_an_older_run_has_no_temperature(tmp_path, capsys):
+    folder, *_ = calibrated_run(tmp_path, None, classes=10)
+    out = show(capsys, '--run_dir', folder).out
+    assert 'Top-5' not in out
+    assert ' at T' not in out
+    assert 'temperature' not in out
+    assert 'kept by probability, in %' in out
+
+
+def test_the_share_that_is_kept_is_the_most_certain_at_the_temperature(tmp_path, capsys):
+    folder, labels, values = calibrated_run(tmp_path, 0.3)
+    at_t = special.softmax(np.log(values.astype(float)) / 0.3, 1)
+    order = np.argsort(-at_t.max(1))
+    assert not np.array_equal(order, np.argsort(-values.max(1))), 'one knows nothing of the temperature'
+    right = (values.argmax(1) == labels)[order]
+    first, *_ = table(capsys, '--run_dir', folder)
+    for share, count in ((95, 38), (80, 32), (50, 20)):
+        assert float(first[f'accuracy_kept_{share}']) == pytest.approx(100 * right[:count].mean())
+        assert float(first[f'probability_kept_{share}']) == pytest.approx(100 * np.sort(at_t.max(1))[-count])
+    out = words(show(capsys, '--run_dir', folder).out)
+    assert 'kept by calibrated probability (temperature 0.30), in %' in out
+    assert f' 50 {100 * right[:20].mean():.1f} {float(first["probability_kept_50"]):.1f}' in out
+    axes = evaluate.draw_kept(group := [scores.read_evaluated(folder)]).axes[0]
+    x, y = axes.lines[0].get_data()
+    assert y[x == 80] == pytest.approx(100 * right[:32].mean())
+    other, *_ = calibrated_run(tmp_path, 0.4, fold=2)
+    shown = evaluate.draw_kept([*group, scores.read_evaluated(other)])
+    assert len(shown.axes[0].lines) == 3
+    assert 'temperature 0.30 to 0.40' in ' '.join(text.get_text() for text in shown.findobj(plt.Text))
+    tied, *_ = table(capsys, '--run_dir', write_run(tmp_path, [0, 1, 2, 0], [0, 1, 1, 1], fold=3))
+    assert float(tied['accuracy_kept_50']) == 50, 'of images as certain as one another none is left out'
+
+
 def test_scores_are_those_of_scikit_learn(tmp_path, capsys):
     rng = np.random.default_rng(0)
     labels, predicted = rng.integers(0, 3, 60), rng.integers(0, 3, 60)
@@ -108,6 +207,9 @@ def test_a_model_without_probabilities_has_no_calibration_error(tmp_path, capsys
     assert '3 66.7 66.7 55.6 -' in words(show(capsys, '--run_dir', folder).out)
     write_image(tmp_path / '2.png', 1)
     group = [scores.read_evaluated(folder, str(tmp_path))]
+    assert 'kept' not in show(capsys, '--run_dir', folder).out
+    with pytest.raises(DataError, match='there are no probabilities'):
+        evaluate.draw_kept(group)
     shown = ' '.join(text.get_text() for text in evaluate.draw_mistakes(group).findobj(plt.Text))
     assert 'probability -' in shown
     assert 'nan' not in shown
@@ -122,7 +224,7 @@ def test_what_cannot_be_divided_is_no_zero(tmp_path, capsys):
     assert float(first['balanced_accuracy']) == pytest.approx(50)
     assert float(first['macro_f1']) == pytest.approx((float(a['f1']) + 0) / 2)
     text = words(show(capsys, '--run_dir', tmp_path).out)
-    assert 'b 2 - 0.0 0.0 c 0 0.0 - 0.0' in text
+    assert 'b 2 - 0.0 0.0 50.0 0 0 c 0 0.0 - 0.0 - 0 1' in text
 
 
 def test_seeds_are_averaged_inside_a_fold_and_folds_have_a_deviation(tmp_path, capsys):
@@ -136,7 +238,7 @@ def test_seeds_are_averaged_inside_a_fold_and_folds_have_a_deviation(tmp_path, c
     write_run(tmp_path, truth, truth, fold=3, lr=0.02)  # another recipe
     write_run(tmp_path, truth, truth, fold=3, model='twistnet18')
     out = words(show(capsys, '--run_dir', tmp_path).out)
-    assert out.count('2 folds mean') == 1
+    assert out.count('2 folds mean') == 2, 'in each of the two tables of runs'
     assert 'TwistNet-18 on DTD, fold 3, seed 42' in out
     for fold, tree in enumerate('xy', start=1):  # other images
         write_run(tmp_path / 'trees', truth, truth, fold=fold, tree=tree)
@@ -242,7 +344,7 @@ def test_figures_of_a_run(tmp_path, capsys):
     assert 'not drawn: mistakes: 0.png: cannot be read as an image' in draw(folder).err
     write_image(tmp_path / 'photos' / '0.png', 1)
     shown = draw(folder, '--data_dir', 'photos', '--save_dir', 'out')
-    names = ['confusion.pdf', 'confusion.png', 'mistakes.pdf', 'mistakes.png']
+    names = ['confusion.pdf', 'confusion.png', 'kept.pdf', 'kept.png', 'mistakes.pdf', 'mistakes.png']
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == names
     assert all(f'out/{name}' in shown.err for name in names)
     assert 'out/' not in shown.out
@@ -301,7 +403,7 @@ def test_a_confusion_matrix_is_readable(classes):
 def test_latex_is_split_and_escaped(tmp_path, capsys):
     names = [f'under_score {i}' for i in range(60)]
     out = show(capsys, '--run_dir', write_run(tmp_path, range(60), [0] * 60, classes=names), '--latex').out
-    assert out.count(r'\begin{table}') == 3
+    assert out.count(r'\begin{table}') == 5
     assert r'under\_score 59 & 1 & - &' in out
     assert '_' not in out.replace(r'\_', '')
 

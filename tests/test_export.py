@@ -39,14 +39,16 @@ except RunError as missing:
 needs_onnx = pytest.mark.skipif(bool(WITHOUT_ONNX), reason=WITHOUT_ONNX)
 
 
-def make_best(folder: Path, name: str = SMALL, size: int = 32, **facts) -> Path:
+def make_best(folder: Path, name: str = SMALL, size: int = 32, temperature: float | None = 0.4321, **facts) -> Path:
     """A best.pt as train.py writes it, with BatchNorms that are not the identity, and the files of its run."""
     torch.manual_seed(3)
     model = models.build_model(name, len(CLASSES), img_size=size)
     model.train()(2 * torch.randn(8, 3, size, size) + 1)
     transform = eval_settings(*Preprocessing(size, 0.95, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)))
     folder.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(folder / 'best.pt', weights_file(name, CLASSES, 7, 62.5, model.state_dict(), transform=transform))
+    fitted = {} if temperature is None else dict(temperature=temperature)
+    best = weights_file(name, CLASSES, 7, 62.5, model.state_dict(), transform=transform, **fitted)
+    save_checkpoint(folder / 'best.pt', best)
     made = dict(dataset='fmd', fold=2, seed=42, lr=0.01, epochs=9, batch_size=16, amp='off')
     runs.write_json(folder / 'config.json', dict(options=made, environment=dict(torch='2.14.1', commit=None)))
     results = dict(dataset='fmd', fold=2, seed=42, test_acc=61.25, best_val_acc=62.5, best_epoch=7, params_M=0.5)
@@ -106,6 +108,7 @@ def test_the_file_stands_beside_the_checkpoint_and_gives_its_logits(tmp_path, mo
         with torch.no_grad():
             torch.testing.assert_close(run(images), logits_of(best, images), rtol=0, atol=1e-5)
     assert json.loads(metadata['classes']) == CLASSES
+    assert metadata['temperature'] == '0.4321'
 
 
 def test_a_safetensors_file_says_what_it_is_of(best):
@@ -118,10 +121,20 @@ def test_a_safetensors_file_says_what_it_is_of(best):
     assert (facts['model'], facts['architecture'], facts['epoch'], facts['val_acc']) == (SMALL, SMALL, '7', '62.5')
 
 
+def test_a_model_without_a_temperature_says_that_it_is_not_calibrated(tmp_path):
+    model = trained.load(make_best(tmp_path / 'run', temperature=None))
+    assert 'temperature' not in export.metadata_of(model)
+    card = export.model_card(model, 'source', SimpleNamespace(license='unknown', imports=None))
+    assert card['details']['Limits'][-1] == 'The probability it gives is not calibrated.'
+    assert 'probabilities = (model(transform(image)[None])).softmax(1)[0]' in card['usage']
+    do(model.path, 'hub')
+    assert 'temperature' not in runs.read_json(model.path.parent / 'hub' / 'config.json')
+
+
 def test_a_hub_folder_has_classes_preprocessing_and_a_card(best):
     do(best, 'hub', '--license', 'cc-by-4.0')
     config = runs.read_json(best.parent / 'hub' / 'config.json')
-    assert (config['architecture'], config['label_names']) == (SMALL, CLASSES)
+    assert (config['architecture'], config['label_names'], config['temperature']) == (SMALL, CLASSES, 0.4321)
     model = timm.create_model(f'local-dir:{best.parent / "hub"}', pretrained=True)
     data = timm.data.resolve_model_data_config(model)
     assert (list(data['input_size']), data['crop_mode'], data['interpolation']) == ([3, 32, 32], 'center', 'bicubic')
@@ -139,6 +152,8 @@ def test_a_hub_folder_has_classes_preprocessing_and_a_card(best):
         f"name = 'local-dir:{best.parent / 'hub'}'",
         'short side to 34 pixels (bicubic), centre crop of 32',
         'none, from scratch',
+        'Its probability is calibrated at the temperature 0.4321, on validation images.',
+        'probabilities = (model(transform(image)[None]) / 0.4321).softmax(1)[0]',
     ):
         assert words in card
     assert 'import models' not in card
@@ -256,14 +271,14 @@ def test_timms_transform_sees_what_the_model_was_tested_on(tmp_path, view):
 
 
 @pytest.mark.parametrize('resize', ['crop', 'squash', 'pad'])
-def test_the_client_sees_what_predict_sees(tmp_path, monkeypatch, resize):
+def test_the_client_sees_what_predict_sees(tmp_path, monkeypatch, capsys, resize):
     code = (ROOT / 'examples' / 'onnx_inference.py').read_text()
     prep = eval_settings(61, bits=12, resize=resize)
     about = dict(classes='["a", "b"]', preprocessing=json.dumps(prep))
     session = SimpleNamespace(
         get_modelmeta=lambda: SimpleNamespace(custom_metadata_map=about),
         get_inputs=lambda: [SimpleNamespace(name='images')],
-        run=lambda _, feeds: seen.extend(feeds.values()) or [np.zeros((1, 2))],
+        run=lambda _, feeds: seen.extend(feeds.values()) or [np.array([[1.0, 2.0]])],
     )
     monkeypatch.setitem(sys.modules, 'onnxruntime', SimpleNamespace(InferenceSession=lambda path: session))
     monkeypatch.chdir(tmp_path)
@@ -280,6 +295,10 @@ def test_the_client_sees_what_predict_sees(tmp_path, monkeypatch, resize):
     Image.fromarray(pixels[..., 0].astype(np.uint16) << 4).save('deep.png')
     colours.resize((61, 400)).save('tall.png')
     exec(code, client := {})
+    about['temperature'] = '0.5'
+    exec(code, {})
+    for line, odds in zip(capsys.readouterr().out.splitlines(), (np.exp(1), np.exp(2)), strict=True):
+        assert (line[:2], float(line[2:])) == ('b ', pytest.approx(odds / (1 + odds)))
     for path in tmp_path.iterdir():
         expected = eval_view(61, resize=resize)(open_image(str(path), 12))
         assert np.array_equal(client['view'](path), expected), path.name

@@ -18,6 +18,7 @@ from common import predictions, runs
 from common.checkpoint import read_checkpoint
 from common.drawing import plt, shorten
 from common.errors import DataError, ModelError, RunError
+from common.statistics import calibrate
 from training import trained
 
 
@@ -30,8 +31,14 @@ def done(tmp_path_factory):
         tree = make_dtd(root / 'tree')
         folder, _ = run(tree, root / 'runs', '--epochs', '1', '--warmup_epochs', '0')
         found = predictions.read_predictions(folder / runs.PREDICTIONS)
+        plain, best = found, folder / 'best.pt'
+        found = found._replace(probabilities=calibrate(found.probabilities, temperature_of(best)).astype(np.float32))
         paths = [str(tree / path) for path in found.paths]
-        yield SimpleNamespace(tree=tree, best=folder / 'best.pt', paths=paths, found=found)
+        yield SimpleNamespace(tree=tree, best=best, paths=paths, found=found, plain=plain)
+
+
+def temperature_of(best):
+    return read_checkpoint(best)['temperature']
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +127,42 @@ def test_several_models_average_their_probabilities_at_their_own_sizes(done, tmp
     assert np.allclose((found[0] + found[1]) / 2, found[2], atol=1e-6)
 
 
+def test_each_of_several_models_has_its_own_temperature_and_an_older_one_none(done, capsys):
+    assert np.abs(done.plain.probabilities - done.found.probabilities).max() > 0.01
+    older, sharper = read_checkpoint(done.best), read_checkpoint(done.best)
+    del older['temperature']
+    sharper['temperature'] = 0.1
+    torch.save(older, 'older.pt')
+    torch.save(sharper, 'sharper.pt')
+    main(done, '--checkpoint', 'older.pt', '--images', *done.paths, '--amp', 'off')
+    assert np.array_equal(probabilities(done), done.plain.probabilities)
+    assert 'note: older.pt: has no temperature, so its probabilities are not calibrated' in capsys.readouterr().err
+    main(done, '--checkpoint', 'older.pt', 'sharper.pt', '--images', *done.paths, '--amp', 'off')
+    expected = (done.plain.probabilities + calibrate(done.plain.probabilities, 0.1)) / 2
+    assert np.allclose(probabilities(done), expected, atol=1e-6)
+    assert 'sharper' not in capsys.readouterr().err
+
+
+def test_what_is_less_certain_than_reject_gets_no_label(done, tmp_path, monkeypatch, capsys):
+    certain = done.found.probabilities.max(1)
+    limit = float(np.sort(certain)[4])  # which itself is kept
+    (tmp_path / 'bad.jpg').write_bytes(b'no image')
+    with pytest.raises(DataError, match='1 of 13 images left out'):
+        main(done, '--images', 'bad.jpg', *done.paths, '--reject', repr(limit), '--sheet')
+    labels = [done.found.classes[k] for k in done.found.probabilities.argmax(1)]
+    table = rows()
+    assert [row['label'] for row in table] == [name if p >= limit else '' for name, p in zip(labels, certain)]
+    assert np.allclose([float(row['probability']) for row in table], certain, atol=1e-6)
+    assert all(row['label_2'] for row in table)
+    assert f'--reject {limit:g}: 4 of 12 without a label' in capsys.readouterr().err
+    seen, real = [], predict.plot_label_map
+    monkeypatch.setattr(predict, 'plot_label_map', lambda *args: seen.append(real(*args)) or seen[0])
+    Image.open(done.paths[0]).save(tmp_path / 'scan.png')
+    main(done, '--images', 'scan.png', '--tile', '20', '--reject', '1')
+    assert [row['label'] for row in rows()] == [''] * 4
+    assert [text.get_text() for text in seen[0].legends[0].get_texts()] == ['1 rejected, 100 %']
+
+
 # ------------------------------------------------------------------------------------------ which images
 
 
@@ -176,12 +219,13 @@ def test_dark_test_images_of_twelve_bits_get_the_probabilities_of_their_run(tmp_
     folder, _ = run(tmp_path / 'set', tmp_path / 'runs', *more)
     assert read_checkpoint(folder / 'best.pt')['transform']['bits'] == 12
     found = predictions.read_predictions(folder / runs.PREDICTIONS)
+    calibrated = calibrate(found.probabilities, temperature_of(folder / 'best.pt'))
     dark = [i for i, path in enumerate(found.paths) if not path.endswith('0.png')]
     paths = [str(tmp_path / 'set' / found.paths[i]) for i in dark]
     capsys.readouterr()
     done = SimpleNamespace(best=folder / 'best.pt', found=found)
     main(done, '--images', *paths)
-    assert np.abs(probabilities(done) - found.probabilities[dark]).max() < 1e-6
+    assert np.abs(probabilities(done) - calibrated[dark]).max() < 1e-6
     assert 'note' not in capsys.readouterr().err
     other = read_checkpoint(done.best)
     other['transform']['bits'] = 14
@@ -267,6 +311,7 @@ def test_the_map_colours_each_cell_by_its_label():
         ('--top_k 0', '--top_k 0 must be from 1'),
         ('--top_k 4', '--top_k 4 must be from 1 to the 3 classes'),
         ('--bits 3', '--bits 3 must be from 8 to 16'),
+        ('--reject 80', '--reject 80.0 must be from 0 to 1'),
     ],
 )
 def test_options_that_do_not_fit(done, argv, words):

@@ -44,7 +44,7 @@ from datasets import load_splits
 from interpret import trace
 from models import build_model
 from train import lr_at
-from training import engine
+from training import engine, trained
 from training.loader import EvalBatches, ImageList, TrainBatches, eval_images, loader_processes, make_loader
 from transforms import Preprocessing, normalize
 
@@ -152,7 +152,9 @@ def test_run_folder_is_as_promised(whole, tiny):
     truth = found.probabilities[range(len(found.labels)), found.labels]
     assert -np.log(truth).mean() == pytest.approx(results['test_loss'], rel=1e-5)
     best = read_checkpoint(folder / 'best.pt')
-    assert best.keys() == {'model', 'num_classes', 'classes', 'epoch', 'val_acc', 'state_dict', 'transform'}
+    facts = {'model', 'num_classes', 'classes', 'epoch', 'val_acc', 'state_dict', 'transform'}
+    assert best.keys() == facts | {'temperature'}
+    assert best['temperature'] == results['temperature']
     assert (best['model'], best['num_classes'], best['classes']) == ('tiny', 3, ['class0', 'class1', 'class2'])
     assert (best['epoch'], best['val_acc']) == (results['best_epoch'], results['best_val_acc'])
 
@@ -183,7 +185,30 @@ def test_the_checkpoint_tested_is_the_later_of_the_best_and_test_is_read_once(tr
     assert (results['best_epoch'], results['best_val_acc']) == (2, 75.0)
     assert read_checkpoint(folder / 'best.pt')['epoch'] == 2
     splits = load_splits('dtd', tree, 1)
-    assert read == [splits.val] * 3 + [splits.test] * 2, 'the last and the chosen weights, after all training'
+    expected = [splits.val] * 3 + [splits.test, splits.val, splits.test]
+    assert read == expected, 'the last weights, and the chosen ones with their temperature, after all training'
+
+
+def test_the_temperature_is_fitted_to_the_validation_logits_of_the_chosen_epoch(tree, tmp_path, tiny, monkeypatch):
+    fake_accuracies(monkeypatch, 75.0, 50.0, 25.0)
+    folder, results = run(tree, tmp_path)
+    assert results['best_epoch'] == 1
+    data, labels = trained.load(folder / 'best.pt'), [label for _, label in load_splits('dtd', tree, 1).val]
+    batch = data.batch(images.open_image(path) for path, _ in load_splits('dtd', tree, 1).val)
+    with torch.no_grad():
+        logits = data.model(batch)
+
+    def loss(factor: float) -> float:
+        return torch.nn.functional.cross_entropy(logits / (factor * data.temperature), torch.tensor(labels)).item()
+
+    assert logits.argmax(1).tolist() != labels
+    assert loss(1) < min(loss(0.97), loss(1.03))
+    assert results['temperature'] == data.temperature
+
+
+def test_a_run_without_validation_images_has_no_temperature():
+    one = types.SimpleNamespace(splits=types.SimpleNamespace(val=[]))
+    assert train.find_temperature(one, None, None, None) is None
 
 
 def fake_accuracies(monkeypatch, *values: float) -> None:

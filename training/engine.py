@@ -316,7 +316,7 @@ def evaluate(
     amp: str,
     bar: tqdm | None = None,
     statistics: tuple = (),
-    probabilities: torch.Tensor | None = None,
+    outputs: torch.Tensor | None = None,
 ) -> tuple[float, float]:
     """Cross-entropy and top-1 accuracy; each image counts once, whatever the number of processes.
 
@@ -324,7 +324,7 @@ def evaluate(
         model: the plain module, with the same weights and buffers in every process.
         loader: over an ImageList by EvalBatches.
         statistics: mean and std of the model's input; (): ImageNet's.
-        probabilities: (images, classes) float32 zeros on the device; those of the model are put there.
+        outputs: (images, classes) float32 zeros on the device; the logits of the model are put there.
 
     Returns:
         mean loss in nats, and accuracy in percent, the same in every process.
@@ -340,13 +340,13 @@ def evaluate(
             logits = model(images)
         sums[0, slot] = F.cross_entropy(logits.float(), labels, reduction='sum')
         sums[1, slot] = (logits.argmax(1) == labels).sum()
-        if probabilities is not None:
-            probabilities[slot * batches.batch_size :][: len(images)] = logits.float().softmax(1)
+        if outputs is not None:
+            outputs[slot * batches.batch_size :][: len(images)] = logits
         if bar is not None:
             bar.update()
     loss, correct = reduce_sum(sums).sum(1).tolist()
-    if probabilities is not None:
-        reduce_sum(probabilities)
+    if outputs is not None:
+        reduce_sum(outputs)
     return loss / batches.length, 100 * correct / batches.length
 
 

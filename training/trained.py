@@ -22,6 +22,7 @@ from common.names import composed
 from common.options import SplitOptions, split_options
 from common.registry import DATASETS, dataset_label
 from common.splits import Splits, split_digest
+from common.statistics import calibrate
 from common.timm_models import import_file, problem_of
 from common.weights import is_imagenet, weights_source
 from datasets import load_labelled, load_splits, splits_of
@@ -50,6 +51,7 @@ class TrainedModel(NamedTuple):
     epoch: int
     val_acc: float | None  # percent; None where no image validated: --train_on trainval
     preprocessing: Preprocessing  # what its input is
+    temperature: float | None = None  # of calibrated probabilities, softmax(logits / temperature); None: not fitted
 
     @property
     def img_size(self) -> int:
@@ -112,7 +114,8 @@ def load(path: str | Path, imports: str | Path | None = None) -> TrainedModel:
         model.load_state_dict(checkpoint['state_dict'])
     except RuntimeError as error:
         raise ModelError(f'{path}: its tensors are not those of {name}') from error
-    return TrainedModel(path, name, model.eval(), classes, checkpoint['epoch'], checkpoint['val_acc'], preprocessing)
+    facts = checkpoint['epoch'], checkpoint['val_acc'], preprocessing, checkpoint.get('temperature')
+    return TrainedModel(path, name, model.eval(), classes, *facts)
 
 
 # ---------------------------------------------------------------------------------------------- images for it
@@ -345,7 +348,9 @@ def predict(
     what: str,
     signals: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """The probabilities of the classes, averaged over models; an item that cannot be read is named on stderr.
+    """The probabilities of the classes, each model's at its temperature, averaged over models.
+
+    An item that cannot be read is named on stderr.
 
     Args:
         models: of the same classes; each sees an item in its own size.
@@ -367,8 +372,9 @@ def predict(
     means, errors = [], {}
     with tqdm(total=len(views), desc=what, disable=is_quiet(), **runs.terminal()) as bar:
         for slot, (inputs, messages) in zip(batches.slots, loader):
-            found = [model.probabilities(x, device, amp) for model, x, amp in zip(models, inputs, precisions)]
-            mean = torch.stack(found).mean(0).cpu().numpy()
+            found = [m.probabilities(x, device, amp).cpu().numpy() for m, x, amp in zip(models, inputs, precisions)]
+            found = [calibrate(values, model.temperature) for values, model in zip(found, models)]
+            mean = np.mean(found, axis=0).astype(np.float32)
             if not np.isfinite(mean).all():
                 raise RunError(f'{models[0].path}: gives probabilities that are not finite; try --amp off')
             for place, message in enumerate(messages):
