@@ -536,7 +536,7 @@ def main(args: argparse.Namespace) -> None:
     if args.plot in OF_MODELS:
         import visualize  # and with it torch, which the other figures do without
 
-        return visualize.main(argparse.Namespace(**vars(args), view=args.plot))
+        return visualize.main(argparse.Namespace(**vars(args), view=args.plot, class_name=None))
     inside = argparse.ArgumentParser()
     options.add_inside_args(inside)
     if given := [f'--{name}' for name in vars(inside.parse_args([])) if getattr(args, name) is not None]:
