@@ -166,6 +166,7 @@ def test_a_trained_model_is_looked_into_on_a_device(tree, tmp_path, tiny, monkey
 def test_the_speed_is_measured_on_a_device(tiny, monkeypatch, capsys):
     monkeypatch.setitem(models.MODELS, 'resnet18', models.MODELS['tiny'])
     monkeypatch.setattr('benchmark.MIN_SECONDS', 0)
+    monkeypatch.setitem(benchmark.MATRIX_SIDE, 'cuda', 64)
     argv = ('models', '--img_size', '32', '--batch_size', '2', '--rounds', '1', '--models', 'tiny')
     with CudaStandIn(monkeypatch, 2, bf16=False) as cuda:
         benchmark.main(benchmark.get_args_parser().parse_args([*argv, '--device', 'cuda:1']))
