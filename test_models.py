@@ -499,9 +499,10 @@ def test_what_timm_saved_is_what_timm_loads(decoy, name, safe, kwargs):
     assert 'left as initialised: fc' in other.pretrained
     net = timm.create_model(f'local-dir:{decoy / "model"}', pretrained=True, features_only=True).eval()
     assert all(torch.equal(a, b) for a, b in zip(net(x), source.forward_intermediates(x, intermediates_only=True)))
-    grey = timm.create_model(f'local-dir:{decoy / "model"}', pretrained=True, in_chans=1)
-    torch.testing.assert_close(grey.stem[0].weight, source.stem[0].weight.sum(1, keepdim=True))
-    assert 'input channels 3 -> 1' in grey.pretrained
+    if safe:  # and older timm changes no channels of weights from a folder
+        grey = timm.create_model(f'local-dir:{decoy / "model"}', pretrained=True, in_chans=1)
+        torch.testing.assert_close(grey.stem[0].weight, source.stem[0].weight.sum(1, keepdim=True))
+        assert 'input channels 3 -> 1' in grey.pretrained
     fresh = timm.create_model(f'local-dir:{decoy / "model"}')
     assert fresh.loaded is None
     assert not torch.equal(fresh.stem[0].weight, source.stem[0].weight)
