@@ -228,16 +228,27 @@ def _view(plain: v2.Compose, short: int, img_size: int, image: Image.Image) -> I
     return image.resize((img_size, img_size), Image.Resampling.BICUBIC, box)
 
 
-def view_box(size: tuple[int, int], img_size: int, crop_ratio: float = CROP_RATIO) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of what eval_view shows of an image of `size` (width, height), in its pixels."""
-    return _box(size, round(img_size / crop_ratio), img_size)
+def view_box(
+    size: tuple[int, int], img_size: int, crop_ratio: float = CROP_RATIO, resize: str = 'crop'
+) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what eval_view shows of an image of `size` (width, height), in its pixels.
+
+    With pad the box is larger than the image by the borders.
+    """
+    if resize == 'crop':
+        return _box(size, round(img_size / crop_ratio), img_size)
+    return _box_of(size, whole_sides(size, img_size, resize), img_size)
 
 
 def _box(size: tuple[int, int], short: int, img_size: int) -> tuple[float, float, float, float]:
+    return _box_of(size, tuple(int(short * side / min(size)) for side in size), img_size)
+
+
+def _box_of(size: tuple[int, ...], sides: tuple[int, ...], img_size: int) -> tuple[float, float, float, float]:
+    """What a window of img_size in the middle shows of an image of `size` that is resized to `sides`."""
     spans = []
-    for side in size:
-        resized = int(short * side / min(size))
-        start = round((resized - img_size) / 2)
+    for side, resized in zip(size, sides):
+        start = round((resized - img_size) / 2) if resized > img_size else -((img_size - resized) // 2)
         spans.append((start * side / resized, (start + img_size) * side / resized))
     (left, right), (top, bottom) = spans
     return left, top, right, bottom

@@ -83,7 +83,8 @@ def pictures_of(
     """A photograph of at most `side` pixels and its maps in colour; a line for each map; the box and the map's size."""
     image = open_image(str(path), subject.preprocessing.bits)
     logits, maps = class_maps(subject, image, named)
-    box, (width, height) = view_box(image.size, subject.img_size, subject.preprocessing.crop_ratio), image.size
+    taken, (width, height) = subject.preprocessing, image.size
+    box = view_box(image.size, taken.img_size, taken.crop_ratio, taken.resize)
     image.thumbnail((side, side))
     scale = image.width / width, image.height / height
     box = tuple(value * scale[i % 2] for i, value in enumerate(box))
