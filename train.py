@@ -116,7 +116,8 @@ def say_opening(run: Run, progress: dict) -> None:
     if where is args.data_dir is not None and 'dataset' not in args.given:
         data += ' (by its layout; --dataset can name another)'
     images = dict(train=len(splits.train), validate=len(splits.val), test=len(splits.test))
-    weights, environment, world = progress['pretrained'], run.config['environment'], process_rank()[1]
+    weights = checkpoint.Loaded(**progress['weights']).brief if progress['weights'] else None
+    environment, world = run.config['environment'], process_rank()[1]
     say(runs.opening(args, f'{data}, fold {args.fold}', images, len(splits.classes), weights, environment, world))
     for line in options.lowered_defaults(args, options.RECIPES[args.recipe]):
         say(line)

@@ -116,6 +116,11 @@ class Loaded(NamedTuple):
     origin: str  # the weights, in words
     sentence: str  # all of this for people
 
+    @property
+    def brief(self) -> str:
+        """How the sentence begins."""
+        return f'loaded {self.tensors} of {self.of} tensors ({self.share:.0%} of the parameters) from {self.origin}'
+
 
 def load_pretrained(model: nn.Module, name: str, pretrained: bool | str | Path, img_size: int | None = None) -> None:
     """Load the weights that `pretrained` asks for; sets model.loaded_weights, .pretrained and .loaded."""
@@ -288,11 +293,12 @@ def load_tensors(
         nn.init.zeros_(parameter)
     fresh = layers_of(k for k in own.keys() - fits.keys() if not k.startswith(tuple(f'{n}.' for n in zeroed)))
     unused = layers_of(k for k in state if k not in own)
-    report = f'loaded {len(fits)} of {len(own)} tensors ({share:.0%} of the parameters) from {what}'
+    gates = sum(k.endswith('.gate') for k in fits)
+    loaded = Loaded(len(fits), len(own), share, gates, fresh, what, '')
+    report = loaded.brief
     for words, layers in (('left as initialised', fresh), ('not used', unused), ('at zero', zeroed)):
         report += f'; {words}: {", ".join(layers)}' if layers else ''
-    gates = sum(k.endswith('.gate') for k in fits)
-    return Loaded(len(fits), len(own), share, gates, fresh, what, report)
+    return loaded._replace(sentence=report)
 
 
 def classifiers_of(model: nn.Module) -> dict[str, nn.Module]:

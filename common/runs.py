@@ -310,15 +310,15 @@ def opening(
     Args:
         data: the data set in words.
         images: how many to 'train', 'validate', ..
-        weights: the sentence of models.build_model that says what was loaded; None for nothing.
+        weights: what was loaded, in words; None for nothing.
         environment: as distributed.environment_of gives it.
         world: the number of processes.
     """
     counts = ', '.join(f'{count} to {what}' for what, count in images.items())
-    weights = 'from scratch' if weights is None else weights.partition(';')[0]
     several = f' ({world} processes)' if world > 1 else ''
     return (
-        f'{data}, images: {counts}; classes: {classes}; model: {args.model}, weights: {weights}; '
+        f'{data}, images: {counts}; classes: {classes}; model: {args.model}, '
+        f'weights: {weights or "from scratch"}; '
         f'device: {environment["device"]}{several}, precision: {"float32" if args.amp == "off" else args.amp}, '
         f'threads: {environment["threads"]}'
     )
