@@ -2,7 +2,7 @@
 
     python datasets.py list                                    # the data sets, their protocols and sources
     python datasets.py prepare dtd --data_dir data             # download, verify, unpack and count into data/dtd
-    python datasets.py check dtd --data_dir data/dtd           # verify a tree at any later time
+    python datasets.py check dtd --data_dir data/dtd           # verify a tree at any later time; --csv problems.csv
     python datasets.py split dtd --data_dir data/dtd --fold 1  # one line an image: subset, class, path
     python datasets.py show --out figures/synthetic.png        # the procedural classes, eight images each
 
@@ -41,8 +41,10 @@ from common.splits import (
     sorted_splits,
     top_of,
 )
+from common.tables import write_csv
 from common.trees import (
     BadTreeError,
+    Problem,
     find_root,
     group_by_content,
     list_images,
@@ -246,7 +248,8 @@ def cub_splits(root: Path, fold: int) -> Splits:
     )
     for table, rows in (('image_class_labels', labels), ('train_test_split', official)):
         if rows.keys() != names.keys():
-            raise BadTreeError(f'{root / table}.txt: does not list the same images as images.txt')
+            path = f'{root / table}.txt'
+            raise BadTreeError(Problem(path, 'tree', f'{path}: does not list the same images as images.txt'))
     paths = {key: os.path.join(root, 'images', name) for key, name in names.items()}
     require_files(dict.fromkeys(paths.values(), 'images.txt'))
     by_class, items = defaultdict(list), defaultdict(list)
@@ -383,8 +386,10 @@ def prepare(dataset: str, data_dir: Path) -> Path:
     return data_dir / dataset
 
 
-def check_tree(dataset: str, data_dir: Path | None, own: SplitOptions = AS_IT_IS) -> None:
-    """Verify a tree and print what is found: sizes, images that do not decode, and those that subsets of a fold share.
+def check_tree(dataset: str, data_dir: Path | None, own: SplitOptions = AS_IT_IS, table: Path | None = None) -> None:
+    """Verify a tree and print what is found: sizes, images that do not decode, and those that are there twice.
+
+    A CSV at `table` gets each problem as a row, and of copies those that do no harm, too: no fold separates them.
 
     Raises:
         DataError: there are problems; the message counts them.
@@ -400,7 +405,8 @@ def check_tree(dataset: str, data_dir: Path | None, own: SplitOptions = AS_IT_IS
         other = ' (another tree in its layout can train, but is not verified)' if entry.get('lists') else ''
         for what, count in dict(classes=len(first.classes), images=len(images), folds=max(folds)).items():
             if count != entry.get(what, count):
-                tree.append(f'{where}: has {count} {what}, {dataset} has {entry[what]}{other}')
+                line = f'{where}: has {count} {what}, {dataset} has {entry[what]}{other}'
+                tree.append(Problem(str(where), 'tree', line))
     elif dataset != 'lists':  # no fold to go by: every image in the tree
         found = [path for path in walk(str(root)) if is_image(os.path.basename(path))]
         skipped = [os.path.join(root, folder, '') for folder in entry.get('skip', ())]
@@ -408,9 +414,17 @@ def check_tree(dataset: str, data_dir: Path | None, own: SplitOptions = AS_IT_IS
         notes = unused_files(images, str(root))
     bits, of_bits = image_bits(images)
     groups, unreadable = group_by_content(images, bits, f'checking {dataset}')
-    twice, leaks = _copies(groups, images, folds)
-    for line in (*notes, *of_bits, *count_pages(images), *twice, *unreadable, *tree):
+    twice = _copies(groups, images, folds)
+    unreadable = [
+        problem._replace(folds=tuple(fold for fold, splits in folds.items() if problem.path in splits.images))
+        for problem in unreadable
+    ]
+    found = [*twice, *unreadable, *tree]
+    for line in (*notes, *of_bits, *count_pages(images), *(problem.line for problem in found)):
         print(line)
+    if table:
+        rows = ((p.path, p.kind, p.other, ' '.join(map(str, p.folds)), p.line) for p in found)
+        write_csv(table, ('path', 'kind', 'other', 'folds', 'problem'), rows)
 
     benchmark = 'archives' in entry  # its copies are part of its protocol
     divided = len(folds) > 1 and own.groups is None
@@ -418,7 +432,7 @@ def check_tree(dataset: str, data_dir: Path | None, own: SplitOptions = AS_IT_IS
         'of the tree': len(tree),
         'of images that cannot be read': len(unreadable),
         'of images that stand in two subsets of a fold: leave one of each'
-        + ', or keep groups together (--groups)' * divided: 0 if benchmark else leaks,
+        + ', or keep groups together (--groups)' * divided: 0 if benchmark else sum(bool(copy.folds) for copy in twice),
     }
     if total := sum(kinds.values()):
         sys.stdout.flush()  # the last line is the error
@@ -428,25 +442,28 @@ def check_tree(dataset: str, data_dir: Path | None, own: SplitOptions = AS_IT_IS
     print(f'{where} is complete{copies}')
 
 
-def _load_folds(dataset: str, data_dir: Path | None, own: SplitOptions) -> tuple[dict[int, Splits], list[str]]:
-    """The folds of a tree that can be loaded, and the problems of the others, each image's once."""
-    folds, problems = {}, {}
+def _load_folds(dataset: str, data_dir: Path | None, own: SplitOptions) -> tuple[dict[int, Splits], list[Problem]]:
+    """The folds of a tree that can be loaded, and the problems of the others, each once with all folds that have it."""
+    folds, problems, where = {}, {}, str(data_dir or own.lists or dataset)
     try:
         count = _count_folds(dataset, _root(dataset, data_dir, own), own)
     except (DataError, OSError):  # loading the first fold says why
-        count = 1
-    for fold in range(1, count + 1):
+        count = None
+    for fold in range(1, (count or 1) + 1):
         try:
             folds[fold] = load_splits(dataset, data_dir, fold, own)
         except DataError as error:
             bad_tree = isinstance(error.__cause__, BadTreeError)
-            for problem in error.__cause__.problems if bad_tree else [str(error)]:
-                problems.setdefault(problem.split(': listed in ')[0], problem)  # every fold lists a missing image
+            for problem in error.__cause__.problems if bad_tree else [Problem(where, 'tree', str(error))]:
+                # Every fold lists a missing image, each in a list of its own.
+                key = problem.path if problem.kind == 'missing' else problem.line
+                first = problems.setdefault(key, problem)
+                problems[key] = first._replace(folds=(*first.folds, fold) if count else ())
     return folds, list(problems.values())
 
 
-def _copies(groups: list[list[str]], images: dict[str, str], folds: dict[int, Splits]) -> tuple[list[str], int]:
-    """A line for each copy of an image, and how many stand in another subset than the first in some fold.
+def _copies(groups: list[list[str]], images: dict[str, str], folds: dict[int, Splits]) -> list[Problem]:
+    """Each copy of an image, with the folds in which it stands in another subset than the first.
 
     Args:
         groups: paths of images with the same content.
@@ -457,15 +474,17 @@ def _copies(groups: list[list[str]], images: dict[str, str], folds: dict[int, Sp
         fold: {path: subset for subset in SUBSETS for path, _ in getattr(splits, subset)}
         for fold, splits in folds.items()
     }
-    twice, leaks = [], 0
+    twice = []
     for first, *copies in groups:
         for copy in copies:
             apart = [fold for fold, place in places.items() if place.get(first) != place.get(copy)]
-            leaks += bool(apart)
-            where = f'in two subsets of fold {", ".join(map(str, apart))}' if apart else 'in one subset of every fold'
-            classes = '' if images[first] == images[copy] else ', in two classes'
-            twice.append(f'the same image twice{classes}: {first} and {copy}, {where}')
-    return twice, leaks
+            where = 'in one subset of every fold' if folds else 'and no fold can be loaded'
+            if apart:
+                where = f'in two subsets of fold {", ".join(map(str, apart))}'
+            classes = '' if images[first] == images[copy] else ' in two classes'
+            line = f'the same image twice{"," * bool(classes)}{classes}: {first} and {copy}, {where}'
+            twice.append(Problem(copy, f'copy{classes}', line, first, tuple(apart)))
+    return twice
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -483,7 +502,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         command.add_argument('--data_dir', type=Path, help='root of the data set; for prepare, its parent folder')
         if command is not prepare:
             add_split_args(command)
-    prepare.set_defaults(data_dir=Path('data'))
+    check.add_argument(
+        '--csv',
+        type=Path,
+        help='also write each problem to a CSV: path, kind (missing, empty class, listed twice, unreadable, copy, '
+        'copy in two classes, or tree), other path, folds that it concerns, sentence',
+    )
+    prepare.set_defaults(data_dir=Path('data'), csv=None)
     split.add_argument('--fold', type=int, default=1, help='fold, counted from 1')
     show = commands.add_parser('show', help='draw examples of the synthetic classes')
     show.add_argument('--out', type=Path, default=Path('figures/synthetic.png'))
@@ -505,7 +530,7 @@ def main(args: argparse.Namespace) -> None:
         args.data_dir = prepare(args.dataset, args.data_dir)
     own = split_options(vars(args))
     if args.command != 'split':
-        return check_tree(args.dataset, args.data_dir, own)
+        return check_tree(args.dataset, args.data_dir, own, args.csv)
     splits = load_splits(args.dataset, args.data_dir, args.fold, own)
     for subset in SUBSETS:
         for path, label in getattr(splits, subset):

@@ -16,9 +16,7 @@ is 1. Prints the files it wrote. Stopped by a signal, it writes the table of wha
 """
 
 import argparse
-import csv
 import glob
-import io
 import os
 import signal
 import sys
@@ -33,7 +31,8 @@ from common import distributed, options
 from common.drawing import Figure, plot_label_map, plot_thumbnails, save, shorten, thumbnail
 from common.errors import DataError, RunError, user_errors
 from common.images import is_image, open_image
-from common.runs import counted, write_atomic
+from common.runs import counted
+from common.tables import write_csv
 from common.trees import walk
 from training import trained
 
@@ -87,17 +86,6 @@ def load_models(paths: list[Path], imports: str | None) -> list[trained.TrainedM
 
 
 # ---------------------------------------------------------------------------------------------- what is written
-
-
-def write_csv(path: Path, head: list[str], rows: list[list]) -> None:
-    """Write a table, whole or not at all; probabilities have the digits that give the same float32 when read."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(head)
-    writer.writerows([f'{value:.9g}' if isinstance(value, np.floating) else value for value in row] for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, os.fsencode(text.getvalue()))  # names of files need not be UTF-8
-    print(path)
 
 
 def save_picture(figure: Figure, out: Path, kind: str, number: int, count: int) -> None:

@@ -22,6 +22,7 @@ from common import options
 from common.drawing import Figure, save
 from common.errors import RunError, UserError, user_errors
 from common.images import open_image
+from common.tables import write_csv
 from interpret import cam, class_views, image_views, trace, twist_views
 from training import trained
 
@@ -30,6 +31,7 @@ class View(NamedTuple):
     draw: Callable[..., Figure | Iterable[Figure]]  # of the model and `takes`
     takes: str | None = None  # 'image', 'optional image', 'photographs' or 'survey', one pass over a data set
     part: str | None = ''  # of STCI, as trace.need has it: '' for any STCI; None: works for any model
+    table: Callable | None = None  # of the same: its numbers by class, written where the figure leaves classes out
 
 
 # To add a view: a function in interpret/ and its entry here.
@@ -40,9 +42,9 @@ VIEWS = {
     'cam': View(cam.plot_cam, 'photographs', None),
     'kernels': View(twist_views.plot_kernels, None, 'directions'),
     'direction': View(twist_views.plot_direction, 'optional image', 'directions'),
-    'selection': View(class_views.plot_class_selection, 'survey', 'AIS'),
-    'classes': View(class_views.plot_classes, 'survey', 'products'),
-    'tsne': View(class_views.plot_tsne, 'survey', None),
+    'selection': View(class_views.plot_class_selection, 'survey', 'AIS', class_views.tabulate_selection),
+    'classes': View(class_views.plot_classes, 'survey', 'products', class_views.tabulate_products),
+    'tsne': View(class_views.plot_tsne, 'survey', None, class_views.tabulate_neighbours),
 }
 
 
@@ -77,6 +79,10 @@ def main(args: argparse.Namespace) -> None:
                 for path in save(figure, args.save_dir, name if number == 1 else f'{name}_{number}'):
                     print(path)
                 drawn += 1
+            if (table := VIEWS[name].table) and len(subject.classes) > class_views.PAGEFUL:
+                columns, values = table(subject, survey())
+                rows = ([subject.classes[label], *row] for label, row in enumerate(values))
+                write_csv(args.save_dir / f'{name}.csv', ['class', *columns], rows)
         except UserError as error:
             if args.view != 'all':
                 raise
@@ -87,7 +93,11 @@ def main(args: argparse.Namespace) -> None:
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description='Draw figures of what a trained model does, as PDF and PNG.')
-    parser.add_argument('--view', choices=(*VIEWS, 'all'), default='all', help='all: every view the options allow')
+    text = (
+        f'all: every view the options allow. Of more than {class_views.PAGEFUL} classes, selection, classes and tsne '
+    )
+    text += f'draw the {class_views.FEW} furthest from the mean, and write all as CSV'
+    parser.add_argument('--view', choices=(*VIEWS, 'all'), default='all', help=text)
     options.add_inside_args(parser)
     text = 'of cam: a class to show beside the predicted one; --image may be a folder there'
     parser.add_argument('--class_name', metavar='NAME', help=text)

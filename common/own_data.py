@@ -23,7 +23,7 @@ from common.names import class_notes, column_of, composed, is_hidden, subset_of
 from common.options import CONTENT, FEWEST, FOLDS, SplitOptions
 from common.runs import counted, digest, write_atomic
 from common.splits import SUBSETS, Splits, draw_val, hash_blocks, hash_order, sorted_splits, splits_of_blocks, top_of
-from common.trees import BadTreeError, list_images, read_text, require_files
+from common.trees import BadTreeError, Problem, list_images, read_text, require_files
 
 NEEDED, PLACES = ('path', 'label'), ('subset', 'fold')  # columns of a list
 KNOWN = (*NEEDED, *PLACES, 'group')
@@ -59,7 +59,7 @@ def take_subsets(files: dict[str, dict[str, list[str]]], name: str | Path) -> tu
     if not files.get('val'):
         if few := [cls for cls, paths in files['train'].items() if len(paths) < 2]:
             lines = (f"{name}: class '{cls}' has one image, of which none can be drawn to validate" for cls in few)
-            raise BadTreeError(*lines)
+            raise BadTreeError(*(Problem(str(name), 'tree', line) for line in lines))
         drawn = {cls: draw_val(paths, f'{cls}/') for cls, paths in files['train'].items()}
         train, val = ({cls: sorted(parts[i]) for cls, parts in drawn.items()} for i in (0, 1))
         files = files | dict(train=train, val=val)
@@ -134,7 +134,8 @@ def divide(files: dict[str, list[str]], fold: int, own: SplitOptions, name: str,
         least = min(counts.values())
         way_out = f'give --folds_total {least}, ' * (least >= FEWEST) + 'make smaller groups, ' * bool(groups)
         way_out += 'add images, or move the class away'
-        raise BadTreeError(*(f'{name}: {text}; {folds} folds need at least {folds}: {way_out}' for text in few))
+        lines = (f'{name}: {text}; {folds} folds need at least {folds}: {way_out}' for text in few)
+        raise BadTreeError(*(Problem(name, 'tree', line) for line in lines))
     blocks = group_blocks(files, groups, folds, name) if groups else hash_blocks(files, folds)
     division = {path: (str(block), groups.get(path, '')) for path, block in blocks.items()}
     return splits_of_blocks(files, blocks, fold, folds)._replace(division=division)
@@ -157,10 +158,11 @@ def group_blocks(files: dict[str, list[str]], groups: dict[str, str], folds: int
     blocks = {pairs[i][0]: block for block, (_, tested) in enumerate(found, start=1) for i in tested}
     for cls, paths in files.items():
         if len({blocks[path] for path in paths}) < FEWEST:
-            raise BadTreeError(
+            line = (
                 f"{name}: the groups of class '{cls}' hold other classes too, and fill fewer than {FEWEST} of {folds} "
                 'folds; take another --folds_total, make smaller groups, or move the class away'
             )
+            raise BadTreeError(Problem(name, 'tree', line))
     return blocks
 
 
@@ -317,7 +319,7 @@ def found_files(found: List, own: SplitOptions) -> List:
         if len(error.problems) < len(found.rows):
             raise
         raise DataError(
-            f'{own.lists}: none of its {counted(len(found.rows), "image")} is there ({error.problems[0]}); '
+            f'{own.lists}: none of its {counted(len(found.rows), "image")} is there ({error.problems[0].line}); '
             '--data_dir must name the folder that the paths are relative to'
         ) from error
     return found._replace(rows=[row._replace(path=there[row.path]) for row in found.rows])

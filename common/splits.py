@@ -13,7 +13,7 @@ from common.names import near_miss
 from common.options import AS_IT_IS, FOLDS, SplitOptions
 from common.registry import DATASETS
 from common.runs import digest
-from common.trees import BadTreeError
+from common.trees import BadTreeError, Problem
 
 SUBSETS = ('train', 'val', 'test')
 
@@ -46,16 +46,21 @@ class Splits(NamedTuple):
 def check_splits(splits: Splits, root: Path) -> None:
     """Check that each subset has images, none is in two of them, and every class tested has training images."""
     if len(splits.classes) < 2:
-        raise BadTreeError(f'{root}: needs at least two classes with images; it has {splits.classes or "none"}')
+        line = f'{root}: needs at least two classes with images; it has {splits.classes or "none"}'
+        raise BadTreeError(Problem(str(root), 'tree', line))
     seen: dict[str, str] = {}
+    twice = []
     for subset in SUBSETS:
         items = getattr(splits, subset)
         if not items:
             raise DataError(f'{root}: the {subset} set is empty')
         for path, _ in items:
             if path in seen:
-                raise DataError(f'{path}: listed twice, in {seen[path]} and in {subset}')
+                line = f'{path}: listed twice, in {seen[path]} and in {subset}'
+                twice.append(Problem(path, 'listed twice', line))
             seen[path] = subset
+    if twice:
+        raise BadTreeError(*twice)
     trained = {label for _, label in splits.train}
     for subset in ('val', 'test'):
         if missing := sorted({label for _, label in getattr(splits, subset)} - trained):
@@ -72,7 +77,8 @@ def check_sizes(splits: Splits, root: Path, dataset: str) -> None:
         ('images to train, validate and test', tuple(map(len, splits[:3])), entry.get('sizes')),
     ):
         if expected is not None and actual != expected:
-            raise BadTreeError(f'{root}: has {actual} {what}, by protocol {dataset} has {expected}')
+            line = f'{root}: has {actual} {what}, by protocol {dataset} has {expected}'
+            raise BadTreeError(Problem(str(root), 'tree', line))
 
 
 def hash_order(items: list, salt: str, name: Callable = os.path.basename) -> list:

@@ -1,10 +1,16 @@
-"""Tables on stdout: aligned text, Markdown, CSV and LaTeX (booktabs)."""
+"""Tables on stdout, and as CSV in a file: aligned text, Markdown, CSV and LaTeX (booktabs)."""
 
 import csv
+import io
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+import numpy as np
 from tabulate import tabulate
+
+from common.runs import write_atomic
 
 LATEX_ESCAPES = {c: f'\\{c}' for c in '&%$#_{}'} | {'~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
 LATEX_ESCAPES |= {'\\': r'\textbackslash{}', '*': '$^*$', '[': '{[}'}  # a row that begins with [ is an option of \\
@@ -31,6 +37,17 @@ def print_csv(rows: Sequence[dict]) -> None:
     writer = csv.DictWriter(sys.stdout, rows[0].keys(), lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Write a table, whole or not at all, and print its path; NumPy's floats have the digits that a float32 needs."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(head)
+    writer.writerows([f'{value:.9g}' if isinstance(value, np.floating) else value for value in row] for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, os.fsencode(text.getvalue()))  # names of files need not be UTF-8
+    print(path)
 
 
 def print_latex(columns: str, head: Iterable[str], rows: Iterable[Sequence[str] | str]) -> None:

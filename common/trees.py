@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -16,11 +17,21 @@ from common.names import composed, is_hidden, loose
 from common.runs import counted
 
 
-class BadTreeError(DataError):
-    """A tree that is not complete; `problems` holds a line for each thing that is wrong."""
+class Problem(NamedTuple):
+    """One thing that is wrong with a tree: a row of `datasets.py check --csv`."""
 
-    def __init__(self, *problems: str):
-        super().__init__(problems[0] + f' (and {len(problems) - 1} more)' * (len(problems) > 1))
+    path: str  # the image, class folder, list or tree
+    kind: str  # as the --help of check lists them
+    line: str  # the sentence that is printed
+    other: str = ''  # the second path that it names
+    folds: tuple[int, ...] = ()  # the folds that it concerns
+
+
+class BadTreeError(DataError):
+    """A tree that is not complete, by its problems."""
+
+    def __init__(self, *problems: Problem):
+        super().__init__(problems[0].line + f' (and {len(problems) - 1} more)' * (len(problems) > 1))
         self.problems = problems
 
 
@@ -77,18 +88,19 @@ def list_folders(root: Path, skip: tuple[str, ...] = ()) -> dict[str, list[str]]
             elif len(problems) == before:
                 problems.append(_why_empty(path))
         elif broken := broken_link(entry):
-            problems.append(f'{path}: {broken}')
+            problems.append(Problem(path, 'missing', f'{path}: {broken}'))
         elif is_image(entry.name):
             beside.append(path)
     if problems:
         raise BadTreeError(*problems)
     if not found:
         images = f'has {counted(len(beside), "image")} but' if beside else 'has'
-        raise BadTreeError(f'{root}: {images} no class folders; each image must be in the folder of its class')
+        line = f'{root}: {images} no class folders; each image must be in the folder of its class'
+        raise BadTreeError(Problem(str(root), 'tree', line))
     return found
 
 
-def image_names(folder: str | Path, problems: list[str]) -> list[str]:
+def image_names(folder: str | Path, problems: list[Problem]) -> list[str]:
     """The sorted names of the images directly in a folder; broken links are added to the problems."""
     names = []
     with os.scandir(folder) as entries:
@@ -96,24 +108,27 @@ def image_names(folder: str | Path, problems: list[str]) -> list[str]:
             if not is_image(entry.name) or entry.is_dir():
                 continue
             if broken := broken_link(entry):
-                problems.append(f'{os.path.join(folder, entry.name)}: {broken}')
+                path = os.path.join(folder, entry.name)
+                problems.append(Problem(path, 'missing', f'{path}: {broken}'))
             else:
                 names.append(entry.name)
     return sorted(names)
 
 
-def _why_empty(folder: str) -> str:
+def _why_empty(folder: str) -> Problem:
     """What a class folder without images holds instead, and what to do."""
     files = list(walk(folder))
     if deeper := [path for path in files if is_image(os.path.basename(path))]:
-        return (
+        line = (
             f'{folder}: has no image in this class folder itself but {len(deeper)} further down, such as {deeper[0]}; '
             "move them up, or let --data_dir name the folder that holds the classes' folders"
         )
+        return Problem(folder, 'empty class', line, deeper[0])
     holds = 'it is empty'
     if files:
         holds = f'of its {counted(len(files), "file")}, such as {files[0]}, none has a suffix of images'
-    return f'{folder}: this class folder has no image ({holds}); move it away if it is no class'
+    line = f'{folder}: this class folder has no image ({holds}); move it away if it is no class'
+    return Problem(folder, 'empty class', line)
 
 
 def find_root(root: Path, parts: tuple[str, ...], inner: str, dataset: str) -> Path:
@@ -126,8 +141,8 @@ def find_root(root: Path, parts: tuple[str, ...], inner: str, dataset: str) -> P
         if all((candidate / part).exists() for part in parts):
             return candidate
     near = root / inner if (root / inner).is_dir() else root
-    missing = next(part for part in parts if not (near / part).exists())
-    raise BadTreeError(f'{near / missing}: missing, this is not a complete {dataset} tree')
+    missing = near / next(part for part in parts if not (near / part).exists())
+    raise BadTreeError(Problem(str(missing), 'missing', f'{missing}: missing, this is not a complete {dataset} tree'))
 
 
 def path_finder(alike: Callable[[str], str] = composed) -> Callable[[str], str | None]:
@@ -166,7 +181,8 @@ def require_files(listed: dict[str, str]) -> dict[str, str]:
     for path in (path for path in listed if found[path] is None):
         near = find_alike(path)
         hint = f'; there is {near}' if near else ''
-        problems.append(f'{path}: listed in {listed[path]} but {broken_link(Path(path)) or "missing"}{hint}')
+        line = f'{path}: listed in {listed[path]} but {broken_link(Path(path)) or "missing"}{hint}'
+        problems.append(Problem(path, 'missing', line, near or ''))
     if problems:
         raise BadTreeError(*problems)
     return found
@@ -196,7 +212,8 @@ def read_table(path: Path) -> dict[str, str]:
         if line.strip():
             key, _, value = line.strip().partition(' ')
             if not (key.isdigit() and value):
-                raise BadTreeError(f'{path}: {line!r} is not a line of a number and a value')
+                line = f'{path}: {line!r} is not a line of a number and a value'
+                raise BadTreeError(Problem(str(path), 'tree', line))
             rows[key] = value
     return rows
 
@@ -208,7 +225,8 @@ def read_mat(path: Path, name: str, convert: Callable = int) -> list:
     try:
         return [convert(value) for value in loadmat(path)[name].ravel()]
     except Exception as error:  # scipy raises many kinds for a damaged file
-        raise BadTreeError(f'{path}: {lfs_pointer(path) or f"damaged, or has no vector {name}"}') from error
+        line = f'{path}: {lfs_pointer(path) or f"damaged, or has no vector {name}"}'
+        raise BadTreeError(Problem(str(path), 'tree', line)) from error
 
 
 # ---------------------------------------------------------------------------------------------- what is unused
@@ -246,18 +264,18 @@ def unused_files(images: Collection[str], top: str | None) -> list[str]:
     ]
 
 
-def group_by_content(paths: Iterable[str], bits: int | None, title: str) -> tuple[list[list[str]], list[str]]:
+def group_by_content(paths: Iterable[str], bits: int | None, title: str) -> tuple[list[list[str]], list[Problem]]:
     """Decode images, `bits` as for open_image, and group those with the same pixels.
 
     Returns:
-        the groups, each sorted, and a line for each image that cannot be decoded.
+        the groups, each sorted, and the images that cannot be decoded.
     """
     groups, unreadable = defaultdict(list), []
     for path in tqdm(sorted(paths), desc=title, disable=None):
         try:
             image = open_image(path, bits)
         except DataError as error:
-            unreadable.append(str(error))
+            unreadable.append(Problem(path, 'unreadable', str(error)))
         else:
             groups[hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()].append(path)
     return list(groups.values()), unreadable

@@ -23,6 +23,7 @@ from training.trained import TrainedModel
 
 NEIGHBOURS = 5
 BATCH = 16
+PAGEFUL, FEW = 47, 20  # classes that a page has room for, and those drawn where there are more
 NBSP = '\N{NO-BREAK SPACE}'
 
 
@@ -107,39 +108,70 @@ def head_names(subject: TrainedModel, heads: int) -> list[str]:
     return [f'{angle}{DEGREE}' if subject.directional else str(head + 1) for head, angle in enumerate(ANGLES[:heads])]
 
 
-def height_of(classes: list[str]) -> float:
-    """Inches of as many rows; 47 classes fit a page."""
-    return len(classes) * min(0.17, max(0.105, 6.0 / len(classes)))
+def height_of(rows: Collection) -> float:
+    """Inches of as many rows; PAGEFUL of them fit a page."""
+    return len(rows) * min(0.17, max(0.105, 6.0 / len(rows)))
+
+
+def most_telling(values: np.ndarray) -> np.ndarray:
+    """The classes to draw of (classes, columns): all in order, of more than a page those furthest from the mean."""
+    if len(values) <= PAGEFUL:
+        return np.arange(len(values))
+    return np.argsort(-np.linalg.norm(values - values.mean(0), axis=1), kind='stable')[:FEW]
+
+
+def left_out(classes: list[str], drawn: np.ndarray) -> str:
+    """A note where a figure draws a part of the classes."""
+    if len(drawn) == len(classes):
+        return ''
+    return (
+        f'Drawn: the {len(drawn)} classes furthest from the mean of all. {len(classes) - len(drawn)} are left out; the '
+        'CSV beside this figure has all.'
+    )
 
 
 # ---------------------------------------------------------------------------------------------- selection
+
+ClassTable = tuple[list[str], np.ndarray]  # the names of columns, and (classes, columns)
+
+
+def tabulate_selection(subject: TrainedModel, survey: Survey) -> ClassTable:
+    """AIS's weight by class, block, order and head, above its mean over the classes, in points of 100."""
+    columns, values, c_red = [], [], survey.c_red
+    for name, weights in survey.selection.items():
+        for order, part in (('1st', weights[:, :, :c_red]), ('2nd', weights[:, :, c_red:])):
+            if part.shape[2]:
+                columns += [f'{name} {order} order {head}' for head in head_names(subject, part.shape[1])]
+                values.append(class_means(part.mean(2), survey.labels))
+    values = np.concatenate(values, 1)
+    return columns, 100 * (values - values.mean(0))
 
 
 def plot_class_selection(subject: TrainedModel, survey: Survey) -> Figure:
     """AIS's weights and the gate of every block, and the weights by class."""
     gates, c_red = gates_of(subject.model), survey.c_red
-    height = max(1.6, height_of(subject.classes) + 0.6)
+    columns, values = tabulate_selection(subject, survey)
+    drawn = most_telling(values)
+    height = max(1.6, height_of(drawn) + 0.6)
     figure = plt.figure(figsize=(PAGE[0], 1.75 + height), layout='constrained')
     grid = figure.add_gridspec(2, len(survey.selection), height_ratios=[1.75, height])
     names = head_names(subject, next(iter(survey.selection.values())).shape[1])
-    first, table = None, {}  # the weights of the heads by class, by the label of a group of columns
+    first = None
     for column, (name, weights) in enumerate(survey.selection.items()):
         axes = first = figure.add_subplot(grid[0, column], sharey=first)
         draw_weights(axes, weights, c_red, names)
         axes.set_title(f'{name}, gate {gates[name]:.3f}')
         axes.set_ylabel('AIS weight' if column == 0 else '')
         axes.tick_params(labelleft=column == 0)
-        for order, part in (('1st', weights[:, :, :c_red]), ('2nd', weights[:, :, c_red:])):
-            if part.shape[2]:
-                table[f'{name}\n{order} order'] = class_means(part.mean(2), survey.labels)  # (classes, heads)
-    values = np.concatenate([*table.values()], 1)
-    values = 100 * (values - values.mean(0))
     label = 'weight of the class above\nthe mean of classes (points of 100)'
-    class_table(figure.add_subplot(grid[1, :]), values, subject.classes, table, abs(values).max(), label)
+    groups = [column.rsplit(' ', 1)[0].replace(' ', '\n', 1) for column in columns[:: len(names)]]
+    classes = [subject.classes[row] for row in drawn]
+    class_table(figure.add_subplot(grid[1, :]), values[drawn], classes, groups, abs(values).max(), label)
     notes = [
         "Top: AIS's weight of every channel, mean over images; filled: first order (z), open: products, head by head; "
         'grey: standard deviation over images. The gate is what the block lets through of its branch. Bottom: a column '
-        f'per head ({", ".join(names)}), mean over its channels.'
+        f'per head ({", ".join(names)}), mean over its channels.',
+        left_out(subject.classes, drawn),
     ]
     frame(figure, title_of_survey(subject, 'Selection', survey), notes)
     return figure
@@ -164,14 +196,23 @@ def draw_weights(axes: Axes, weights: np.ndarray, c_red: int, names: list[str]) 
 # ---------------------------------------------------------------------------------------------- class patterns
 
 
+def tabulate_products(subject: TrainedModel, survey: Survey) -> ClassTable:
+    """Mean products of each class in the last block, standardised over the classes."""
+    heads, pairs = survey.products.shape[1:]
+    flat = survey.products.reshape(len(survey.labels), -1)
+    columns = [f'{head} product {pair + 1}' for head in head_names(subject, heads) for pair in range(pairs)]
+    return columns, StandardScaler().fit_transform(class_means(flat, survey.labels))
+
+
 def plot_classes(subject: TrainedModel, survey: Survey) -> Figure:
     """Mean products of each class in the last block, clustered."""
     name = list(blocks_of(subject.model))[-1]
     heads, pairs = survey.products.shape[1:]
     flat = survey.products.reshape(len(survey.labels), -1)
-    values = StandardScaler().fit_transform(class_means(flat, survey.labels))
+    _, values = tabulate_products(subject, survey)
+    rows = most_telling(values)
+    values, classes = values[rows], [subject.classes[row] for row in rows]
     tree = linkage(values, 'average', optimal_ordering=True)
-    classes = subject.classes
     figure = plt.figure(figsize=(PAGE[0], max(1.8, height_of(classes) + 0.5)), layout='constrained')
     left, right = figure.subplots(1, 2, width_ratios=[1, 6])
     with plt.rc_context({'lines.linewidth': 0.8}):
@@ -186,7 +227,8 @@ def plot_classes(subject: TrainedModel, survey: Survey) -> Figure:
         f'Mean of the {pairs} products z_i t_j of every head over the map and the images of a class, each column '
         'standardised over the classes. Tree: average linkage of Euclidean distances. Share of the variance among '
         f'images that lies between classes: {100 * between(flat, survey.labels):.0f} % (median over products; '
-        f'{100 * (len(classes) - 1) / (len(flat) - 1):.0f} % by chance).'
+        f'{100 * (len(subject.classes) - 1) / (len(flat) - 1):.0f} % by chance).',
+        left_out(subject.classes, rows),
     ]
     frame(figure, title_of_survey(subject, f'Class patterns in {name}', survey), notes)
     return figure
@@ -218,35 +260,49 @@ def class_style(label: int) -> dict:
     return dict(marker=MARKERS[label % 7], mec=color, mfc='white' if group % 2 else color)
 
 
+def unit_length(features: np.ndarray) -> np.ndarray:
+    return features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+
+
+def tabulate_neighbours(subject: TrainedModel, survey: Survey) -> ClassTable:
+    """Share of neighbours of the same class, in %."""
+    near = neighbours_right(unit_length(survey.features), survey.labels)
+    return ['neighbours of the same class (%)'], 100 * class_means(near, survey.labels)[:, None]
+
+
 def plot_tsne(subject: TrainedModel, survey: Survey) -> Figure:
     """t-SNE of what the classifier reads; beside it, in all dimensions, how often a neighbour has the class."""
-    scaled = survey.features / np.linalg.norm(survey.features, axis=1, keepdims=True).clip(1e-12)
+    scaled = unit_length(survey.features)
     perplexity = min(30.0, max(2.0, len(scaled) / 5))
     plane = TSNE(perplexity=perplexity, init='pca', random_state=0, n_jobs=1).fit_transform(scaled)
-    near = neighbours_right(scaled, survey.labels)
-    classes = len(subject.classes)
-    figure = plt.figure(figsize=(PAGE[0], max(3.4, height_of(subject.classes) + 0.4)), layout='constrained')
+    (label_of_bars,), share = tabulate_neighbours(subject, survey)
+    drawn = most_telling(share)
+    if len(drawn) < len(share):
+        drawn = drawn[np.argsort(-share[drawn, 0], kind='stable')]
+    figure = plt.figure(figsize=(PAGE[0], max(3.4, height_of(drawn) + 0.4)), layout='constrained')
     scatter, bars = figure.subplots(1, 2, width_ratios=[1.7, 1])
-    share = 100 * class_means(near, survey.labels)
-    bars.barh(range(classes), share, 0.7, color='#80BFE8', edgecolor='black', linewidth=0.4)
-    for label in range(classes):
-        style = dict(linestyle='none', mew=0.6, **class_style(label))
+    bars.barh(range(len(drawn)), share[drawn, 0], 0.7, color='#80BFE8', edgecolor='black', linewidth=0.4)
+    scatter.plot(*plane[~np.isin(survey.labels, drawn)].T, '.', color='0.8', ms=2, mew=0)
+    for place, label in enumerate(drawn):
+        style = dict(linestyle='none', mew=0.6, **class_style(place))
         scatter.plot(*plane[survey.labels == label].T, ms=3.2, **style)
-        bars.plot(-0.045, label, ms=3.6, transform=bars.get_yaxis_transform(), clip_on=False, **style)
+        bars.plot(-0.045, place, ms=3.6, transform=bars.get_yaxis_transform(), clip_on=False, **style)
     scatter.set(xticks=[], yticks=[], aspect='equal', adjustable='box', anchor='N')
     scatter.spines[:].set_visible(True)
     scatter.set_title(f't-SNE, perplexity {perplexity:.0f}')
-    list_classes(bars, subject.classes)
+    list_classes(bars, [subject.classes[label] for label in drawn])
     bars.tick_params(axis='y', pad=12)
     chance = 100 * float((np.bincount(survey.labels)[survey.labels] - 1).mean()) / (len(survey.labels) - 1)
     bars.axvline(chance, color='black', linewidth=0.8, linestyle=(0, (3, 2)))
-    bars.set(xlim=(0, 100), ylim=(classes - 0.4, -0.6), xlabel='neighbours of the same class (%)')
+    bars.set(xlim=(0, 100), ylim=(len(drawn) - 0.4, -0.6), xlabel=label_of_bars)
     silhouette = f'{silhouette_score(scaled, survey.labels):+.2f}'.replace('-', '\N{MINUS SIGN}')
-    bars.set_title(f'all images: {100 * near.mean():.1f} %; silhouette {silhouette}')
+    mean = float(share[survey.labels].mean())
+    bars.set_title(f'all images: {mean:.1f} %; silhouette {silhouette}')
     notes = [
         f'Left: the {survey.features.shape[1]} features that the classifier reads, at unit length; distances between '
         f'groups mean nothing. Right, in all {survey.features.shape[1]} dimensions: share of the {NEIGHBOURS} nearest '
-        'neighbours that are of the class (dashed: by chance), and the legend.'
+        'neighbours that are of the class (dashed: by chance), and the legend.',
+        left_out(subject.classes, drawn) + ' Grey: the others.' * (len(drawn) < len(share)),
     ]
     frame(figure, title_of_survey(subject, 'Features by class', survey), notes)
     return figure

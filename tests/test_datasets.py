@@ -1,7 +1,9 @@
 """The promises of datasets.py: splits that depend on data set and fold alone, and errors that name the file."""
 
+import csv
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,8 +40,17 @@ def folders(root, counts: dict[str, int], suffix: str = 'png'):
     return root
 
 
-def check(dataset, root):
-    datasets.main(datasets.get_args_parser().parse_args(['check', dataset, '--data_dir', str(root)]))
+def check(dataset, root, *more):
+    datasets.main(datasets.get_args_parser().parse_args(['check', dataset, '--data_dir', str(root), *map(str, more)]))
+
+
+def rows_of(path) -> list[tuple[str, ...]]:
+    """The rows of `check --csv` without their sentences; paths are those in a tree called set or tree."""
+    with open(path, newline='') as file:
+        head, *rows = csv.reader(file)
+    assert head == ['path', 'kind', 'other', 'folds', 'problem']
+    assert all(row[4].startswith(row[0]) or f'{row[2]} and {row[0]}, ' in row[4] for row in rows)
+    return [tuple(re.sub(r'.*/(set|tree)/', '', cell) for cell in row[:4]) for row in rows]
 
 
 # ---------------------------------------------------------------------------------------------- trees with lists
@@ -375,8 +386,10 @@ def test_check_lists_every_problem_and_counts_them(tmp_path, capsys):
 
     def report() -> tuple[list[str], str]:
         with pytest.raises(DataError) as caught:
-            check('folder', root)
-        return capsys.readouterr().out.splitlines(), str(caught.value)
+            check('folder', root, '--csv', tmp_path / 'new' / 'a.csv')
+        *lines, path = capsys.readouterr().out.splitlines()
+        assert path == str(tmp_path / 'new' / 'a.csv')
+        return lines, str(caught.value)
 
     lines, last = report()
     for line, words in zip(
@@ -387,6 +400,11 @@ def test_check_lists_every_problem_and_counts_them(tmp_path, capsys):
         f'{root}: 3 problems, 2 of images that cannot be read, 1 of images that stand in two subsets of a fold: leave '
         'one of each, or keep groups together (--groups)'
     )
+    place = [{p[-7:]: s for s in SUBSETS for p, _ in getattr(load_splits('folder', root, f), s)} for f in range(1, 6)]
+    apart = ' '.join(str(fold) for fold in range(1, 6) if len({place[fold - 1][f'{c}/1.png'] for c in 'ac'}) > 1)
+    copy = ('c/1.png', 'copy in two classes', 'a/1.png', apart)
+    damaged = [(path, 'unreadable', '', '1 2 3 4 5') for path in ('a/0.png', 'b/3.png')]
+    assert rows_of(tmp_path / 'new' / 'a.csv') == [copy, *damaged]
     # A tree that gives no split is read all the same.
     for name in ('d', 'e'):
         (root / name).mkdir()
@@ -394,6 +412,9 @@ def test_check_lists_every_problem_and_counts_them(tmp_path, capsys):
     assert [line.split(':')[0][-1] for line in lines[-2:]] == ['d', 'e']
     assert sum('cannot be read as an image' in line for line in lines) == 2
     assert last.startswith(f'{root}: 4 problems, 2 of the tree, 2 of images that cannot be read')
+    empty = [(cls, 'empty class', '', '1 2 3 4 5') for cls in 'de']
+    rows = rows_of(tmp_path / 'new' / 'a.csv')
+    assert rows == [('c/1.png', 'copy', 'a/1.png', ''), *((*row[:3], '') for row in damaged), *empty]
 
 
 def test_check_of_a_benchmark_lists_what_is_missing_once(tree, capsys):
@@ -403,3 +424,25 @@ def test_check_of_a_benchmark_lists_what_is_missing_once(tree, capsys):
         check('dtd', tree)
     out = capsys.readouterr().out.splitlines()  # first what is not used
     assert [line.split(': ')[0][-8:] for line in out[1:]] == ['0000.jpg', '0009.jpg', '0013.jpg']
+
+
+def test_problems_of_several_folds_are_one_row(tree, tmp_path):
+    lists = tree / 'labels' / 'test2.txt'
+    listed, gone = lists.read_text(), ('class1/class1_0000.jpg', 'class1/class1_0001.JPG')
+    (tree / 'images' / gone[0]).unlink()
+    lists.write_text(listed + f'{gone[1]}\nclass2/class2_0008.jpg\nclass0/class0_0008.jpg\n')
+
+    def rows():
+        with pytest.raises(DataError):
+            check('dtd', tree, '--csv', tmp_path / 'a.csv')
+        return rows_of(tmp_path / 'a.csv')
+
+    near = 'images/class1/class1_0001.jpg'
+    assert rows() == [(f'images/{gone[0]}', 'missing', '', '1 2'), (f'images/{gone[1]}', 'missing', near, '2')]
+    for i, path in enumerate(gone):
+        write_image(tree / 'images' / path, 900 + i)
+    twice = [(f'images/class{c}/class{c}_0008.jpg', 'listed twice', '', '2') for c in '20']
+    assert [row for row in rows() if row[1] != 'tree'] == twice
+    (tree / 'images' / gone[1]).write_text('torn')
+    lists.write_text(listed + gone[1])
+    assert [row for row in rows() if row[1] != 'tree'] == [(f'images/{gone[1]}', 'unreadable', '', '2')]

@@ -233,6 +233,47 @@ def test_the_legend_tells_47_classes_apart_and_fits_a_page():
     assert figure.get_size_inches()[1] <= 9
 
 
+def test_of_many_classes_those_furthest_from_the_mean_are_drawn_and_a_csv_has_all(tmp_path, monkeypatch, capsys):
+    labels, centres = np.arange(6).repeat(6), 10 * np.eye(6)
+    centres[5] = centres[2]  # classes 2 and 5 are mixed, the others apart
+    rng = np.random.default_rng(0)
+    found = survey_of(labels, centres[labels] + 0.1 * rng.standard_normal((36, 6)))
+    found.selection['layer3.0'][labels == 4] += [1.0, 1, 0, 0, 0]
+    found.selection['layer3.0'][labels == 1] += [0.0, 0, 2, 2, 2]
+    monkeypatch.setattr(class_views, 'survey_subset', lambda *_: found)
+    path = write_checkpoint(tmp_path / 'best.pt', classes=6)
+
+    def csv_of(view):
+        visualize.main(arguments('--checkpoint', path, '--view', view, '--save_dir', tmp_path / 'f'))
+        *_, csv = capsys.readouterr().out.splitlines()
+        return [line.split(',') for line in Path(csv).read_text().splitlines()] if csv.endswith('.csv') else None
+
+    assert csv_of('tsne') is None
+    monkeypatch.setattr(class_views, 'PAGEFUL', 5)
+    monkeypatch.setattr(class_views, 'FEW', 2)
+    head, *rows = csv_of('tsne')
+    assert (head, [row[0] for row in rows]) == (['class', 'neighbours of the same class (%)'], tiny(classes=6).classes)
+    assert float(rows[0][1]) == 100 > max(float(rows[2][1]), float(rows[5][1]))
+    figure = class_views.plot_tsne(tiny(classes=6), found)
+    scatter, bars = figure.axes
+    by_share = sorted(('class2', 'class5'), key=lambda name: -float(dict(rows)[name]))
+    assert [tick.get_text() for tick in bars.get_yticklabels()] == by_share
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx([float(dict(rows)[name]) for name in by_share])
+    assert [len(line.get_xdata()) for line in scatter.lines] == [24, 6, 6], 'the others in grey, then each class'
+    assert any('2 classes furthest from the mean of all. 4 are left out' in text for text in texts(figure))
+
+    head, *rows = csv_of('selection')
+    assert head[1:] == [
+        f'layer3.0 {order} order {angle}\N{DEGREE SIGN}' for order in ('1st', '2nd') for angle in (0, 45)
+    ]
+    axes = heat_map(class_views.plot_class_selection(tiny(classes=6), found))
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ['class1', 'class4']
+    values = [[float(cell) for cell in rows[label][1:]] for label in (1, 4)]
+    assert axes.collections[0].get_array().filled() == pytest.approx(np.array(values), rel=1e-6)
+    axes = heat_map(class_views.plot_classes(tiny(classes=6), found))
+    assert (len(csv_of('classes')), len(axes.get_yticklabels())) == (1 + 6, 2)
+
+
 # ---------------------------------------------------------------------------------------------- cam
 
 
