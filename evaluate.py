@@ -6,8 +6,9 @@
 
 --run_dir takes runs, or folders of runs, and computes nothing anew; --checkpoint runs a model over a subset that did
 not train it. Runs of one model that differ by fold and seed are a group: its scores are means, seeds averaged inside a
-fold first, with the sample standard deviation over folds, and its confusions are added up. Two runs on the same images
-are compared by McNemar's exact test.
+fold first, with the sample standard deviation over folds, and its confusions are added up. Beside the data set stands
+what tells a recipe from the others, such as train_on trainval. Two runs on the same images are compared by McNemar's
+exact test.
 
 All scores are percentages. Balanced accuracy, macro F1 and macro AUC are the means of recall, F1 and AUC over the
 classes that have images. AUC is the area under the ROC curve of a class against all others; top-5 is for more than ten
@@ -34,6 +35,7 @@ from common.errors import DataError, RunError, user_errors
 from common.images import image_bits, open_image
 from common.predictions import Predictions
 from common.registry import model_label
+from common.results import recipe_of
 from common.runs import counted
 from common.scores import OF_CLASS, OVERALL, SHARES, EvaluatedRun, over_folds, title_of
 from common.statistics import p_text
@@ -84,8 +86,9 @@ def run_models(args: argparse.Namespace) -> list[EvaluatedRun]:
         defines = subject.config.get('defines', {})
         # Not known to be of one data set and recipe, or not of the images held out by each: none is pooled.
         key = scores.group_key(subject.config, splits.classes) if defines and not caution else (path,)
+        recipe = recipe_of(subject.config) if defines else {}
         cell = (subject.name, data.name, subset, splits.fold, defines.get('seed'))
-        evaluated.append(EvaluatedRun(str(path), *cell, key, found, None, caution, subject.temperature))
+        evaluated.append(EvaluatedRun(str(path), *cell, key, found, None, caution, subject.temperature, recipe))
     return evaluated
 
 
@@ -172,11 +175,11 @@ def print_csv(evaluated: list[EvaluatedRun]) -> None:
     """Print a row for each run, where `class` is empty, and rows of its classes; McNemar's test with the second run."""
     cell = ('run', 'model', 'dataset', 'subset', 'fold', 'seed')
     kept = [f'{what}_kept_{share}' for share in KEPT[1:] for what in ('accuracy', 'probability')]
-    blank = dict.fromkeys([*cell, *CSV, *OVERALL, *OF_CLASS, *COUNTS, *kept])
+    blank = dict.fromkeys([*cell, *CSV, *OVERALL, *OF_CLASS, *COUNTS, *kept, 'recipe'])
     rows, test = [], scores.compare(evaluated)
     for one in evaluated:
         known = blank | dict(zip(cell, (one.name, one.model, one.dataset, one.subset, one.fold, one.seed)))
-        rows.append(known | dict(n=len(one.found.labels), temperature=one.temperature))
+        rows.append(known | dict(n=len(one.found.labels), temperature=one.temperature, recipe=one.told))
         rows[-1] |= dict(zip(OVERALL, one.overall.tolist()))
         rows[-1] |= zip(kept, one.kept[np.isin(SHARES, KEPT[1:])].ravel().tolist())
         if test and one is evaluated[1]:
@@ -287,6 +290,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     evaluated = scores.read_all(args.run_dir, args.data_dir) if args.run_dir else run_models(args)
+    scores.tell_recipes(evaluated)
     groups = defaultdict(list)
     for one in evaluated:
         groups[one.key].append(one)

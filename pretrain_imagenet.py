@@ -452,7 +452,7 @@ def score(args: argparse.Namespace) -> str:
         taken = taken._replace(img_size=saved['config']['defines']['img_size'])
     if 'img_size' in args.given:
         taken = taken._replace(img_size=args.img_size)
-    val = read_val(Path(args.data_dir))
+    val = share_object(lambda: read_val(Path(args.data_dir)))
     if (classes := saved.get('classes')) is None:
         say(f'note: {args.eval} names no classes: its outputs are taken for those of val/ in sorted order')
     elif classes != val.classes:

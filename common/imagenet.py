@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,12 @@ def read_val(data_dir: Path) -> Index:
     names = [name for name in image_names(root, []) if name.startswith(FLAT)] if root.is_dir() else []
     if not names:
         return read_index(root)
-    if folders := sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name)):
-        raise DataError(
-            f'{root}: {counted(len(names), "image")} beside class folders such as {folders[0]}: half sorted'
-        )
+    others = sorted({name for name in os.listdir(root) if not is_hidden(name)} - {*names})
+    if folder := next((name for name in others if (root / name).is_dir()), None):
+        raise DataError(f'{root}: {counted(len(names), "image")} beside class folders such as {folder}: half sorted')
+    if others:
+        files = counted(len(others), 'file')
+        print(f'note: {root}: left out {files} not named {FLAT}.., such as {others[0]}', file=sys.stderr)
     parents = [root.parent.absolute(), *root.parent.absolute().parents[: len(INNER.parts)]]
     lists = [parent / place / name for parent in parents for place in PLACES for name in (KAGGLE, DEVKIT)]
     if (path := next((path for path in lists if path.exists()), None)) is None:

@@ -387,12 +387,15 @@ def _compare(table: Table, dataset: str, asked: bool) -> None:
 # ---------------------------------------------------------------------------------------------- words
 
 
+def differing_keys(recipe: dict, among: list[dict]) -> set[str]:
+    """What of a recipe is not the same in all recipes `among`; between training and probing everything differs."""
+    among = [other for other in among if other.get('probe') == recipe.get('probe')]
+    return {k for other in among for k in recipe if other.get(k) != recipe.get(k)}
+
+
 def title_of(table: Table, among: list[dict]) -> str:
     """The title of a table: how long, how large, from which start, and what else tells it from all recipes `among`."""
-    recipe = table.recipe
-    # Between training and probing everything differs.
-    among = [other for other in among if other.get('probe') == recipe.get('probe')]
-    differing = {k for other in among for k in recipe if other.get(k) != recipe.get(k)}
+    recipe, differing = table.recipe, differing_keys(table.recipe, among)
     if 'probe' in recipe:
         images = 'train and val' if recipe['train_on'] == 'trainval' else recipe['train_on']
         if recipe['shots']:

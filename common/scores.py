@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from common.images import SYNTHETIC
 from common.own_data import root_of
 from common.predictions import Predictions, read_predictions
 from common.registry import dataset_label, model_label
-from common.results import cell_of, read_run, recipe_of, start_of
+from common.results import cell_of, differing_keys, read_run, recipe_of, start_of
 from common.runs import counted
 from common.statistics import calibrate, calibration_error, mcnemar
 
@@ -41,11 +41,14 @@ class EvaluatedRun:
     root: str | None  # where relative paths start
     caution: str  # '', or where images may have trained the model
     temperature: float | None = None  # of the calibrated probabilities
+    recipe: dict = field(default_factory=dict)  # of results.recipe_of; {} where none is recorded
+    told: str = ''  # of the recipe, see tell_recipes
 
     @property
     def data(self) -> str:
-        """The data set, and the subset where it is not test."""
-        return dataset_label(self.dataset, {}) + f' {self.subset}' * (self.subset != 'test')
+        """The data set, the subset where it is not test, and what is told of the recipe."""
+        subset, recipe = f' {self.subset}' * (self.subset != 'test'), f' ({self.told})' * bool(self.told)
+        return dataset_label(self.dataset, {}) + subset + recipe
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -118,8 +121,8 @@ def read_evaluated(folder: Path, data_dir: str | None = None) -> EvaluatedRun:
     root = str(root_of(root, made['lists'])) if made.get('lists') else root
     dataset, model, fold, seed = cell_of(config)
     key, caution = group_key(config, found.classes), results.get('caution') or ''
-    temperature = results.get('temperature')
-    return EvaluatedRun(str(folder), model, dataset, 'test', fold, seed, key, found, root, caution, temperature)
+    facts = root, caution, results.get('temperature'), recipe_of(config)
+    return EvaluatedRun(str(folder), model, dataset, 'test', fold, seed, key, found, *facts)
 
 
 def group_key(config: dict, classes: list[str]) -> tuple:
@@ -150,6 +153,14 @@ def read_all(run_dirs: list[Path], data_dir: str | None = None) -> list[Evaluate
         if not usable:
             raise RunError(f'{given}: no run in it can be evaluated')
     return list(evaluated.values())
+
+
+def tell_recipes(evaluated: list[EvaluatedRun]) -> None:
+    """Fill in `told`: what of a recipe is not the same in all, and always that it trained on train and val."""
+    recipes = [one.recipe for one in evaluated if one.recipe]
+    for one in evaluated:
+        keys = differing_keys(one.recipe, recipes) | {'train_on'} & one.recipe.keys()
+        one.told = ', '.join(f'{key} {one.recipe[key]}' for key in sorted(keys))
 
 
 def title_of(group: list[EvaluatedRun]) -> str:
@@ -196,9 +207,9 @@ def mistakes(group: list[EvaluatedRun]) -> list[tuple[str, str, str, float]]:
     """
     worst = {}
     for one in group:
-        classes, paths, labels, predicted, probabilities = one.found
+        classes, paths, labels, predicted, _ = one.found
         for i in np.flatnonzero(predicted != labels):
             path = paths[i] if paths[i].startswith(SYNTHETIC) else str(Path(one.root or '', paths[i]))
-            wrong = path, classes[labels[i]], classes[predicted[i]], float(probabilities[i].max())
+            wrong = path, classes[labels[i]], classes[predicted[i]], float(one.calibrated[i].max())
             worst[path] = max(worst.get(path, wrong), wrong, key=lambda row: row[-1])
     return sorted(worst.values(), key=lambda row: (-np.nan_to_num(row[-1]), row[0]))

@@ -49,8 +49,8 @@ def beside_image(
     left = figure.add_subplot(grid[:, 0])
     left.imshow(to_pil_image(subject.view(image)))
     left.set_title(f'what the model sees\n{subject.img_size} {TIMES} {subject.img_size} pixels')
-    probability, label = logits.softmax(-1).max(-1)
-    left.set_xlabel(f'predicted:\n{readable(subject.classes[int(label)])} ({100 * probability.item():.0f} %)')
+    (shares,) = 100 * subject.probabilities(logits)
+    left.set_xlabel(f'predicted:\n{readable(subject.classes[shares.argmax()])} ({shares.max():.0f} %)')
     panels = [figure.add_subplot(grid[i, 1 + j]) for i in range(len(rows)) for j in range(len(columns))]
     for axes in figure.axes:
         axes.set(xticks=[], yticks=[])
@@ -68,7 +68,7 @@ def plot_interaction(subject: TrainedModel, image: Image.Image) -> Figure:
     heads, c_red = means.shape[1:3]
     rows = [f'{block_label(name, block)}\ni of z' for name, block in record.blocks.items()]
     columns = [head_label(head, subject.directional) for head in range(heads)]
-    figure, panels = beside_image(subject, image, record.logits[0], rows, columns, 1.28)
+    figure, panels = beside_image(subject, image, record.logits, rows, columns, 1.28)
     low, top = min(0.0, float(np.nanmin(means))), np.nanmax(means)
     for place, axes in np.ndenumerate(panels):
         drawn = axes.imshow(means[place], cmap=CMAP, vmin=low, vmax=top)
@@ -114,7 +114,7 @@ def plot_response(subject: TrainedModel, image: Image.Image) -> Figure:
     grey = np.asarray(to_pil_image(subject.view(image)).convert('L')) / 255
     heads = next(iter(blocks.values())).z.shape[1]
     labels = [block_label(name, block) for name, block in blocks.items()]
-    figure, panels = beside_image(subject, image, record.logits[0], labels, [*map(head_label, range(heads))], 1.45)
+    figure, panels = beside_image(subject, image, record.logits, labels, [*map(head_label, range(heads))], 1.45)
     for row, block in zip(panels, blocks.values()):
         cells = trace.cells_with_neighbour(heads, *block.h.shape[-2:])
         for axes, response, inside in zip(row, block.response[0], cells):
@@ -134,7 +134,7 @@ def plot_features(subject: TrainedModel, image: Image.Image) -> Figure:
         raise ModelError(f"{subject.path}: {subject.name} has no forward_intermediates, as timm's models have")
     with torch.inference_mode():
         final, maps = subject.model.forward_intermediates(subject.batch([image]))
-        logits = subject.model.forward_head(final)[0]
+        logits = subject.model.forward_head(final)
     labels = [
         f'{info["module"]}\n{stage.shape[1]} {TIMES} {stage.shape[2]}\N{SUPERSCRIPT TWO}'
         for info, stage in zip(subject.model.feature_info, maps)

@@ -1,6 +1,7 @@
 """The promises of evaluate.py: scores as scikit-learn has them, nothing pooled that differs, a line for each error."""
 
 import csv
+import dataclasses
 import io
 import os
 import shutil
@@ -239,7 +240,7 @@ def test_seeds_are_averaged_inside_a_fold_and_folds_have_a_deviation(tmp_path, c
     write_run(tmp_path, truth, truth, fold=3, model='twistnet18')
     out = words(show(capsys, '--run_dir', tmp_path).out)
     assert out.count('2 folds mean') == 2, 'in each of the two tables of runs'
-    assert 'TwistNet-18 on DTD, fold 3, seed 42' in out
+    assert 'TwistNet-18 on DTD (lr 0.01), fold 3, seed 42' in out
     for fold, tree in enumerate('xy', start=1):  # other images
         write_run(tmp_path / 'trees', truth, truth, fold=fold, tree=tree)
     assert 'mean' not in show(capsys, '--run_dir', tmp_path / 'trees').out
@@ -265,6 +266,24 @@ def test_two_runs_on_the_same_images_are_compared(tmp_path, capsys):
     shown = show(capsys, '--run_dir', one, other)
     assert 'McNemar' not in shown.out
     assert 'not compared, because the two runs were not evaluated on the same images' in shown.err
+
+
+def test_runs_that_differ_in_the_recipe_are_told_apart(tmp_path, capsys):
+    labels, folders = [0, 1, 2] * 4, []
+    for i, (epochs, more) in enumerate(((100, {}), (100, dict(train_on='trainval')), (50, {}))):
+        folders.append(write_run(tmp_path / str(i), labels, labels, epochs=epochs))
+        config = runs.read_json(folders[-1] / 'config.json')
+        runs.write_json(folders[-1] / 'config.json', config | dict(defines=config['defines'] | more))
+    plain, trainval, _ = folders
+    out = words(show(capsys, '--run_dir', plain, trainval).out)
+    assert 'ResNet-18 DTD 1 42 12' in out
+    assert 'ResNet-18 DTD (train_on trainval) 1 42 12' in out
+    assert 'ResNet-18 on DTD (train_on trainval), fold 1, seed 42 against ResNet-18 on DTD, fold 1' in out
+    assert 'mean' not in out
+    assert '(train_on trainval)' in show(capsys, '--run_dir', trainval).out, 'by itself too'
+    assert [row['recipe'] for row in table(capsys, '--run_dir', *folders) if not row['class']] == [
+        'epochs 100', 'epochs 100, train_on trainval', 'epochs 50'
+    ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ a checkpoint
@@ -363,6 +382,11 @@ def test_the_most_confident_mistakes_come_first_and_once(tmp_path):
         ('root/0.png', 'a', 'c'), ('root/3.png', 'c', 'b'), ('root/2.png', 'c', 'a')
     ]  # fmt: skip
     assert [p for *_, p in found] == pytest.approx([0.8, 0.8, 0.7])
+    group = [
+        dataclasses.replace(group[0], temperature=0.5),
+        group[1],
+    ]  # at which 0.7 of three classes is 0.49 / (0.49 + 2 * 0.15 ** 2)
+    assert [p for *_, p in scores.mistakes(group)] == pytest.approx([0.49 / 0.535, 0.49 / 0.535, 0.8])
     assert sum(one.confusion for one in group).tolist() == [[0, 1, 1], [0, 2, 0], [1, 1, 2]]
 
 

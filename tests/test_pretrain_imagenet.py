@@ -480,7 +480,7 @@ def test_imagenet_as_it_is_downloaded_is_the_tree_it_would_be_sorted_into(downlo
     assert configs[0]['fingerprint'] == configs[1]['fingerprint']
 
 
-def test_a_list_that_does_not_fit_the_validation_images_is_an_error(downloaded):
+def test_a_list_that_does_not_fit_the_validation_images_is_an_error(downloaded, capsys):
     flat, _, class_of = downloaded
     val = flat / 'ILSVRC' / 'Data' / 'CLS-LOC' / 'val'
 
@@ -491,6 +491,10 @@ def test_a_list_that_does_not_fit_the_validation_images_is_an_error(downloaded):
 
     assert "no list of its classes is near; put Kaggle's LOC_val_solution.csv or" in error()
     write_lists(flat, class_of, 'kaggle')
+    for name in ('b.JPEG', 'a.txt', '.hidden'):
+        (val / name).touch()
+    assert len(read_val(flat)) == len(class_of)
+    assert 'val: left out 2 files not named ILSVRC2012_val_.., such as a.txt\n' in capsys.readouterr().err
     first = val / 'ILSVRC2012_val_00000001.JPEG'
     first.rename(val / 'ILSVRC2012_val_00000099.JPEG')
     assert '1 image of' in error()
@@ -514,6 +518,17 @@ def test_eval_prints_the_accuracy_of_a_weights_file(imagenet, tiny, complete, ca
         scores = f'accuracy {line["val_acc"]:.2f} %, cross-entropy {line["val_loss"]:.4f}'
         assert out == f'{complete / name}: tiny, 32 pixels: {scores} (9 images of 3 classes)\n'
         assert ('names no classes' in err) == (name == 'checkpoints/latest.pt')
+
+
+def test_eval_of_two_processes_is_one_line_as_is_its_error(imagenet, tmp_path):
+    model = models.build_model('test_convnext', 3, img_size=32)
+    torch.save(dict(model='test_convnext', state_dict=model.state_dict()), tmp_path / 'weights.pt')
+    argv = ('--eval', str(tmp_path / 'weights.pt'), '--img_size', '32', '--num_workers', '0', '--amp', 'off')
+    codes, out, err = run_ranks(2, SCRIPT, '--data_dir', str(imagenet), *argv)
+    assert not any(codes), err
+    assert out == score(parse_args(['--data_dir', str(imagenet), *argv])) + '\n'
+    codes, out, err = run_ranks(2, SCRIPT, '--data_dir', str(tmp_path), *argv)
+    assert [*codes, out, err.count('error: ')] == [1, 1, '', 1]
 
 
 def test_eval_refuses_what_it_would_score_wrongly(imagenet, tmp_path, tiny, complete):

@@ -342,7 +342,7 @@ def test_cam_of_a_pooled_map_is_that_of_the_class_s_weights(name, picture):
     logits, maps = cam.class_maps(subject, picture, 2)
     assert {*maps} == {int(logits.argmax()), 2}
     with torch.inference_mode():
-        assert torch.allclose(logits, subject.model(subject.batch([picture]))[0], atol=1e-5)
+        assert torch.allclose(logits, subject.model(subject.batch([picture])), atol=1e-5)
         last = subject.model.forward_features(subject.batch([picture]))[0]
         last = last.permute(2, 0, 1) if name == 'swin_tiny' else last
         linear = subject.model.get_classifier()
@@ -357,6 +357,18 @@ def test_a_model_without_a_map_of_cells_has_no_cam(name, words, picture):
         subject = subject._replace(preprocessing=Preprocessing(160))
     with pytest.raises(ModelError, match=words):
         cam.class_maps(subject, picture)
+
+
+def test_figures_show_the_probability_that_predict_py_writes(tmp_path, checkpoint, picture):
+    subject = tiny()._replace(temperature=0.01)
+    logits = subject.model(subject.batch([picture])).detach()
+    label = int(logits.argmax())
+    expected = f'class{label} ({100 * (logits / 0.01).softmax(1)[0, label]:.0f} %)'
+    assert expected != f'class{label} ({100 * logits.softmax(1)[0, label]:.0f} %)'
+    picture.save(tmp_path / 'one.png')
+    (figure,) = cam.plot_cam(subject, tmp_path / 'one.png', None)
+    assert f'{expected}\none.png' in texts(figure)
+    assert f'predicted:\n{expected}' in texts(image_views.plot_features(subject, picture))
 
 
 def test_a_folder_gives_sheets_beside_its_photographs(tmp_path, checkpoint, capsys, monkeypatch):

@@ -76,12 +76,15 @@ class TrainedModel(NamedTuple):
         """PIL images as the model takes them: (B, 3, img_size, img_size), normalised."""
         return normalize(torch.stack([self.view(image) for image in images]), *self.preprocessing.statistics)
 
-    def probabilities(self, images: torch.Tensor, device: torch.device, amp: str) -> torch.Tensor:
-        """Of each class, as engine.evaluate computes them: (B, 3, img_size, img_size) uint8 -> (B, K) float32."""
+    def logits(self, images: torch.Tensor, device: torch.device, amp: str) -> torch.Tensor:
+        """As engine.evaluate computes them: (B, 3, img_size, img_size) uint8 -> (B, K)."""
         images = normalize(images.to(device, non_blocking=True), *self.preprocessing.statistics)
         with autocast(device, amp):
-            logits = self.model(images)
-        return logits.float().softmax(1)
+            return self.model(images)
+
+    def probabilities(self, logits: torch.Tensor) -> np.ndarray:
+        """Of each class, calibrated if there is a temperature: logits (B, K) -> (B, K)."""
+        return calibrate(logits.float().softmax(1).cpu().numpy(), self.temperature)
 
 
 def epoch_text(epoch: int, val_acc: float | None) -> str:
@@ -372,8 +375,7 @@ def predict(
     means, errors = [], {}
     with tqdm(total=len(views), desc=what, disable=is_quiet(), **runs.terminal()) as bar:
         for slot, (inputs, messages) in zip(batches.slots, loader):
-            found = [m.probabilities(x, device, amp).cpu().numpy() for m, x, amp in zip(models, inputs, precisions)]
-            found = [calibrate(values, model.temperature) for values, model in zip(found, models)]
+            found = [m.probabilities(m.logits(x, device, amp)) for m, x, amp in zip(models, inputs, precisions)]
             mean = np.mean(found, axis=0).astype(np.float32)
             if not np.isfinite(mean).all():
                 raise RunError(f'{models[0].path}: gives probabilities that are not finite; try --amp off')
