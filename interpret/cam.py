@@ -60,7 +60,7 @@ def class_maps(
 def spread(cells: np.ndarray, box: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:
     """A map (h, w) over an image of `size` (width, height), where `box` of it was seen; NaN elsewhere: (H, W)."""
     left, top, right, bottom = map(round, box)
-    heat, sides = Image.new('F', size, math.nan), (right - left, bottom - top)
+    heat, sides = Image.new('F', size, math.nan), (max(1, right - left), max(1, bottom - top))
     heat.paste(Image.fromarray(cells).resize(sides, Image.Resampling.BILINEAR), (left, top))
     return np.asarray(heat)
 
