@@ -110,8 +110,10 @@ def show(title: str, align: str, head: list[str], rows: list[list[str]], latex: 
         print(title)
         tables.print_text(align, head, rows)
         return
+    letters = sum(max(map(len, cells)) for cells in zip(head, *rows))  # of a line
+    font, gap = (r'\tiny', 2) if letters > 75 else (r'\scriptsize', 4)
     for start in range(0, len(rows), 45):
-        print(r'\begin{table}[t]\scriptsize\centering\setlength{\tabcolsep}{4pt}')
+        print(rf'\begin{{table}}[t]{font}\centering\setlength{{\tabcolsep}}{{{gap}pt}}')
         print(rf'\caption{{{tables.escape(title)}{" (continued)" * (start > 0)}.}}')
         lines = [[tables.escape(cell) for cell in row] for row in rows[start : start + 45]]
         tables.print_latex(f'@{{}}{align}@{{}}', [' & '.join(map(tables.escape, head)) + r' \\'], lines)

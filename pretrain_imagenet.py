@@ -469,7 +469,7 @@ def score(args: argparse.Namespace) -> str:
     bits, notes = (taken.bits, []) if taken.bits else image_bits(path for path, _ in val)
     for note in notes:
         say(f'note: {note}')
-    images = ImageList(val, eval_transform(taken.img_size, taken.crop_ratio), partial(open_image, bits=bits))
+    images = ImageList(val, eval_transform(*taken.view), partial(open_image, bits=bits))
     loader = inference_loader(
         images, EvalBatches(len(val), *process_rank()), 3 * taken.img_size**2, args.num_workers, device
     )

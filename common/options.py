@@ -446,7 +446,7 @@ def add_view_args(parser: argparse.ArgumentParser) -> None:
     text = (
         'how images become square. crop: the middle; squash: the whole image, stretched; pad: the whole image, with '
         "borders in the mean colour of the model's normalisation. Training crops then have the proportions of the "
-        'image and are squashed or padded too. Recorded in best.pt'
+        'image and are squashed or padded too. Recorded in best.pt, which the other scripts follow'
     )
     group.add_argument('--resize', choices=RESIZE, help=text)
     group.add_argument('--vflip', type=float, metavar='P', help='probability of a vertical flip')

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
 from common.distributed import say
@@ -60,12 +59,10 @@ def class_maps(
 
 def spread(cells: np.ndarray, box: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:
     """A map (h, w) over an image of `size` (width, height), where `box` of it was seen; NaN elsewhere: (H, W)."""
-    left, top, right, bottom = box
-    y, x = (np.arange(n) + 0.5 for n in size[::-1])  # the middles of the pixels
-    rows, columns = (y - top) / (bottom - top) * cells.shape[0], (x - left) / (right - left) * cells.shape[1]
-    values = map_coordinates(cells, np.meshgrid(rows - 0.5, columns - 0.5, indexing='ij'), order=1, mode='nearest')
-    seen = [(places >= 0) & (places <= n) for places, n in zip((rows, columns), cells.shape)]
-    return np.where(seen[0][:, None] & seen[1], values, np.nan)
+    left, top, right, bottom = map(round, box)
+    heat, sides = Image.new('F', size, math.nan), (max(1, right - left), max(1, bottom - top))
+    heat.paste(Image.fromarray(cells).resize(sides, Image.Resampling.BILINEAR), (left, top))
+    return np.asarray(heat)
 
 
 def coloured(image: Image.Image, heat: np.ndarray) -> np.ndarray:

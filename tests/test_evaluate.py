@@ -438,6 +438,8 @@ def test_latex_compiles(tmp_path, capsys):
     labels = list(range(60)) * 2
     names = [f'[cl&ss_{i}] >100 % | <' for i in range(60)]
     folders = [write_run(tmp_path, labels, [0] * 120, classes=names, model=m) for m in ('resnet18', 'twistnet18')]
+    config = runs.read_json(folders[1] / 'config.json')
+    runs.write_json(folders[1] / 'config.json', config | dict(defines=config['defines'] | dict(train_on='trainval')))
     text = show(capsys, '--run_dir', *folders, '--latex').out
     page = r'\documentclass{article}\usepackage{booktabs}\begin{document}' + text + r'\end{document}'
     (tmp_path / 'page.tex').write_text(page)

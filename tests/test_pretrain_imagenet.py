@@ -30,6 +30,7 @@ from common.trees import read_index
 from pretrain_imagenet import prepare, pretrain, score
 from training import engine
 from training.loader import ForgivingImages
+from transforms import eval_settings
 
 SCRIPT = 'pretrain_imagenet.py'
 SIZE = ('--img_size', '32', '--batch_size', '16', '--epochs', '2', '--warmup_epochs', '1', '--amp', 'off')
@@ -526,8 +527,12 @@ def test_eval_of_two_processes_is_one_line_as_is_its_error(imagenet, tmp_path):
     argv = ('--eval', str(tmp_path / 'weights.pt'), '--img_size', '32', '--num_workers', '0', '--amp', 'off')
     codes, out, err = run_ranks(2, SCRIPT, '--data_dir', str(imagenet), *argv)
     assert not any(codes), err
-    assert out == score(parse_args(['--data_dir', str(imagenet), *argv])) + '\n'
-    codes, out, err = run_ranks(2, SCRIPT, '--data_dir', str(tmp_path), *argv)
+    argv = ['--data_dir', str(imagenet), *argv]
+    assert out == score(parse_args(argv)) + '\n'
+    facts = dict(transform=eval_settings(32, resize='squash'), state_dict=model.state_dict())
+    torch.save(dict(model='test_convnext', **facts), tmp_path / 'weights.pt')
+    assert score(parse_args(argv)) + '\n' != out, 'it sees whole images'
+    codes, out, err = run_ranks(2, SCRIPT, *argv, '--data_dir', str(tmp_path))
     assert [*codes, out, err.count('error: ')] == [1, 1, '', 1]
 
 

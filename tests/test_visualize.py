@@ -321,6 +321,12 @@ def test_cam_of_a_network_trained_on_squares_in_a_corner_is_in_that_corner_of_th
         assert not lit[:, :23].any(), 'not seen by the model'
 
 
+def test_a_photograph_of_a_line_has_a_cam(tmp_path, picture):
+    picture.resize((4000, 8)).save(tmp_path / 'line.png')
+    strip, *_ = cam.picture_of(tiny(), tmp_path / 'line.png', None, 320)
+    assert strip.shape == (1, 2 * 320 + 6, 3)
+
+
 @pytest.mark.parametrize('resize', ['crop', 'squash', 'pad'])
 @pytest.mark.parametrize('size', [(120, 80), (80, 120), (700, 61)])  # the last is a thin one
 def test_the_box_of_a_view_is_where_its_pixels_are_from(size, resize):
