@@ -211,6 +211,29 @@ def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
         )
 
 
+def open_events(folder: Path, history: list[dict]):
+    """A torch.utils.tensorboard.SummaryWriter, whose file replaces earlier ones and begins with the epochs made."""
+    from torch.utils.tensorboard import SummaryWriter  # slow to import, and --tensorboard alone needs it
+
+    for path in folder.glob(runs.EVENTS):
+        path.unlink()
+    writer = SummaryWriter(folder, purge_step=0)  # a TensorBoard that shows the run drops what it has of it
+    for line in history:
+        add_events(writer, line)
+    return writer
+
+
+def add_events(writer, line: dict) -> None:
+    """Write the numbers of a line of log.jsonl; those by block are called 'gates/layer3.0' and so on."""
+    scalars = {key: value for key, value in line.items() if key != 'epoch'}
+    for key in ('gates', 'selection'):
+        scalars |= {f'{key}/{block}': value for block, value in scalars.pop(key, {}).items()}
+    for tag, value in scalars.items():
+        if value is not None:
+            writer.add_scalar(tag, value, line['epoch'])
+    writer.flush()
+
+
 def is_out_of_patience(run: Run, progress: dict) -> bool:
     """Whether --patience epochs have passed since the best one; says so."""
     args, done, best = run.args, len(progress['history']), progress['best_epoch']
@@ -300,6 +323,8 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     for note in notes:
         say(note)
     if results is not None:
+        if args.tensorboard and is_main():
+            open_events(folder, runs.read_log(folder / 'log.jsonl')).close()
         return folder, results
     if splits.division and is_main():
         own_data.write_split(folder / runs.SPLIT, fold)
@@ -322,11 +347,16 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     an_epoch = train_batches + val_batches
     total, initial = args.epochs * an_epoch + val_batches + 2 * test_batches, done * an_epoch
     bar = tqdm(total=total, initial=initial, disable=is_quiet(), smoothing=0.05, **runs.terminal())
+    events = open_events(folder, progress['history']) if args.tensorboard and is_main() else None
     for epoch in range(done + 1, args.epochs + 1):
         if is_out_of_patience(run, progress):
             break
         line = train_epoch(run, state, loaders, epoch, bar)
         save_epoch(run, state, progress, line)
+        if events:
+            add_events(events, line)
+    if events:
+        events.close()
     return folder, finish(run, state, progress, size, loaders, bar)
 
 

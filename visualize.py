@@ -94,9 +94,10 @@ def main(args: argparse.Namespace) -> None:
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description='Draw figures of what a trained model does, as PDF and PNG.')
     text = (
-        f'all: every view the options allow. Of more than {class_views.PAGEFUL} classes, selection, classes and tsne '
+        'all: every view the options allow. Of more than '
+        f'{class_views.PAGEFUL} classes, selection, classes and tsne draw the {class_views.FEW} furthest from the mean '
+        'and write all as CSV'
     )
-    text += f'draw the {class_views.FEW} furthest from the mean, and write all as CSV'
     parser.add_argument('--view', choices=(*VIEWS, 'all'), default='all', help=text)
     options.add_inside_args(parser)
     text = 'of cam: a class to show beside the predicted one; --image may be a folder there'

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ NEUTRAL |= dict(resize='crop', vflip=0.0, rotate=None, erase=0.0)
 # Options that determine where and how a run is computed, but not its result: not part of the fingerprint.
 # The file of --import counts by its content, see timm_models.model_defines.
 SYSTEM_OPTIONS = {'data_dir', 'lists', 'run_dir', 'num_workers', 'device', 'force', 'recipe', 'cache', 'given'}
-SYSTEM_OPTIONS |= {'imports', 'tuned'}
+SYSTEM_OPTIONS |= {'imports', 'tuned', 'tensorboard'}
 # The same of pretraining, whose fingerprint has the global batch in place of batch_size and accumulate.
 PRETRAINING_SYSTEM_OPTIONS = SYSTEM_OPTIONS | FIXED.keys() | {'batch_size', 'accumulate', 'checkpoint_dir', 'resume'}
 PRETRAINING_SYSTEM_OPTIONS |= {'weights_dir', 'overwrite', 'save_minutes', 'max_bad_images', 'max_skipped', 'eval'}
@@ -482,6 +483,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument('--cache', choices=CACHES, default='ram', help=text)
     parser.add_argument('--run_dir', default='runs', help='folder in which run folders are created')
     parser.add_argument('--force', action='store_true', help='discard the run in the folder and start again')
+    text = 'also write the lines of log.jsonl as event files, for `tensorboard --logdir RUN_DIR`'
+    parser.add_argument('--tensorboard', action='store_true', help=text)
     # What run_all.py --tune says of the options that it chose, for config.json and tables.
     parser.add_argument('--tuned', type=json.loads, help=argparse.SUPPRESS)
     parser.set_defaults(**RECIPES['default'])
@@ -703,6 +706,8 @@ def check(args: argparse.Namespace) -> None:
         raise RunError(f'--epochs {args.epochs} must be greater than --warmup_epochs {args.warmup_epochs}')
     if getattr(args, 'train_on', 'train') == 'trainval':
         check_trainval(args)
+    if getattr(args, 'tensorboard', False) and find_spec('tensorboard') is None:
+        raise RunError('--tensorboard needs a package that is not installed: `pip install tensorboard`')
     if args.min_lr > args.lr:
         raise RunError(f'--min_lr {args.min_lr} must not exceed --lr {args.lr}')
     if not args.ema and 'ema_decay' in args.given:

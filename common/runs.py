@@ -40,6 +40,7 @@ HEADER = '--- '  # begins the line before each start in LOG
 NAME_THEM = '--name NAME gives these images a name of their own'
 PREDICTIONS, SPLIT, DIVERGED_MARK = 'test_predictions.csv', 'split.csv', 'diverged'
 RUN_FILES = ('config.json', SPLIT, 'log.jsonl', 'last.pt', 'best.pt', PREDICTIONS, DIVERGED_MARK, 'results.json')
+EVENTS = 'events.out.tfevents.*'  # of --tensorboard, beside the log
 
 
 def counted(number: int, noun: str) -> str:
@@ -152,6 +153,8 @@ def discard(folder: Path) -> None:
     """Remove the files of a run; train.log stays."""
     for name in reversed(RUN_FILES):  # results.json first: a partly removed run is never complete
         (folder / name).unlink(missing_ok=True)
+    for path in folder.glob(EVENTS):
+        path.unlink()
 
 
 def is_claimed(folder: Path) -> bool:

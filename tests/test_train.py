@@ -954,6 +954,37 @@ def test_a_best_checkpoint_of_another_epoch_starts_again(whole, tree, tmp_path, 
     assert outcome(folder) == outcome(whole)
 
 
+def events_of(folder: Path) -> list[tuple[str, int, float]]:
+    """(tag, step, value) of every event in a folder, as written: a reader of TensorBoard would drop doubles."""
+    loader = pytest.importorskip('tensorboard.backend.event_processing.event_file_loader').EventFileLoader
+    found = [event for path in sorted(folder.glob(runs.EVENTS)) for event in loader(str(path)).Load()]
+    return [(v.tag, event.step, v.tensor.float_val[0]) for event in found for v in event.summary.value]
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_the_log_and_a_resumed_run_has_no_step_twice(whole, tree, tmp_path, tiny, monkeypatch, capfd):
+    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path, '--tensorboard')
+    assert {step for _, step, _ in events_of(folder)} == {1}
+    run(tree, tmp_path, '--tensorboard')
+    assert outcome(folder) == outcome(whole), 'nor does it change a bit, or the fingerprint'
+    log = runs.read_log(folder / 'log.jsonl')
+    expected = [('val_acc', line['epoch'], line['val_acc']) for line in log]
+    expected += [(f'gates/{name}', line['epoch'], gate) for line in log for name, gate in line['gates'].items()]
+    written = [event for event in events_of(folder) if event[0] == 'val_acc' or event[0].startswith('gates/')]
+    assert sorted(written) == [(tag, step, pytest.approx(value)) for tag, step, value in sorted(expected)]
+    before = events_of(folder)
+    for path in folder.glob(runs.EVENTS):
+        path.unlink()
+    run(tree, tmp_path, '--tensorboard')  # of a complete run
+    assert events_of(folder) == before
+    stop_after_one_epoch(monkeypatch, tree, tmp_path, '--force')
+    assert events_of(folder) == []
+    monkeypatch.setattr(options, 'find_spec', lambda name: None)
+    words = '--tensorboard needs a package that is not installed: `pip install tensorboard`'
+    assert words in fails(argv_of(tree, tmp_path / 'new', '--tensorboard'), capfd)
+    assert not (tmp_path / 'new').exists()
+
+
 def test_after_force_the_advice_is_not_to_force_again(tree, tmp_path, tiny, monkeypatch, capfd):
     def stop(*_):
         raise KeyboardInterrupt(signal.SIGINT)
