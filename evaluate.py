@@ -146,10 +146,7 @@ def print_tables(groups: list[list[EvaluatedRun]], latex: bool) -> None:
         print(f'\n{tables.escape(text) if latex else text}')
     for group in groups:
         print()
-        counts = counts_of(sum(one.confusion for one in group))
-        known = zip(group[0].found.classes, counts, *over_folds(group, 'of_class'))
-        lines = [[name, n, *texts(*values), *counts] for name, (n, *counts), *values in known]
-        head = ['Class', 'n', *OF_CLASS.values(), *COUNTS.values()]
+        head, lines = classes_of(group)
         show(f'{title_of(group)}, in %; right and predicted: images', 'l' + 'r' * (len(head) - 1), head, lines, latex)
         kept = zip(SHARES.tolist(), *over_folds(group, 'kept'))
         lines = [[str(share), *texts(*values)] for share, *values in kept if share in KEPT]
@@ -157,6 +154,14 @@ def print_tables(groups: list[list[EvaluatedRun]], latex: bool) -> None:
             print()
             head = ['Images kept', 'Accuracy', 'Probability from']
             show(f'{title_of(group)}, kept by {probability_of(group)}, in %', 'rrr', head, lines, latex)
+
+
+def classes_of(group: list[EvaluatedRun]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a group's table of classes."""
+    counts = counts_of(sum(one.confusion for one in group))
+    known = zip(group[0].found.classes, counts, *over_folds(group, 'of_class'))
+    rows = [[name, n, *texts(*values), *counts] for name, (n, *counts), *values in known]
+    return ['Class', 'n', *OF_CLASS.values(), *COUNTS.values()], rows
 
 
 def counts_of(confusion: np.ndarray) -> list[list[str]]:
@@ -204,19 +209,24 @@ def draw_confusion(group: list[EvaluatedRun]) -> Figure:
     return plot_confusion(counts, classes, title_of(group), notes)
 
 
-def draw_mistakes(group: list[EvaluatedRun]) -> Figure:
-    """The most confident mistakes of a group. Raises DataError: there is none, or an image cannot be read."""
-    found = scores.mistakes(group)
-    if not found:
-        raise DataError('there is no mistake')
+def worst_of(group: list[EvaluatedRun], most: int = MISTAKES) -> tuple[str, int | None, list[tuple[str, list[str]]]]:
+    """The most confident mistakes of a group, if any: a title, bits for open_image, and of each its path and words."""
+    found, worst = scores.mistakes(group), []
     bits, _ = image_bits(path for path, *_ in found)  # so that they are as bright as one another
-    panels = []
-    for path, truth, predicted, probability in found[:MISTAKES]:
+    for path, truth, predicted, probability in found[:most]:
         share = '-' if np.isnan(probability) else f'{100 * probability:.0f} %'
         words = [f'truth: {truth}', f'predicted: {predicted}', f'probability {share}', Path(path).name]
-        panels.append((thumbnail(open_image(path, bits)), words))
-    order = '' if np.isnan(found[0][-1]) else ' most confident'
-    title = f'The {len(panels)}{order} of {counted(len(found), "mistake")}: {title_of(group)}'
+        worst.append((path, words))
+    order = '' if not found or np.isnan(found[0][-1]) else ' most confident'
+    return f'The {len(worst)}{order} of {counted(len(found), "mistake")}: {title_of(group)}', bits, worst
+
+
+def draw_mistakes(group: list[EvaluatedRun]) -> Figure:
+    """The most confident mistakes of a group. Raises DataError: there is none, or an image cannot be read."""
+    title, bits, worst = worst_of(group)
+    if not worst:
+        raise DataError('there is no mistake')
+    panels = [(thumbnail(open_image(path, bits)), words) for path, words in worst]
     return plot_thumbnails(title, panels, columns=4)
 
 

@@ -6,8 +6,8 @@
     python plot_results.py --checkpoint runs/main/dtd_fold1_twistnet18_seed42/best.pt \\
         --image data/dtd/images/banded/banded_0001.jpg --save_dir figures --plot interaction
 
-bar, radar, scatter and ablation are of complete runs; curves, gate and selection are of all, interrupted ones too.
-Runs of different recipes are never pooled: each recipe has figures of its own, bar_1, bar_2 and so on; those whose
+bar, forest, radar, scatter and ablation are of complete runs; curves, gate and selection are of all, interrupted ones
+too. Runs of different recipes are never pooled: each recipe has figures of its own, bar_1, bar_2 and so on; those whose
 models were tuned by run_all.py --tune are of one recipe. What does not fit one page continues in curves_page2 and so
 on. What is missing is named in the figure. interaction and tsne are of one model,
 from its checkpoint; visualize.py draws them, and more of that kind.
@@ -45,6 +45,7 @@ from common.drawing import (
 from common.errors import RunError, user_errors
 from common.registry import MODELS, entry_of, model_label, plain_model
 from common.results import (
+    FoundRun,
     Row,
     Table,
     cell_of,
@@ -84,15 +85,18 @@ def read_log(path: Path) -> Log:
 
 def read_all(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
     """A table and the logs of each recipe; what was left out is named on stderr. Raises RunError as read_runs."""
-    found, groups = read_runs(args, 'run'), []
-    for table in make_tables(found, args):
-        logs = defaultdict(dict)
-        for run in (run for run in found if run.recipe == table.recipe):
-            dataset, model, *cell = cell_of(run.config)
-            copies = [read_log(path) for folder in run.folders if (path := folder / 'log.jsonl').exists()]
-            logs[dataset, model][tuple(cell)] = max(copies, key=len, default={})
-        groups.append((table, dict(logs)))
-    return groups
+    found = read_runs(args, 'run')
+    return [(table, logs_of(table, found)) for table in make_tables(found, args)]
+
+
+def logs_of(table: Table, found: list[FoundRun]) -> Logs:
+    """The logs of the runs of a table."""
+    logs = defaultdict(dict)
+    for run in (run for run in found if run.recipe == table.recipe):
+        dataset, model, *cell = cell_of(run.config)
+        copies = [read_log(path) for folder in run.folders if (path := folder / 'log.jsonl').exists()]
+        logs[dataset, model][tuple(cell)] = max(copies, key=len, default={})
+    return dict(logs)
 
 
 def read_one(args: argparse.Namespace) -> list[tuple[Table, Logs]]:
@@ -274,6 +278,39 @@ def plot_ablation(table: Table, logs: Logs, title: str) -> list[Figure]:
         loaded,
     ]
     frame(figure, title, notes)
+    return [figure]
+
+
+# ---------------------------------------------------------------------------------------------- forest
+
+
+def plot_forest(table: Table, logs: Logs, title: str) -> list[Figure]:
+    """Differences to the baseline with their 95 % intervals, a panel per data set."""
+    rows = {key: row for key, row in table.rows.items() if row.difference}
+    if not rows:
+        raise RunError('no model is compared with a baseline')
+    datasets, models = drawn_of(replace(table, rows=rows))
+    count = len(datasets)
+    columns, height = {5: 3, 6: 3}.get(count, min(count, 4)), 0.16 * len(models) + 0.62
+    size = min(PAGE[0], 2.0 + 2.5 * columns), math.ceil(count / columns) * height
+    figure, panels = make_panels(count, columns, size)
+    for panel, (dataset, axes) in enumerate(zip(datasets, panels)):
+        axes.axvline(0, color='0.5', linewidth=0.8, linestyle='--')
+        for place, row in ((models.index(model), row) for (name, model), row in rows.items() if name == dataset):
+            found, style = row.difference, line_style(row.model) | dict(linestyle='-', linewidth=1.3)
+            if 'low' in found:
+                axes.plot([found['low'], found['high']], [place, place], **style | dict(marker='|'))
+            axes.plot(found['value'], place, **style | dict(markersize=5))
+        axes.set(yticks=range(len(models)), ylim=(len(models) - 0.4, -0.6), title=table.label(dataset))
+        axes.set_yticklabels([] if panel % columns else map(model_label, models))
+        axes.set_xlabel('points')
+        axes.margins(x=0.08)
+    tested = ['low' in row.difference for row in rows.values()]
+    notes = [
+        f'Differences to {model_label(table.baseline)}.' + ' Lines: 95 % intervals, as in the tables.' * any(tested)
+    ]
+    notes += ['Without a line: one fold, or no spread.' * (not all(tested))]
+    frame(figure, title, notes + start_notes(table))
     return [figure]
 
 
@@ -507,6 +544,7 @@ def _block_page(table: Table, logs: Logs, found: dict, title: str, label: str) -
 # To add a figure, add a function and its entry: it draws one recipe, a figure a page, or raises RunError.
 PLOTS = {
     'bar': plot_bar,
+    'forest': plot_forest,
     'radar': plot_radar,
     'scatter': plot_scatter,
     'ablation': plot_ablation,

@@ -174,7 +174,7 @@ def test_every_figure_says_what_was_tuned_and_loaded(tmp_path, monkeypatch):
     assert len(plot_results.read_all(arguments('--run_dir', tmp_path))) == 2
     write_tuned(tmp_path, {(d, m): dict(lr=lr) for d in ('dtd', 'fmd', 'cub200') for m, lr in rates.items()})
     figures = figures_of(monkeypatch, '--run_dir', tmp_path)
-    assert list(figures) == ['bar', 'radar', 'scatter', 'ablation', 'curves', 'gate']
+    assert list(figures) == ['bar', 'forest', 'radar', 'scatter', 'ablation', 'curves', 'gate']
     for name, figure in figures.items():
         text = said(figure)
         assert '2 epochs, 64 px, from ImageNet weights, 6-100 % of the parameters loaded, lr tuned' in text
@@ -223,6 +223,23 @@ def test_scatter_coordinates_and_results_without_macs(tmp_path):
     assert figure.axes[0].get_ylim()[0] > 20
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['ResNet-18', 'TwistNet-18']
     assert 'No MACs in the results: DTD: ResNet-18.' in said(figure)
+
+
+def test_forest_shows_the_differences_and_intervals_of_the_tables(tmp_path):
+    make_folds(tmp_path)
+    make_folds(tmp_path, model='seresnet18', shift=-1.0)
+    for fold, acc in FOLDS.items():
+        make(tmp_path, model='twistnet18', fold=fold, acc=acc + fold)
+    ((table, logs),) = plot_results.read_all(arguments('--run_dir', tmp_path))
+    (figure,) = plot_results.plot_forest(table, logs, 'title')
+    (axes,) = figure.axes
+    found = table.rows['dtd', 'twistnet18'].difference
+    assert [label.get_text() for label in axes.get_yticklabels()] == ['SE-ResNet-18', 'TwistNet-18']
+    lines = {(*line.get_xdata(),): {*line.get_ydata()} for line in axes.lines[1:]}
+    assert lines == {(-1.0,): {0}, (found['low'], found['high']): {1}, (2.0,): {1}}, 'none without spread'
+    assert 'Without a line: one fold, or no spread.' in said(figure)
+    with pytest.raises(RunError, match='no model is compared'):
+        draw(tmp_path, 'forest', '--baseline', 'swin_tiny')
 
 
 # ---------------------------------------------------------------------------------------------- ablation
@@ -499,7 +516,7 @@ def test_all_draws_what_it_can_and_names_the_rest(tmp_path, capsys):
     plot_results.main(arguments('--run_dir', tmp_path / 'runs', '--save_dir', tmp_path / 'f', '--plot', 'all'))
     out, err = capsys.readouterr()
     names = [Path(line).name for line in out.splitlines()]
-    assert names == [f'{plot}.{suffix}' for plot in ('bar', 'scatter', 'curves') for suffix in ('pdf', 'png')]
+    assert names == [f'{plot}.{suffix}' for plot in ('bar', 'forest', 'scatter', 'curves') for suffix in ('pdf', 'png')]
     assert all(Path(line).stat().st_size for line in out.splitlines())
     assert [line.split(':')[:2] for line in err.splitlines()] == [
         ['not drawn', ' radar'], ['not drawn', ' ablation'], ['not drawn', ' gate'], ['not drawn', ' selection']
@@ -550,6 +567,8 @@ def test_every_model_on_every_data_set_fits(tmp_path):
     for axes in figure.axes:
         assert apart([t.get_window_extent() for t in axes.get_yticklabels() if t.get_text()])
         assert apart([t.get_window_extent() for t in axes.get_xticklabels() if t.get_text()])
+    (figure,) = draw(tmp_path, 'forest')
+    check_page(figure)
     (figure,) = draw(tmp_path, 'radar')
     check_page(figure)
     assert len(figure.axes) == 6
@@ -570,14 +589,15 @@ def test_what_does_not_fit_a_page_goes_on_in_another(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('plot', ['scatter', 'curves', 'gate', 'ablation'])
+@pytest.mark.parametrize('plot', ['forest', 'scatter', 'curves', 'gate', 'ablation'])
 def test_22_models_fit(tmp_path, plot):
     for model in MANY:
         make(tmp_path, 'dtd', model)
     (figure,) = draw(tmp_path, plot)
     check_page(figure)
     shown = {label for text in texts(figure) for label in text.split(', ')}
-    wanted = [name for name in MANY if plot in ('scatter', 'curves') or name.startswith('twistnet18')]
+    wanted = [name for name in MANY if plot in ('forest', 'scatter', 'curves') or name.startswith('twistnet18')]
+    wanted = wanted[plot == 'forest' :]  # without the baseline
     assert {MODELS[name]['label'] for name in wanted} <= shown
 
 
