@@ -149,7 +149,12 @@ def print_tables(groups: list[list[EvaluatedRun]], latex: bool) -> None:
         head, lines = classes_of(group)
         show(f'{title_of(group)}, in %; right and predicted: images', 'l' + 'r' * (len(head) - 1), head, lines, latex)
         kept = zip(SHARES.tolist(), *over_folds(group, 'kept'))
-        lines = [[str(share), *texts(*values)] for share, *values in kept if share in KEPT]
+        # The probability is rounded down: as --reject it keeps at least these images.
+        lines = [
+            [str(share), *texts([mean[0], np.floor(10 * mean[1]) / 10], sd)]
+            for share, mean, sd in kept
+            if share in KEPT
+        ]
         if lines[0][1] != '-':
             print()
             head = ['Images kept', 'Accuracy', 'Probability from']

@@ -116,7 +116,7 @@ def say_opening(run: Run, progress: dict) -> None:
     if where is args.data_dir is not None and 'dataset' not in args.given:
         data += ' (by its layout; --dataset can name another)'
     images = dict(train=len(splits.train), validate=len(splits.val), test=len(splits.test))
-    weights = checkpoint.Loaded(**progress['weights']).brief if progress['weights'] else None
+    weights = checkpoint.Loaded(**record).brief if (record := progress.get('weights')) else None
     environment, world = run.config['environment'], process_rank()[1]
     say(runs.opening(args, f'{data}, fold {args.fold}', images, len(splits.classes), weights, environment, world))
     for line in options.lowered_defaults(args, options.RECIPES[args.recipe]):
@@ -251,6 +251,8 @@ def find_temperature(run: Run, state: State, loader: DataLoader, bar: tqdm) -> f
     logits = torch.zeros(len(run.splits.val), len(run.splits.classes), device=run.device)
     evaluate(state.evaluated, loader, run.device, run.args.amp, bar, state.preprocessing.statistics, logits)
     temperature = fit_temperature(logits.cpu().numpy(), np.array([label for _, label in run.splits.val]))
+    if temperature is None:
+        say('note: no temperature fits the validation images, so probabilities will not be calibrated')
     if is_main():
         best = checkpoint.read_checkpoint(run.folder / 'best.pt') | dict(temperature=temperature)
         checkpoint.save_checkpoint(run.folder / 'best.pt', best)
@@ -287,7 +289,7 @@ def finish(run: Run, state: State, progress: dict, size: dict, loaders: list[Dat
         **{f'n_{subset}': len(getattr(splits, subset)) for subset in ('train', 'val', 'test')},
         pretrained=progress['pretrained'],
         loaded=progress['loaded'],
-        weights=progress['weights'],
+        weights=progress.get('weights'),  # older code began runs without it
         fingerprint=run.config['fingerprint'],
         **({} if args.name is None else dict(name=args.name)),
         **({} if args.patience is None else dict(epochs_run=len(progress['history']))),

@@ -291,7 +291,9 @@ def load_tensors(
     zeroed = [] if is_own(name) else [n for n in heads if not any(k.startswith(f'{n}.') for k in fits)]
     for parameter in (p for n in zeroed for p in heads[n].parameters()):
         nn.init.zeros_(parameter)
-    fresh = layers_of(k for k in own.keys() - fits.keys() if not k.startswith(tuple(f'{n}.' for n in zeroed)))
+    # Old files have no counts of batches, without which nothing is missing.
+    known = fits.keys() | {k for k in own if k.endswith('num_batches_tracked')}
+    fresh = layers_of(k for k in own.keys() - known if not k.startswith(tuple(f'{n}.' for n in zeroed)))
     unused = layers_of(k for k in state if k not in own)
     gates = sum(k.endswith('.gate') for k in fits)
     loaded = Loaded(len(fits), len(own), share, gates, fresh, what, '')

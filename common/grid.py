@@ -442,8 +442,9 @@ def read_choices(search: Search, again: Iterable[str] = ()) -> tuple[dict, dict[
     entry = record['datasets'].setdefault(search.dataset, dict(models={}))
     if not entry['models']:
         entry['options'] = search.options
-    old = {key: record[key] for key in search.record}
-    if difference := runs.changes(old | entry['options'], search.record | search.options):
+    new = search.record | search.options
+    old = options.NEUTRAL | record | entry['options']  # an option that came later had this value
+    if difference := runs.changes({key: old.get(key) for key in new}, new):
         raise RunError(
             f'{search.run_dir / FILE} is of another search ({difference}); give its options, take another --run_dir, '
             'or delete it (trials that fit are kept)'

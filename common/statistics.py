@@ -117,9 +117,10 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """The temperature T at which softmax(logits / T) has the lowest cross-entropy: Guo et al., section 4.2.
 
+    None where even T = 1000 is too low, as for a few images of which half are wrong: they tell nothing of certainty.
     Where all images are right, the lower T the better, down to certainty. Then one of n + 2 images counts as wrong,
     which is Laplace's rule of succession.
 
@@ -138,7 +139,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     def loss(log_t: float) -> float:  # convex in 1 / T: one minimum
         return -(targets * special.log_softmax(logits / np.exp(log_t), axis=1)).sum()
 
-    return float(np.exp(optimize.minimize_scalar(loss, bounds=(-7, 7), method='bounded').x))
+    temperature = float(np.exp(optimize.minimize_scalar(loss, bounds=(-7, 7), method='bounded').x))
+    return temperature if temperature < 1000 else None
 
 
 def calibrate(probabilities: np.ndarray, temperature: float | None) -> np.ndarray:

@@ -204,7 +204,7 @@ def draw_features(result: dict, title: str) -> Figure:
     notes = [
         f'{result["dimension"]} dimensions each. Ticks: {result["repeats"]} x {result["folds"]} folds; cross and '
         f"circles: means, filled where they differ from the {kinds[0]} (p < {LEVEL:g} after Holm's correction). "
-        'Dotted: the most frequent class. Images of validation chose the epoch.'
+        'Dotted: the most frequent class.'
     ]
     frame(figure, f'Linear probe on frozen features: {title}', notes)
     return figure

@@ -312,6 +312,11 @@ def test_what_cannot_be_frozen_is_named(tiny, names, words):
         engine.build_state(args_of(f'--freeze {names}'), 3, CPU, None, 2)
 
 
+def test_a_model_without_stochastic_depth_takes_a_drop_path_of_zero(tiny):
+    model = engine.build_dropping(argparse.Namespace(model='tiny', img_size=32, drop_path=0.0), 3, False)
+    assert [*model.parameters()]
+
+
 def test_a_classifier_on_loaded_weights_resumes_in_the_same_bits(whole, tree, tmp_path, tiny, monkeypatch, capsys):
     more = ('--freeze', 'all', '--pretrained', str(whole / 'best.pt'))
     undisturbed, _ = run(tree, tmp_path / 'whole', *more)
@@ -324,6 +329,10 @@ def test_a_classifier_on_loaded_weights_resumes_in_the_same_bits(whole, tree, tm
     for loaded, fresh in (((), 'stem, layer1'), (('--pretrained', str(tmp_path / 'part.pt')), 'layer1')):
         engine.build_state(args_of('--freeze stem,layer1'), 3, CPU, None, 2, *loaded[1:])
         assert f'parameters learn; frozen as initialised, not as loaded: {fresh}\n' in capsys.readouterr().err
+    old = {name: value for name, value in start.items() if not name.endswith('num_batches_tracked')}
+    torch.save(old, tmp_path / 'old.pt')  # as files of the first torchvision are
+    engine.build_state(args_of('--freeze all'), 3, CPU, None, 2, str(tmp_path / 'old.pt'))
+    assert 'as initialised' not in capsys.readouterr().err
 
 
 def test_each_step_has_the_learning_rate_of_the_schedule_and_mixes_anew(whole, tree, tmp_path, tiny, monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 import os
 import shutil
 import subprocess
@@ -111,6 +112,11 @@ def test_validation_without_a_mistake_makes_no_certainty():
     assert special.softmax(logits / temperature, 1)[0, 0] == pytest.approx(9 / 10, abs=1e-4)
 
 
+def test_validation_that_tells_nothing_gives_no_temperature():
+    assert statistics.fit_temperature(np.array([[3.0, 0], [2.0, 0]], np.float32), np.array([0, 1])) is not None
+    assert statistics.fit_temperature(np.array([[3.0, 0], [4.0, 0]], np.float32), np.array([0, 1])) is None
+
+
 def calibrated_run(run_dir, temperature=0.5, count=40, classes=12, **cell):
     """A run with a temperature, and its labels and probabilities."""
     rng = np.random.default_rng(1)
@@ -172,7 +178,11 @@ def test_the_share_that_is_kept_is_the_most_certain_at_the_temperature(tmp_path,
         assert float(first[f'probability_kept_{share}']) == pytest.approx(100 * np.sort(at_t.max(1))[-count])
     out = words(show(capsys, '--run_dir', folder).out)
     assert 'kept by calibrated probability (temperature 0.30), in %' in out
-    assert f' 50 {100 * right[:20].mean():.1f} {float(first["probability_kept_50"]):.1f}' in out
+    lowest = [float(first[f'probability_kept_{share}']) for share in (95, 80, 50)]
+    down = [f'{math.floor(10 * value) / 10:.1f}' for value in lowest]  # so that --reject keeps them all
+    assert down != [f'{value:.1f}' for value in lowest]
+    for share, text in zip((95, 80, 50), down):
+        assert f' {share} {float(first[f"accuracy_kept_{share}"]):.1f} {text}' in out
     axes = evaluate.draw_kept(group := [scores.read_evaluated(folder)]).axes[0]
     x, y = axes.lines[0].get_data()
     assert y[x == 80] == pytest.approx(100 * right[:32].mean())

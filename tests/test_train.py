@@ -898,6 +898,16 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(whole, tree, tmp_path,
 
 
 @pytest.mark.slow
+def test_a_run_begun_by_older_code_is_resumed(whole, tree, tmp_path, tiny, monkeypatch):
+    folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)
+    last = read_checkpoint(folder / 'last.pt')
+    del last['run']['weights']  # the record of what was loaded
+    torch.save(last, folder / 'last.pt')
+    run(tree, tmp_path)
+    assert outcome(folder) == outcome(whole)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['best.pt', 'results.json'])
 def test_a_full_disk_loses_nothing(whole, tree, tmp_path, tiny, monkeypatch, capfd, name):
     folder = stop_after_one_epoch(monkeypatch, tree, tmp_path)

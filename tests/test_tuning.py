@@ -105,6 +105,12 @@ def test_the_choices_of_another_search_are_refused(tmp_path):
         assert tuning.read_choices(other, again=['resnet18'])[1] == {}
     tuning.add_choices(search._replace(dataset='x'), {})
     assert tuned(tmp_path)['datasets'].keys() == {'synthetic', 'x'}
+    record = tuned(tmp_path)
+    del record['datasets']['synthetic']['options']['resize']  # of code before that option
+    runs.write_json(tmp_path / tuning.FILE, record)
+    assert tuning.read_choices(search)[1] == dict(resnet18=made)
+    with pytest.raises(RunError, match='resize crop -> pad'):
+        tuning.read_choices(search_of(tmp_path, '--resize', 'pad'))
     (tmp_path / tuning.FILE).write_text('{"torn')
     with pytest.raises(RunError, match=r'tuned\.json: damaged; delete it, and the same run_all\.py --tune makes it'):
         search_of(tmp_path)

@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,14 +96,14 @@ def build_state(
 
 def build_dropping(args: argparse.Namespace, num_classes: int, pretrained: bool | str) -> nn.Module:
     """The model of the options, with --drop_path where it is given. RunError: the model has none."""
-    if (rate := getattr(args, 'drop_path', None)) is None:
-        return models.build_model(args.model, num_classes, pretrained, args.img_size)
+    rate = getattr(args, 'drop_path', None)
+    build = partial(models.build_model, args.model, num_classes, pretrained, args.img_size)
     try:
-        model = models.build_model(args.model, num_classes, pretrained, args.img_size, drop_path_rate=rate)
+        model = build() if rate is None else build(drop_path_rate=rate)
     except ModelError as error:
-        if not isinstance(error.__cause__, TypeError):  # its constructor knows no such keyword
+        if rate is None or not isinstance(error.__cause__, TypeError):  # its constructor knows no such keyword
             raise
-        model = nn.Module()
+        model = build()
     if rate and not any(isinstance(module, DropPath) for module in model.modules()):  # or it ignores the argument
         raise RunError(f'--drop_path {rate}: {args.model} has no stochastic depth; leave it out')
     return model
