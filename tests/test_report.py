@@ -184,7 +184,7 @@ def test_runs_that_are_not_complete_appear_with_their_curves(tmp_path):
 
 
 def test_the_command_of_a_run_gives_its_options(tmp_path, monkeypatch):
-    argv = '--data_dir "my photographs" --dataset folder --epochs 7 --crop_scale 0.2 0.9 --ema --no-compile --vflip 0.5'
+    argv = '--data_dir "my photos" --dataset folder --epochs 7 --crop_scale 0.2 0.9 --ema --no-compile --import net.py'
     for fold, seed in ((1, 5), (2, 5)):
         words = [*shlex.split(argv), '--model', 'resnet18', '--fold', str(fold), '--seed', str(seed), '--force']
         args = options.parse_args(words)
@@ -209,12 +209,13 @@ def test_every_writes_again_until_runs_end(tmp_path, monkeypatch):
         now[0] += seconds
         if len(seen) == 1:
             make_run(tmp_path / 'runs', log=log)
-        if len(seen) == 2:  # the next run of the grid begins, and ends 90 s later
+        if len(seen) == 3:  # the next run of the grid begins, and ends 60 s later
             (tmp_path / 'runs' / 'dtd_fold2_resnet18_seed42').mkdir()
             (tmp_path / 'runs' / 'dtd_fold2_resnet18_seed42' / runs.LOG).touch()
         if len(seen) == 5:
             make_run(tmp_path / 'runs', fold=2)
 
+    monkeypatch.setattr(runs, 'is_claimed', lambda _: len(seen) == 1)  # complete, but its process has still to end
     monkeypatch.setattr(time, 'sleep', sleep)
     monkeypatch.setattr(time, 'monotonic', lambda: now[0])
     text = text_of(write(tmp_path / 'runs', out, '--every', '30'))
@@ -268,6 +269,8 @@ def test_a_browser_shows_the_page(name, browser, request):
         browser.open(path)
         assert browser.run('innerWidth') == width
         assert browser.run('document.documentElement.scrollWidth') <= width
+        cut = 'outer => outer.querySelector("svg") && outer.scrollHeight > outer.clientHeight + 20'  # by a scroll bar
+        assert browser.run(f'[...document.querySelectorAll(".wide")].filter({cut}).length') == 0, 'figures are whole'
     assert browser.errors == []
     assert {url for url in browser.requests if not url.startswith('data:')} == {path.as_uri()}
     pictures = browser.run('[...document.images].map(image => image.complete && image.naturalWidth > 0)')
