@@ -71,11 +71,14 @@ class AIS(nn.Module):
         )
 
     def weights(self, v: torch.Tensor) -> torch.Tensor:
-        """The selection weights in (0, 1): (B, D, H, W) -> (B, D)."""
-        return self.fc(v)
+        """The selection weights in (0, 1), in float32 also under autocast: (B, D, H, W) -> (B, D)."""
+        if v.dtype == self.fc[2].weight.dtype:
+            return self.fc(v)
+        with torch.autocast(v.device.type, enabled=False):  # casts take longer than layers as small as these
+            return self.fc(v.float())
 
     def forward(self, v: torch.Tensor) -> torch.Tensor:
-        return v * self.weights(v)[:, :, None, None]
+        return v * self.weights(v).to(v.dtype)[:, :, None, None]
 
 
 class Twist(nn.Module):

@@ -379,6 +379,14 @@ def test_reduced_precision_stays_near_float32(dtype):
     torch.testing.assert_close(model.eval().to(dtype)(x.to(dtype)).float(), expected, rtol=0.1, atol=0.1)
 
 
+def test_the_selection_is_computed_in_float32_under_autocast():
+    ais, v = models.AIS(32), torch.randn(4, 32, 5, 5).bfloat16()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not torch.equal(ais.weights(v), ais.fc(v.float())), 'which autocast rounds'
+        out = ais(v)
+    assert torch.equal(out, v * ais.weights(v.float()).bfloat16()[:, :, None, None])
+
+
 def test_positions_of_zeros_have_zero_interactions():
     stci = STCI(16).eval()
     with torch.autocast('cpu', torch.float16):  # whose smallest square is above that of the bound on the length
