@@ -486,7 +486,7 @@ def fold_norms(model: nn.Module, images: torch.Tensor) -> None:
     def note(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         if isinstance(module, nn.Conv2d):
             made[output] = module
-        elif inputs[0] in made:
+        elif inputs[0] in made and module.running_mean is not None:
             found[made[inputs[0]]] = module
 
     for module in model.modules():

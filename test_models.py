@@ -458,8 +458,10 @@ def test_a_model_that_fuse_does_not_understand_stays_as_it_is():
             y = self.conv(x)
             return (y + self.bn(y)).mean((2, 3))
 
-    model = Both()
-    assert fuse(model, torch.randn(1, 3, 8, 8)) is model
+    model, x = Both(), torch.randn(1, 3, 8, 8)
+    assert fuse(model, x) is model
+    model.bn = torch.nn.BatchNorm2d(4, track_running_stats=False)  # of each batch: nothing to merge
+    assert isinstance(fuse(model, x).bn, torch.nn.BatchNorm2d)
 
 
 def test_a_fused_model_of_bfloat16_runs_under_autocast_without_casting_weights():

@@ -246,6 +246,7 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
         if is_main():
             model.load_state_dict(checkpoint.read_checkpoint(folder / 'best.pt')['state_dict'])
         share_weights(model)
+        bar.total += len(loader)
         test_loss, test_acc, logits = test()
     bar.close()
     if math.isnan(test_loss) and not splits.val:  # which no epoch has seen
@@ -270,7 +271,7 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
         **({} if args.name is None else dict(name=args.name)),
         **({} if args.patience is None else dict(epochs_run=len(progress['history']))),
         **{key: progress[key] for key in ('caution', 'seen') if key in progress},
-        temperature=progress.get('temperature'),  # of calibrated probabilities; None without images of validation
+        temperature=progress.get('temperature'),  # of calibrated probabilities; None: no image validated
     )
     if is_main():
         runs.write_log(folder / 'log.jsonl', progress['history'])  # may be an epoch behind last.pt after a kill
@@ -321,7 +322,7 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     loaders = make_loaders(args, splits, device, state.preprocessing)
     done, (train_batches, val_batches, test_batches) = len(progress['history']), (len(loader) for loader in loaders)
     an_epoch = train_batches + val_batches
-    total, initial = args.epochs * an_epoch + 2 * test_batches, done * an_epoch
+    total, initial = args.epochs * an_epoch + test_batches, done * an_epoch
     bar = tqdm(total=total, initial=initial, disable=is_quiet(), smoothing=0.05, **runs.terminal())
     for epoch in range(done + 1, args.epochs + 1):
         if is_out_of_patience(run, progress):
