@@ -346,7 +346,7 @@ def add_inference_args(parser: argparse.ArgumentParser) -> None:
 
 
 def add_fuse_arg(group) -> None:
-    text = 'faster inference: BatchNorm is merged into convolutions; the last digits differ'
+    text = 'faster for many images: BatchNorm is merged into convolutions; the last digits differ'
     group.add_argument('--fuse', action='store_true', help=text)
 
 
