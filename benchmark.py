@@ -1,7 +1,7 @@
 """Speed of the models and of the loader on this machine.
 
-    python benchmark.py models --models resnet18,twistnet18 --rounds 25          # also --latex, --csv, --compile
-    python benchmark.py loader --dataset dtd --data_dir data/dtd                 # images per second of one core
+    python benchmark.py models --models resnet18,twistnet18 --rounds 25         # also --fuse, --compile, --latex, --csv
+    python benchmark.py loader --dataset dtd --data_dir data/dtd                # images per second of one core
 
 `models` measures training steps, inference and memory, always of ResNet-18 too; `loader` compares the image pipeline
 with a plain torchvision one. All tasks take turns, round by round, so that a machine that slows down slows down all of
@@ -33,7 +33,8 @@ from common.runs import counted
 from common.timm_models import SIZE
 from compute_flops import BASELINE, add_size_args, choose, latex_cells, measure, print_table
 from datasets import load_splits
-from training import engine
+from models import build_model
+from training import engine, trained
 from training.loader import ImageList, eval_images
 from transforms import Preprocessing, blank_batch, eval_view, normalize, train_transform
 
@@ -41,6 +42,7 @@ MIN_SECONDS = 0.05  # of one measurement: shorter work is repeated within it
 MATRIX_SIDE = dict(cpu=2048, cuda=8192)  # rows and columns: large enough for the highest rate of the device
 # Tasks of a model: multiply-accumulates as a multiple of a forward pass's, and title.
 TASKS = {'train': (3, 'training'), 'infer': (1, 'inference'), 'single': (1, 'batch 1')}
+FUSED = ' fused'  # ends the names of fused models
 WAYS = ('plain', 'decoded', 'cached')  # in which the loader makes an image
 
 # ---------------------------------------------------------------------------------------------- clock
@@ -180,15 +182,19 @@ def row_of(facts: dict, seconds: dict, rate: float, base: dict, batch_size: int)
     """A row of the table, of the facts of a model and of the baseline.
 
     `seconds` are the readings by (model, task); `rate` is that of the matrix product in floating-point operations per
-    second, of which a multiply-accumulate is two. Without macs_G there are no shares of it.
+    second, of which a multiply-accumulate is two. Without macs_G there are no shares of it. A fused model has no
+    training: None.
     """
     name, macs, row = facts['model'], facts['macs_G'], dict(facts)
     for task, (passes, _) in TASKS.items():
+        if (name, task) not in seconds:
+            row |= {f'{task}_{key}': None for key in ('images_per_s', 'ratio', 'share')}
+            continue
         speed = (1 if task == 'single' else batch_size) / statistics.median(seconds[name, task])
         row[f'{task}_images_per_s'] = speed
         row[f'{task}_ratio'] = ratio(seconds[name, task], seconds[base['model'], task])
         row[f'{task}_share'] = None if macs is None else passes * 2 * macs * 1e9 * speed / rate
-    row['saved_ratio'] = facts['saved_MiB'] / base['saved_MiB']
+    row['saved_ratio'] = None if facts['saved_MiB'] is None else facts['saved_MiB'] / base['saved_MiB']
     return row
 
 
@@ -211,12 +217,22 @@ def benchmark_models(args: argparse.Namespace) -> None:
         if args.compile:
             compile_apart(state.model)
         tasks |= {(name, task): work for task, work in model_tasks(state, args.num_classes, recipe).items()}
+        if args.fuse:
+            plain, dtype = build_model(name, args.num_classes, img_size=args.img_size), distributed.AMP_DTYPES[amp]
+            fused = trained.fused(plain, name, args.img_size, dtype).to(device, memory_format=torch.channels_last)
+            if args.compile:
+                compile_apart(fused)
+            key, label = f'{name}{FUSED}', f'{size["label"]}{FUSED}'
+            facts[key] = facts[name] | dict(model=key, label=label, saved_MiB=None)
+            works = model_tasks(state._replace(model=fused), args.num_classes, recipe)
+            tasks |= {(key, task): works[task] for task in ('infer', 'single')}
     side, dtype = MATRIX_SIDE[device.type], distributed.AMP_DTYPES[amp]
     distributed.say('warm-up')
     seconds = in_turn(tasks | dict(matrix=matrix_task(side, device, dtype)), args.rounds, device)
     rates = [2 * side**3 / value for value in seconds['matrix']]
     rate = statistics.median(rates)
-    rows = [row_of(facts[name], seconds, rate, facts[BASELINE], args.batch_size) for name in names]
+    bases = {name: facts[BASELINE + FUSED * name.endswith(FUSED)] for name in facts}
+    rows = [row_of(facts[name], seconds, rate, bases[name], args.batch_size) for name in facts]
     conditions = {key: getattr(args, key) for key in ('batch_size', 'img_size', 'num_classes')}
     conditions |= dict(dtype=str(dtype).removeprefix('torch.'), compile=args.compile, device=device_name(device))
     conditions |= dict(threads=torch.get_num_threads(), rounds=args.rounds, torch=str(torch.__version__))
@@ -251,9 +267,11 @@ def cells_of(row: dict) -> list[str]:
     cells = []
     for task in TASKS:
         speed, share = row[f'{task}_images_per_s'], row[f'{task}_share']
-        cells += [f'{speed:.{1 if speed < 1000 else 0}f}', f'{row[f"{task}_ratio"]:.2f}']
+        cells += (
+            ['-', '-'] if speed is None else [f'{speed:.{1 if speed < 1000 else 0}f}', f'{row[f"{task}_ratio"]:.2f}']
+        )
         cells.append('-' if share is None else f'{100 * share:.1f} %')
-    return [*cells, f'{row["saved_MiB"]:.2f}', f'{row["saved_ratio"]:.2f}']
+    return cells + ['-' if row[key] is None else f'{row[key]:.2f}' for key in ('saved_MiB', 'saved_ratio')]
 
 
 def print_text(rows: list[dict], conditions: dict) -> None:
@@ -261,7 +279,8 @@ def print_text(rows: list[dict], conditions: dict) -> None:
     head = [name for _, title in TASKS.values() for name in (f'{title}\nimages/s', '\nx', '\nshare')]
     cells = [[row['model'], *cells_of(row)] for row in rows]
     tables.print_text('l' + 'r' * (len(head) + 2), ['\nmodel', *head, 'saved\nMiB/image', '\nx'], cells)
-    print(f'\nx: times as long, or as much, as {BASELINE}; share: of the matrix rate')
+    fused = f', of fused models as {BASELINE}{FUSED}' * any(row['model'].endswith(FUSED) for row in rows)
+    print(f'\nx: times as long, or as much, as {BASELINE}{fused}; share: of the matrix rate')
 
 
 def print_latex(rows: list[dict], conditions: dict) -> None:
@@ -345,6 +364,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         '--amp', choices=options.AMP, default='auto', help='auto: bf16 if native, else fp16 on CUDA and off on CPUs'
     )
     models.add_argument('--compile', action='store_true', help='use torch.compile, which takes minutes')
+    models.add_argument('--fuse', action='store_true', help='also inference of the fused models')
     loader = commands.add_parser('loader', help='images per second that one core reads and augments', **shown)
     options.add_dataset_args(loader)
     loader.add_argument('--fold', type=int, default=1, help='fold, counted from 1')

@@ -10,9 +10,10 @@ safetensors   best.safetensors, the tensors by name; in its metadata the same
 hub           a folder as timm writes it, with a model card made from the run's config.json and results.json, for
               timm.create_model('local-dir:FOLDER', pretrained=True); --repo pushes it to the hub instead
 
-onnx and pt2 take any number of images of the model's size, (N, 3, SIZE, SIZE), normalised, and return logits, of which
-softmax(logits / temperature) are calibrated probabilities; a run of an older version has no temperature. Each file is
-loaded again and its logits are compared with the model's for several batch sizes before it takes its name.
+onnx and pt2 hold the fused model (models.fuse). They take any number of images of the model's size,
+(N, 3, SIZE, SIZE), normalised, and return logits, of which softmax(logits / temperature) are calibrated probabilities;
+a run of an older version has no temperature. Each file is loaded again and its logits are compared with the model's for
+several batch sizes before it takes its name.
 """
 
 import argparse
@@ -80,11 +81,11 @@ def noise(model: TrainedModel, number: int) -> torch.Tensor:
 
 
 def traced(model: TrainedModel) -> torch.export.ExportedProgram:
-    """The graph of the model, for any batch size."""
-    model.model.requires_grad_(False)
+    """The graph of the model, fused, for any batch size."""
+    fused = trained.fused(model.model, model.name, model.img_size).requires_grad_(False)
     with torch.no_grad():
         shapes = ({0: torch.export.Dim('batch')},)
-        return torch.export.export(model.model, (noise(model, 2),), dynamic_shapes=shapes)
+        return torch.export.export(fused, (noise(model, 2),), dynamic_shapes=shapes)
 
 
 def make_onnx(model: TrainedModel) -> bytes:

@@ -21,6 +21,7 @@ Source: Lian et al., "TwistNet-2D", arXiv 2602.07262. This is an independent imp
 """
 
 import contextlib
+import copy
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -32,7 +33,9 @@ from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_
 from timm.layers import create_classifier
 from timm.models import checkpoint_seq, generate_default_cfgs, is_model, register_model
 from timm.models._features import feature_take_indices
+from timm.utils import reparameterize_model
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
 # This file alone builds and trains a TwistNet. What knows models by name stands in common/ and is imported where it is
@@ -68,11 +71,14 @@ class AIS(nn.Module):
         )
 
     def weights(self, v: torch.Tensor) -> torch.Tensor:
-        """The selection weights in (0, 1): (B, D, H, W) -> (B, D)."""
-        return self.fc(v)
+        """The selection weights in (0, 1), in float32 also under autocast: (B, D, H, W) -> (B, D)."""
+        if v.dtype == self.fc[2].weight.dtype:
+            return self.fc(v)
+        with torch.autocast(v.device.type, enabled=False):  # casts take longer than layers as small as these
+            return self.fc(v.float())
 
     def forward(self, v: torch.Tensor) -> torch.Tensor:
-        return v * self.weights(v)[:, :, None, None]
+        return v * self.weights(v).to(v.dtype)[:, :, None, None]
 
 
 class Twist(nn.Module):
@@ -187,14 +193,14 @@ class STCI(nn.Module):
         return self.norm(self.ais(self._interact(z)))
 
     def forward(self, h: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-        """The branch, times `gate` if given."""
+        """The branch, times sigmoid(gate) if given."""
         z = F.relu(self.reduce(h), inplace=True)
         if torch.is_grad_enabled():
             v = checkpoint(self._select, z, use_reentrant=False, preserve_rng_state=False)  # nothing is random
         else:
             v = self._select(z)
         conv, bn = self.proj
-        return bn(conv(v)) if gate is None else scaled(bn, conv(v), gate)
+        return bn(conv(v)) if gate is None else scaled(bn, conv(v), torch.sigmoid(gate))
 
 
 def scaled(bn: nn.BatchNorm2d, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -247,7 +253,7 @@ class TwistBlock(BasicBlock):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(h))
-        out += self.stci(h, torch.sigmoid(self.gate))
+        out += self.stci(h, self.gate)
         out += self.downsample(x)
         return F.relu(out, inplace=True)
 
@@ -442,6 +448,67 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
 def gates_of(model: nn.Module) -> dict[str, float]:
     """sigmoid(gate) of every block by name, e.g. {'layer3.0': 0.119, ..}; synchronises the device. {} without STCI."""
     return {name: torch.sigmoid(block.gate).item() for name, block in blocks_of(model).items()}
+
+
+# ---------------------------------------------------------------------------------------------- for inference
+
+
+@torch.no_grad()
+def fuse(model: nn.Module, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A copy for inference with fewer operations, whose logits differ by at most 1e-5 of the largest, or of 1.
+
+    Any model whose logits would differ more for `images` is returned as it is, in evaluation mode.
+
+    Args:
+        images: (B, 3, H, W) float32, normalised; noise will do.
+        dtype: that of autocast, if the copy is to run under it: weights are then converted once, not in every pass.
+    """
+    wanted = model.eval()(images)
+    for copied in (reparameterize_model, copy.deepcopy):  # the former also merges the branches of RepViT and its like
+        fused = copied(model).eval()  # what the former makes is in training mode
+        fold_norms(fused, images)
+        if (fused(images) - wanted).abs().max() <= 1e-5 * wanted.abs().max().clamp_min(1):
+            small = {layer for module in fused.modules() if isinstance(module, AIS) for layer in module.modules()}
+            for layer in fused.modules():
+                if isinstance(layer, nn.Conv2d | nn.Linear) and layer not in small:  # AIS stays in float32
+                    layer.to(dtype)
+            return fused
+    return model
+
+
+def fold_norms(model: nn.Module, images: torch.Tensor) -> None:
+    """Merge BatchNorms into the convolutions whose output they take; in STCI, scale into the twist, the gate into proj.
+
+    The gate becomes None.
+    """
+    made, found, handles = {}, {}, []
+
+    def note(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            made[output] = module
+        elif inputs[0] in made and module.running_mean is not None:
+            found[made[inputs[0]]] = module
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            handles.append(module.register_forward_hook(note))
+    model(images)
+    for handle in handles:
+        handle.remove()
+    for block in blocks_of(model).values():
+        stci, (conv, bn) = block.stci, block.stci.proj
+        for parameter in bn.parameters():
+            parameter.mul_(torch.sigmoid(block.gate))
+        block.gate, found[conv] = None, bn
+        if isinstance(stci.twist, Twist):
+            stci.twist.dwconv.weight.mul_(stci.twist.scale.view(-1, 1, 1, 1))
+            stci.twist = stci.twist.dwconv
+    merged = {conv: fuse_conv_bn_eval(conv, bn) for conv, bn in found.items()}
+    merged |= {bn: nn.Sequential(*bn.children()) for bn in found.values()}  # timm's BatchNorms hold an activation
+    for parent in [*model.modules()]:
+        for name, child in parent.named_children():
+            if child in merged:
+                setattr(parent, name, merged[child])
 
 
 @contextlib.contextmanager

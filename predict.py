@@ -5,8 +5,8 @@
 
 An image goes through the preprocessing of the run's own evaluation. Probabilities are calibrated by the temperature in
 the checkpoint: the test images of a run, in their order, get those of its test_predictions.csv at that temperature, bit
-for bit (in other batches the last digit may differ). Several checkpoints of the same classes average their
-probabilities, each at its own size and temperature.
+for bit (in other batches, and with --fuse, the last digits may differ). Several checkpoints of the same classes average
+their probabilities, each at its own size and temperature.
 
 --out has a row per image: path, label, probability, and the next labels up to --top_k. With --tile it has a row per
 tile (path, x, y, label, probability; x and y of its upper left corner in pixels): each square of that side is an image

@@ -242,6 +242,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     group.add_argument('--checkpoint', type=Path, nargs='+', default=[], metavar='BEST.PT', help='best.pt of runs')
     options.add_import_arg(group)
+    options.add_fuse_arg(group)
     group.add_argument('--layer', help='name of a module, e.g. layer3; if not given, the input of the classifier')
     group.add_argument(
         '--img_size', type=int, help='side of the square input in pixels; if not given, that of the model'

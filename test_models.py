@@ -23,7 +23,7 @@ from benchmark import saved_bytes
 from common import checkpoint, registry, weights
 from common.errors import ModelError
 from compute_flops import count_macs
-from models import DIRECTIONS, MODELS, STCI, TwistBlock, TwistNet, build_model, count_params
+from models import DIRECTIONS, MODELS, STCI, TwistBlock, TwistNet, build_model, count_params, fuse
 
 TWISTNETS = [name for name, entry in MODELS.items() if 'twist' in entry]
 FIXTURE = Path(__file__).parent / 'tests' / 'fixtures' / 'twistnet_w8_reference.npz'
@@ -292,13 +292,13 @@ def test_the_gate_in_the_affine_map_is_a_factor(training):
         torch.nn.init.normal_(p)
     other, gate = copy.deepcopy(stci), torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     found = torch.autograd.grad(stci(x, gate).square().sum(), [gate, *stci.parameters()])
-    expected = torch.autograd.grad((gate * other(x)).square().sum(), [gate, *other.parameters()])
+    expected = torch.autograd.grad((gate.sigmoid() * other(x)).square().sum(), [gate, *other.parameters()])
     torch.testing.assert_close(found, expected)
     assert all(torch.equal(a, b) for a, b in zip(stci.buffers(), other.buffers()))
     # What stands in the place of a usual BatchNorm2d keeps its own forward pass.
     for other in (torch.nn.Identity(), torch.nn.BatchNorm2d(16, affine=False), torch.nn.BatchNorm2d(16, momentum=None)):
         stci.proj[1] = other.double().eval()
-        torch.testing.assert_close(stci(x, gate), gate * stci(x))
+        torch.testing.assert_close(stci(x, gate), gate.sigmoid() * stci(x))
 
 
 def test_twistnet18_stores_little_more_than_resnet18_for_the_backward_pass():
@@ -379,6 +379,14 @@ def test_reduced_precision_stays_near_float32(dtype):
     torch.testing.assert_close(model.eval().to(dtype)(x.to(dtype)).float(), expected, rtol=0.1, atol=0.1)
 
 
+def test_the_selection_is_computed_in_float32_under_autocast():
+    ais, v = models.AIS(32), torch.randn(4, 32, 5, 5).bfloat16()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not torch.equal(ais.weights(v), ais.fc(v.float())), 'which autocast rounds'
+        out = ais(v)
+    assert torch.equal(out, v * ais.weights(v.float()).bfloat16()[:, :, None, None])
+
+
 def test_positions_of_zeros_have_zero_interactions():
     stci = STCI(16).eval()
     with torch.autocast('cpu', torch.float16):  # whose smallest square is above that of the bound on the length
@@ -402,6 +410,67 @@ def test_export():
     x = torch.randn(2, 3, 64, 64)
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch', min=1)},))
     torch.testing.assert_close(exported.module()(x[:1]), model(x[:1]))
+
+
+# ------------------------------------------------------------------------------------------ for inference
+
+
+def used(name: str, size: int = 64, **kwargs) -> torch.nn.Module:
+    """A model in evaluation mode, none of whose BatchNorms, scales and gates is as it starts."""
+    torch.manual_seed(0)
+    model = build_model(name, 5, img_size=size, **kwargs).eval()
+    with torch.no_grad():
+        for key, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.mul_(1 + 0.2 * torch.rand_like(tensor)).add_(0.2 * key.endswith('running_mean'))
+    return model
+
+
+BRANCHED = ['stci_resnet18', 'stci_no_ais_convnextv2_nano', 'stci_fastvit_sa12']
+LEFT = dict(fastvit_sa12=26, stci_fastvit_sa12=26, efficientformerv2_s2=1)  # BatchNorms behind other layers
+
+
+@pytest.mark.parametrize('name', [*MODELS, *BRANCHED])
+def test_a_fused_model_gives_equal_logits_without_batchnorms_behind_convolutions(name):
+    model = used(name, base_width=8) if name in TWISTNETS else used(name)
+    before, x = copy.deepcopy(model.state_dict()), torch.randn(3, 3, 64, 64)
+    fused = fuse(model, torch.randn(1, 3, 64, 64))
+    assert fused is not model
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(fused(x), expected, rtol=0, atol=1e-5 * max(1, expected.abs().max().item()))
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules()) == LEFT.get(name, 0)
+    assert not any(isinstance(m, models.Twist) for m in fused.modules())
+    assert all(block.gate is None for block in models.blocks_of(fused).values())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_model_that_fuse_does_not_understand_stays_as_it_is():
+    class Both(torch.nn.Module):
+        """Needs the output of its convolution before its BatchNorm, too."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+            torch.nn.init.constant_(self.bn.bias, 1.0)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return (y + self.bn(y)).mean((2, 3))
+
+    model, x = Both(), torch.randn(1, 3, 8, 8)
+    assert fuse(model, x) is model
+    model.bn = torch.nn.BatchNorm2d(4, track_running_stats=False)  # of each batch: nothing to merge
+    assert isinstance(fuse(model, x).bn, torch.nn.BatchNorm2d)
+
+
+def test_a_fused_model_of_bfloat16_runs_under_autocast_without_casting_weights():
+    model, x = used('twistnet18', base_width=8), torch.randn(2, 3, 64, 64)
+    fused = fuse(model, x, torch.bfloat16)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        torch.testing.assert_close(fused(x).float(), model(x).float(), rtol=0.05, atol=0.05)
+    for key, value in fused.state_dict().items():
+        assert (value.dtype == torch.float32) == ('.ais.' in key or '.norm.' in key), key
 
 
 # ------------------------------------------------------------------------------------------ timm

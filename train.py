@@ -94,8 +94,11 @@ def describe_run(args: argparse.Namespace, splits: Splits, device: torch.device)
 def save_best(run: Run, state: State, progress: dict) -> None:
     """Write best.pt: the weights after the last epoch."""
     epoch, val_acc = progress['best_epoch'], progress['best_val_acc']
-    weights, transform = state.evaluated.state_dict(), eval_settings(*state.preprocessing)
-    best = checkpoint.weights_file(run.args.model, run.splits.classes, epoch, val_acc, weights, transform=transform)
+    more = dict(transform=eval_settings(*state.preprocessing))
+    if progress.get('temperature') is not None:
+        more['temperature'] = progress['temperature']
+    weights = state.evaluated.state_dict()
+    best = checkpoint.weights_file(run.args.model, run.splits.classes, epoch, val_acc, weights, **more)
     checkpoint.save_checkpoint(run.folder / 'best.pt', best)
 
 
@@ -161,21 +164,22 @@ def train_images(run: Run, state: State, loader: DataLoader, epoch: int, bar: tq
 # ---------------------------------------------------------------------------------------------- a run
 
 
-def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, bar: tqdm) -> dict:
-    """Train for an epoch (from 1) and validate; returns its line of log.jsonl. Raises Diverged."""
+def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, bar: tqdm) -> tuple[dict, torch.Tensor]:
+    """Train for an epoch (from 1) and validate; returns its line of log.jsonl, and the logits. Raises Diverged."""
     args, model, (train_loader, val_loader, _), start = run.args, state.evaluated, loaders, time.perf_counter()
     bar.set_description(f'{run.folder.name} epoch {epoch}/{args.epochs}', refresh=False)
     train_loss, grad_norm = train_images(run, state, train_loader, epoch, bar)
     train_seconds = time.perf_counter() - start
     share_state(state)
-    validated, selection = {}, {}
+    validated, selection, statistics = {}, {}, state.preprocessing.statistics
+    logits = torch.zeros(len(run.splits.val), len(run.splits.classes), device=run.device)
     if run.splits.val:
         with models.watch_selection(model) as selection:
-            val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar, state.preprocessing.statistics)
+            val_loss, val_acc = evaluate(model, val_loader, run.device, args.amp, bar, statistics, logits)
         if not math.isfinite(val_loss):
             raise Diverged(f'the validation loss is {val_loss} after epoch {epoch}')
         validated = dict(val_loss=val_loss, val_acc=val_acc)
-    return dict(
+    line = dict(
         epoch=epoch,
         lr=lr_at(epoch * len(train_loader) - 1, args, len(train_loader)),  # of its last step
         train_loss=train_loss,
@@ -186,16 +190,23 @@ def train_epoch(run: Run, state: State, loaders: list[DataLoader], epoch: int, b
         gates=models.gates_of(model),
         selection={name: distributed.mean_of(reduce_sum(total)) for name, total in selection.items()},
     )
+    return line, logits
 
 
-def save_epoch(run: Run, state: State, progress: dict, line: dict) -> None:
-    """Add an epoch to the run's progress and write last.pt, best.pt if it is the best so far, and log.jsonl."""
+def save_epoch(run: Run, state: State, progress: dict, line: dict, logits: torch.Tensor) -> None:
+    """Add an epoch to the run's progress and write last.pt, best.pt if it is the best so far, and log.jsonl.
+
+    `logits` are those of the validation images, to which the temperature is fitted.
+    """
     epoch, history = line['epoch'], progress['history']
     history.append(line)
     # The later one on ties; without images of validation, the last one.
     improved = not run.splits.val or line['val_acc'] >= progress['best_val_acc']
     if improved:
         progress |= dict(best_val_acc=line.get('val_acc'), best_epoch=epoch)
+        if run.splits.val:
+            labels = np.array([label for _, label in run.splits.val])
+            progress['temperature'] = fit_temperature(logits.cpu().numpy(), labels)
     if is_main():
         last = dict(fingerprint=run.config['fingerprint'], run=progress) | state_dicts(state)
         checkpoint.save_checkpoint(run.folder / 'last.pt', last)  # before best.pt, see engine.find_last
@@ -244,36 +255,28 @@ def is_out_of_patience(run: Run, progress: dict) -> bool:
     return True
 
 
-def find_temperature(run: Run, state: State, loader: DataLoader, bar: tqdm) -> float | None:
-    """Fit the temperature of the chosen weights to the validation images, and add it to best.pt; None without any."""
-    if not run.splits.val:
-        return None
-    logits = torch.zeros(len(run.splits.val), len(run.splits.classes), device=run.device)
-    evaluate(state.evaluated, loader, run.device, run.args.amp, bar, state.preprocessing.statistics, logits)
-    temperature = fit_temperature(logits.cpu().numpy(), np.array([label for _, label in run.splits.val]))
-    if temperature is None:
-        say('note: no temperature fits the validation images, so probabilities will not be calibrated')
-    if is_main():
-        best = checkpoint.read_checkpoint(run.folder / 'best.pt') | dict(temperature=temperature)
-        checkpoint.save_checkpoint(run.folder / 'best.pt', best)
-    return temperature
-
-
-def finish(run: Run, state: State, progress: dict, size: dict, loaders: list[DataLoader], bar: tqdm) -> dict:
-    """Read the test set once, with the last weights for the record and the chosen ones for the result."""
+def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoader, bar: tqdm) -> dict:
+    """Test once, after training: the last weights for the record, and the chosen ones, where these are others."""
     args, splits, model, folder = run.args, run.splits, state.evaluated, run.folder
-    (_, val_loader, loader), statistics = loaders, state.preprocessing.statistics
+
+    def test() -> tuple[float, float, torch.Tensor]:
+        logits = torch.zeros(len(splits.test), len(splits.classes), device=run.device)
+        return *evaluate(model, loader, run.device, args.amp, bar, state.preprocessing.statistics, logits), logits
+
     bar.set_description(f'{folder.name} test', refresh=False)
-    _, test_acc_last = evaluate(model, loader, run.device, args.amp, bar, statistics)
-    if is_main():
-        model.load_state_dict(checkpoint.read_checkpoint(folder / 'best.pt')['state_dict'])
-    share_weights(model)
-    temperature = find_temperature(run, state, val_loader, bar)
-    logits = torch.zeros(len(splits.test), len(splits.classes), device=run.device)
-    test_loss, test_acc = evaluate(model, loader, run.device, args.amp, bar, statistics, logits)
+    test_loss, test_acc, logits = test()
+    test_acc_last = test_acc
+    if progress['best_epoch'] < len(progress['history']):
+        if is_main():
+            model.load_state_dict(checkpoint.read_checkpoint(folder / 'best.pt')['state_dict'])
+        share_weights(model)
+        bar.total += len(loader)
+        test_loss, test_acc, logits = test()
     bar.close()
     if math.isnan(test_loss) and not splits.val:  # which no epoch has seen
         raise Diverged(f'the test loss is {test_loss} after the last epoch')
+    if splits.val and progress.get('temperature') is None:
+        say('note: no temperature fits the validation images, so probabilities are not calibrated')
     if not math.isfinite(test_loss):
         say(f'note: the test loss is {test_loss}, which results.json holds as null; the accuracy stands')
         test_loss = None  # JSON has no such number
@@ -294,7 +297,7 @@ def finish(run: Run, state: State, progress: dict, size: dict, loaders: list[Dat
         **({} if args.name is None else dict(name=args.name)),
         **({} if args.patience is None else dict(epochs_run=len(progress['history']))),
         **{key: progress[key] for key in ('caution', 'seen') if key in progress},
-        temperature=temperature,  # of calibrated probabilities
+        temperature=progress.get('temperature'),  # of calibrated probabilities; None: no image validated
     )
     if is_main():
         runs.write_log(folder / 'log.jsonl', progress['history'])  # may be an epoch behind last.pt after a kill
@@ -347,19 +350,19 @@ def train(args: argparse.Namespace) -> tuple[Path, dict]:
     loaders = make_loaders(args, splits, device, state.preprocessing)
     done, (train_batches, val_batches, test_batches) = len(progress['history']), (len(loader) for loader in loaders)
     an_epoch = train_batches + val_batches
-    total, initial = args.epochs * an_epoch + val_batches + 2 * test_batches, done * an_epoch
+    total, initial = args.epochs * an_epoch + test_batches, done * an_epoch
     bar = tqdm(total=total, initial=initial, disable=is_quiet(), smoothing=0.05, **runs.terminal())
     events = open_events(folder, progress['history']) if args.tensorboard and is_main() else None
     for epoch in range(done + 1, args.epochs + 1):
         if is_out_of_patience(run, progress):
             break
-        line = train_epoch(run, state, loaders, epoch, bar)
-        save_epoch(run, state, progress, line)
+        line, logits = train_epoch(run, state, loaders, epoch, bar)
+        save_epoch(run, state, progress, line, logits)
         if events:
             add_events(events, line)
     if events:
         events.close()
-    return folder, finish(run, state, progress, size, loaders, bar)
+    return folder, finish(run, state, progress, size, loaders[2], bar)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -49,7 +49,7 @@ class Gated(nn.Module):
         self.gate = nn.Parameter(torch.tensor(float(gate_init)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.stci(x, torch.sigmoid(self.gate))
+        return x + self.stci(x, self.gate)
 
 
 def insert(

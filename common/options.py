@@ -343,6 +343,12 @@ def add_inference_args(parser: argparse.ArgumentParser) -> None:
     text = 'auto: precision of the run, if config.json beside the checkpoint records it for this type of device'
     group.add_argument('--amp', choices=AMP, default='auto', help=text)
     group.add_argument('--batch_size', type=int, default=64, help='images per batch; train.py tests with 64')
+    add_fuse_arg(group)
+
+
+def add_fuse_arg(group) -> None:
+    text = 'faster for many images: BatchNorm is merged into convolutions; the last digits differ'
+    group.add_argument('--fuse', action='store_true', help=text)
 
 
 def add_data_args(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ import torch
 
 import benchmark
 import compute_flops
+import models
 from common import distributed, options
 from common.errors import UserError
 from models import MODELS, TwistNet
@@ -92,6 +93,7 @@ def test_without_macs_a_row_has_no_shares():
 
 
 def tasks_of_a_tiny_model() -> tuple[TwistNet, dict]:
+    torch.manual_seed(0)
     model = TwistNet(num_classes=5, base_width=8)
     recipe = options.parse_args(['--recipe', 'default', '--batch_size', '2', '--img_size', '32', '--amp', 'off'])
     optimizer, scaler = engine.build_optimizer(recipe, model), torch.amp.GradScaler('cpu', enabled=False)
@@ -154,6 +156,32 @@ def test_compiled_models_of_one_class_have_graphs_of_their_own():
 
 
 # ------------------------------------------------------------------------------------------ tables
+
+
+def test_fused_models_have_rows_of_inference_compared_with_the_fused_baseline(monkeypatch, capsys):
+    seen = []
+
+    def in_turn(tasks, rounds, device):
+        for key, task in tasks.items():
+            seen.append(key)
+            if key != 'matrix':
+                task(1)
+        return {key: [2.0 if 'fused' in key[0] else 8.0] for key in tasks} | {('same fused', 'infer'): [3.0]}
+
+    monkeypatch.setattr(benchmark, 'in_turn', in_turn)
+    for name in ('resnet18', 'same'):
+        monkeypatch.setitem(MODELS, name, dict(label=name, twist=dict(base_width=8, twist_stages=(4,))))
+    folded, real = [], models.fold_norms
+    monkeypatch.setattr(models, 'fold_norms', lambda *args: folded.append(1) or real(*args))
+    main('models', *SMALL, '--models', 'same', '--fuse')
+    assert len(folded) == 2
+    assert [key[1] for key in seen if 'fused' in key[0]] == ['infer', 'single'] * 2
+    lines = capsys.readouterr().out.splitlines()
+    rows = [' '.join(line.split()) for line in lines[5:9]]
+    begins = ['resnet18 0.2 1.00', 'resnet18 fused - - - 1.0 1.00', 'same 0.2 1.00', 'same fused - - - 0.7 1.50']
+    assert all(row.startswith(begin) for row, begin in zip(rows, begins, strict=True)), rows
+    assert rows[-1].endswith(' - -')
+    assert 'as resnet18, of fused models as resnet18 fused;' in lines[-1]
 
 
 def test_csv_has_plain_numbers_of_the_models_and_of_the_baseline(monkeypatch, capsys):

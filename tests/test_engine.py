@@ -364,9 +364,9 @@ def test_the_averaged_weights_are_validated_chosen_saved_and_tested(tree, tmp_pa
     monkeypatch.setattr(train, 'build_state', build)
     monkeypatch.setattr(train, 'evaluate', evaluate)
     folder, _ = run(tree, tmp_path, '--ema', '--ema_decay', '0.5', *ONE_EPOCH)
-    start, validated, last, calibrated, chosen = judged
+    start, validated, tested = judged
     saved = read_checkpoint(folder / 'best.pt')['state_dict']['fc.weight']
-    assert all(torch.equal(saved, weight) for weight in (validated, last, calibrated, chosen))
+    assert all(torch.equal(saved, weight) for weight in (validated, tested))
     assert not torch.equal(saved, start)
     assert not torch.equal(saved, states[0].model.fc.weight)
 
@@ -434,6 +434,6 @@ def test_the_validation_loss_is_not_weighted(tree, tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(engine.F, 'cross_entropy', lambda *a, **kw: seen.append(kw) or real(*a, **kw))
     run(tree, tmp_path, '--class_weights', 'balanced', *ONE_EPOCH)
     judged = [kw for kw in seen if kw.get('reduction') == 'sum']
-    assert len(judged) == 2 + 2, 'a batch each: a validation, the temperature, two tests'
+    assert len(judged) == 1 + 1, 'a batch each: validation, test'
     assert all('weight' not in kw for kw in judged)
     assert all(kw['weight'] is weights for kw in seen if kw not in judged)

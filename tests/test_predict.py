@@ -89,6 +89,13 @@ def test_the_precision_is_that_of_the_run(done, monkeypatch):
     assert not np.array_equal(probabilities(done), done.found.probabilities)
 
 
+def test_a_fused_model_is_as_certain(done):
+    main(done, '--images', *done.paths, '--fuse')
+    fused = probabilities(done)
+    assert not np.array_equal(fused, done.found.probabilities)
+    np.testing.assert_allclose(fused, done.found.probabilities, atol=1e-5)
+
+
 def test_a_device_gives_what_the_cpu_gives(done, monkeypatch, one_thread):
     main(done, '--images', *done.paths)
     expected = rows()

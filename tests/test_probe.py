@@ -233,6 +233,18 @@ def test_features_are_kept_by_all_that_they_depend_on(tree, weights, tmp_path):
         assert file.files == ['paths', 'stamps', 'features']
 
 
+def test_fused_models_have_results_of_their_own(tree, weights):
+    plain, fused = (
+        features.frozen_backbones(probe.parse_args(argv_of(tree, weights, *more)))[0] for more in ([], ['--fuse'])
+    )
+    items, place = load_splits('dtd', str(tree), 1).test[:2], (weights.parent / 'kept', torch.device('cpu'), 0)
+    found = [features.features_of(frozen, None, items, *place) for frozen in (plain, fused)]
+    assert plain.weights != fused.weights, 'which key the features, and are in the fingerprint'
+    for path, _ in items:
+        assert not np.array_equal(found[0][path], found[1][path])
+        np.testing.assert_allclose(found[0][path], found[1][path], atol=1e-5)
+
+
 def test_what_has_no_features_is_named(tree, weights):
     state = torch.load(weights, weights_only=True)
     state['stem.0.weight'][0] = float('nan')

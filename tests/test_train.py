@@ -185,8 +185,7 @@ def test_the_checkpoint_tested_is_the_later_of_the_best_and_test_is_read_once(tr
     assert (results['best_epoch'], results['best_val_acc']) == (2, 75.0)
     assert read_checkpoint(folder / 'best.pt')['epoch'] == 2
     splits = load_splits('dtd', tree, 1)
-    expected = [splits.val] * 3 + [splits.test, splits.val, splits.test]
-    assert read == expected, 'the last weights, and the chosen ones with their temperature, after all training'
+    assert read == [splits.val] * 3 + [splits.test] * 2, 'the last weights, and the chosen ones, after all training'
 
 
 def test_the_temperature_is_fitted_to_the_validation_logits_of_the_chosen_epoch(tree, tmp_path, tiny, monkeypatch):
@@ -206,9 +205,13 @@ def test_the_temperature_is_fitted_to_the_validation_logits_of_the_chosen_epoch(
     assert results['temperature'] == data.temperature
 
 
-def test_a_run_without_validation_images_has_no_temperature():
-    one = types.SimpleNamespace(splits=types.SimpleNamespace(val=[]))
-    assert train.find_temperature(one, None, None, None) is None
+def test_where_the_last_epoch_is_the_best_it_is_tested_once_with_the_result_of_two_tests(tree, tmp_path, tiny):
+    folder, results = run(tree, tmp_path, *ONE_EPOCH)
+    assert results['test_acc_last'] == results['test_acc']
+    found, data = predictions.read_predictions(folder / runs.PREDICTIONS), trained.load(folder / 'best.pt')
+    with torch.no_grad():
+        logits = data.model(data.batch(images.open_image(str(tree / path)) for path in found.paths))
+    np.testing.assert_allclose(found.probabilities, logits.softmax(1), atol=1e-6)
 
 
 def fake_accuracies(monkeypatch, *values: float) -> None:
@@ -270,9 +273,11 @@ def test_weights_that_images_of_the_fold_trained_are_said_and_recorded(whole, tr
 def test_what_is_missing_at_the_end_does_not_cost_the_run(tree, tmp_path, tiny, no_fvcore, monkeypatch, capsys):
     real = train.evaluate
 
-    def evaluate(*args):  # of the test set alone with probabilities
+    test = load_splits('dtd', tree, 1).test
+
+    def evaluate(*args):
         loss, accuracy = real(*args)
-        return math.nan if len(args) == 7 else loss, accuracy
+        return math.nan if args[1].dataset.items == test else loss, accuracy
 
     monkeypatch.setattr(train, 'evaluate', evaluate)
     folder, results = run(tree, tmp_path, *ONE_EPOCH)
@@ -319,6 +324,8 @@ def test_train_and_val_together_train_and_the_last_epoch_is_tested(whole, tree, 
     assert not {'best_val_acc', 'val_acc', 'val_loss'} & {*results, *log[0], *log[-1]}
     assert (results['n_train'], results['n_val'], results['best_epoch'], best['epoch']) == (36, 0, 3, 3)
     assert results['test_acc'] == results['test_acc_last']
+    assert results['temperature'] is None
+    assert 'temperature' not in best
     capsys.readouterr()
     train.main(options.parse_args(argv_of(tree, tmp_path, *more)))
     assert '% (epoch 3, the last; trained on train and val)\n' in capsys.readouterr().out
@@ -374,7 +381,8 @@ def test_the_cache_does_not_matter_and_every_image_is_decoded_once(whole, tree, 
     folder, _ = run(tree, tmp_path / 'a', '--cache', kind)
     assert outcome(folder) == outcome(whole)
     if kind == 'none':
-        assert len(opened) == 3 * (24 + 12) + 12 + 2 * 12  # three epochs, the temperature, two tests
+        tests = 1 + (runs.read_json(folder / 'results.json')['best_epoch'] < 3)
+        assert len(opened) == 3 * (24 + 12) + tests * 12  # three epochs, the last weights and the chosen ones
         return
     assert sorted(opened) == sorted(path for subset in load_splits('dtd', tree, 1)[:3] for path, _ in subset)
     opened.clear()
@@ -950,7 +958,8 @@ def test_killed_between_its_checkpoints_and_resumed_elsewhere_it_tests_what_it_r
 @pytest.mark.slow
 def test_a_best_checkpoint_of_another_epoch_starts_again(whole, tree, tmp_path, tiny, monkeypatch, capfd):
     def train_epoch(run, state, loaders, epoch, bar):
-        return real(run, state, loaders, epoch, bar) | dict(val_acc=50.0 - epoch) if epoch < 3 else 1 / 0
+        line, logits = real(run, state, loaders, epoch, bar) if epoch < 3 else 1 / 0
+        return line | dict(val_acc=50.0 - epoch), logits
 
     real = train.train_epoch
     with monkeypatch.context() as patch:

@@ -61,7 +61,14 @@ def frozen_backbones(args: argparse.Namespace) -> list[FrozenBackbone]:
         options.check_model(name)
         found.append(with_weights(name, path or True, args.img_size, args.resize or 'crop'))
     imported = import_digest(args.imports) if args.imports else None
-    return [frozen._replace(imported=imported) for frozen in found]
+    found = [frozen._replace(imported=imported) for frozen in found]
+    return [with_fused(frozen) for frozen in found] if args.fuse else found
+
+
+def with_fused(frozen: FrozenBackbone) -> FrozenBackbone:
+    """The model fused; with other weights it has other features and results."""
+    model = trained.fused(frozen.model, frozen.origin, frozen.preprocessing.img_size)
+    return frozen._replace(model=model, weights=state_digest(model))
 
 
 def with_weights(name: str, source: str | bool, img_size: int | None, resize: str = 'crop') -> FrozenBackbone:

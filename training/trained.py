@@ -341,6 +341,15 @@ def precision_of(model: TrainedModel, amp: str, device: torch.device) -> str:
     return resolve_amp(amp, device)
 
 
+def fused(model: nn.Module, name: str, img_size: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """models.fuse on the CPU, for square images of this side; says where it changes nothing."""
+    noise = torch.randn(1, 3, img_size, img_size, generator=torch.Generator().manual_seed(0))
+    found = models.fuse(model, noise, dtype)
+    if found is model:
+        say(f'note: {name}: runs as it is, because its fused logits would differ by more than 1e-5')
+    return found
+
+
 @torch.inference_mode()
 def predict(
     models: list[TrainedModel],
@@ -358,7 +367,7 @@ def predict(
     Args:
         models: of the same classes; each sees an item in its own size.
         items, read: read(item) is its PIL image, or raises DataError.
-        args: amp, batch_size and num_workers.
+        args: amp, batch_size, num_workers and fuse.
         what: the words before the progress bar.
         signals: of distributed.noted_signals; once there is one, the items that follow are left out.
 
@@ -370,6 +379,9 @@ def predict(
     size = sum(3 * model.img_size**2 for model in models)
     loader = inference_loader(views, batches, size, args.num_workers, device, ignore_signals=signals is not None)
     precisions = [precision_of(model, args.amp, device) for model in models]
+    if args.fuse:
+        dtypes = [AMP_DTYPES[amp] for amp in precisions]
+        models = [m._replace(model=fused(m.model, m.name, m.img_size, dtype)) for m, dtype in zip(models, dtypes)]
     for model in models:
         model.model.to(device, memory_format=torch.channels_last)  # as it was trained
     means, errors = [], {}
