@@ -36,7 +36,7 @@ from common.results import FoundRun, Table, cell_of, make_tables, read_runs, tit
 TEMPLATE = Path(__file__).with_name('report.html.jinja')
 FIGURES = {'Differences': 'forest', 'Learning curves': 'curves', 'Gates': 'gate', 'Selection': 'selection'}
 QUIET = 60  # seconds in which no run begins or goes on: a grid is over, which does not say how many it has
-PICTURES, SIDE = 240, 160  # at most: more than 20 models show fewer mistakes each; and their pixels, for 6 kB each
+PICTURES, SIDE = 180, 160  # at most: more than 15 models show fewer mistakes each; and their pixels, for 7 kB each
 COUNTS = '{n_train} to train, {n_val} to validate, {n_test} to test'  # of results.json
 OTHERWISE = ('model', 'fold', 'seed', 'force', 'tuned')  # options that a command shows at its front, or not at all
 NONE = '\N{EN DASH}'  # for a number that there is not
@@ -215,6 +215,8 @@ def main(args: argparse.Namespace) -> None:
         runs.write_atomic(args.out, page.encode(errors='replace'))
         if first:
             print(args.out, flush=True)
+        if first and len(page) > 8e6:
+            print(f'note: {len(page) / 1e6:.0f} MB, much for an e-mail; --models takes fewer', file=sys.stderr)
         time.sleep(args.every if live else 0)
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 from pathlib import Path
@@ -38,8 +39,9 @@ class Browser:
 
     def next(self) -> dict:
         while b'\0' not in self.rest:
-            if not (data := os.read(self.read, 1 << 20)):
-                raise EOFError('Chromium has ended')
+            ready, *_ = select.select([self.read], [], [], 120)
+            if not ready or not (data := os.read(self.read, 1 << 20)):
+                raise EOFError('Chromium has ended, or does not answer')
             self.rest += data
         message, self.rest = self.rest.split(b'\0', 1)
         found = json.loads(message)

@@ -262,6 +262,7 @@ COLUMN = '[...document.querySelectorAll("tbody")].find(body => body.rows.length 
 @pytest.mark.parametrize('name', ['scratch', 'demo'])
 def test_a_browser_shows_the_page(name, browser, request):
     path = request.getfixturevalue(name)
+    assert path.stat().st_size < 3e6
     browser.errors.clear()
     browser.requests.clear()
     for width in (1280, 390):
