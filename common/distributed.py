@@ -314,6 +314,9 @@ def training_process(script: str, stopped: str, signals: tuple[int, ...]) -> Ite
         sys.exit(128 + stop.args[0])
     finally:
         if dist.is_initialized():
+            # A thread of gloo may still have to free a tensor, for which it needs the lock of Python, which is held
+            # while the group ends and waits for that thread: torch 2.4 hung in half of all tries.
+            time.sleep(0.1)
             dist.destroy_process_group()
 
 
