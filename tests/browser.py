@@ -20,14 +20,14 @@ class Browser:
         flags = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', f'--user-data-dir={folder}']
         # Chromium reads commands from descriptor 3 and answers on 4.
         shell = f'exec "$0" "$@" 3<&{theirs} 4>&{answers}'
-        command = ['bash', '-c', shell, CHROMIUM, *flags, '--remote-debugging-pipe', 'about:blank']
+        command = ['bash', '-c', shell, CHROMIUM, *flags, '--remote-debugging-pipe']
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, pass_fds=(theirs, answers))
         os.close(theirs)
         os.close(answers)
         self.session, self.number, self.rest, self.events = None, 0, b'', []
         self.errors, self.requests = [], []
-        page = next(t for t in self.send('Target.getTargets')['targetInfos'] if t['type'] == 'page')
-        self.session = self.send('Target.attachToTarget', targetId=page['targetId'], flatten=True)['sessionId']
+        page = self.send('Target.createTarget', url='about:blank')['targetId']  # that of the start may not be there yet
+        self.session = self.send('Target.attachToTarget', targetId=page, flatten=True)['sessionId']
         for domain in ('Page', 'Runtime', 'Log', 'Network'):
             self.send(f'{domain}.enable')
 
