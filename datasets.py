@@ -403,7 +403,8 @@ def check_tree(dataset: str, data_dir: Path | None, own: SplitOptions = AS_IT_IS
         first = next(iter(folds.values()))
         notes = notes_of(first)
         other = ' (another tree in its layout can train, but is not verified)' if entry.get('lists') else ''
-        for what, count in dict(classes=len(first.classes), images=len(images), folds=max(folds)).items():
+        sizes = dict(classes=len(first.classes), images=len(images), folds=_count_folds(dataset, root, own))
+        for what, count in sizes.items():
             if count != entry.get(what, count):
                 line = f'{where}: has {count} {what}, {dataset} has {entry[what]}{other}'
                 tree.append(Problem(str(where), 'tree', line))

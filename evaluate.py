@@ -21,7 +21,6 @@ out, to stderr.
 
 import argparse
 import sys
-from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
 from itertools import repeat
@@ -307,16 +306,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     evaluated = scores.read_all(args.run_dir, args.data_dir) if args.run_dir else run_models(args)
-    scores.tell_recipes(evaluated)
-    groups = defaultdict(list)
-    for one in evaluated:
-        groups[one.key].append(one)
+    groups = scores.grouped(evaluated)
     if args.csv:
         print_csv(evaluated)
     else:
-        print_tables(list(groups.values()), args.latex)
+        print_tables(groups, args.latex)
     if args.figures:
-        draw(list(groups.values()), args.save_dir)
+        draw(groups, args.save_dir)
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ hub           a folder as timm writes it, with a model card made from the run's 
 
 onnx and pt2 hold the fused model (models.fuse). They take any number of images of the model's size,
 (N, 3, SIZE, SIZE), normalised, and return logits, of which softmax(logits / temperature) are calibrated probabilities;
-a run of an older version has no temperature. Each file is loaded again and its logits are compared with the model's for
+not every run has a temperature. Each file is loaded again and its logits are compared with the model's for
 several batch sizes before it takes its name.
 """
 

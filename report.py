@@ -155,19 +155,21 @@ def show_facts(found: list[FoundRun], labels: dict[str, str]) -> dict[str, list[
 def make_page(args: argparse.Namespace, said: io.StringIO, live: bool) -> str:
     """The page; `said` gets what reading the runs prints on stderr, and `live` lets browsers load it again."""
     found = read_runs(args, 'run' if args.every else 'complete run')
-    tables, groups, parts = make_tables(found, args), defaultdict(list), []
-    try:
-        for one in scores.read_all(args.run_dir, args.data_dir):
-            groups[one.key].append(one)
-    except RunError as error:
-        print(f'left out: {error}', file=sys.stderr)
+    tables, evaluated, parts = make_tables(found, args), [], []
+    for run in (run for run in found if run.results is not None):
+        folder = next(folder for folder in run.folders if (folder / 'results.json').exists())
+        try:
+            evaluated.append(scores.read_evaluated(folder, args.data_dir))
+        except RunError as error:
+            print(f'left out: {error}', file=sys.stderr)
+    groups = scores.grouped(evaluated)
     most = min(evaluate.MISTAKES, max(1, PICTURES // max(1, len(groups))))
     for table in tables:
         logs, rows, shown = plot_results.logs_of(table, found), [], []
         for run in (run for run in found if run.recipe == table.recipe):
             dataset, model, *cell = cell_of(run.config)
             rows.append(show_run(run, logs[dataset, model][tuple(cell)]))
-            shown += [group for group in groups.values() if group[0].name in map(str, run.folders)]
+            shown += [group for group in groups if group[0].name in map(str, run.folders)]
         shown.sort(key=lambda group: table.models.index(group[0].model))
         part = show_table(table, logs, title_of(table, [table.recipe for table in tables]))
         parts.append(part | dict(groups=[show_group(group, most) for group in shown], runs=rows))
@@ -181,7 +183,7 @@ def make_page(args: argparse.Namespace, said: io.StringIO, live: bool) -> str:
         parts=parts,
         alone=len(models) == len(datasets) == len(parts) == 1,  # nothing to compare
         every=args.every if live else None,
-        left_out=[line for line in said.getvalue().splitlines() if 'not complete' not in line],
+        left_out=said.getvalue().splitlines(),
         written=time.strftime('%Y-%m-%d %H:%M:%S'),
     )
 

@@ -297,7 +297,7 @@ def finish(run: Run, state: State, progress: dict, size: dict, loader: DataLoade
         **({} if args.name is None else dict(name=args.name)),
         **({} if args.patience is None else dict(epochs_run=len(progress['history']))),
         **{key: progress[key] for key in ('caution', 'seen') if key in progress},
-        temperature=progress.get('temperature'),  # of calibrated probabilities; None: no image validated
+        temperature=progress.get('temperature'),  # of calibrated probabilities; None: not fitted
     )
     if is_main():
         runs.write_log(folder / 'log.jsonl', progress['history'])  # may be an epoch behind last.pt after a kill

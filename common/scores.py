@@ -42,7 +42,7 @@ class EvaluatedRun:
     caution: str  # '', or where images may have trained the model
     temperature: float | None = None  # of the calibrated probabilities
     recipe: dict = field(default_factory=dict)  # of results.recipe_of; {} where none is recorded
-    told: str = ''  # of the recipe, see tell_recipes
+    told: str = ''  # of the recipe, see grouped
 
     @property
     def data(self) -> str:
@@ -155,12 +155,17 @@ def read_all(run_dirs: list[Path], data_dir: str | None = None) -> list[Evaluate
     return list(evaluated.values())
 
 
-def tell_recipes(evaluated: list[EvaluatedRun]) -> None:
-    """Fill in `told`: what of a recipe is not the same in all, and always that it trained on train and val."""
-    recipes = [one.recipe for one in evaluated if one.recipe]
+def grouped(evaluated: list[EvaluatedRun]) -> list[list[EvaluatedRun]]:
+    """Runs of one model that differ by fold and seed, together.
+
+    Fills in `told`: what of a recipe is not the same in all, and always that it trained on train and val.
+    """
+    recipes, groups = [one.recipe for one in evaluated if one.recipe], defaultdict(list)
     for one in evaluated:
         keys = differing_keys(one.recipe, recipes) | {'train_on'} & one.recipe.keys()
         one.told = ', '.join(f'{key} {one.recipe[key]}' for key in sorted(keys))
+        groups[one.key].append(one)
+    return [*groups.values()]
 
 
 def title_of(group: list[EvaluatedRun]) -> str:

@@ -242,3 +242,14 @@ def test_check_of_a_tree_in_the_layout_of_dtd(tmp_path, monkeypatch, capsys):
     with pytest.raises(DataError, match='1 problem, 1 of the tree'):
         check_tree('dtd', tree)
     assert f'{tree}: has 9 folds, dtd has 10' in capsys.readouterr().out
+
+
+def test_a_fold_that_cannot_be_loaded_is_there_all_the_same(tmp_path, monkeypatch, capsys):
+    tree = tmp_path / 'dtd'
+    trees.dtd(tree, **trees.SMALL['dtd'])
+    (tree / 'dtd' / 'labels' / 'test10.txt').unlink()
+    monkeypatch.setitem(DATASETS, 'dtd', {**DATASETS['dtd'], 'classes': 3, 'images': 36, 'sizes': (12, 12, 12)})
+    with pytest.raises(DataError, match='1 problem, 1 of the tree'):
+        check_tree('dtd', tree)
+    assert 'test10.txt' in (out := capsys.readouterr().out)
+    assert 'has 9 folds' not in out

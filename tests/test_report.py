@@ -183,6 +183,16 @@ def test_runs_that_are_not_complete_appear_with_their_curves(tmp_path):
     assert 'test_predictions.csv: missing' in text, 'why there are no scores'
 
 
+def test_scores_name_the_recipe_that_tells_them_apart(tmp_path):
+    write_run(tmp_path, [0, 1, 2], [0, 1, 1])
+    folder = write_run(tmp_path, [0, 1, 2], [0, 1, 1], seed=43)
+    config = runs.read_json(folder / 'config.json')
+    config['defines']['train_on'] = 'trainval'
+    runs.write_json(folder / 'config.json', config)
+    text = text_of(write(tmp_path, tmp_path / 'out.html'))
+    assert text.count('(train_on trainval)') == 3, 'of the scores, the confusions and the mistakes'
+
+
 def test_the_command_of_a_run_gives_its_options(tmp_path, monkeypatch):
     argv = '--data_dir "my photos" --dataset folder --epochs 7 --crop_scale 0.2 0.9 --ema --no-compile --import net.py'
     for fold, seed in ((1, 5), (2, 5)):
