@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from common.drawing import CMAP, PAGE, Axes, Figure, frame, plt, readable
+from common.drawing import CMAP, PAGE, Axes, Figure, frame, plt, readable, shorten
 from common.errors import ModelError
 from common.registry import model_label
 from interpret import trace
@@ -50,7 +50,8 @@ def beside_image(
     left.imshow(to_pil_image(subject.view(image)))
     left.set_title(f'what the model sees\n{subject.img_size} {TIMES} {subject.img_size} pixels')
     (shares,) = 100 * subject.probabilities(logits)
-    left.set_xlabel(f'predicted:\n{readable(subject.classes[shares.argmax()])} ({shares.max():.0f} %)')
+    predicted = shorten(readable(subject.classes[shares.argmax()]), 18)  # no wider than the title
+    left.set_xlabel(f'predicted:\n{predicted}\n({shares.max():.0f} %)')
     panels = [figure.add_subplot(grid[i, 1 + j]) for i in range(len(rows)) for j in range(len(columns))]
     for axes in figure.axes:
         axes.set(xticks=[], yticks=[])
