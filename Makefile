@@ -45,13 +45,17 @@ results: $(VENV)/run
 	$(VENV)/bin/python -m results.folds results/scratch > results/scratch_folds.txt
 	$(VENV)/bin/python -m results.folds results/insertion > results/insertion_folds.txt
 	$(VENV)/bin/python -m results.gates results/scratch results/insertion results/pilot_gates results/pilot_no_decay \
-	    > results/gates.txt
+	    results/flowers > results/gates.txt
+	$(VENV)/bin/python -m results.start results/flowers > results/flowers.txt
+	$(VENV)/bin/python -m results.folds results/flowers > results/flowers_folds.txt
 	$(VENV)/bin/python summarize_runs.py --run_dir results/probes --csv > results/probes.csv
 	$(VENV)/bin/python summarize_runs.py --run_dir results/shots --csv > results/shots.csv
 	$(VENV)/bin/python plot_results.py --run_dir results/insertion --save_dir results --plot curves
 	$(VENV)/bin/python plot_results.py --run_dir results/insertion --save_dir results --plot gate
 	$(VENV)/bin/python plot_results.py --run_dir results/scratch --save_dir results/scratch --plot curves
 	$(VENV)/bin/python plot_results.py --run_dir results/scratch --save_dir results/scratch --plot gate
+	$(VENV)/bin/python plot_results.py --run_dir results/flowers --save_dir results/flowers --plot curves
+	$(VENV)/bin/python plot_results.py --run_dir results/flowers --save_dir results/flowers --plot gate
 
 # An empty file in the environment marks that the packages of a list are in.
 $(VENV)/run: requirements.txt

@@ -5,8 +5,9 @@
 Of test_predictions.csv one bit an image is kept, right or wrong, in the order of the test images (right.txt). Of a
 model with AIS best.pt runs over the test images once more, and selection.json has, for each block, the mean of the
 weights, their spread over the images (the standard deviation of a channel over images, mean over channels), over the
-channels (that of the channels' means) and over the classes (that of a channel's class means, mean over channels).
-Runs that are kept already are left alone.
+channels (that of the channels' means) and over the classes (that of a channel's class means, mean over channels). Of a
+ResNet-18 trunk scales.json has, for each block of best.pt, the root mean square of the last BatchNorm's weights: the
+size of the residual that the block adds. Runs that are kept already are left alone.
 """
 
 import argparse
@@ -14,17 +15,21 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from timm.models import resnet
+from torch import nn
 
 from common import runs
 from common.distributed import say
 from common.errors import user_errors
 from common.predictions import read_predictions
-from common.registry import entry_of, has_stci, plain_model
 from interpret.class_views import class_means, survey_subset
+from models import BasicBlock, blocks_of
 from training import trained
 
 RIGHT = 'right.txt'
 SELECTION = 'selection.json'
+SCALES = 'scales.json'
+TRUNKS = BasicBlock, resnet.BasicBlock  # of TwistNet-18, and of timm's ResNet-18
 
 
 def spreads(weights: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -39,11 +44,17 @@ def spreads(weights: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {key: round(float(value), 6) for key, value in found.items()}
 
 
-def selection_of(best: Path) -> dict[str, dict[str, float]]:
-    """The spreads of every block with AIS of a run, over its test images; {} without AIS."""
+def selection_of(model: trained.TrainedModel) -> dict[str, dict[str, float]]:
+    """The spreads of every block with AIS, over the test images of the run; {} without AIS."""
     own = argparse.Namespace(dataset=None, data_dir=None, lists=None, fold=None, other_images=False, subset='test')
-    survey = survey_subset(trained.load(best), own)
+    survey = survey_subset(model, own)
     return {name: spreads(weights, survey.labels) for name, weights in survey.selection.items()}
+
+
+def scales_of(model: nn.Module) -> dict[str, float]:
+    """Root mean square of the last BatchNorm's weights of every trunk block, e.g. {'layer1.0': 0.91, ..}."""
+    blocks = {name: module for name, module in model.named_modules() if isinstance(module, TRUNKS)}
+    return {name: round(block.bn2.weight.square().mean().sqrt().item(), 6) for name, block in blocks.items()}
 
 
 def keep(run: Path, to: Path) -> None:
@@ -52,9 +63,11 @@ def keep(run: Path, to: Path) -> None:
     found = read_predictions(run / runs.PREDICTIONS)
     right = found.predicted == found.labels
     runs.write_atomic(to / RIGHT, (''.join(map(str, right.astype(int))) + '\n').encode())
-    gated = has_stci(entry_of(plain_model(runs.read_json(run / 'results.json')['model'])))
-    if gated and (selection := selection_of(run / 'best.pt')):
+    model = trained.load(run / 'best.pt')
+    if blocks_of(model.model) and (selection := selection_of(model)):
         runs.write_json(to / SELECTION, selection)
+    if scales := scales_of(model.model):
+        runs.write_json(to / SCALES, scales)
     for name in ('config.json', 'log.jsonl', 'results.json'):
         shutil.copyfile(run / name, to / name)
 

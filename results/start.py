@@ -6,7 +6,8 @@ The first table has each model's test accuracy in % at the chosen epoch, by seed
 validation accuracy that chose, and of the test accuracy after the last epoch. The second has the effects in points,
 each with two 95 % intervals: over other test images (paired bootstrap, seeds averaged for each image) and over other
 seeds (t interval of the seeds' differences). The third has means over seeds by epochs: the norm of all gradients before
-clipping, and the training loss. The last has the spreads of AIS's weights (see results/keep.py).
+clipping, the training loss and the validation accuracy. The others have, by block and at the chosen epoch, the size of
+what the trunk's blocks add and the spreads of AIS's weights (see results/keep.py).
 """
 
 import argparse
@@ -20,7 +21,7 @@ import numpy as np
 from common import runs, tables
 from common.errors import RunError, user_errors
 from common.statistics import correct, p_text, t_test
-from results.keep import RIGHT, SELECTION
+from results.keep import RIGHT, SCALES, SELECTION
 
 ONE, ZERO, TWIST, TWIST_ZERO = 'resnet18', 'resnet18_zero_init', 'twistnet18', 'twistnet18_zero_init'
 NO_SPIRAL, NO_PRODUCTS = f'{TWIST_ZERO}_no_spiral', f'{TWIST_ZERO}_no_products'
@@ -50,6 +51,7 @@ class Model(NamedTuple):
     logs: list[list[dict]]
     right: np.ndarray  # (seeds, images) bool
     selection: list[dict]  # by block; empty without AIS
+    scales: list[dict]  # by block
 
 
 def read_models(folder: Path) -> dict[str, Model]:
@@ -70,14 +72,15 @@ def read_models(folder: Path) -> dict[str, Model]:
         split = split or config['defines']['split']
         if config['defines']['split'] != split:
             raise RunError(f'{run}: is of other images than the runs before')
-        selection = runs.read_json(run / SELECTION)
-        row = results['seed'], results, runs.read_log(run / 'log.jsonl'), right, selection
+        of_weights = runs.read_json(run / SELECTION), runs.read_json(run / SCALES)
+        row = results['seed'], results, runs.read_log(run / 'log.jsonl'), right, *of_weights
         found.setdefault(results['model'], []).append(row)
     models = {}
     for name in dict.fromkeys(name for weights in EFFECTS.values() for name in weights):
         if name in found:
-            seeds, results, logs, right, selection = zip(*sorted(found[name], key=lambda row: row[0]))
-            models[name] = Model([*seeds], [*results], [*logs], np.stack(right), [s for s in selection if s])
+            seeds, results, logs, right, *of_weights = zip(*sorted(found[name], key=lambda row: row[0]))
+            records = ([record for record in some if record] for some in of_weights)
+            models[name] = Model([*seeds], [*results], [*logs], np.stack(right), *records)
     return models
 
 
@@ -125,8 +128,9 @@ def print_models(models: dict[str, Model]) -> None:
 def print_effects(models: dict[str, Model]) -> None:
     rows = []
     for name, test in effects(models).items():
-        intervals = [f'{low:+.2f} to {high:+.2f}' for low, high in (test['images'], (test['low'], test['high']))]
-        p = p_text(test['p']) + (f' ({p_text(test["p_holm"])})' if 'p_holm' in test else '')
+        images, seeds = (f'{low:+.2f} to {high:+.2f}' for low, high in (test['images'], (test['low'], test['high'])))
+        intervals, p = [images, '-' if test['p'] is None else seeds], p_text(test['p'])
+        p += f' ({p_text(test["p_holm"])})' if test.get('p_holm') is not None else ''
         rows.append([name, f'{test["value"]:+.2f}', *intervals, p, f'{test["last"]:+.2f}'])
     head = ['effect, points', 'value', '95 % by images', '95 % by seeds', 'p by seeds (Holm)', 'last epoch']
     tables.print_text('lrrrrr', head, rows)
@@ -141,6 +145,16 @@ def print_epochs(models: dict[str, Model]) -> None:
     tables.print_text('llrrrr', ['model', 'mean of', *(f'epochs {a} to {b}' for a, b in SPANS)], rows)
 
 
+def print_scales(models: dict[str, Model]) -> None:
+    scales = {name: model.scales for name, model in models.items() if model.scales}
+    blocks = list(next(iter(scales.values()))[0]) if scales else []
+    rows = [
+        [name, *(f'{statistics.fmean(run[block] for run in found):.3f}' for block in blocks)]
+        for name, found in scales.items()
+    ]
+    tables.print_text('l' + 'r' * len(blocks), ['RMS of the last BatchNorm', *blocks], rows)
+
+
 def print_selection(models: dict[str, Model]) -> None:
     keys, rows = ('mean', 'low', 'high', 'over_images', 'over_classes', 'over_channels'), []
     for name, model in models.items():
@@ -153,7 +167,7 @@ def print_selection(models: dict[str, Model]) -> None:
 
 def main(args: argparse.Namespace) -> None:
     models = read_models(args.folder)
-    for number, show in enumerate((print_models, print_effects, print_epochs, print_selection)):
+    for number, show in enumerate((print_models, print_effects, print_epochs, print_scales, print_selection)):
         print(end='\n' * (number > 0))
         show(models)
 

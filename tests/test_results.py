@@ -12,6 +12,7 @@ from conftest import ROOT, make_run, run
 import summarize_runs
 from common import runs
 from common.errors import RunError
+from models import build_model
 from results import folds, gates, keep, start
 
 SCRIPTS = {
@@ -49,7 +50,7 @@ def test_a_table_is_that_of_the_runs(script, arguments, file, capsys, monkeypatc
         assert rounded(printed) == rounded(kept)
     else:
         assert printed == kept
-        assert printed in (PAGE if file.endswith('.md') else DETAILS), 'the page shows another one'
+        assert printed in PAGE + DETAILS, 'the pages show another one'
 
 
 @pytest.mark.parametrize(('file', 'page'), [('probes.csv', PAGE), ('shots.csv', DETAILS)], ids=['probes', 'shots'])
@@ -158,6 +159,7 @@ def kept_run(folder, model, seed, right, last):
     run = make_run(folder, model=model, seed=seed, test_acc=100 * np.mean(right), best_val_acc=50.0, log=log)
     change(run, test_acc_last=last, n_test=len(right))
     (run / keep.RIGHT).write_text(''.join(map(str, right)) + '\n')
+    runs.write_json(run / keep.SCALES, {'layer1.0': 0.01 * seed})
     return run
 
 
@@ -192,6 +194,7 @@ def test_the_effects_of_start_and_branch_are_contrasts_by_images_and_by_seeds(tm
     printed = capsys.readouterr().out
     assert re.search(r'resnet18_zero_init +42, 43 +30.0, 30.0 +30.00', printed)
     assert 'branch at zero' in printed
+    assert re.search(r'last BatchNorm +layer1.0\nresnet18 +0.425\n', printed)
 
 
 def test_runs_of_other_images_or_with_other_bits_are_refused(tmp_path):
@@ -214,7 +217,7 @@ def test_a_run_is_kept_without_weights_and_with_the_spread_of_selection(tree, ti
     kept = tmp_path / 'kept' / folder.name
     assert capsys.readouterr().out.split() == [str(kept)]
     assert {path.name for path in kept.iterdir()} == {
-        *('config.json', 'log.jsonl', 'results.json', keep.RIGHT, keep.SELECTION)
+        *('config.json', 'log.jsonl', 'results.json', keep.RIGHT, keep.SELECTION, keep.SCALES)
     }
     bits = (kept / keep.RIGHT).read_text().strip()
     assert 100 * bits.count('1') / len(bits) == pytest.approx(results['test_acc'])
@@ -223,6 +226,16 @@ def test_a_run_is_kept_without_weights_and_with_the_spread_of_selection(tree, ti
     for of in spreads.values():
         assert 0 < of['low'] < of['mean'] < of['high'] < 1
         assert 0 < of['over_classes'] < of['over_images'] < of['over_channels']
+    assert list(runs.read_json(kept / keep.SCALES)) == ['layer1.0', *spreads]
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'twistnet18_zero_init'])
+def test_a_scale_is_that_of_the_last_norm_of_a_trunk_block(name):
+    model = build_model(name, 5)
+    model.layer3[1].bn2.weight.data = torch.tensor([3.0, 4.0]).repeat(128)
+    start = float(name == 'resnet18')
+    blocks = [f'layer{stage}.{block}' for stage in (1, 2, 3, 4) for block in (0, 1)]
+    assert keep.scales_of(model) == pytest.approx({block: start for block in blocks} | {'layer3.1': 12.5**0.5})
 
 
 def test_the_spreads_are_of_images_of_classes_and_of_channels():
