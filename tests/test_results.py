@@ -235,7 +235,7 @@ def test_a_scale_is_that_of_the_last_norm_of_a_trunk_block(name):
     model.layer3[1].bn2.weight.data = torch.tensor([3.0, 4.0]).repeat(128)
     start = float(name == 'resnet18')
     blocks = [f'layer{stage}.{block}' for stage in (1, 2, 3, 4) for block in (0, 1)]
-    assert keep.scales_of(model) == pytest.approx({block: start for block in blocks} | {'layer3.1': 12.5**0.5})
+    assert keep.scales_of(model) == pytest.approx(dict.fromkeys(blocks, start) | {'layer3.1': 12.5**0.5})
 
 
 def test_the_spreads_are_of_images_of_classes_and_of_channels():
