@@ -51,15 +51,23 @@ def last_gates(folder: Path) -> dict[tuple, list[End]]:
             continue
         options = {'gate_lr': 1.0, 'opt': 'sgd'} | config['options']
         key = tuple(options.get(name) for name in ('dataset', 'model', *SETTINGS))
-        by_decay = math.nan
-        if options['opt'] == 'sgd' and 'weight_decay' in options:
-            rates = [epoch['lr'] * options['gate_lr'] for epoch in epochs]
-            steps = results['n_train'] // options['batch_size']
-            by_decay = decayed(logit(start), rates, steps, options['weight_decay'], options['momentum']) - logit(start)
-        ends[key].append(End(start, [*gates.values()], by_decay))
+        left = left_by_decay(logit(start), options, epochs, results['n_train'], options['gate_lr'])
+        ends[key].append(End(start, [*gates.values()], left - logit(start)))
     if not ends:
         raise RunError(f'{folder}: no complete run has gates, or none whose start is known')
     return ends
+
+
+def left_by_decay(value: float, options: dict, epochs: list[dict], n_train: int, factor: float = 1.0) -> float:
+    """What a run's weight decay alone leaves of a parameter whose learning rate is `factor` times that of the run.
+
+    Args:
+        options: of config.json; without weight_decay, or with another optimiser than SGD, nan is returned.
+    """
+    if options.get('opt', 'sgd') != 'sgd' or 'weight_decay' not in options:
+        return math.nan
+    rates, steps = [epoch['lr'] * factor for epoch in epochs], n_train // options['batch_size']
+    return decayed(value, rates, steps, options['weight_decay'], options['momentum'])
 
 
 def decayed(value: float, rates: list[float], steps: int, weight_decay: float, momentum: float) -> float:

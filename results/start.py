@@ -1,13 +1,15 @@
 """The start of the last BatchNorm apart from the branch: the 2 x 2 design of D, from the runs that are kept.
 
-    python -m results.start results/flowers
+    python -m results.start results/flowers --pilots results/pilot_flowers_0.1 results/pilot_flowers_0.2
 
 The first table has each model's test accuracy in % at the chosen epoch, by seed; then their mean, and the means of the
 validation accuracy that chose, and of the test accuracy after the last epoch. The second has the effects in points,
 each with two 95 % intervals: over other test images (paired bootstrap, seeds averaged for each image) and over other
-seeds (t interval of the seeds' differences). The third has means over seeds by epochs: the norm of all gradients before
-clipping, the training loss and the validation accuracy. The others have, by block and at the chosen epoch, the size of
-what the trunk's blocks add and the spreads of AIS's weights (see results/keep.py).
+seeds (t interval of the seeds' differences). The third has medians over epochs and seeds: the norm of all gradients
+before clipping, the training loss and the validation accuracy. Two have, by block and at the chosen epoch, the root
+mean square of the last BatchNorm's weights, beside what weight decay alone leaves of a weight of one, and the spreads
+of AIS's weights (see results/keep.py). The last has the pilots' validation accuracy (test accuracy) in %, and the
+effects on the validation accuracy in points.
 """
 
 import argparse
@@ -21,10 +23,12 @@ import numpy as np
 from common import runs, tables
 from common.errors import RunError, user_errors
 from common.statistics import correct, p_text, t_test
+from results.gates import left_by_decay
 from results.keep import RIGHT, SCALES, SELECTION
 
 ONE, ZERO, TWIST, TWIST_ZERO = 'resnet18', 'resnet18_zero_init', 'twistnet18', 'twistnet18_zero_init'
 NO_SPIRAL, NO_PRODUCTS = f'{TWIST_ZERO}_no_spiral', f'{TWIST_ZERO}_no_products'
+PAIR = 'published pair: TwistNet-18 at one - ResNet-18 at zero'
 # Each effect as the weights of the models' accuracies; the two main effects are the primary comparisons.
 EFFECTS = {
     'start (one - zero), mean over both': {ONE: 0.5, ZERO: -0.5, TWIST: 0.5, TWIST_ZERO: -0.5},
@@ -34,7 +38,7 @@ EFFECTS = {
     'start with the branch': {TWIST: 1, TWIST_ZERO: -1},
     'branch at one': {TWIST: 1, ONE: -1},
     'branch at zero': {TWIST_ZERO: 1, ZERO: -1},
-    'published pair: TwistNet-18 at one - ResNet-18 at zero': {TWIST: 1, ZERO: -1},
+    PAIR: {TWIST: 1, ZERO: -1},
     'spiral at zero': {TWIST_ZERO: 1, NO_SPIRAL: -1},
     'products at zero': {TWIST_ZERO: 1, NO_PRODUCTS: -1},
 }
@@ -47,6 +51,7 @@ class Model(NamedTuple):
     """The complete runs of one model, in the order of their seeds."""
 
     seeds: list[int]
+    options: list[dict]
     results: list[dict]
     logs: list[list[dict]]
     right: np.ndarray  # (seeds, images) bool
@@ -73,14 +78,14 @@ def read_models(folder: Path) -> dict[str, Model]:
         if config['defines']['split'] != split:
             raise RunError(f'{run}: is of other images than the runs before')
         of_weights = runs.read_json(run / SELECTION), runs.read_json(run / SCALES)
-        row = results['seed'], results, runs.read_log(run / 'log.jsonl'), right, *of_weights
+        row = results['seed'], config['options'], results, runs.read_log(run / 'log.jsonl'), right, *of_weights
         found.setdefault(results['model'], []).append(row)
     models = {}
     for name in dict.fromkeys(name for weights in EFFECTS.values() for name in weights):
         if name in found:
-            seeds, results, logs, right, *of_weights = zip(*sorted(found[name], key=lambda row: row[0]))
+            seeds, options, results, logs, right, *of_weights = zip(*sorted(found[name], key=lambda row: row[0]))
             records = ([record for record in some if record] for some in of_weights)
-            models[name] = Model([*seeds], [*results], [*logs], np.stack(right), *records)
+            models[name] = Model([*seeds], [*options], [*results], [*logs], np.stack(right), *records)
     return models
 
 
@@ -141,18 +146,19 @@ def print_epochs(models: dict[str, Model]) -> None:
     for name, model in models.items():
         for key in ('grad_norm', 'train_loss', 'val_acc'):
             spans = [[line[key] for log in model.logs for line in log if a <= line['epoch'] <= b] for a, b in SPANS]
-            rows.append([name, key, *(f'{statistics.fmean(values):.2f}' if values else '-' for values in spans)])
-    tables.print_text('llrrrr', ['model', 'mean of', *(f'epochs {a} to {b}' for a, b in SPANS)], rows)
+            rows.append([name, key, *(f'{statistics.median(values):.2f}' if values else '-' for values in spans)])
+    tables.print_text('llrrrr', ['model', 'median of', *(f'epochs {a} to {b}' for a, b in SPANS)], rows)
 
 
 def print_scales(models: dict[str, Model]) -> None:
-    scales = {name: model.scales for name, model in models.items() if model.scales}
-    blocks = list(next(iter(scales.values()))[0]) if scales else []
-    rows = [
-        [name, *(f'{statistics.fmean(run[block] for run in found):.3f}' for block in blocks)]
-        for name, found in scales.items()
-    ]
-    tables.print_text('l' + 'r' * len(blocks), ['RMS of the last BatchNorm', *blocks], rows)
+    scaled = {name: model for name, model in models.items() if model.scales}
+    blocks, rows = list(next(iter(scaled.values())).scales[0]) if scaled else [], []
+    for name, model in scaled.items():
+        left = left_by_decay(1.0, model.options[0], model.logs[0], model.results[0]['n_train'])
+        means = [statistics.fmean(run[block] for run in model.scales) for block in blocks]
+        rows.append([name, *(f'{value:.3f}' for value in (*means, left))])
+    head = ['RMS of the last BatchNorm', *blocks, 'one by decay']
+    tables.print_text('l' + 'r' * (len(blocks) + 1), head, rows)
 
 
 def print_selection(models: dict[str, Model]) -> None:
@@ -165,16 +171,49 @@ def print_selection(models: dict[str, Model]) -> None:
     tables.print_text('llrrrrrr', head, rows)
 
 
+def print_pilots(pilots: list[dict[str, Model]]) -> None:
+    names, effects = [ONE, ZERO, TWIST, TWIST_ZERO], [*list(EFFECTS)[:3], PAIR]
+    best = {}
+    for models in pilots:
+        for name, model in models.items():
+            if model.options[0]['clip_grad'] and validation(model) > validation(best.get(name)):
+                best[name] = model
+    rows = []
+    for models in (*pilots, best):
+        rates = {f'{model.options[0]["lr"]:g}' for model in models.values()}
+        clips = {f'{model.options[0]["clip_grad"]:g}' for model in models.values()}
+        cells = [
+            f'{validation(models[name]):.1f} ({statistics.fmean(run["test_acc"] for run in models[name].results):.1f})'
+            if name in models
+            else '-'
+            for name in names
+        ]
+        whole = models.keys() >= {*names}
+        changes = [f'{contrast(models, EFFECTS[name], validation):+.1f}' if whole else '-' for name in effects]
+        rows.append(['own best' if models is best else ', '.join(rates), ', '.join(clips), *cells, *changes])
+    head = ['learning rate', 'clip_grad', *names, 'start', 'branch', 'interaction', 'published pair']
+    tables.print_text('r' * len(head), head, rows)
+
+
+def validation(model: Model | None) -> float:
+    """Mean validation accuracy in % at the chosen epochs."""
+    return statistics.fmean(run['best_val_acc'] for run in model.results) if model else 0.0
+
+
 def main(args: argparse.Namespace) -> None:
     models = read_models(args.folder)
     for number, show in enumerate((print_models, print_effects, print_epochs, print_scales, print_selection)):
         print(end='\n' * (number > 0))
         show(models)
+    if args.pilots:
+        print()
+        print_pilots([read_models(folder) for folder in args.pilots])
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description='The 2 x 2 design of start and branch.')
     parser.add_argument('folder', type=Path, help='a folder of kept runs')
+    parser.add_argument('--pilots', nargs='+', type=Path, default=[], help='folders of kept runs at other rates')
     return parser
 
 

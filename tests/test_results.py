@@ -194,7 +194,45 @@ def test_the_effects_of_start_and_branch_are_contrasts_by_images_and_by_seeds(tm
     printed = capsys.readouterr().out
     assert re.search(r'resnet18_zero_init +42, 43 +30.0, 30.0 +30.00', printed)
     assert 'branch at zero' in printed
-    assert re.search(r'last BatchNorm +layer1.0\nresnet18 +0.425\n', printed)
+    assert re.search(r'last BatchNorm +layer1.0 +one by decay\nresnet18 +0.425 +nan\n', printed)
+
+
+def test_the_pilots_are_compared_at_each_rate_and_each_model_at_its_own_best(tmp_path, capsys):
+    def pilot(folder, model, lr, val, clip=1.0):
+        made = kept_run(tmp_path / folder, model, 7, [1, 0], last=0.0)
+        change(made, best_val_acc=val)
+        change(made, 'config.json', options=dict(lr=lr, clip_grad=clip))
+
+    for model, low, high in (
+        (start.ONE, 40, 30),
+        (start.ZERO, 20, 30),
+        (start.TWIST, 41, 31),
+        (start.TWIST_ZERO, 31, 36),
+    ):
+        pilot('low', model, 0.1, low)
+        pilot('high', model, 0.2, high)
+    pilot('no_clip', start.ZERO, 0.1, 90, clip=0.0)  # in the table, but the best rate is that of clipped runs
+    folders = [tmp_path / name for name in ('low', 'high', 'no_clip')]
+    start.print_pilots([start.read_models(folder) for folder in folders])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[:2] for line in lines] == [['0.1', '1'], ['0.2', '1'], ['0.1', '0'], ['own', 'best']]
+    assert lines[0][2:] == ['40.0', '(50.0)', '20.0', '(50.0)', '41.0', '(50.0)', '31.0', '(50.0)', *lines[0][10:]]
+    assert [line[-4:] for line in lines] == [
+        ['+15.0', '+6.0', '+10.0', '+21.0'],
+        ['-2.5', '+3.5', '+5.0', '+1.0'],
+        ['-'] * 4,
+        ['+7.5', '+3.5', '+5.0', '+11.0'],
+    ]
+
+
+def test_the_page_has_the_effects_of_start_and_branch():
+    models = start.read_models(ROOT / 'results' / 'flowers')
+    table = PAGE[PAGE.index('| last BatchNorm') : PAGE.index('- **The effect of the start')].replace('−', '-')
+    for name in (start.ONE, start.ZERO, start.TWIST, start.TWIST_ZERO):
+        assert f'| {np.mean([run["test_acc"] for run in models[name].results]):.1f} |' in table, name
+    for name, test in list(start.effects(models).items())[:7]:
+        low, high = test['images']
+        assert re.search(re.escape(f'{test["value"]:+.1f} ({low:+.1f} to {high:+.1f})'), table), name
 
 
 def test_runs_of_other_images_or_with_other_bits_are_refused(tmp_path):
