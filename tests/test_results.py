@@ -227,7 +227,9 @@ def test_the_pilots_are_compared_at_each_rate_and_each_model_at_its_own_best(tmp
 
 def test_the_page_has_the_effects_of_start_and_branch():
     models = start.read_models(ROOT / 'results' / 'flowers')
-    table = PAGE[PAGE.index('| last BatchNorm') : PAGE.index('- **The effect of the start')].replace('−', '-')
+    table = PAGE[PAGE.index('| last BatchNorm') : PAGE.index('- **The effect of the start')].replace(
+        '\N{MINUS SIGN}', '-'
+    )
     for name in (start.ONE, start.ZERO, start.TWIST, start.TWIST_ZERO):
         assert f'| {np.mean([run["test_acc"] for run in models[name].results]):.1f} |' in table, name
     for name, test in list(start.effects(models).items())[:7]:
