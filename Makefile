@@ -47,7 +47,7 @@ results: $(VENV)/run
 	$(VENV)/bin/python -m results.gates results/scratch results/insertion results/pilot_gates results/pilot_no_decay \
 	    results/flowers > results/gates.txt
 	$(VENV)/bin/python -m results.start results/flowers --pilots results/pilot_flowers_0.05 results/pilot_flowers_0.1 \
-	    results/pilot_flowers_0.2 results/pilot_flowers_no_clip > results/flowers.txt
+	    results/pilot_flowers_0.2 results/pilot_flowers_0.4 results/pilot_flowers_no_clip > results/flowers.txt
 	$(VENV)/bin/python -m results.folds results/flowers > results/flowers_folds.txt
 	$(VENV)/bin/python summarize_runs.py --run_dir results/probes --csv > results/probes.csv
 	$(VENV)/bin/python summarize_runs.py --run_dir results/shots --csv > results/shots.csv
