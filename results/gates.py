@@ -49,7 +49,7 @@ def last_gates(folder: Path) -> dict[tuple, list[End]]:
         if (start := initial_gate(config['defines']['model'], config, results)) is None:
             print(f'left out: {run}: its weights may have brought gates of their own', file=sys.stderr)
             continue
-        options = {'gate_lr': 1.0, 'opt': 'sgd'} | config['options']
+        options = {'gate_lr': 1.0} | config['options']
         key = tuple(options.get(name) for name in ('dataset', 'model', *SETTINGS))
         left = left_by_decay(logit(start), options, epochs, results['n_train'], options['gate_lr'])
         ends[key].append(End(start, [*gates.values()], left - logit(start)))

@@ -6,8 +6,8 @@ Of test_predictions.csv one bit an image is kept, right or wrong, in the order o
 model with AIS best.pt runs over the test images once more, and selection.json has, for each block, the mean of the
 weights, their spread over the images (the standard deviation of a channel over images, mean over channels), over the
 channels (that of the channels' means) and over the classes (that of a channel's class means, mean over channels). Of a
-ResNet-18 trunk scales.json has, for each block of best.pt, the root mean square of the last BatchNorm's weights: the
-size of the residual that the block adds. Runs that are kept already are left alone.
+ResNet-18 trunk scales.json has, for each block of best.pt, the root mean square of the last BatchNorm's weights,
+which scale the residual that the block adds. Runs that are kept already are left alone.
 """
 
 import argparse

@@ -50,7 +50,7 @@ def test_a_table_is_that_of_the_runs(script, arguments, file, capsys, monkeypatc
         assert rounded(printed) == rounded(kept)
     else:
         assert printed == kept
-        assert printed in PAGE + DETAILS, 'the pages show another one'
+        assert printed in (PAGE if file == 'results/scratch.md' else DETAILS), 'the page shows another one'
 
 
 @pytest.mark.parametrize(('file', 'page'), [('probes.csv', PAGE), ('shots.csv', DETAILS)], ids=['probes', 'shots'])
