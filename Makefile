@@ -39,7 +39,7 @@ results: $(VENV)/run
 	    --models tf_efficientnet_lite0,stci_no_spiral_tf_efficientnet_lite0,stci_tf_efficientnet_lite0 \
 	    --intervals --markdown > results/insertion.md
 	$(VENV)/bin/python summarize_runs.py --run_dir results/scratch --baseline twistnet18 \
-	    --intervals --markdown > results/scratch.md
+	    --models resnet18,twistnet18,twistnet18_no_spiral --intervals --markdown > results/scratch.md
 	$(VENV)/bin/python summarize_runs.py --run_dir results/insertion --baseline tf_efficientnet_lite0 \
 	    --intervals --val --csv > results/insertion.csv
 	$(VENV)/bin/python -m results.folds results/scratch > results/scratch_folds.txt
