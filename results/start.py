@@ -8,8 +8,8 @@ each with two 95 % intervals: over other test images (paired bootstrap, seeds av
 seeds (t interval of the seeds' differences). The third has medians over epochs and seeds: the norm of all gradients
 before clipping, the training loss and the validation accuracy. Two have, by block and at the chosen epoch, the root
 mean square of the last BatchNorm's weights, beside what weight decay alone leaves of a weight of one, and the spreads
-of AIS's weights (see results/keep.py). The last has the pilots' validation accuracy (test accuracy) in %, and the
-effects on the validation accuracy in points.
+of AIS's weights (see results/keep.py). The last has the pilots' validation accuracy (test accuracy) in %, its mean
+and the effects on it in points.
 """
 
 import argparse
@@ -189,9 +189,10 @@ def print_pilots(pilots: list[dict[str, Model]]) -> None:
             for name in names
         ]
         whole = models.keys() >= {*names}
+        mean = f'{statistics.fmean(validation(models[name]) for name in names):.1f}' if whole else '-'
         changes = [f'{contrast(models, EFFECTS[name], validation):+.1f}' if whole else '-' for name in effects]
-        rows.append(['own best' if models is best else ', '.join(rates), ', '.join(clips), *cells, *changes])
-    head = ['learning rate', 'clip_grad', *names, 'start', 'branch', 'interaction', 'published pair']
+        rows.append(['own best' if models is best else ', '.join(rates), ', '.join(clips), *cells, mean, *changes])
+    head = ['learning rate', 'clip_grad', *names, 'mean', 'start', 'branch', 'interaction', 'published pair']
     tables.print_text('r' * len(head), head, rows)
 
 

@@ -217,6 +217,7 @@ def test_the_pilots_are_compared_at_each_rate_and_each_model_at_its_own_best(tmp
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [line[:2] for line in lines] == [['0.1', '1'], ['0.2', '1'], ['0.1', '0'], ['own', 'best']]
     assert lines[0][2:] == ['40.0', '(50.0)', '20.0', '(50.0)', '41.0', '(50.0)', '31.0', '(50.0)', *lines[0][10:]]
+    assert [line[-5] for line in lines] == ['33.0', '31.8', '-', '36.8']
     assert [line[-4:] for line in lines] == [
         ['+15.0', '+6.0', '+10.0', '+21.0'],
         ['-2.5', '+3.5', '+5.0', '+1.0'],
