@@ -40,6 +40,8 @@ results: $(VENV)/run
 	    --intervals --markdown > results/insertion.md
 	$(VENV)/bin/python summarize_runs.py --run_dir results/scratch --baseline twistnet18 \
 	    --models resnet18,twistnet18,twistnet18_no_spiral --intervals --markdown > results/scratch.md
+	$(VENV)/bin/python summarize_runs.py --run_dir results/scratch --baseline resnet18_zero_init \
+	    --models resnet18_zero_init,resnet18,twistnet18 --intervals --markdown > results/scratch_start.md
 	$(VENV)/bin/python summarize_runs.py --run_dir results/insertion --baseline tf_efficientnet_lite0 \
 	    --intervals --val --csv > results/insertion.csv
 	$(VENV)/bin/python -m results.folds results/scratch > results/scratch_folds.txt
