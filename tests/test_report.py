@@ -89,10 +89,11 @@ def demo(tmp_path_factory):
 def test_the_numbers_are_those_of_the_tables(scratch, capsys):
     page = scratch.read_text()
     means, *classes = tables_of(page)
-    measured, tested = ({row[0]: row[-3:] for row in means[1:4]}, {row[0]: row[-3:] for row in means[5:]})
+    measured, tested = ({row[0]: row[-3:] for row in means[1:5]}, {row[0]: row[-3:] for row in means[6:]})
     rows = {row['model']: row for row in csv_of(summarize_runs, capsys, '--run_dir', SCRATCH, '--intervals')}
-    names = dict(resnet18='ResNet-18', twistnet18='TwistNet-18', twistnet18_no_spiral='w/o Spiral Twist')
-    assert [measured[name][0][:4] for name in names.values()] == ['36.4', '35.1', '37.5']
+    names = dict(resnet18='ResNet-18', resnet18_zero_init='ResNet-18 0-init', twistnet18='TwistNet-18')
+    names['twistnet18_no_spiral'] = 'w/o Spiral Twist'
+    assert [measured[name][0][:4] for name in names.values()] == ['36.4', '40.5', '35.1', '37.5']
     for model, name in names.items():
         mean, sd, low, high = (float(rows[model][key]) for key in ('mean', 'sd', 'mean_low95', 'mean_high95'))
         assert measured[name] == [f'{mean:.1f} ± {sd:.1f}', f'{low:.1f}', f'{high:.1f}']
@@ -113,8 +114,8 @@ def test_the_numbers_are_those_of_the_tables(scratch, capsys):
             for key, shown in dict(precision=precision, recall=recall, auc=auc).items():
                 values = [float(row[key]) for row in own if row[key]]
                 assert shown == f'{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}'
-    assert len(classes) == 4, 'three models and the runs'
-    assert {tuple(row[1:3]) for row in classes[3][1:]} == {('complete', '100/100')}
+    assert len(classes) == 5, 'four models and the runs'
+    assert {tuple(row[1:3]) for row in classes[4][1:]} == {('complete', '100/100')}
 
 
 def test_the_page_is_one_file_with_every_note(scratch, capsys):
@@ -301,11 +302,11 @@ def test_a_click_sorts_both_ways(scratch, browser):
         browser.run(click.format(table, column))
         return browser.run(cells.format(table, column))
 
-    assert [text[:4] for text in after(0, 3)] == ['37.5', '36.4', '35.1', '+1.1', f'{MINUS}1.3'], (
-        'each section for itself'
-    )
-    assert [text[:4] for text in after(0, 3)] == ['35.1', '36.4', '37.5', f'{MINUS}1.3', '+1.1']
-    names = ['ResNet-18', 'TwistNet-18', 'w/o Spiral Twist', 'TwistNet-18', 'w/o Spiral Twist']
+    means, differences = ['40.5', '37.5', '36.4', '35.1'], ['+4.1', '+1.1', f'{MINUS}1.3']
+    assert [text[:4] for text in after(0, 3)] == means + differences, 'each section for itself'
+    assert [text[:4] for text in after(0, 3)] == means[::-1] + differences[::-1]
+    others = ['ResNet-18 0-init', 'TwistNet-18', 'w/o Spiral Twist']
+    names = ['ResNet-18', *others, *others]
     assert after(0, 0) == names
     seconds = list(map(int, after(-1, 3)))
     assert seconds == sorted(seconds, reverse=True)
