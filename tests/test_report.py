@@ -89,10 +89,11 @@ def demo(tmp_path_factory):
 def test_the_numbers_are_those_of_the_tables(scratch, capsys):
     page = scratch.read_text()
     means, *classes = tables_of(page)
-    measured, tested = ({row[0]: row[-3:] for row in means[1:5]}, {row[0]: row[-3:] for row in means[6:]})
     rows = {row['model']: row for row in csv_of(summarize_runs, capsys, '--run_dir', SCRATCH, '--intervals')}
     names = dict(resnet18='ResNet-18', resnet18_zero_init='ResNet-18 0-init', twistnet18='TwistNet-18')
-    names['twistnet18_no_spiral'] = 'w/o Spiral Twist'
+    names |= dict(twistnet18_no_spiral='w/o Spiral Twist')
+    values, differences = means[1 : 1 + len(names)], means[2 + len(names) :]
+    measured, tested = ({row[0]: row[-3:] for row in part} for part in (values, differences))
     assert [measured[name][0][:4] for name in names.values()] == ['36.4', '40.5', '35.1', '37.5']
     for model, name in names.items():
         mean, sd, low, high = (float(rows[model][key]) for key in ('mean', 'sd', 'mean_low95', 'mean_high95'))
@@ -114,8 +115,9 @@ def test_the_numbers_are_those_of_the_tables(scratch, capsys):
             for key, shown in dict(precision=precision, recall=recall, auc=auc).items():
                 values = [float(row[key]) for row in own if row[key]]
                 assert shown == f'{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}'
-    assert len(classes) == 5, 'four models and the runs'
-    assert {tuple(row[1:3]) for row in classes[4][1:]} == {('complete', '100/100')}
+    *classes, runs_shown = classes
+    assert len(classes) == len(names), 'a table of each model, then one of the runs'
+    assert {tuple(row[1:3]) for row in runs_shown[1:]} == {('complete', '100/100')}
 
 
 def test_the_page_is_one_file_with_every_note(scratch, capsys):
