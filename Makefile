@@ -57,7 +57,8 @@ results: $(VENV)/run
 	$(VENV)/bin/python plot_results.py --run_dir results/insertion --save_dir results --plot gate
 	$(VENV)/bin/python plot_results.py --run_dir results/scratch --save_dir results/scratch --plot curves
 	$(VENV)/bin/python plot_results.py --run_dir results/scratch --save_dir results/scratch --plot gate
-	$(VENV)/bin/python plot_results.py --run_dir results/flowers --save_dir results/flowers --plot curves
+	$(VENV)/bin/python plot_results.py --run_dir results/flowers --save_dir results/flowers --plot curves \
+	    --models resnet18,resnet18_zero_init,twistnet18,twistnet18_zero_init
 	$(VENV)/bin/python plot_results.py --run_dir results/flowers --save_dir results/flowers --plot gate
 
 # An empty file in the environment marks that the packages of a list are in.
