@@ -41,6 +41,7 @@ EFFECTS = {
     PAIR: {TWIST: 1, ZERO: -1},
     'spiral at zero': {TWIST_ZERO: 1, NO_SPIRAL: -1},
     'products at zero': {TWIST_ZERO: 1, NO_PRODUCTS: -1},
+    'branch without products at zero': {NO_PRODUCTS: 1, ZERO: -1},
 }
 PRIMARY = list(EFFECTS)[:2]
 RESAMPLES = 10_000
